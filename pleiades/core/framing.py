@@ -1,0 +1,118 @@
+"""Bytes of an event stream → whole SSE frames.
+
+Law: the frames depend on the bytes alone, never on where the network cut them into chunks; a frame
+that has not ended is never given out; memory is bounded by `max_frame_bytes` and one chunk.
+
+The rules are those of https://html.spec.whatwg.org/multipage/server-sent-events.html#parsing-an-event-stream :
+one leading byte order mark is dropped, a line ends with LF, CR or CRLF, an empty line ends a frame.
+Lines are told apart on bytes: U+2028, U+2029 and U+0085 are no line ends here.
+"""
+
+from __future__ import annotations
+
+import re
+
+MAX_FRAME_BYTES = 8 * 1024 * 1024
+"""A longer frame is skipped and counted: the largest event Wikimedia's Kafka accepts is 4 MiB."""
+
+_BOM = b"\xef\xbb\xbf"
+# An `id` line with or without a value. The leading newline makes the search a plain byte search.
+_ID_LINE = re.compile(rb"\nid(?:: ?([^\n]*))?(?=\n)")
+_RETRY_LINE = re.compile(rb"\nretry: ?([0-9]+)(?=\n)")
+
+
+class Framer:
+    """Collects chunks and gives out whole frames, with LF as the only line end."""
+
+    def __init__(self, max_frame_bytes: int = MAX_FRAME_BYTES) -> None:
+        self.oversized_total = 0
+        self._max_frame_bytes = max_frame_bytes
+        self._pending = b""
+        self._head: bytes | None = b""
+        """The first bytes of the stream until it is known whether they are a BOM; then None."""
+        self._after_cr = False
+        self._skipping = False
+
+    def feed(self, chunk: bytes) -> bytes:
+        """Take the next chunk; return all frames that ended in it, one after the other.
+
+        Each frame in the result is at most `max_frame_bytes` long without its empty line, and is
+        followed by exactly one empty line (or more, where upstream sent more).
+        """
+        text = self._normalised(self._without_bom(chunk))
+        if not text:
+            return b""
+        text = self._pending + text
+        if self._skipping:
+            # Drop the rest of an oversized frame; one byte is kept to see the empty line.
+            end = text.find(b"\n\n")
+            if end < 0:
+                self._pending = text[-1:]
+                return b""
+            self._skipping = False
+            text = text[end + 2 :]
+        end = text.rfind(b"\n\n")
+        if end < 0:
+            whole, rest = b"", text
+        else:
+            whole, rest = text[: end + 2], text[end + 2 :]
+        rest = rest.lstrip(b"\n")
+        if len(rest) > self._max_frame_bytes:
+            self.oversized_total += 1
+            self._skipping = True
+            rest = rest[-1:]
+        self._pending = rest
+        if len(whole) > self._max_frame_bytes:
+            whole = self._without_oversized(whole)
+        return whole
+
+    def _without_bom(self, chunk: bytes) -> bytes:
+        if self._head is None:
+            return chunk
+        chunk = self._head + chunk
+        if len(chunk) < len(_BOM) and _BOM.startswith(chunk):
+            self._head = chunk
+            return b""
+        self._head = None
+        return chunk.removeprefix(_BOM)
+
+    def _normalised(self, chunk: bytes) -> bytes:
+        # A CR ends its line at once; an LF that follows it, perhaps in the next chunk, is part of
+        # the same line end.
+        if self._after_cr and chunk.startswith(b"\n"):
+            chunk = chunk[1:]
+            self._after_cr = False
+        if not chunk:
+            return chunk
+        self._after_cr = chunk.endswith(b"\r")
+        if b"\r" in chunk:
+            chunk = chunk.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+        return chunk
+
+    def _without_oversized(self, whole: bytes) -> bytes:
+        kept = []
+        for frame in split_frames(whole):
+            if len(frame) + 1 > self._max_frame_bytes:
+                self.oversized_total += 1
+            else:
+                kept.append(frame + b"\n\n")
+        return b"".join(kept)
+
+
+def split_frames(blob: bytes) -> list[bytes]:
+    """The frames in a blob from `Framer.feed`, each without its line ends at both ends."""
+    return [frame for part in blob.split(b"\n\n") if (frame := part.strip(b"\n"))]
+
+
+def ids_in(blob: bytes) -> list[bytes]:
+    """Values of all `id` fields in a blob, in order; those with a NUL are ignored (WHATWG)."""
+    return [value for value in _ID_LINE.findall(b"\n" + blob) if b"\0" not in value]
+
+
+def retry_in(blob: bytes) -> int | None:
+    """The last `retry` field in a blob, in ms; None if there is none of ASCII digits only."""
+    if b"retry" not in blob:
+        return None
+    values = _RETRY_LINE.findall(b"\n" + blob)
+    # The length is limited before the conversion: int() of a million digits is an attack.
+    return int(values[-1][:12]) if values else None

@@ -1,0 +1,159 @@
+"""Where the relay is in the upstream, and from where a reconnect must ask.
+
+Laws:
+- A position maps each upstream topic-partition to the **greatest** id timestamp seen from it. `join`
+  is the pointwise maximum: commutative, associative, idempotent, with the empty position as bottom.
+- A reconnect asks each topic-partition for `min(position, clock) - overlap`. Some delivered event
+  carries the position's timestamp, and upstream resolves a timestamp to the *earliest* offset at or
+  after it; so what it resolves to never lies behind the first undelivered event.
+- A topic-partition that has delivered nothing asks for where relaying began; never for "latest".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import orjson
+
+from pleiades.core.wire import MAX_TIMESTAMP_MS, Assignment, TopicPartition, compose_id
+
+FORMAT_VERSION = 1
+"""Version of the stored form of a checkpoint."""
+
+MAX_SOURCES = 1024
+"""Topic-partitions one position may hold: bounds memory against an upstream that invents names."""
+
+Position = dict[TopicPartition, int]
+"""Topic-partition → greatest id timestamp seen (Kafka timestamp + 1 ms)."""
+
+
+def join(left: Mapping[TopicPartition, int], right: Mapping[TopicPartition, int]) -> Position:
+    """The pointwise maximum of two positions."""
+    joined = dict(left)
+    for source, timestamp_ms in right.items():
+        if timestamp_ms > joined.get(source, -1):
+            joined[source] = timestamp_ms
+    return joined
+
+
+class UnreadableCheckpoint(ValueError):
+    """Bytes that are no checkpoint, or one of a format that this version does not know."""
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """What must be durable together with the events to go on after them."""
+
+    position: Position
+    started_ms: int
+    """Where relaying into this destination began: nothing older is asked for, and topics that
+    have delivered nothing are asked from here."""
+    clock_ms: int
+    """The latest wall clock the relay has acted on. Upstream is never asked relative to an
+    earlier one, so a clock that is set back can't make it repeat more than the window holds."""
+
+    def advanced(
+        self, timestamps_ms: Mapping[TopicPartition, int], started_ms: int, clock_ms: int
+    ) -> Checkpoint:
+        """This checkpoint after events with these timestamps."""
+        return Checkpoint(
+            join(self.position, timestamps_ms),
+            min(self.started_ms, started_ms),
+            max(self.clock_ms, clock_ms),
+        )
+
+    def encoded(self) -> bytes:
+        """One JSON object, readable by `decode_checkpoint`."""
+        return orjson.dumps(
+            {
+                "version": FORMAT_VERSION,
+                "started_ms": self.started_ms,
+                "clock_ms": self.clock_ms,
+                "position": [
+                    {"topic": topic, "partition": partition, "timestamp": timestamp_ms}
+                    for (topic, partition), timestamp_ms in sorted(self.position.items())
+                ],
+            }
+        )
+
+
+class _Fields(NamedTuple):
+    started_ms: int
+    clock_ms: int
+
+
+def decode_checkpoint(encoded: bytes) -> Checkpoint:
+    """Read what `Checkpoint.encoded` wrote.
+
+    Raises:
+        UnreadableCheckpoint: cut short, damaged, or of another version.
+    """
+    try:
+        stored: Any = orjson.loads(encoded)
+        if stored["version"] != FORMAT_VERSION:
+            raise UnreadableCheckpoint(f"its format version is {str(stored['version'])[:20]}")
+        numbers = _Fields(stored["started_ms"], stored["clock_ms"])
+        position = {
+            (entry["topic"], entry["partition"]): entry["timestamp"] for entry in stored["position"]
+        }
+    except UnreadableCheckpoint:
+        raise
+    except (ValueError, KeyError, TypeError) as error:
+        raise UnreadableCheckpoint(f"it can't be read ({type(error).__name__})") from None
+    plausible = all(
+        type(topic) is str and type(partition) is int and _is_time(timestamp_ms)
+        for (topic, partition), timestamp_ms in position.items()
+    )
+    if not plausible or not all(map(_is_time, numbers)):
+        raise UnreadableCheckpoint("it holds values that are no position")
+    return Checkpoint(position, numbers.started_ms, numbers.clock_ms)
+
+
+def _is_time(number: object) -> bool:
+    return type(number) is int and 0 <= number <= MAX_TIMESTAMP_MS
+
+
+@dataclass(slots=True)
+class Course:
+    """The reader's knowledge of where it is: what was delivered, and what to ask for next."""
+
+    started_ms: int
+    overlap_ms: int
+    position: Position = field(default_factory=dict)
+    known: set[TopicPartition] = field(default_factory=set)
+    """Every topic-partition of the stream, also those that have delivered nothing."""
+
+    def observe(self, assignments: Iterable[Assignment]) -> None:
+        """Take note of one delivered event's id."""
+        position = self.position
+        for source, timestamp_ms in assignments:
+            if source not in self.known:
+                if len(self.known) >= MAX_SOURCES:
+                    continue
+                self.known.add(source)
+            if timestamp_ms is not None and timestamp_ms > position.get(source, -1):
+                position[source] = timestamp_ms
+
+    def last_event_id(self, clock_ms: int) -> str | None:
+        """What to send as `Last-Event-ID`; None while no topic is known: send `since` instead."""
+        if not self.known and not self.position:
+            return None
+        return compose_id(
+            {
+                source: self.asked_from(source, clock_ms)
+                for source in self.known | self.position.keys()
+            }
+        )
+
+    def asked_from(self, source: TopicPartition, clock_ms: int) -> int:
+        """The timestamp from which a reconnect asks for a topic-partition, ms since 1970."""
+        reached = self.position.get(source)
+        if reached is None:
+            return self.started_ms
+        asked = max(min(reached, clock_ms) - self.overlap_ms, 0)
+        # Not before the start, else the first reconnect would relay events older than it, after
+        # younger ones. If all that came is dated before the start, only `asked` is certain not
+        # to lie behind what is undelivered.
+        return max(asked, self.started_ms) if reached >= self.started_ms else asked

@@ -1,0 +1,60 @@
+"""What the parent does after a pipeline has ended by itself.
+
+Law: a generation that made progress starts the count anew; after `max_restarts` restarts in a row
+without progress it is the orchestrator's turn. A fatal error is never answered by a restart.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pleiades.core.backoff import Backoff
+
+MAX_RESTARTS = 5
+"""Restarts in a row without progress before giving up."""
+RESTART_BACKOFF = Backoff(first_seconds=0.2, max_seconds=10.0)
+STABLE_SECONDS = 600.0
+"""A generation that lived this long counts as progress: an idle stream has nothing to commit."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """How a generation came to its end."""
+
+    component: str
+    """The stage that ended first."""
+    fatal: bool
+    """It said itself that another try is of no use."""
+    progressed: bool
+    """Something was committed in this generation."""
+    lived_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Restart:
+    """Start again after a pause."""
+
+    after_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class GiveUp:
+    """End the program."""
+
+
+@dataclass(slots=True)
+class RestartPolicy:
+    """Counts the restarts without progress."""
+
+    failures: int = 0
+
+    def decide(self, ended: Ended, jitter: float) -> Restart | GiveUp:
+        """What to do after a generation has ended; `jitter` is in [0, 1)."""
+        if ended.fatal:
+            return GiveUp()
+        if ended.progressed or ended.lived_seconds >= STABLE_SECONDS:
+            self.failures = 0
+        self.failures += 1
+        if self.failures > MAX_RESTARTS:
+            return GiveUp()
+        return Restart(RESTART_BACKOFF.pause_seconds(self.failures, jitter))

@@ -1,0 +1,172 @@
+"""What passes between the stages, and the ids that the upstream speaks.
+
+Law: everything here is a plain value. Nothing reads a clock, a socket or a file, and everything
+survives pickling, because stages are separate processes.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any, NamedTuple, TypeAlias
+
+import orjson
+
+TopicPartition: TypeAlias = tuple[str, int]
+"""An upstream Kafka topic and partition, e.g. `("eqiad.mediawiki.recentchange", 0)`."""
+
+UNKNOWN_SOURCE: TopicPartition = ("", -1)
+"""Stands for the topic-partition of an event that does not say where it came from."""
+
+MAX_ASSIGNMENTS = 256
+"""Topic-partitions one id may name; an id with more is treated as malformed."""
+
+MAX_TIMESTAMP_MS = 253_402_300_799_999
+"""9999-12-31T23:59:59.999Z: what a four-digit year in a file name can still say."""
+
+# Kafka's own rule for topic names (org.apache.kafka.common.internals.Topic): anything else did
+# not come from a Kafka and must not reach a label, a header or a path.
+_TOPIC = re.compile(r"[a-zA-Z0-9._-]{1,249}")
+_MAX_PARTITION = 2**31 - 1
+
+
+class MalformedId(ValueError):
+    """An SSE id that is not a JSON array of `{topic, partition, timestamp | offset}`."""
+
+
+class Assignment(NamedTuple):
+    """One entry of an SSE id."""
+
+    source: TopicPartition
+    timestamp_ms: int | None
+    """Kafka timestamp of the last delivered event **plus 1 ms**; None where the id has an offset
+    (which means: nothing delivered yet on this connection)."""
+
+
+def parse_id(sse_id: bytes) -> tuple[Assignment, ...]:
+    """Read an SSE id as EventStreams sends it.
+
+    Raises:
+        MalformedId: it is anything else than the documented array, or names too many topics.
+    """
+    try:
+        entries = orjson.loads(sse_id)
+    except orjson.JSONDecodeError as error:
+        raise MalformedId(str(error)) from None
+    if type(entries) is not list or len(entries) > MAX_ASSIGNMENTS:
+        raise MalformedId("not an array of at most 256 assignments")
+    return tuple([_assignment(entry) for entry in entries])
+
+
+def _assignment(entry: Any) -> Assignment:
+    if type(entry) is not dict:
+        raise MalformedId("an entry is not an object")
+    topic, partition = entry.get("topic"), entry.get("partition")
+    if type(topic) is not str or _TOPIC.fullmatch(topic) is None:
+        raise MalformedId("an entry has no legal topic name")
+    if type(partition) is not int or not 0 <= partition <= _MAX_PARTITION:
+        raise MalformedId("an entry has no legal partition")
+    timestamp_ms = entry.get("timestamp")
+    if timestamp_ms is None:
+        return Assignment((topic, partition), None)
+    if type(timestamp_ms) is not int or not 0 <= timestamp_ms <= MAX_TIMESTAMP_MS:
+        raise MalformedId("an entry's timestamp is not in milliseconds since 1970")
+    return Assignment((topic, partition), timestamp_ms)
+
+
+def compose_id(timestamps_ms: dict[TopicPartition, int]) -> str:
+    """The `Last-Event-ID` that asks for each topic-partition from its timestamp on.
+
+    Every topic-partition of the stream must be in it: one that is left out is not sent at all.
+    """
+    return orjson.dumps(
+        [
+            {"topic": topic, "partition": partition, "timestamp": timestamp_ms}
+            for (topic, partition), timestamp_ms in sorted(timestamps_ms.items())
+        ]
+    ).decode()
+
+
+class Event(NamedTuple):
+    """One upstream event, ready to be published."""
+
+    identity: str
+    """Equal for two deliveries of the same event; safe as a file name."""
+    source: TopicPartition
+    timestamp_ms: int
+    """Its own entry in the SSE id (Kafka timestamp + 1 ms); 0 if the source is unknown and the
+    id leaves it open which entry is the event's own."""
+    dt_ms: int
+    """`meta.dt` in ms since 1970; 0 if absent or not a time."""
+    key: bytes
+    """The SSE id as received."""
+    data: bytes
+    """The SSE data as received (lines joined by a newline)."""
+
+
+class DeadLetter(NamedTuple):
+    """Bytes that came as an event and can't be published as one."""
+
+    identity: str
+    source: TopicPartition
+    timestamp_ms: int
+    reason: str
+    """One of `pleiades.core.decoding.REASONS`."""
+    key: bytes
+    data: bytes
+
+
+class Frames(NamedTuple):
+    """reader → parser: whole SSE frames, as many as one read of the socket gave."""
+
+    sequence: int
+    """Counts up from 0 in each generation; the publisher holds the order to it."""
+    blob: bytes
+    """Frames one after the other, each ending with an empty line; LF only, no BOM."""
+    last_event_id: bytes
+    """WHATWG "last event ID buffer" before the first frame: valid for frames without an id."""
+    started_ms: int
+    """Where this destination's relaying began, ms since 1970; see `Checkpoint.started_ms`."""
+    clock_ms: int
+    """The reader's clock, which never goes back, when it read these frames."""
+
+
+class Batch(NamedTuple):
+    """parser → publisher: what became of one `Frames`, in the same order."""
+
+    sequence: int
+    events: list[Event]
+    dead_letters: list[DeadLetter]
+    timestamps_ms: dict[TopicPartition, int]
+    """Greatest timestamp of each topic-partition in these frames, dropped events included."""
+    started_ms: int
+    clock_ms: int
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Pickled by columns: a list of 500 named tuples costs five times as much to pickle and
+        # to read back as six lists of 500 plain values.
+        columns = tuple(map(list, zip(*self.events, strict=True)))
+        return _batch, (
+            self.sequence,
+            columns,
+            [tuple(letter) for letter in self.dead_letters],
+            self.timestamps_ms,
+            self.started_ms,
+            self.clock_ms,
+        )
+
+
+def _batch(
+    sequence: int,
+    columns: tuple[list[Any], ...],
+    dead_letters: list[tuple[Any, ...]],
+    timestamps_ms: dict[TopicPartition, int],
+    started_ms: int,
+    clock_ms: int,
+) -> Batch:
+    events = list(map(Event._make, zip(*columns, strict=True)))
+    letters = list(map(DeadLetter._make, dead_letters))
+    return Batch(sequence, events, letters, timestamps_ms, started_ms, clock_ms)
+
+
+class End(NamedTuple):
+    """Follows the last item of a channel: whoever gets it has got everything before it."""

@@ -1,0 +1,1 @@
+"""Serves every stage, knows none of them."""

@@ -1,0 +1,65 @@
+"""The one tree of errors, and the exit statuses.
+
+Three kinds: `Transient` is tried again in place with backoff; `Fatal` ends the program with the
+status it carries, because another try is of no use; a bad event is no exception at all but a
+`DeadLetter` value. Anything else that is raised is a bug, and a crash: the parent starts afresh.
+"""
+
+from __future__ import annotations
+
+EXIT_STOPPED = 0
+"""Stopped on request."""
+EXIT_FAILED = 1
+"""Anything final that has no status of its own; restarts exhausted."""
+EXIT_USAGE = 2
+"""The command line, environment or configuration file is wrong."""
+EXIT_REFUSED = 3
+"""The upstream refused the request (400, 403, 404)."""
+EXIT_HELD = 4
+"""Another instance holds the destination."""
+
+
+class PleiadesError(Exception):
+    """What an operator reads: what happened, what it means for the events, what to do."""
+
+
+class Transient(PleiadesError):
+    """Worth another try in the same process.
+
+    Attributes:
+        kind: a short constant name for metrics and logs, e.g. `throttled`.
+        retry_after_seconds: the earliest moment for the next try that the other side asked for.
+    """
+
+    def __init__(self, message: str, kind: str, retry_after_seconds: float | None = None) -> None:
+        super().__init__(message)
+        self.kind = kind
+        self.retry_after_seconds = retry_after_seconds
+
+
+class Fatal(PleiadesError):
+    """Another try is of no use; the program ends with `exit_status`."""
+
+    exit_status = EXIT_FAILED
+
+
+class UsageError(Fatal):
+    """A flag, an environment variable or a key of the configuration file is wrong."""
+
+    exit_status = EXIT_USAGE
+
+
+class RefusedByUpstream(Fatal):
+    """The upstream answered that this request will never be served."""
+
+    exit_status = EXIT_REFUSED
+
+
+class DestinationHeld(Fatal):
+    """Another instance writes to the same destination."""
+
+    exit_status = EXIT_HELD
+
+
+class Stopped(PleiadesError):
+    """A stop was requested while waiting. Not an error: it only ends the wait."""

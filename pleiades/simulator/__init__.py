@@ -1,0 +1,1 @@
+"""A local upstream that speaks the EventStreams protocol, with all its unpleasantness."""

@@ -1,0 +1,1 @@
+"""Destinations: one file each, all under the contract in base.py."""
