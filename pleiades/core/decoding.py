@@ -131,8 +131,8 @@ def decode(frames: Frames, keep_canaries: bool) -> Decoded:
             decoded.malformed_ids += 1
             assignments = ()
         for source, timestamp_ms in assignments:
-            if timestamp_ms is not None and timestamp_ms > timestamps_ms.get(source, -1):
-                timestamps_ms[source] = timestamp_ms
+            if (timestamp_ms or 0) > timestamps_ms.get(source, -1):
+                timestamps_ms[source] = timestamp_ms or 0
         _sort_out(sse_event, assignments, keep_canaries, decoded)
     return decoded
 

@@ -26,7 +26,9 @@ MAX_SOURCES = 1024
 """Topic-partitions one position may hold: bounds memory against an upstream that invents names."""
 
 Position = dict[TopicPartition, int]
-"""Topic-partition → greatest id timestamp seen (Kafka timestamp + 1 ms)."""
+"""Topic-partition → greatest id timestamp seen (Kafka timestamp + 1 ms). 0: it belongs to the stream
+and has delivered nothing. Such ones must be kept too, also durably: a topic-partition that is left
+out of `Last-Event-ID` is not sent at all."""
 
 
 def join(left: Mapping[TopicPartition, int], right: Mapping[TopicPartition, int]) -> Position:
@@ -122,35 +124,29 @@ class Course:
     started_ms: int
     overlap_ms: int
     position: Position = field(default_factory=dict)
-    known: set[TopicPartition] = field(default_factory=set)
-    """Every topic-partition of the stream, also those that have delivered nothing."""
 
     def observe(self, assignments: Iterable[Assignment]) -> None:
         """Take note of one delivered event's id."""
         position = self.position
         for source, timestamp_ms in assignments:
-            if source not in self.known:
-                if len(self.known) >= MAX_SOURCES:
-                    continue
-                self.known.add(source)
-            if timestamp_ms is not None and timestamp_ms > position.get(source, -1):
-                position[source] = timestamp_ms
+            reached = position.get(source)
+            if reached is None and len(position) >= MAX_SOURCES:
+                continue
+            if reached is None or (timestamp_ms or 0) > reached:
+                position[source] = timestamp_ms or 0
 
     def last_event_id(self, clock_ms: int) -> str | None:
         """What to send as `Last-Event-ID`; None while no topic is known: send `since` instead."""
-        if not self.known and not self.position:
+        if not self.position:
             return None
         return compose_id(
-            {
-                source: self.asked_from(source, clock_ms)
-                for source in self.known | self.position.keys()
-            }
+            {source: self.asked_from(source, clock_ms) for source in self.position}
         )
 
     def asked_from(self, source: TopicPartition, clock_ms: int) -> int:
         """The timestamp from which a reconnect asks for a topic-partition, ms since 1970."""
-        reached = self.position.get(source)
-        if reached is None:
+        reached = self.position.get(source, 0)
+        if not reached:
             return self.started_ms
         asked = max(min(reached, clock_ms) - self.overlap_ms, 0)
         # Not before the start, else the first reconnect would relay events older than it, after

@@ -20,11 +20,11 @@ class Window:
 
     Args:
         window_ms: how far behind the position identities are kept.
-        max_entries: bound of memory; beyond it the oldest are forgotten and `forgotten_total` grows.
+        max_entries: bound of memory; beyond it the oldest are forgotten (see `take_forgotten`).
     """
 
     def __init__(self, window_ms: int, max_entries: int) -> None:
-        self.forgotten_total = 0
+        self._forgotten = 0
         self._window_ms = window_ms
         self._max_entries = max_entries
         self._identities: set[str] = set()
@@ -52,7 +52,9 @@ class Window:
     def advance(self, position: Mapping[TopicPartition, int], clock_ms: int) -> None:
         """Drop what the upstream can't repeat any more once `position` is durable."""
         horizons = {
-            source: min(reached, clock_ms) - self._window_ms for source, reached in position.items()
+            source: min(reached, clock_ms) - self._window_ms
+            for source, reached in position.items()
+            if reached
         }
         # Of unknown source: it can come again for as long as any topic can repeat that far back.
         horizons[UNKNOWN_SOURCE] = min(horizons.values(), default=0)
@@ -61,7 +63,12 @@ class Window:
             while queue and queue[0][0] < horizon_ms:
                 self._identities.discard(queue.popleft()[1])
 
+    def take_forgotten(self) -> int:
+        """How many were forgotten early, because of the bound, since this was last asked."""
+        forgotten, self._forgotten = self._forgotten, 0
+        return forgotten
+
     def _forget_one(self) -> None:
         longest = max(self._queues.values(), key=len)
         self._identities.discard(longest.popleft()[1])
-        self.forgotten_total += 1
+        self._forgotten += 1

@@ -137,7 +137,8 @@ class Batch(NamedTuple):
     events: list[Event]
     dead_letters: list[DeadLetter]
     timestamps_ms: dict[TopicPartition, int]
-    """Greatest timestamp of each topic-partition in these frames, dropped events included."""
+    """Greatest timestamp of each topic-partition in these frames, dropped events included; 0 for
+    one that an id names and that has delivered nothing."""
     started_ms: int
     clock_ms: int
 

@@ -1,0 +1,59 @@
+"""Process 2: frames → events. Holds nothing between two batches, so there can be several."""
+
+from __future__ import annotations
+
+import logging
+
+from pleiades.core.decoding import decode
+from pleiades.core.wire import Batch, End, Frames
+from pleiades.runtime.channel import POLL_SECONDS, Channel
+from pleiades.runtime.child import Life
+from pleiades.runtime.logs import printable
+from pleiades.runtime.metrics import Metrics
+
+log = logging.getLogger(__name__)
+
+
+def run(
+    life: Life,
+    metrics: Metrics,
+    keep_canaries: bool,
+    frames: Channel[Frames | End],
+    batches: Channel[Batch | End],
+) -> None:
+    """The parser process: one batch out for each `Frames` in, the end marker last."""
+    batches.abandon()
+    life.ready = True
+    while True:
+        life.beat()
+        received = frames.get(POLL_SECONDS)
+        if received is None:
+            continue
+        if isinstance(received, End):
+            batches.put(received, life.beat)
+            batches.flush()
+            return
+        batches.put(_parse(received, keep_canaries, metrics), life.beat)
+        metrics.queue_depth.labels(batches.name).set(batches.depth())
+
+
+def _parse(frames: Frames, keep_canaries: bool, metrics: Metrics) -> Batch:
+    decoded = decode(frames, keep_canaries)
+    batch = decoded.batch
+    metrics.recv_events.inc(len(batch.events) + len(batch.dead_letters) + decoded.canaries)
+    for kind, lines in decoded.lines.items():
+        metrics.recv_lines.labels(kind).inc(lines)
+    if decoded.canaries:
+        metrics.canaries_dropped.inc(decoded.canaries)
+    if decoded.replaced_identities:
+        metrics.identities_replaced.inc(decoded.replaced_identities)
+    if decoded.malformed_ids:
+        metrics.recv_errors.labels("id").inc(decoded.malformed_ids)
+        log.warning(
+            "%d events came without a readable SSE id: they are published, the position stays",
+            decoded.malformed_ids,
+        )
+    for message in decoded.upstream_errors:
+        metrics.recv_errors.labels("upstream").inc()
+        log.warning("the upstream reports an error in the stream: %s", printable(message))
+    return batch

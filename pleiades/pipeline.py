@@ -1,0 +1,84 @@
+"""THE map: the stages and the channels between them, in the data's order."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import replace
+from multiprocessing.context import SpawnContext
+
+from pleiades import parser, publisher, reader
+from pleiades.core.position import Checkpoint
+from pleiades.core.wire import Batch, End, Frames
+from pleiades.runtime.channel import Channel
+from pleiades.runtime.child import Life
+from pleiades.runtime.errors import UsageError
+from pleiades.runtime.metrics import Metrics
+from pleiades.runtime.settings import Settings
+from pleiades.runtime.supervisor import StageSpec, Supervisor
+from pleiades.sinks.base import Sink
+from pleiades.sinks.files import FilesSink
+
+log = logging.getLogger(__name__)
+
+
+def ingest(settings: Settings) -> int:
+    """Relay until stopped; returns the exit status."""
+
+    def stages(context: SpawnContext, resume_stored: bool) -> list[StageSpec]:
+        own = replace(settings, resume=settings.resume or resume_stored)
+        # upstream ─▶ reader ═frames═▶ parser 0…N-1 ═batches═▶ publisher ─▶ sink
+        #               ▲                                         │
+        #               └──────────────── resume ─────────────────┘
+        resume: Channel[Checkpoint] = Channel(context, "resume", 1)
+        numbers = range(own.parsers)
+        frames: list[Channel[Frames | End]] = [
+            Channel(context, f"frames-{number}") for number in numbers
+        ]
+        batches: list[Channel[Batch | End]] = [
+            Channel(context, f"batches-{number}") for number in numbers
+        ]
+        return [
+            StageSpec("reader", reader.run, (own, resume, frames), stoppable=True),
+            *(
+                StageSpec(
+                    f"parser-{number}",
+                    parser.run,
+                    (own.upstream.keep_canaries, frames[number], batches[number]),
+                )
+                for number in numbers
+            ),
+            StageSpec("publisher", publisher.run, (own, _sink_of(own), resume, batches)),
+        ]
+
+    return Supervisor(settings, stages).run()
+
+
+def _sink_of(settings: Settings) -> Callable[[Life, Metrics, Settings], Sink]:
+    if settings.files is None:
+        raise UsageError("this version publishes to files only: add --file.enable")
+    return _files
+
+
+def _files(life: Life, metrics: Metrics, settings: Settings) -> Sink:
+    if settings.files is None:
+        raise UsageError("no directory to publish to: add --file.enable")
+
+    def on_trouble(operation: str, error: OSError, pause_seconds: float) -> None:
+        metrics.file_errors.inc()
+        log.error(
+            "can't %s: %s. Nothing is skipped: trying again in %.1f s. Make room, or give "
+            "the permission back",
+            operation,
+            error,
+            pause_seconds,
+        )
+
+    return FilesSink(
+        settings.files.publish_dir,
+        settings.files.sync,
+        settings.upstream.streams,
+        pause=life.pause,
+        on_trouble=on_trouble,
+        beat=life.beat,
+    )

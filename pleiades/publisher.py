@@ -1,0 +1,233 @@
+"""Process 3: order, repeats, commit. The only owner of durable truth."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from pleiades.core.position import Checkpoint
+from pleiades.core.window import Window
+from pleiades.core.wire import Batch, DeadLetter, End, Event
+from pleiades.runtime.channel import POLL_SECONDS, Channel
+from pleiades.runtime.child import Life
+from pleiades.runtime.metrics import Metrics
+from pleiades.runtime.settings import Settings
+from pleiades.sinks.base import Sink
+
+log = logging.getLogger(__name__)
+
+COMMIT_INTERVAL_SECONDS = 0.2
+MAX_EVENTS_IN_FLIGHT = 2000
+MAX_BYTES_IN_FLIGHT = 8 * 1024 * 1024
+LAG_SAMPLES = 100
+"""Observations of the lag in one commit, evenly spread over its events."""
+WINDOW_WARNING_SECONDS = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class CommitPolicy:
+    """When what is in flight is committed: by age, number or size, whichever comes first."""
+
+    interval_seconds: float = COMMIT_INTERVAL_SECONDS
+    max_events: int = MAX_EVENTS_IN_FLIGHT
+    max_bytes: int = MAX_BYTES_IN_FLIGHT
+
+    def due(self, age_seconds: float, events: int, size_bytes: int) -> bool:
+        """Whether to commit now."""
+        return (
+            age_seconds >= self.interval_seconds
+            or events >= self.max_events
+            or size_bytes >= self.max_bytes
+        )
+
+
+@dataclass(slots=True)
+class InFlight:
+    """What was written since the last commit."""
+
+    since: float
+    """Monotonic time of the first batch in it."""
+    events: list[Event]
+    dead_letters: list[DeadLetter]
+    published: int = 0
+    size_bytes: int = 0
+
+
+class Publisher:
+    """Brings the batches of one generation into the sink."""
+
+    def __init__(  # noqa: PLR0913  # each is a part that the pipeline puts together once
+        self,
+        life: Life,
+        metrics: Metrics,
+        settings: Settings,
+        sink: Sink,
+        resume: Channel[Checkpoint],
+        parsers: list[Channel[Batch | End]],
+    ) -> None:
+        self._life = life
+        self._metrics = metrics
+        self._settings = settings
+        self._sink = sink
+        self._resume = resume
+        self._parsers = parsers
+        self._policy = CommitPolicy()
+        window_seconds = max(settings.window_seconds, settings.upstream.overlap_seconds)
+        self._window = Window(int(window_seconds * 1000), settings.max_entries)
+        self._window_warned = -WINDOW_WARNING_SECONDS
+        self._sequence = 0
+        self._in_flight: InFlight | None = None
+        self._checkpoint = Checkpoint({}, 0, 0)
+
+    def run(self) -> None:
+        """Publish until the end marker comes; then commit and close."""
+        self._open()
+        try:
+            while True:
+                self._life.beat()
+                batch = self._parsers[self._sequence % len(self._parsers)].get(self._wait())
+                if isinstance(batch, End):
+                    break
+                if batch is not None:
+                    self._take(batch)
+                self._commit_if_due()
+            self._commit()
+            while not self._sink.settled:
+                self._sink.commit(self._checkpoint)
+        finally:
+            self._sink.close()
+        log.info("last position: %s", self._checkpoint.encoded().decode())
+
+    def _open(self) -> None:
+        stored = self._sink.open(self._settings.resume)
+        if stored is None:
+            now_ms = time.time_ns() // 1_000_000
+            overlap_ms = int(self._settings.upstream.overlap_seconds * 1000)
+            # "Now" is one overlap back: an event that reaches Kafka late, dated before the
+            # first connection, is then not skipped by the first reconnect either.
+            since_ms = self._settings.since_ms
+            started_ms = now_ms - overlap_ms if since_ms is None else since_ms
+            stored = Checkpoint({}, started_ms, 0)
+            log.info("no stored position: starting %s", "now" if since_ms is None else "at --since")
+        else:
+            log.info("resuming from the stored position %s", stored.encoded().decode())
+        self._checkpoint = stored
+        self._resume.put(stored, self._life.beat)
+        self._life.ready = True
+        self._life.beat()
+
+    def _wait(self) -> float:
+        if self._in_flight is None:
+            return POLL_SECONDS
+        age = time.monotonic() - self._in_flight.since
+        return max(self._policy.interval_seconds - age, 0.0)
+
+    def _take(self, batch: Batch) -> None:
+        if batch.sequence != self._sequence:
+            raise AssertionError(f"batch {batch.sequence} came where {self._sequence} was due")
+        self._sequence += 1
+        add = self._window.add
+        fresh = [
+            event for event in batch.events if add(event.source, event.timestamp_ms, event.identity)
+        ]
+        letters = [
+            letter
+            for letter in batch.dead_letters
+            if add(letter.source, letter.timestamp_ms, letter.identity)
+        ]
+        repeated = len(batch.events) + len(batch.dead_letters) - len(fresh) - len(letters)
+        advanced = self._checkpoint.advanced(
+            batch.timestamps_ms, batch.started_ms, batch.clock_ms
+        )
+        moved = (advanced.position, advanced.started_ms) != (
+            self._checkpoint.position,
+            self._checkpoint.started_ms,
+        )
+        self._checkpoint = advanced
+        if fresh or letters:
+            written = self._sink.write(fresh, letters)
+            repeated += written.repeated
+        if repeated:
+            self._metrics.duplicates_dropped.inc(repeated)
+        if not (fresh or letters or moved or self._sequence == 1):
+            return
+        if self._in_flight is None:
+            self._in_flight = InFlight(time.monotonic(), [], [])
+        if fresh or letters:
+            self._in_flight.published += written.published
+            self._in_flight.size_bytes += sum(len(event.data) for event in fresh)
+            self._in_flight.events += fresh
+            self._in_flight.dead_letters += letters
+
+    def _commit_if_due(self) -> None:
+        flying = self._in_flight
+        if flying is None:
+            if not self._sink.settled:
+                self._sink.commit(self._checkpoint)
+        elif self._policy.due(
+            time.monotonic() - flying.since, len(flying.events), flying.size_bytes
+        ):
+            self._commit()
+
+    def _commit(self) -> None:
+        flying = self._in_flight
+        if flying is None:
+            return
+        with self._metrics.commit_seconds.time():
+            self._sink.commit(self._checkpoint)
+        self._in_flight = None
+        self._window.advance(self._checkpoint.position, self._checkpoint.clock_ms)
+        self._life.committed_total += 1
+        self._life.published_total += flying.published
+        self._report(flying)
+
+    def _report(self, flying: InFlight) -> None:
+        metrics = self._metrics
+        metrics.file_events.inc(flying.published)
+        for letter in flying.dead_letters:
+            metrics.dead_letters.labels(letter.reason).inc()
+        if flying.dead_letters:
+            log.warning(
+                "%d events could not be published as such and lie, raw, with the dead letters; "
+                "the stream goes on",
+                len(flying.dead_letters),
+            )
+        now = time.time()
+        dated = [event.dt_ms for event in flying.events if event.dt_ms]
+        for dt_ms in dated[:: max(len(dated) // LAG_SAMPLES, 1)]:
+            metrics.lag_seconds.observe(max(now - dt_ms / 1000, 0.0))
+        if dated:
+            metrics.last_event.set(dated[-1] / 1000)
+            self._life.lag_seconds = max(now - dated[-1] / 1000, 0.0)
+        for (topic, partition), timestamp_ms in self._checkpoint.position.items():
+            if timestamp_ms:
+                metrics.position.labels(topic, str(partition)).set(timestamp_ms / 1000)
+        metrics.window_identities.set(len(self._window))
+        self._warn_of_forgotten(self._window.take_forgotten())
+
+    def _warn_of_forgotten(self, forgotten: int) -> None:
+        if not forgotten:
+            return
+        self._metrics.window_forgotten.inc(forgotten)
+        if time.monotonic() - self._window_warned >= WINDOW_WARNING_SECONDS:
+            self._window_warned = time.monotonic()
+            log.warning(
+                "--dedup.maxEntries (%d) is reached: the oldest identities are forgotten early, a "
+                "reconnect may repeat events that only the destination can recognise. Raise it",
+                self._settings.max_entries,
+            )
+
+
+def run(  # noqa: PLR0913  # as Publisher
+    life: Life,
+    metrics: Metrics,
+    settings: Settings,
+    make_sink: Callable[[Life, Metrics, Settings], Sink],
+    resume: Channel[Checkpoint],
+    parsers: list[Channel[Batch | End]],
+) -> None:
+    """The publisher process."""
+    resume.abandon()
+    Publisher(life, metrics, settings, make_sink(life, metrics, settings), resume, parsers).run()

@@ -1,0 +1,241 @@
+"""Process 1: bytes → whole frames; reconnects, and asks for position − overlap.
+
+The only stage that knows the network, and the only one with a clock that matters: `Frames.clock_ms`
+is what the publisher's window is measured by, so that both always mean the same time.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import time
+from itertools import count
+
+from tenacity import RetryCallState, Retrying, retry_if_exception_type
+
+from pleiades.core.backoff import Backoff
+from pleiades.core.framing import Framer, ids_in, retry_in
+from pleiades.core.position import Checkpoint, Course
+from pleiades.core.wire import Assignment, End, Frames, MalformedId, TopicPartition, parse_id
+from pleiades.runtime.channel import POLL_SECONDS, Channel
+from pleiades.runtime.child import Life
+from pleiades.runtime.errors import Stopped, Transient
+from pleiades.runtime.metrics import Metrics
+from pleiades.runtime.settings import Settings
+from pleiades.upstream import CONNECT_TIMEOUT_SECONDS, Connection, Upstream
+
+log = logging.getLogger(__name__)
+
+CONNECT_BACKOFF = Backoff(first_seconds=0.5, max_seconds=60.0)
+MAX_RETRY_FIELD_MS = 60_000
+"""The longest pause that a `retry:` field of the stream can ask for."""
+
+
+class Reader:
+    """Reads the upstream for one generation."""
+
+    def __init__(
+        self,
+        life: Life,
+        metrics: Metrics,
+        settings: Settings,
+        resume: Channel[Checkpoint],
+        parsers: list[Channel[Frames | End]],
+    ) -> None:
+        self._life = life
+        self._metrics = metrics
+        self._settings = settings.upstream
+        self._since_ms = settings.since_ms
+        self._resume = resume
+        self._parsers = parsers
+        self._upstream = Upstream(settings.upstream)
+        self._sequence = count()
+        self._last_event_id = b""
+        self._retry_ms = 0
+        self._clock_ms = 0
+        self._course = Course(0, int(settings.upstream.overlap_seconds * 1000))
+
+    def run(self) -> None:
+        """Read until a stop is requested; then send the end marker to every parser."""
+        try:
+            self._start()
+            while True:
+                self._retrying()(self._one_connection)
+                if self._retry_ms:
+                    self._life.pause(self._retry_ms / 1000)
+        except Stopped:
+            log.debug("stopped reading")
+        self._life.ready = False
+        self._metrics.connected.set(0)
+        for channel in self._parsers:
+            channel.put(End(), self._life.beat)
+        for channel in self._parsers:
+            channel.flush()
+
+    def _start(self) -> None:
+        checkpoint = None
+        while checkpoint is None:
+            self._life.check()
+            self._life.beat()
+            checkpoint = self._resume.get(POLL_SECONDS)
+        self._clock_ms = checkpoint.clock_ms
+        self._course.started_ms = checkpoint.started_ms
+        self._course.position = dict(checkpoint.position)
+
+    def _now_ms(self) -> int:
+        self._clock_ms = max(self._clock_ms, time.time_ns() // 1_000_000)
+        return self._clock_ms
+
+    def _retrying(self) -> Retrying:
+        return Retrying(
+            retry=retry_if_exception_type(Transient),
+            wait=self._wait_seconds,
+            before_sleep=self._announce_retry,
+            sleep=self._life.pause,
+        )
+
+    def _wait_seconds(self, state: RetryCallState) -> float:
+        error = state.outcome.exception() if state.outcome else None
+        # Jitter spreads out instances that failed together; it guards no secret.
+        pause = CONNECT_BACKOFF.pause_seconds(state.attempt_number, random.random())  # noqa: S311
+        asked = error.retry_after_seconds if isinstance(error, Transient) else None
+        return max(pause, asked or 0.0, self._retry_ms / 1000)
+
+    def _announce_retry(self, state: RetryCallState) -> None:
+        error = state.outcome.exception() if state.outcome else None
+        if isinstance(error, Transient):
+            self._metrics.recv_errors.labels(error.kind).inc()
+            log.warning("%s; trying again in %.1f s", error, state.upcoming_sleep)
+
+    def _one_connection(self) -> None:
+        """Connect and read to the connection's end; returns if that end is a normal one.
+
+        Raises:
+            Transient: it could not be opened, or ended before it brought anything: back off.
+        """
+        started = self._now_ms()
+        asked = self._course.last_event_id(started)
+        self._life.beat(CONNECT_TIMEOUT_SECONDS + self._settings.idle_timeout_seconds)
+        with self._life.interruptible():
+            connection = self._upstream.connect(asked, self._course.started_ms)
+        try:
+            if connection.server_ms is not None and self._since_ms is None:
+                # A start that lies in the upstream's future would mean "latest" to it, at every
+                # reconnect anew: what came between would be lost.
+                self._course.started_ms = min(
+                    self._course.started_ms, connection.server_ms - self._course.overlap_ms
+                )
+            self._life.ready = True
+            self._metrics.connected.set(1)
+            log.info("connected to %s%s", self._settings.url, "" if asked is None else ", resuming")
+            # Makes the start durable before the first event comes, perhaps hours later.
+            self._send(b"", b"")
+            received = self._read(connection)
+        finally:
+            connection.close()
+            self._life.ready = False
+            self._metrics.connected.set(0)
+        self._metrics.reconnects.labels(received.reason).inc()
+        if received.reason == "idle":
+            log.debug("silent for %.0f s: reconnecting", self._settings.idle_timeout_seconds)
+        elif not received.frames:
+            raise Transient("the upstream closed the connection before the first event", "empty")
+        else:
+            log.info("the connection ended (%s): reconnecting", received.reason)
+
+    def _read(self, connection: Connection) -> _Received:
+        received = _Received()
+        framer = Framer()
+        first_seen: set[TopicPartition] = set()
+        chunks = connection.chunks()
+        while True:
+            self._life.beat(self._settings.idle_timeout_seconds)
+            try:
+                with self._life.interruptible():
+                    chunk = next(chunks, None)
+            except Transient as error:
+                received.reason = error.kind
+                if error.kind == "decode":
+                    log.warning("%s; the events in it are fetched again", error)
+                return received
+            if chunk is None:
+                return received
+            self._metrics.recv_bytes.inc(len(chunk))
+            oversized = framer.oversized_total
+            blob = framer.feed(chunk)
+            if framer.oversized_total > oversized:
+                self._metrics.oversized_frames.inc(framer.oversized_total - oversized)
+                log.warning("skipped an SSE frame of more than 8 MiB; it can't be an event")
+            if blob:
+                received.frames = True
+                self._take(blob, first_seen)
+
+    def _take(self, blob: bytes, first_seen: set[TopicPartition]) -> None:
+        retry_ms = retry_in(blob)
+        if retry_ms is not None:
+            self._retry_ms = min(retry_ms, MAX_RETRY_FIELD_MS)
+        ids = ids_in(blob)
+        before = self._last_event_id
+        for sse_id in ids:
+            try:
+                assignments = parse_id(sse_id)
+            except MalformedId:
+                continue
+            self._look_for_gap(assignments, first_seen)
+            self._course.observe(assignments)
+        if ids:
+            self._last_event_id = ids[-1]
+        self._send(blob, before)
+
+    def _look_for_gap(
+        self, assignments: tuple[Assignment, ...], first_seen: set[TopicPartition]
+    ) -> None:
+        # The event that the position stands for is itself among what is asked for. If a topic
+        # begins later than it, upstream has it no more, and perhaps others after it.
+        for source, timestamp_ms in assignments:
+            if timestamp_ms is None or source in first_seen:
+                continue
+            first_seen.add(source)
+            reached = self._course.position.get(source)
+            if reached and timestamp_ms > reached + self._course.overlap_ms:
+                self._metrics.gaps.inc()
+                log.warning(
+                    "%s/%d resumed %.0f s after the position: the upstream no longer has what "
+                    "lay between, those events are lost to this relay",
+                    *source,
+                    (timestamp_ms - reached) / 1000,
+                )
+
+    def _send(self, blob: bytes, last_event_id: bytes) -> None:
+        sequence = next(self._sequence)
+        frames = Frames(
+            sequence, blob, last_event_id, self._course.started_ms, self._now_ms()
+        )
+        channel = self._parsers[sequence % len(self._parsers)]
+        channel.put(frames, self._alive)
+        self._metrics.queue_depth.labels(channel.name).set(channel.depth())
+
+    def _alive(self) -> None:
+        self._life.beat()
+        self._life.check()
+
+
+class _Received:
+    """How a connection went."""
+
+    def __init__(self) -> None:
+        self.frames = False
+        self.reason = "closed"
+
+
+def run(
+    life: Life,
+    metrics: Metrics,
+    settings: Settings,
+    resume: Channel[Checkpoint],
+    parsers: list[Channel[Frames | End]],
+) -> None:
+    """The reader process."""
+    for channel in parsers:
+        channel.abandon()
+    Reader(life, metrics, settings, resume, parsers).run()

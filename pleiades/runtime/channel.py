@@ -1,0 +1,69 @@
+"""Bounded channels between two stages, each a `multiprocessing.Queue` with one writer and one reader.
+
+A queue that a SIGKILLed process touched can't be used again: a reader killed inside `get()` took the
+read lock with it, and a writer killed mid-write leaves half a message in the pipe. So every
+generation of the pipeline gets new channels, and no channel has two writers or two readers.
+"""
+
+from __future__ import annotations
+
+import queue
+from collections.abc import Callable
+from multiprocessing.context import SpawnContext
+from typing import TYPE_CHECKING, Generic, TypeVar
+
+if TYPE_CHECKING:
+    from multiprocessing.queues import Queue
+
+T = TypeVar("T")
+
+CAPACITY = 8
+"""Items in one channel. An item is what one read of the socket gave: 256 KiB at most where events
+are of usual size; so a stalled destination costs about 2 MiB per channel."""
+
+POLL_SECONDS = 0.5
+"""How often somebody who waits shows that it lives and looks whether it should stop."""
+
+
+class Channel(Generic[T]):
+    """One direction from one process to another. Full: `put` waits. That is the back-pressure."""
+
+    def __init__(self, context: SpawnContext, name: str, capacity: int = CAPACITY) -> None:
+        self.name = name
+        self._queue: Queue[T] = context.Queue(capacity)
+
+    def put(self, item: T, alive: Callable[[], None]) -> None:
+        """Hand over one item; while the channel is full, call `alive` every half second.
+
+        `alive` may raise to end the wait; the item is then not in the channel.
+        """
+        while True:
+            alive()
+            try:
+                self._queue.put(item, timeout=POLL_SECONDS)
+            except queue.Full:
+                continue
+            return
+
+    def get(self, timeout_seconds: float) -> T | None:
+        """The next item, or None if none came in time."""
+        try:
+            return self._queue.get(timeout=timeout_seconds)
+        except queue.Empty:
+            return None
+
+    def depth(self) -> int:
+        """Items waiting; an estimate. 0 where the platform can't tell."""
+        try:
+            return self._queue.qsize()
+        except NotImplementedError:
+            return 0
+
+    def flush(self) -> None:
+        """Wait until everything put is in the pipe. For an orderly end of the writer."""
+        self._queue.close()
+        self._queue.join_thread()
+
+    def abandon(self) -> None:
+        """Don't wait for undelivered items when this process ends. For every other end."""
+        self._queue.cancel_join_thread()

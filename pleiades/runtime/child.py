@@ -1,0 +1,171 @@
+"""What every child process does around its stage: signals, heartbeat, end.
+
+A child never outlives its parent, never decides about restarts, and tells by its exit status what
+kind of end it was: 0 (drained), a `Fatal`'s status, or anything else (a crash).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import select
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from multiprocessing import connection, parent_process
+from multiprocessing.connection import Connection
+from types import FrameType
+from typing import NamedTuple
+
+from setproctitle import setproctitle
+
+from pleiades.runtime import logs
+from pleiades.runtime.errors import Fatal, Stopped
+from pleiades.runtime.metrics import Metrics
+
+log = logging.getLogger(__name__)
+
+BEAT_SECONDS = 0.5
+"""A child says no more often than this that it lives."""
+EXIT_ORPHANED = 70
+"""A child's own exit status when its parent is gone; nobody is left to read it."""
+EXIT_FATAL_BASE = 100
+"""A child that ended with a `Fatal` exits with this plus the program's exit status, so that a
+Python traceback (1) or a usage error of the interpreter (2) is not taken for one."""
+
+
+class Beat(NamedTuple):
+    """child → parent: I am alive, and this is how far I am."""
+
+    ready: bool
+    """reader: connected; publisher: the destination is open and takes events."""
+    allowed_seconds: float
+    """How long I may now be silent beyond the usual: a blocking read of an idle stream."""
+    committed_total: int
+    """publisher: events and position changes committed in this generation."""
+    published_total: int
+    lag_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class ChildSettings:
+    """What a child needs besides its stage's own settings."""
+
+    name: str
+    log_level: int
+    log_format: str
+
+
+class Life:
+    """A child's side of its ties to the parent: heartbeat out, stop request in."""
+
+    def __init__(self, beats: Connection) -> None:
+        self.stop_requested = False
+        self.ready = False
+        self.committed_total = 0
+        self.published_total = 0
+        self.lag_seconds = 0.0
+        self._beats = beats
+        self._interruptible = False
+        self._last = 0.0
+        self._shown: Beat | None = None
+
+    def beat(self, allowed_seconds: float = 0.0) -> None:
+        """Show the parent that this process lives; cheap enough to call for every batch."""
+        now = time.monotonic()
+        beat = Beat(
+            self.ready,
+            allowed_seconds,
+            self.committed_total,
+            self.published_total,
+            self.lag_seconds,
+        )
+        urgent = self._shown is None or (beat[:2] != self._shown[:2])
+        if not urgent and now - self._last < BEAT_SECONDS:
+            return
+        self._last = now
+        self._shown = beat
+        # A full pipe means that the parent is stopped or busy; it has enough beats to read.
+        if select.select([], [self._beats], [], 0)[1]:
+            with contextlib.suppress(BrokenPipeError):
+                self._beats.send(beat)
+
+    def pause(self, seconds: float) -> None:
+        """Wait, unless a stop is requested.
+
+        Raises:
+            Stopped: a stop was requested before or while waiting.
+        """
+        self.beat(seconds)
+        with self.interruptible():
+            threading.Event().wait(seconds)
+        self.beat()
+
+    @contextlib.contextmanager
+    def interruptible(self) -> Iterator[None]:
+        """Within it a stop request raises `Stopped` at once, also out of a blocking call."""
+        self._interruptible = True
+        try:
+            self.check()
+            yield
+        finally:
+            self._interruptible = False
+
+    def check(self) -> None:
+        """Raise `Stopped` if a stop is requested."""
+        if self.stop_requested:
+            raise Stopped("stop requested")
+
+    def request_stop(self, _signal: int, _frame: FrameType | None) -> None:
+        """Signal handler: only notes the request, or ends the wait it came into."""
+        self.stop_requested = True
+        if self._interruptible:
+            self._interruptible = False
+            raise Stopped("stop requested")
+
+
+def run(
+    stage: Callable[..., None],
+    arguments: tuple[object, ...],
+    settings: ChildSettings,
+    beats: Connection,
+    stoppable: bool,
+) -> None:
+    """The target of every child process: run `stage(life, metrics, *arguments)` to its end.
+
+    Args:
+        stoppable: SIGTERM asks this stage to stop (the reader). The others end by the end marker
+            that then follows the last batch, and ignore it.
+    """
+    life = Life(beats)
+    # A terminal sends Ctrl-C to the whole process group; the parent alone decides what it means.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, life.request_stop if stoppable else signal.SIG_IGN)
+    threading.Thread(target=_leave_with_parent, name="parent-watch", daemon=True).start()
+    setproctitle(f"pleiades: {settings.name}")
+    logs.configure(settings.log_level, settings.log_format, settings.name)
+    status = 1
+    try:
+        life.beat()
+        stage(life, Metrics(settings.name), *arguments)
+        status = 0
+    except Fatal as error:
+        log.error("%s", error)
+        status = EXIT_FATAL_BASE + error.exit_status
+    except Stopped:
+        status = 0
+    except BaseException:
+        log.exception("%s crashed; the pipeline starts again from the durable position", settings.name)
+    logging.shutdown()
+    # Not sys.exit: that would wait for feeder threads of channels whose other end may be gone.
+    os._exit(status)
+
+
+def _leave_with_parent() -> None:
+    parent = parent_process()
+    if parent is not None:
+        connection.wait([parent.sentinel])
+        os._exit(EXIT_ORPHANED)

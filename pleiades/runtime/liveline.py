@@ -1,0 +1,51 @@
+"""One live line on a terminal: rate, total, lag, restarts. Silent in a pipe."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+
+from rich.console import Console
+from rich.control import Control
+from rich.segment import ControlType
+
+INTERVAL_SECONDS = 0.5
+
+
+class LiveLine:
+    """Drawn over itself; every log line clears it first (see `logs`)."""
+
+    def __init__(self, log_level: int) -> None:
+        self._console = Console(file=sys.stderr, highlight=False)
+        self._shown = self._console.is_terminal and log_level <= logging.INFO
+        self._at = time.monotonic()
+        self._published = 0
+        self._rate = 0.0
+
+    def show(self, published: int, lag_seconds: float, restarts: int) -> None:
+        """Draw it, at most twice a second."""
+        now = time.monotonic()
+        if not self._shown or now - self._at < INTERVAL_SECONDS:
+            return
+        rate = (published - self._published) / (now - self._at)
+        self._rate = 0.7 * self._rate + 0.3 * rate
+        self._at, self._published = now, published
+        self._clear()
+        self._console.print(
+            f"{self._rate:,.0f} events/s · {published:,} published · lag {lag_seconds:.1f} s · "
+            f"{restarts} restarts",
+            end="",
+            overflow="ellipsis",
+            no_wrap=True,
+        )
+
+    def close(self) -> None:
+        """Remove it."""
+        if self._shown:
+            self._clear()
+
+    def _clear(self) -> None:
+        self._console.control(
+            Control(ControlType.CARRIAGE_RETURN, (ControlType.ERASE_IN_LINE, 2)),
+        )

@@ -1,0 +1,172 @@
+"""Every metric there is, in one place, each with what it means; prometheus-client in multiprocess mode.
+
+Each process writes files named by its role, not by its pid: a restarted child, even one that was
+SIGKILLed, goes on with its predecessor's counters, and files don't pile up.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from prometheus_client import Counter, Gauge, Histogram, values
+from prometheus_client.multiprocess import MultiProcessCollector
+from prometheus_client.registry import CollectorRegistry
+
+from pleiades import __version__
+
+FOLDER_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
+LAG_BUCKETS_SECONDS = (0.1, 0.2, 0.3, 0.5, 0.75, 1, 2, 3, 5, 10, 30, 60, 300, 900, 3600, 86400)
+COMMIT_BUCKETS_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
+
+_OWN_FOLDER = re.compile(r"pleiades-metrics-([0-9]+)")
+
+
+def prepare_folder() -> Path:
+    """An empty folder for this run's metric files, announced to the children by environment.
+
+    The one named by `PROMETHEUS_MULTIPROC_DIR`, else one in the temporary directory; folders that
+    a SIGKILLed parent left there are removed.
+    """
+    chosen = os.environ.get(FOLDER_VARIABLE)
+    if chosen:
+        folder = Path(chosen)
+        folder.mkdir(parents=True, exist_ok=True)
+        for left in folder.glob("*.db"):
+            left.unlink(missing_ok=True)
+        return folder
+    temporary = Path(tempfile.gettempdir())
+    for left in temporary.glob("pleiades-metrics-*"):
+        owner = _OWN_FOLDER.fullmatch(left.name)
+        if owner and not Path(f"/proc/{owner[1]}").exists():
+            shutil.rmtree(left, ignore_errors=True)
+    folder = temporary / f"pleiades-metrics-{os.getpid()}"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(mode=0o700)
+    os.environ[FOLDER_VARIABLE] = str(folder)
+    return folder
+
+
+def collected() -> CollectorRegistry:
+    """A registry that reads all processes' files when it is scraped."""
+    registry = CollectorRegistry()
+    MultiProcessCollector(registry)  # type: ignore[no-untyped-call]  # untyped in the library
+    return registry
+
+
+class Metrics:
+    """The catalogue. Made once in each process, with that process's role.
+
+    Args:
+        role: names the files, e.g. `reader`, `parser-0`; without an underscore, which separates
+            the parts of the files' names.
+    """
+
+    def __init__(self, role: str) -> None:
+        values.ValueClass = values.MultiProcessValue(lambda: role)  # type: ignore[assignment,misc,no-untyped-call]  # the documented way to name files other than by pid
+        registry = CollectorRegistry()
+
+        def counter(name: str, meaning: str, *labels: str) -> Counter:
+            return Counter(name, meaning, labels, registry=registry)
+
+        def gauge(name: str, meaning: str, *labels: str, mode: Any = "mostrecent") -> Gauge:
+            return Gauge(name, meaning, labels, multiprocess_mode=mode, registry=registry)
+
+        def histogram(name: str, meaning: str, buckets: tuple[float, ...]) -> Histogram:
+            return Histogram(name, meaning, buckets=buckets, registry=registry)
+
+        self.recv_events = counter(
+            "pleiades_recv_events", "Events received from the upstream, repeated ones included."
+        )
+        self.recv_lines = counter(
+            "pleiades_recv_event_lines", "Lines of the event stream by kind.", "type"
+        )
+        self.recv_errors = counter(
+            "pleiades_recv_errors", "Trouble with the upstream or in what it sent.", "type"
+        )
+        self.recv_bytes = counter(
+            "pleiades_recv_bytes", "Bytes of the event stream, after decompression."
+        )
+        self.connected = gauge(
+            "pleiades_upstream_connected", "1 while a connection to the upstream is open."
+        )
+        self.reconnects = counter(
+            "pleiades_upstream_reconnects", "Connections that ended, by reason.", "reason"
+        )
+        self.gaps = counter(
+            "pleiades_upstream_gaps",
+            "Resumes after which the upstream's history began later than what was asked for.",
+        )
+        self.position = gauge(
+            "pleiades_upstream_position_seconds",
+            "Timestamp up to which a topic is committed, seconds since 1970.",
+            "topic",
+            "partition",
+        )
+        self.oversized_frames = counter(
+            "pleiades_oversized_frames", "Frames beyond 8 MiB, which are skipped."
+        )
+        self.canaries_dropped = counter(
+            "pleiades_canary_events_dropped", "Canary events, which are not published."
+        )
+        self.duplicates_dropped = counter(
+            "pleiades_duplicate_events_dropped",
+            "Events that the upstream repeated and that are published already.",
+        )
+        self.identities_replaced = counter(
+            "pleiades_replaced_identities", "Events without a usable meta.id."
+        )
+        self.dead_letters = counter(
+            "pleiades_dead_letters", "Events that could not be published as such.", "reason"
+        )
+        self.file_events = counter(
+            "pleiades_file_publish_events", "Events written as files and committed."
+        )
+        self.file_errors = counter(
+            "pleiades_file_publish_errors", "Failed attempts to write, each tried again."
+        )
+        self.commit_seconds = histogram(
+            "pleiades_commit_seconds", "Time of one commit.", COMMIT_BUCKETS_SECONDS
+        )
+        self.lag_seconds = histogram(
+            "pleiades_publish_lag_seconds",
+            "From an event's meta.dt until it is durable; at most 100 events of a commit, evenly.",
+            LAG_BUCKETS_SECONDS,
+        )
+        self.last_event = gauge(
+            "pleiades_last_event_time_seconds",
+            "meta.dt of the last committed event, seconds since 1970.",
+        )
+        self.window_identities = gauge(
+            "pleiades_window_identities", "Identities remembered to recognise repeats."
+        )
+        self.window_forgotten = counter(
+            "pleiades_window_forgotten_identities",
+            "Identities forgotten early because --dedup.maxEntries was reached.",
+        )
+        self.queue_depth = gauge(
+            "pleiades_queue_depth", "Batches waiting in a channel.", "channel", mode="sum"
+        )
+        self.goroutine_restarts = gauge(
+            "pleiades_goroutine_restarts",
+            "As pleiades_process_restarts_total; the name that existing dashboards know.",
+            "component",
+            mode="max",
+        )
+        self.process_restarts = counter(
+            "pleiades_process_restarts",
+            "Restarts of the pipeline, by the component that ended first.",
+            "component",
+        )
+        self.build_info = gauge(
+            "pleiades_build_info", "Always 1.", "version", "python", mode="max"
+        )
+
+    def describe_build(self) -> None:
+        """Set the build information; the parent does it."""
+        self.build_info.labels(__version__, platform.python_version()).set(1)

@@ -1,0 +1,155 @@
+"""One HTTP connection to EventStreams: connect, be refused, read bytes."""
+
+from __future__ import annotations
+
+import http.client
+import logging
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+
+import orjson
+import requests
+import urllib3
+
+from pleiades import __version__
+from pleiades.core.backoff import retry_after_seconds
+from pleiades.runtime.errors import RefusedByUpstream, Transient
+from pleiades.runtime.logs import printable
+from pleiades.runtime.settings import UpstreamSettings
+
+log = logging.getLogger(__name__)
+
+CONNECT_TIMEOUT_SECONDS = 10.0
+MAX_RETRY_AFTER_SECONDS = 900.0
+"""The longest that a Retry-After is obeyed."""
+READ_BYTES = 256 * 1024
+MAX_ERROR_BODY_BYTES = 4096
+
+
+class Connection:
+    """An open event stream."""
+
+    def __init__(self, response: requests.Response) -> None:
+        self._response = response
+        date = response.headers.get("Date")
+        self.server_ms: int | None = None
+        """The upstream's clock at the answer, ms since 1970, if it says."""
+        try:
+            self.server_ms = int(parsedate_to_datetime(date).timestamp() * 1000) if date else None
+        except (ValueError, OverflowError):
+            log.debug("unreadable Date header: %s", printable(str(date)))
+
+    def chunks(self) -> Iterator[bytes]:
+        """Bytes as they come, decompressed, until the upstream ends the connection.
+
+        Raises:
+            Transient: silence for longer than the idle timeout (`idle`), or a cut (`cut`).
+        """
+        # read1: iter_content(n) would wait until n bytes are there if the body is not chunked.
+        read = self._response.raw.read1
+        try:
+            while chunk := read(READ_BYTES, decode_content=True):
+                yield chunk
+        except urllib3.exceptions.ReadTimeoutError:
+            raise Transient("the stream was silent", "idle") from None
+        except urllib3.exceptions.DecodeError as error:
+            raise Transient(f"the compressed stream is damaged: {error}", "decode") from None
+        except (urllib3.exceptions.HTTPError, http.client.HTTPException, OSError) as error:
+            raise Transient(f"the connection was cut: {_short(error)}", "cut") from None
+
+    def close(self) -> None:
+        """Give the connection up."""
+        self._response.close()
+
+
+class Upstream:
+    """Knows how to ask."""
+
+    def __init__(self, settings: UpstreamSettings) -> None:
+        self._settings = settings
+        self._url = f"{settings.url}/{','.join(settings.streams)}"
+        self._session = requests.Session()
+        self._session.headers.update(
+            {
+                "Accept": "text/event-stream",
+                "Accept-Encoding": "gzip",
+                "Cache-Control": "no-store",
+                # https://foundation.wikimedia.org/wiki/Policy:Wikimedia_Foundation_User-Agent_Policy
+                "User-Agent": f"Pleiades/{__version__} ({settings.contact}) "
+                f"python-requests/{requests.__version__}",
+            }
+        )
+
+    def connect(self, last_event_id: str | None, since_ms: int) -> Connection:
+        """Open the stream from an id on, or from a time where no topic is known yet.
+
+        Raises:
+            RefusedByUpstream: the request will never be served as it is.
+            Transient: anything that another try may mend.
+        """
+        headers = {} if last_event_id is None else {"Last-Event-ID": last_event_id}
+        query = {"since": str(since_ms)} if last_event_id is None else {}
+        try:
+            response = self._session.get(
+                self._url,
+                params=query,
+                headers=headers,
+                stream=True,
+                timeout=(CONNECT_TIMEOUT_SECONDS, self._settings.idle_timeout_seconds),
+            )
+        except requests.RequestException as error:
+            raise Transient(
+                f"can't reach {self._url}: {_short(error)}; nothing is lost while the upstream "
+                "keeps its history. Check the network and --upstream.url if this goes on",
+                "connect",
+            ) from None
+        try:
+            self._check(response)
+        except BaseException:
+            response.close()
+            raise
+        return Connection(response)
+
+    def _check(self, response: requests.Response) -> None:
+        status = response.status_code
+        if status == requests.codes.ok:
+            kind = response.headers.get("Content-Type", "")
+            if kind.partition(";")[0].strip().lower() != "text/event-stream":
+                raise Transient(
+                    f"{self._url} answered with {printable(kind or 'no content type')} instead of "
+                    "an event stream; a proxy or a maintenance page may be in the way",
+                    "content_type",
+                )
+            return
+        said = printable(_detail(response), 300)
+        if status in (408, 425, 429) or status >= 500:  # noqa: PLR2004  # statuses of RFC 9110
+            raise Transient(
+                f"the upstream answered {status}: {said}",
+                "throttled" if status == 429 else f"status_{status // 100}xx",  # noqa: PLR2004  # as above
+                retry_after_seconds(
+                    response.headers.get("Retry-After"), datetime.now(UTC), MAX_RETRY_AFTER_SECONDS
+                ),
+            )
+        raise RefusedByUpstream(
+            f"the upstream refused {self._url} with status {status}: {said}. Nothing was lost; "
+            "the position is kept. Check --upstream.stream, --upstream.url and --upstream.contact"
+        )
+
+
+def _detail(response: requests.Response) -> str:
+    try:
+        body = response.raw.read(MAX_ERROR_BODY_BYTES, decode_content=True)
+    except (urllib3.exceptions.HTTPError, OSError):
+        return "(its explanation was cut off)"
+    try:
+        answer = orjson.loads(body)
+        said = [answer.get(key) for key in ("type", "name", "detail", "message")]
+        text = ", ".join(str(part) for part in said if part)
+    except (orjson.JSONDecodeError, AttributeError):
+        text = body.decode(errors="replace")
+    return text or "(it gave no explanation)"
+
+
+def _short(error: BaseException) -> str:
+    return printable(f"{type(error).__name__}: {error}", 160)
