@@ -22,11 +22,11 @@ def run(
     batches: Channel[Batch | End],
 ) -> None:
     """The parser process: one batch out for each `Frames` in, the end marker last."""
-    batches.abandon()
     life.ready = True
     while True:
         life.beat()
         received = frames.get(POLL_SECONDS)
+        metrics.queue_depth.labels(frames.name).set(frames.depth())
         if received is None:
             continue
         if isinstance(received, End):

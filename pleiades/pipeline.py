@@ -17,7 +17,7 @@ from pleiades.runtime.metrics import Metrics
 from pleiades.runtime.settings import Settings
 from pleiades.runtime.supervisor import StageSpec, Supervisor
 from pleiades.sinks.base import Sink
-from pleiades.sinks.files import FilesSink
+from pleiades.sinks.files import FilesSink, Surroundings
 
 log = logging.getLogger(__name__)
 
@@ -64,21 +64,23 @@ def _files(life: Life, metrics: Metrics, settings: Settings) -> Sink:
     if settings.files is None:
         raise UsageError("no directory to publish to: add --file.enable")
 
+    publish_dir = settings.files.publish_dir
+
     def on_trouble(operation: str, error: OSError, pause_seconds: float) -> None:
         metrics.file_errors.inc()
         log.error(
-            "can't %s: %s. Nothing is skipped: trying again in %.1f s. Make room, or give "
+            "can't %s %s: %s. Nothing is skipped: trying again in %.1f s. Make room, or give "
             "the permission back",
             operation,
+            publish_dir,
             error,
             pause_seconds,
         )
 
     return FilesSink(
-        settings.files.publish_dir,
+        publish_dir,
         settings.files.sync,
         settings.upstream.streams,
-        pause=life.pause,
-        on_trouble=on_trouble,
-        beat=life.beat,
+        int(settings.window_seconds * 1000),
+        Surroundings(life.pause, on_trouble),
     )

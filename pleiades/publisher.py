@@ -7,9 +7,10 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from pleiades.core.admission import Admission
 from pleiades.core.position import Checkpoint
 from pleiades.core.window import Window
-from pleiades.core.wire import Batch, DeadLetter, End, Event
+from pleiades.core.wire import Batch, DeadLetter, End, Event, compose_id
 from pleiades.runtime.channel import POLL_SECONDS, Channel
 from pleiades.runtime.child import Life
 from pleiades.runtime.metrics import Metrics
@@ -24,6 +25,8 @@ MAX_BYTES_IN_FLIGHT = 8 * 1024 * 1024
 LAG_SAMPLES = 100
 """Observations of the lag in one commit, evenly spread over its events."""
 WINDOW_WARNING_SECONDS = 60.0
+COMMIT_ALLOWED_SECONDS = 60.0
+"""A commit, and the opening of a destination, may block for this long without counting as hung."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,14 +54,13 @@ class InFlight:
     """Monotonic time of the first batch in it."""
     events: list[Event]
     dead_letters: list[DeadLetter]
-    published: int = 0
     size_bytes: int = 0
 
 
 class Publisher:
     """Brings the batches of one generation into the sink."""
 
-    def __init__(  # noqa: PLR0913  # each is a part that the pipeline puts together once
+    def __init__(  # each is a part that the pipeline puts together once
         self,
         life: Life,
         metrics: Metrics,
@@ -76,6 +78,7 @@ class Publisher:
         self._policy = CommitPolicy()
         window_seconds = max(settings.window_seconds, settings.upstream.overlap_seconds)
         self._window = Window(int(window_seconds * 1000), settings.max_entries)
+        self._admission = Admission(self._window)
         self._window_warned = -WINDOW_WARNING_SECONDS
         self._sequence = 0
         self._in_flight: InFlight | None = None
@@ -87,36 +90,46 @@ class Publisher:
         try:
             while True:
                 self._life.beat()
-                batch = self._parsers[self._sequence % len(self._parsers)].get(self._wait())
+                channel = self._parsers[self._sequence % len(self._parsers)]
+                batch = channel.get(self._wait())
+                self._metrics.queue_depth.labels(channel.name).set(channel.depth())
                 if isinstance(batch, End):
                     break
                 if batch is not None:
                     self._take(batch)
                 self._commit_if_due()
             self._commit()
-            while not self._sink.settled:
-                self._sink.commit(self._checkpoint)
         finally:
             self._sink.close()
-        log.info("last position: %s", self._checkpoint.encoded().decode())
+        log.info("last position: %s", compose_id(self._checkpoint.position))
 
     def _open(self) -> None:
-        stored = self._sink.open(self._settings.resume)
-        if stored is None:
-            now_ms = time.time_ns() // 1_000_000
-            overlap_ms = int(self._settings.upstream.overlap_seconds * 1000)
-            # "Now" is one overlap back: an event that reaches Kafka late, dated before the
-            # first connection, is then not skipped by the first reconnect either.
-            since_ms = self._settings.since_ms
-            started_ms = now_ms - overlap_ms if since_ms is None else since_ms
-            stored = Checkpoint({}, started_ms, 0)
-            log.info("no stored position: starting %s", "now" if since_ms is None else "at --since")
+        # Preparing a destination may mean to wait for another instance's lock.
+        self._life.allowed_seconds = COMMIT_ALLOWED_SECONDS
+        opened = self._sink.open(self._settings.resume)
+        for remembered in opened.window:
+            self._window.add(*remembered)
+        if opened.checkpoint is None:
+            self._checkpoint = self._start()
+            # A crash before the first event must not bring back a position that is to be ignored.
+            self._sink.commit(self._checkpoint)
         else:
-            log.info("resuming from the stored position %s", stored.encoded().decode())
-        self._checkpoint = stored
-        self._resume.put(stored, self._life.beat)
+            self._checkpoint = opened.checkpoint
+            log.info("resuming from the stored position %s", compose_id(self._checkpoint.position))
+        self._resume.put(self._checkpoint, self._life.beat)
         self._life.ready = True
         self._life.beat()
+
+    def _start(self) -> Checkpoint:
+        since_ms = self._settings.since_ms
+        if since_ms is not None:
+            log.info("no stored position is used: starting at --since")
+            return Checkpoint({}, since_ms, 0)
+        log.info("no stored position is used: starting now")
+        # "Now" is one overlap back: an event that reaches Kafka late, dated before the first
+        # connection, is then not skipped by the first reconnect either.
+        overlap_ms = int(self._settings.upstream.overlap_seconds * 1000)
+        return Checkpoint({}, time.time_ns() // 1_000_000 - overlap_ms, 0)
 
     def _wait(self) -> float:
         if self._in_flight is None:
@@ -128,45 +141,31 @@ class Publisher:
         if batch.sequence != self._sequence:
             raise AssertionError(f"batch {batch.sequence} came where {self._sequence} was due")
         self._sequence += 1
-        add = self._window.add
-        fresh = [
-            event for event in batch.events if add(event.source, event.timestamp_ms, event.identity)
-        ]
-        letters = [
-            letter
-            for letter in batch.dead_letters
-            if add(letter.source, letter.timestamp_ms, letter.identity)
-        ]
-        repeated = len(batch.events) + len(batch.dead_letters) - len(fresh) - len(letters)
+        admitted = self._admission.admit(batch, self._checkpoint, self._sink.is_published)
+        if admitted.repeated:
+            self._metrics.duplicates_dropped.inc(admitted.repeated)
+        if admitted.before_start:
+            self._metrics.before_start_dropped.inc(admitted.before_start)
         advanced = self._checkpoint.advanced(
-            batch.timestamps_ms, batch.started_ms, batch.clock_ms
+            admitted.timestamps_ms, batch.started_ms, batch.clock_ms
         )
         moved = (advanced.position, advanced.started_ms) != (
             self._checkpoint.position,
             self._checkpoint.started_ms,
         )
         self._checkpoint = advanced
-        if fresh or letters:
-            written = self._sink.write(fresh, letters)
-            repeated += written.repeated
-        if repeated:
-            self._metrics.duplicates_dropped.inc(repeated)
-        if not (fresh or letters or moved or self._sequence == 1):
+        if not (admitted.events or admitted.dead_letters or moved):
             return
+        self._sink.write(admitted.events, admitted.dead_letters)
         if self._in_flight is None:
             self._in_flight = InFlight(time.monotonic(), [], [])
-        if fresh or letters:
-            self._in_flight.published += written.published
-            self._in_flight.size_bytes += sum(len(event.data) for event in fresh)
-            self._in_flight.events += fresh
-            self._in_flight.dead_letters += letters
+        self._in_flight.size_bytes += sum(len(event.data) for event in admitted.events)
+        self._in_flight.events += admitted.events
+        self._in_flight.dead_letters += admitted.dead_letters
 
     def _commit_if_due(self) -> None:
         flying = self._in_flight
-        if flying is None:
-            if not self._sink.settled:
-                self._sink.commit(self._checkpoint)
-        elif self._policy.due(
+        if flying is not None and self._policy.due(
             time.monotonic() - flying.since, len(flying.events), flying.size_bytes
         ):
             self._commit()
@@ -175,17 +174,18 @@ class Publisher:
         flying = self._in_flight
         if flying is None:
             return
+        self._life.beat()
         with self._metrics.commit_seconds.time():
             self._sink.commit(self._checkpoint)
         self._in_flight = None
         self._window.advance(self._checkpoint.position, self._checkpoint.clock_ms)
         self._life.committed_total += 1
-        self._life.published_total += flying.published
+        self._life.published_total += len(flying.events)
         self._report(flying)
 
     def _report(self, flying: InFlight) -> None:
         metrics = self._metrics
-        metrics.file_events.inc(flying.published)
+        metrics.file_events.inc(len(flying.events))
         for letter in flying.dead_letters:
             metrics.dead_letters.labels(letter.reason).inc()
         if flying.dead_letters:
@@ -220,7 +220,7 @@ class Publisher:
             )
 
 
-def run(  # noqa: PLR0913  # as Publisher
+def run(  # as Publisher
     life: Life,
     metrics: Metrics,
     settings: Settings,
@@ -229,5 +229,4 @@ def run(  # noqa: PLR0913  # as Publisher
     parsers: list[Channel[Batch | End]],
 ) -> None:
     """The publisher process."""
-    resume.abandon()
     Publisher(life, metrics, settings, make_sink(life, metrics, settings), resume, parsers).run()

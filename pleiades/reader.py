@@ -27,6 +27,8 @@ from pleiades.upstream import CONNECT_TIMEOUT_SECONDS, Connection, Upstream
 log = logging.getLogger(__name__)
 
 CONNECT_BACKOFF = Backoff(first_seconds=0.5, max_seconds=60.0)
+MIN_CONNECTION_SECONDS = 5.0
+"""A connection that ends sooner and brought nothing new counts as failed."""
 MAX_RETRY_FIELD_MS = 60_000
 """The longest pause that a `retry:` field of the stream can ask for."""
 
@@ -50,6 +52,7 @@ class Reader:
         self._parsers = parsers
         self._upstream = Upstream(settings.upstream)
         self._sequence = count()
+        self._connection = 0
         self._last_event_id = b""
         self._retry_ms = 0
         self._clock_ms = 0
@@ -57,6 +60,7 @@ class Reader:
 
     def run(self) -> None:
         """Read until a stop is requested; then send the end marker to every parser."""
+        self._life.allowed_seconds = CONNECT_TIMEOUT_SECONDS + self._settings.idle_timeout_seconds
         try:
             self._start()
             while True:
@@ -111,11 +115,13 @@ class Reader:
         """Connect and read to the connection's end; returns if that end is a normal one.
 
         Raises:
-            Transient: it could not be opened, or ended before it brought anything: back off.
+            Transient: it could not be opened, or ended soon and brought nothing new: back off.
         """
+        since = time.monotonic()
+        before = dict(self._course.position)
         started = self._now_ms()
         asked = self._course.last_event_id(started)
-        self._life.beat(CONNECT_TIMEOUT_SECONDS + self._settings.idle_timeout_seconds)
+        self._life.beat()
         with self._life.interruptible():
             connection = self._upstream.connect(asked, self._course.started_ms)
         try:
@@ -125,41 +131,43 @@ class Reader:
                 self._course.started_ms = min(
                     self._course.started_ms, connection.server_ms - self._course.overlap_ms
                 )
+            self._connection += 1
             self._life.ready = True
             self._metrics.connected.set(1)
             log.info("connected to %s%s", self._settings.url, "" if asked is None else ", resuming")
             # Makes the start durable before the first event comes, perhaps hours later.
             self._send(b"", b"")
-            received = self._read(connection)
+            reason = self._read(connection)
         finally:
             connection.close()
             self._life.ready = False
             self._metrics.connected.set(0)
-        self._metrics.reconnects.labels(received.reason).inc()
-        if received.reason == "idle":
+        self._metrics.reconnects.labels(reason).inc()
+        if reason == "idle":
             log.debug("silent for %.0f s: reconnecting", self._settings.idle_timeout_seconds)
-        elif not received.frames:
-            raise Transient("the upstream closed the connection before the first event", "empty")
+        elif self._course.position == before and time.monotonic() - since < MIN_CONNECTION_SECONDS:
+            # What is repeated after a reconnect is nothing new: an upstream that closes at once
+            # would otherwise be asked again without a pause.
+            raise Transient(f"the connection ended ({reason}) without anything new", "empty")
         else:
-            log.info("the connection ended (%s): reconnecting", received.reason)
+            log.info("the connection ended (%s): reconnecting", reason)
 
-    def _read(self, connection: Connection) -> _Received:
-        received = _Received()
+    def _read(self, connection: Connection) -> str:
+        """Read to the connection's end; returns why it ended."""
         framer = Framer()
         first_seen: set[TopicPartition] = set()
         chunks = connection.chunks()
         while True:
-            self._life.beat(self._settings.idle_timeout_seconds)
+            self._life.beat()
             try:
                 with self._life.interruptible():
                     chunk = next(chunks, None)
             except Transient as error:
-                received.reason = error.kind
                 if error.kind == "decode":
                     log.warning("%s; the events in it are fetched again", error)
-                return received
+                return error.kind
             if chunk is None:
-                return received
+                return "closed"
             self._metrics.recv_bytes.inc(len(chunk))
             oversized = framer.oversized_total
             blob = framer.feed(chunk)
@@ -167,7 +175,6 @@ class Reader:
                 self._metrics.oversized_frames.inc(framer.oversized_total - oversized)
                 log.warning("skipped an SSE frame of more than 8 MiB; it can't be an event")
             if blob:
-                received.frames = True
                 self._take(blob, first_seen)
 
     def _take(self, blob: bytes, first_seen: set[TopicPartition]) -> None:
@@ -209,7 +216,12 @@ class Reader:
     def _send(self, blob: bytes, last_event_id: bytes) -> None:
         sequence = next(self._sequence)
         frames = Frames(
-            sequence, blob, last_event_id, self._course.started_ms, self._now_ms()
+            sequence,
+            self._connection,
+            blob,
+            last_event_id,
+            self._course.started_ms,
+            self._now_ms(),
         )
         channel = self._parsers[sequence % len(self._parsers)]
         channel.put(frames, self._alive)
@@ -220,14 +232,6 @@ class Reader:
         self._life.check()
 
 
-class _Received:
-    """How a connection went."""
-
-    def __init__(self) -> None:
-        self.frames = False
-        self.reason = "closed"
-
-
 def run(
     life: Life,
     metrics: Metrics,
@@ -236,6 +240,4 @@ def run(
     parsers: list[Channel[Frames | End]],
 ) -> None:
     """The reader process."""
-    for channel in parsers:
-        channel.abandon()
     Reader(life, metrics, settings, resume, parsers).run()

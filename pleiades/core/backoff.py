@@ -1,5 +1,6 @@
 """Pauses that grow, with jitter. Law: never more than `max_seconds`, never below half of the step,
-so that many instances that fail together don't return together."""
+so that many instances that fail together don't return together.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +34,7 @@ def retry_after_seconds(header: str | None, now: datetime, max_seconds: float) -
         return min(float(header[:9]), max_seconds)
     try:
         when = parsedate_to_datetime(header)
-    except ValueError:
+    except (ValueError, OverflowError):
         return None
     if when.tzinfo is None:
         when = when.replace(tzinfo=UTC)

@@ -3,7 +3,8 @@
 Law: the frames depend on the bytes alone, never on where the network cut them into chunks; a frame
 that has not ended is never given out; memory is bounded by `max_frame_bytes` and one chunk.
 
-The rules are those of https://html.spec.whatwg.org/multipage/server-sent-events.html#parsing-an-event-stream :
+The rules are those of
+https://html.spec.whatwg.org/multipage/server-sent-events.html#parsing-an-event-stream :
 one leading byte order mark is dropped, a line ends with LF, CR or CRLF, an empty line ends a frame.
 Lines are told apart on bytes: U+2028, U+2029 and U+0085 are no line ends here.
 """
@@ -27,7 +28,9 @@ class Framer:
     def __init__(self, max_frame_bytes: int = MAX_FRAME_BYTES) -> None:
         self.oversized_total = 0
         self._max_frame_bytes = max_frame_bytes
-        self._pending = b""
+        # Never searched again, only appended to: a frame that comes in many small chunks costs no
+        # more than its length.
+        self._pending = bytearray()
         self._head: bytes | None = b""
         """The first bytes of the stream until it is known whether they are a BOM; then None."""
         self._after_cr = False
@@ -36,35 +39,52 @@ class Framer:
     def feed(self, chunk: bytes) -> bytes:
         """Take the next chunk; return all frames that ended in it, one after the other.
 
-        Each frame in the result is at most `max_frame_bytes` long without its empty line, and is
-        followed by exactly one empty line (or more, where upstream sent more).
+        Each frame in the result is at most `max_frame_bytes` long with the end of its last line,
+        and is followed by exactly one empty line (or more, where upstream sent more).
         """
         text = self._normalised(self._without_bom(chunk))
-        if not text:
-            return b""
-        text = self._pending + text
         if self._skipping:
-            # Drop the rest of an oversized frame; one byte is kept to see the empty line.
-            end = text.find(b"\n\n")
-            if end < 0:
-                self._pending = text[-1:]
-                return b""
-            self._skipping = False
-            text = text[end + 2 :]
-        end = text.rfind(b"\n\n")
-        if end < 0:
-            whole, rest = b"", text
-        else:
-            whole, rest = text[: end + 2], text[end + 2 :]
-        rest = rest.lstrip(b"\n")
-        if len(rest) > self._max_frame_bytes:
-            self.oversized_total += 1
-            self._skipping = True
-            rest = rest[-1:]
-        self._pending = rest
+            text = self._without_rest_of_oversized(text)
+        if not self._pending:
+            # Before a frame an empty line ends nothing.
+            text = text.lstrip(b"\n")
+        last = text.rfind(b"\n\n")
+        end = last + 2 if last >= 0 else int(self._completes_empty_line(text))
+        if end == 0:
+            self._pending += text
+            self._limit_pending()
+            return b""
+        whole = b"".join((self._pending, text[:end]))
+        self._pending.clear()
+        self._pending += text[end:]
+        self._limit_pending()
         if len(whole) > self._max_frame_bytes:
             whole = self._without_oversized(whole)
         return whole
+
+    def _completes_empty_line(self, text: bytes) -> bool:
+        return text.startswith(b"\n") and self._pending.endswith(b"\n")
+
+    def _limit_pending(self) -> None:
+        if len(self._pending) > self._max_frame_bytes:
+            self.oversized_total += 1
+            self._skipping = True
+            # One byte is kept to see the empty line.
+            del self._pending[:-1]
+
+    def _without_rest_of_oversized(self, text: bytes) -> bytes:
+        first = text.find(b"\n\n")
+        if self._completes_empty_line(text):
+            end = 1
+        elif first >= 0:
+            end = first + 2
+        else:
+            self._pending += text[-1:]
+            del self._pending[:-1]
+            return b""
+        self._skipping = False
+        self._pending.clear()
+        return text[end:]
 
     def _without_bom(self, chunk: bytes) -> bytes:
         if self._head is None:
@@ -114,5 +134,7 @@ def retry_in(blob: bytes) -> int | None:
     if b"retry" not in blob:
         return None
     values = _RETRY_LINE.findall(b"\n" + blob)
+    if not values:
+        return None
     # The length is limited before the conversion: int() of a million digits is an attack.
-    return int(values[-1][:12]) if values else None
+    return int(values[-1].lstrip(b"0")[:12] or b"0")

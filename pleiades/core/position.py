@@ -13,11 +13,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any, NamedTuple
 
 import orjson
 
-from pleiades.core.wire import MAX_TIMESTAMP_MS, Assignment, TopicPartition, compose_id
+from pleiades.core.wire import MAX_TIMESTAMP_MS, Assignment, TopicPartition, compose_id, is_source
 
 FORMAT_VERSION = 1
 """Version of the stored form of a checkpoint."""
@@ -59,9 +60,17 @@ class Checkpoint:
     def advanced(
         self, timestamps_ms: Mapping[TopicPartition, int], started_ms: int, clock_ms: int
     ) -> Checkpoint:
-        """This checkpoint after events with these timestamps."""
+        """This checkpoint after events with these timestamps.
+
+        What is in it stays in it; beyond `MAX_SOURCES` nothing new is taken up.
+        """
+        position = join(self.position, timestamps_ms)
+        if len(position) > MAX_SOURCES:
+            room = max(MAX_SOURCES, len(self.position))
+            # In the order in which they came, as `Course.observe` takes them up.
+            position = dict(islice(position.items(), room))
         return Checkpoint(
-            join(self.position, timestamps_ms),
+            position,
             min(self.started_ms, started_ms),
             max(self.clock_ms, clock_ms),
         )
@@ -94,8 +103,10 @@ def decode_checkpoint(encoded: bytes) -> Checkpoint:
     """
     try:
         stored: Any = orjson.loads(encoded)
-        if stored["version"] != FORMAT_VERSION:
-            raise UnreadableCheckpoint(f"its format version is {str(stored['version'])[:20]}")
+        version = stored["version"]
+        if type(version) is not int or version != FORMAT_VERSION:
+            shown = version if type(version) in (int, str) else type(version).__name__
+            raise UnreadableCheckpoint(f"its format version is {str(shown)[:20]}")
         numbers = _Fields(stored["started_ms"], stored["clock_ms"])
         position = {
             (entry["topic"], entry["partition"]): entry["timestamp"] for entry in stored["position"]
@@ -105,8 +116,7 @@ def decode_checkpoint(encoded: bytes) -> Checkpoint:
     except (ValueError, KeyError, TypeError) as error:
         raise UnreadableCheckpoint(f"it can't be read ({type(error).__name__})") from None
     plausible = all(
-        type(topic) is str and type(partition) is int and _is_time(timestamp_ms)
-        for (topic, partition), timestamp_ms in position.items()
+        is_source(source) and _is_time(timestamp_ms) for source, timestamp_ms in position.items()
     )
     if not plausible or not all(map(_is_time, numbers)):
         raise UnreadableCheckpoint("it holds values that are no position")
@@ -123,6 +133,7 @@ class Course:
 
     started_ms: int
     overlap_ms: int
+    """At least 1: a timestamp in an id is its event's + 1."""
     position: Position = field(default_factory=dict)
 
     def observe(self, assignments: Iterable[Assignment]) -> None:
@@ -139,9 +150,7 @@ class Course:
         """What to send as `Last-Event-ID`; None while no topic is known: send `since` instead."""
         if not self.position:
             return None
-        return compose_id(
-            {source: self.asked_from(source, clock_ms) for source in self.position}
-        )
+        return compose_id({source: self.asked_from(source, clock_ms) for source in self.position})
 
     def asked_from(self, source: TopicPartition, clock_ms: int) -> int:
         """The timestamp from which a reconnect asks for a topic-partition, ms since 1970."""
@@ -149,7 +158,8 @@ class Course:
         if not reached:
             return self.started_ms
         asked = max(min(reached, clock_ms) - self.overlap_ms, 0)
-        # Not before the start, else the first reconnect would relay events older than it, after
-        # younger ones. If all that came is dated before the start, only `asked` is certain not
-        # to lie behind what is undelivered.
-        return max(asked, self.started_ms) if reached >= self.started_ms else asked
+        # Not before the start, where that can't skip anything: if an event dated at or after it was
+        # delivered (a timestamp in an id is its event's + 1). If all that came is dated before the
+        # start, only `asked` is certain not to lie behind what is undelivered; what upstream then
+        # repeats from before the start is for `admission` to drop.
+        return max(asked, self.started_ms) if reached > self.started_ms else asked

@@ -1,17 +1,26 @@
 """Identities of published events, remembered for as long as the upstream can repeat them.
 
-Law: per topic-partition a queue of (timestamp, identity) **in delivery order**, and one set over
-all. From the left of a queue is dropped what is older than its horizon, and dropping stops at the
-first that is not. What is left begins at or before the first offset with a timestamp at or after
-the horizon: and that is where upstream begins to repeat. A fixed number of identities has no such
-relation to what is repeated: one timestamp an hour ahead, or a burst, and it doubles events.
+Law: per topic-partition a queue **in delivery order**, and one set over all. Each entry carries the
+greatest timestamp that the topic-partition had delivered up to it, dropped events included. From the
+left of a queue is dropped what carries less than its horizon. Upstream begins to repeat at the first
+offset with a timestamp at or after what is asked, and all that lies before that offset carries less
+than that: so while nothing is asked from before the horizon, what can be repeated is remembered.
+
+- A fixed number of identities has no such relation to what is repeated: one timestamp an hour ahead,
+  or a burst, and it doubles events.
+- An entry's own timestamp would not do: after a canary, which is not remembered, an event dated years
+  back would be forgotten at once, and repeated from the canary on.
+- Where the position lies beyond the clock, the clock limits both what is asked and the horizon. Upstream
+  may still be repeating, from where the connection asked, when the clock has gone on: the horizon
+  waits until that topic-partition is past its old position.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
+from pleiades.core.position import MAX_SOURCES, Position
 from pleiades.core.wire import UNKNOWN_SOURCE, TopicPartition
 
 
@@ -19,7 +28,7 @@ class Window:
     """The identities that a repeat is recognised by.
 
     Args:
-        window_ms: how far behind the position identities are kept.
+        window_ms: how far behind the position identities are kept; at least the overlap.
         max_entries: bound of memory; beyond it the oldest are forgotten (see `take_forgotten`).
     """
 
@@ -29,6 +38,10 @@ class Window:
         self._max_entries = max_entries
         self._identities: set[str] = set()
         self._queues: dict[TopicPartition, deque[tuple[int, str]]] = {}
+        self._greatest: Position = {UNKNOWN_SOURCE: 0}
+        """What the next entry carries; of unknown source the greatest of all."""
+        self._connected_at: Position = {}
+        self._connected_ms = 0
 
     def __len__(self) -> int:
         return len(self._identities)
@@ -36,23 +49,70 @@ class Window:
     def __contains__(self, identity: str) -> bool:
         return identity in self._identities
 
+    def restore(
+        self,
+        position: Mapping[TopicPartition, int],
+        entries: Iterable[tuple[TopicPartition, int, str]],
+    ) -> None:
+        """Remember what the destination holds: (source, timestamp, identity) in delivery order.
+
+        What was dropped between them is not known any more, so that all of it is held to have been
+        delivered at the stored position.
+        """
+        self.observe(position)
+        for source, timestamp_ms, identity in entries:
+            self.add(source, timestamp_ms, identity)
+
+    def observe(self, timestamps_ms: Mapping[TopicPartition, int]) -> None:
+        """Take note of the timestamps of a batch, **before** its events are added.
+
+        That the greatest of the batch then counts for all of it keeps some a little longer.
+        """
+        greatest = self._greatest
+        for source, timestamp_ms in timestamps_ms.items():
+            known = greatest.get(source)
+            if known is None and len(greatest) > MAX_SOURCES:
+                # An upstream that invents names gets no place for each.
+                source = UNKNOWN_SOURCE  # noqa: PLW2901  # it is one of these from here on
+                known = greatest[source]
+            if known is None or timestamp_ms > known:
+                greatest[source] = timestamp_ms
+        greatest[UNKNOWN_SOURCE] = max(greatest.values())
+
     def add(self, source: TopicPartition, timestamp_ms: int, identity: str) -> bool:
         """Remember an event; False if it is remembered already, so a repeat."""
         if identity in self._identities:
             return False
+        greatest_ms = self._greatest.get(source)
+        if greatest_ms is None or timestamp_ms > greatest_ms:
+            self.observe({source: timestamp_ms})
+            if source not in self._greatest:
+                source = UNKNOWN_SOURCE
+            greatest_ms = self._greatest[source]
         self._identities.add(identity)
         queue = self._queues.get(source)
         if queue is None:
             queue = self._queues[source] = deque()
-        queue.append((timestamp_ms, identity))
+        queue.append((greatest_ms, identity))
         if len(self._identities) > self._max_entries:
             self._forget_one()
         return True
 
+    def connected(self, position: Mapping[TopicPartition, int], clock_ms: int) -> None:
+        """A new connection asked relative to this position, at this clock or later."""
+        self._connected_at = {
+            source: reached for source, reached in position.items() if reached > clock_ms
+        }
+        self._connected_ms = clock_ms
+
     def advance(self, position: Mapping[TopicPartition, int], clock_ms: int) -> None:
         """Drop what the upstream can't repeat any more once `position` is durable."""
         horizons = {
-            source: min(reached, clock_ms) - self._window_ms
+            source: min(
+                reached,
+                self._connected_ms if self._connected_at.get(source) == reached else clock_ms,
+            )
+            - self._window_ms
             for source, reached in position.items()
             if reached
         }

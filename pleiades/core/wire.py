@@ -7,7 +7,7 @@ survives pickling, because stages are separate processes.
 from __future__ import annotations
 
 import re
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias, TypeGuard
 
 import orjson
 
@@ -60,17 +60,26 @@ def parse_id(sse_id: bytes) -> tuple[Assignment, ...]:
 def _assignment(entry: Any) -> Assignment:
     if type(entry) is not dict:
         raise MalformedId("an entry is not an object")
-    topic, partition = entry.get("topic"), entry.get("partition")
-    if type(topic) is not str or _TOPIC.fullmatch(topic) is None:
-        raise MalformedId("an entry has no legal topic name")
-    if type(partition) is not int or not 0 <= partition <= _MAX_PARTITION:
-        raise MalformedId("an entry has no legal partition")
+    source = entry.get("topic"), entry.get("partition")
+    if not is_source(source):
+        raise MalformedId("an entry has no legal topic and partition")
     timestamp_ms = entry.get("timestamp")
     if timestamp_ms is None:
-        return Assignment((topic, partition), None)
+        return Assignment(source, None)
     if type(timestamp_ms) is not int or not 0 <= timestamp_ms <= MAX_TIMESTAMP_MS:
         raise MalformedId("an entry's timestamp is not in milliseconds since 1970")
-    return Assignment((topic, partition), timestamp_ms)
+    return Assignment(source, timestamp_ms)
+
+
+def is_source(pair: tuple[object, object]) -> TypeGuard[TopicPartition]:
+    """Whether this can be a topic-partition of a Kafka."""
+    topic, partition = pair
+    return (
+        type(topic) is str
+        and _TOPIC.fullmatch(topic) is not None
+        and type(partition) is int
+        and 0 <= partition <= _MAX_PARTITION
+    )
 
 
 def compose_id(timestamps_ms: dict[TopicPartition, int]) -> str:
@@ -93,8 +102,11 @@ class Event(NamedTuple):
     """Equal for two deliveries of the same event; safe as a file name."""
     source: TopicPartition
     timestamp_ms: int
-    """Its own entry in the SSE id (Kafka timestamp + 1 ms); 0 if the source is unknown and the
-    id leaves it open which entry is the event's own."""
+    """Its own entry in the SSE id (Kafka timestamp + 1 ms): the same at every delivery.
+
+    Where the source is unknown it is the greatest in the id, or 0, and **not** the same at every
+    delivery. So a name that must be the same takes `timestamp_ms - 1` only if the source is known
+    (it is at least 1 then), and `dt_ms` otherwise."""
     dt_ms: int
     """`meta.dt` in ms since 1970; 0 if absent or not a time."""
     key: bytes
@@ -113,6 +125,8 @@ class DeadLetter(NamedTuple):
     """One of `pleiades.core.decoding.REASONS`."""
     key: bytes
     data: bytes
+    place: int = 0
+    """How many events of its batch came before it."""
 
 
 class Frames(NamedTuple):
@@ -120,6 +134,8 @@ class Frames(NamedTuple):
 
     sequence: int
     """Counts up from 0 in each generation; the publisher holds the order to it."""
+    connection: int
+    """Counts the connections of this generation, from 1."""
     blob: bytes
     """Frames one after the other, each ending with an empty line; LF only, no BOM."""
     last_event_id: bytes
@@ -134,6 +150,7 @@ class Batch(NamedTuple):
     """parser → publisher: what became of one `Frames`, in the same order."""
 
     sequence: int
+    connection: int
     events: list[Event]
     dead_letters: list[DeadLetter]
     timestamps_ms: dict[TopicPartition, int]
@@ -148,6 +165,7 @@ class Batch(NamedTuple):
         columns = tuple(map(list, zip(*self.events, strict=True)))
         return _batch, (
             self.sequence,
+            self.connection,
             columns,
             [tuple(letter) for letter in self.dead_letters],
             self.timestamps_ms,
@@ -158,6 +176,7 @@ class Batch(NamedTuple):
 
 def _batch(
     sequence: int,
+    connection: int,
     columns: tuple[list[Any], ...],
     dead_letters: list[tuple[Any, ...]],
     timestamps_ms: dict[TopicPartition, int],
@@ -166,7 +185,7 @@ def _batch(
 ) -> Batch:
     events = list(map(Event._make, zip(*columns, strict=True)))
     letters = list(map(DeadLetter._make, dead_letters))
-    return Batch(sequence, events, letters, timestamps_ms, started_ms, clock_ms)
+    return Batch(sequence, connection, events, letters, timestamps_ms, started_ms, clock_ms)
 
 
 class End(NamedTuple):

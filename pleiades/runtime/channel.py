@@ -60,10 +60,8 @@ class Channel(Generic[T]):
             return 0
 
     def flush(self) -> None:
-        """Wait until everything put is in the pipe. For an orderly end of the writer."""
+        """Wait until everything put is in the pipe. For an orderly end of the writer; at every other
+        end what is not yet in the pipe is lost (`child.run` leaves by `os._exit`), and is to be.
+        """
         self._queue.close()
         self._queue.join_thread()
-
-    def abandon(self) -> None:
-        """Don't wait for undelivered items when this process ends. For every other end."""
-        self._queue.cancel_join_thread()

@@ -45,7 +45,7 @@ class Beat(NamedTuple):
     allowed_seconds: float
     """How long I may now be silent beyond the usual: a blocking read of an idle stream."""
     committed_total: int
-    """publisher: events and position changes committed in this generation."""
+    """publisher: commits of this generation that brought anything new."""
     published_total: int
     lag_seconds: float
 
@@ -65,6 +65,8 @@ class Life:
     def __init__(self, beats: Connection) -> None:
         self.stop_requested = False
         self.ready = False
+        self.allowed_seconds = 0.0
+        """For how long this process may be silent beyond the usual: its longest blocking call."""
         self.committed_total = 0
         self.published_total = 0
         self.lag_seconds = 0.0
@@ -73,12 +75,12 @@ class Life:
         self._last = 0.0
         self._shown: Beat | None = None
 
-    def beat(self, allowed_seconds: float = 0.0) -> None:
+    def beat(self) -> None:
         """Show the parent that this process lives; cheap enough to call for every batch."""
         now = time.monotonic()
         beat = Beat(
             self.ready,
-            allowed_seconds,
+            self.allowed_seconds,
             self.committed_total,
             self.published_total,
             self.lag_seconds,
@@ -99,9 +101,11 @@ class Life:
         Raises:
             Stopped: a stop was requested before or while waiting.
         """
-        self.beat(seconds)
+        usual, self.allowed_seconds = self.allowed_seconds, self.allowed_seconds + seconds
+        self.beat()
         with self.interruptible():
             threading.Event().wait(seconds)
+        self.allowed_seconds = usual
         self.beat()
 
     @contextlib.contextmanager
@@ -158,7 +162,9 @@ def run(
     except Stopped:
         status = 0
     except BaseException:
-        log.exception("%s crashed; the pipeline starts again from the durable position", settings.name)
+        log.exception(
+            "%s crashed; the pipeline starts again from the durable position", settings.name
+        )
     logging.shutdown()
     # Not sys.exit: that would wait for feeder threads of channels whose other end may be gone.
     os._exit(status)

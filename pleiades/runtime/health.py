@@ -56,7 +56,7 @@ class _Request(BaseHTTPRequestHandler):
     server_version = "Pleiades"
     sys_version = ""
 
-    def do_GET(self) -> None:  # noqa: N802  # the name that http.server asks for
+    def do_GET(self) -> None:  # the name that http.server asks for
         path = self.path.partition("?")[0]
         if path == "/metrics":
             self._metrics()

@@ -11,6 +11,7 @@ import platform
 import re
 import shutil
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,38 @@ from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import CollectorRegistry
 
 from pleiades import __version__
+from pleiades.core.decoding import LINE_TYPES, REASONS
 
 FOLDER_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
 LAG_BUCKETS_SECONDS = (0.1, 0.2, 0.3, 0.5, 0.75, 1, 2, 3, 5, 10, 30, 60, 300, 900, 3600, 86400)
-COMMIT_BUCKETS_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
+COMMIT_BUCKETS_SECONDS = (
+    0.001,
+    0.0025,
+    0.005,
+    0.01,
+    0.025,
+    0.05,
+    0.1,
+    0.25,
+    0.5,
+    1,
+    2.5,
+    5,
+    10,
+    30,
+)
+
+RECONNECT_REASONS = ("closed", "cut", "decode", "idle")
+RECV_ERRORS = (
+    "connect",
+    "content_type",
+    "empty",
+    "id",
+    "status_4xx",
+    "status_5xx",
+    "throttled",
+    "upstream",
+)
 
 _OWN_FOLDER = re.compile(r"pleiades-metrics-([0-9]+)")
 
@@ -68,7 +97,7 @@ class Metrics:
     """
 
     def __init__(self, role: str) -> None:
-        values.ValueClass = values.MultiProcessValue(lambda: role)  # type: ignore[assignment,misc,no-untyped-call]  # the documented way to name files other than by pid
+        values.ValueClass = values.MultiProcessValue(lambda: role)  # type: ignore[no-untyped-call]  # the documented way to name files other than by pid
         registry = CollectorRegistry()
 
         def counter(name: str, meaning: str, *labels: str) -> Counter:
@@ -118,6 +147,10 @@ class Metrics:
             "pleiades_duplicate_events_dropped",
             "Events that the upstream repeated and that are published already.",
         )
+        self.before_start_dropped = counter(
+            "pleiades_before_start_events_dropped",
+            "Events older than the start of this relay that a reconnect brought.",
+        )
         self.identities_replaced = counter(
             "pleiades_replaced_identities", "Events without a usable meta.id."
         )
@@ -149,9 +182,7 @@ class Metrics:
             "pleiades_window_forgotten_identities",
             "Identities forgotten early because --dedup.maxEntries was reached.",
         )
-        self.queue_depth = gauge(
-            "pleiades_queue_depth", "Batches waiting in a channel.", "channel", mode="sum"
-        )
+        self.queue_depth = gauge("pleiades_queue_depth", "Batches waiting in a channel.", "channel")
         self.goroutine_restarts = gauge(
             "pleiades_goroutine_restarts",
             "As pleiades_process_restarts_total; the name that existing dashboards know.",
@@ -163,10 +194,22 @@ class Metrics:
             "Restarts of the pipeline, by the component that ended first.",
             "component",
         )
-        self.build_info = gauge(
-            "pleiades_build_info", "Always 1.", "version", "python", mode="max"
-        )
+        self.build_info = gauge("pleiades_build_info", "Always 1.", "version", "python", mode="max")
 
-    def describe_build(self) -> None:
-        """Set the build information; the parent does it."""
+    def describe(self, components: Iterable[str]) -> None:
+        """Show every series from the start, so that none first appears with its first count.
+
+        The parent does it, with the names of the processes that it starts.
+        """
+        for component in components:
+            self.process_restarts.labels(component)
+            self.goroutine_restarts.labels(component)
+        for reason in REASONS:
+            self.dead_letters.labels(reason)
+        for kind in LINE_TYPES:
+            self.recv_lines.labels(kind)
+        for kind in RECV_ERRORS:
+            self.recv_errors.labels(kind)
+        for reason in RECONNECT_REASONS:
+            self.reconnects.labels(reason)
         self.build_info.labels(__version__, platform.python_version()).set(1)

@@ -114,6 +114,7 @@ class Supervisor:
         self._stop_deadline = 0.0
         self._restarts = 0
         self._published_before = 0
+        self._fatal_status = EXIT_FAILED
         self._wake, self._waker = socket.socketpair()
 
     def run(self) -> int:
@@ -122,7 +123,6 @@ class Supervisor:
         folder_was_given = FOLDER_VARIABLE in os.environ
         folder = prepare_folder()
         self._metrics = Metrics("parent")
-        self._metrics.describe_build()
         settings = self._settings
         server = HealthServer(
             settings.metrics_host, settings.metrics_port, self._unhealthy, self._unready
@@ -178,10 +178,9 @@ class Supervisor:
     def _one_generation(self) -> Ended | None:
         """Run the pipeline to its end; None if that was asked for."""
         started = time.monotonic()
-        self._children = [
-            _Running(self._context, spec, self._settings)
-            for spec in self._stages(self._context, self._opened)
-        ]
+        specs = self._stages(self._context, self._opened)
+        self._metrics.describe(spec.name for spec in specs)
+        self._children = [_Running(self._context, spec, self._settings) for spec in specs]
         first: _Running | None = None
         while first is None:
             self._wait()

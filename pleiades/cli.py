@@ -1,0 +1,102 @@
+"""argv → settings → pipeline → exit status."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from pleiades import __version__
+from pleiades.runtime import logs
+from pleiades.runtime.errors import EXIT_STOPPED, EXIT_USAGE, Fatal, UsageError
+
+# Imports of a command stand in its function: a child process imports this file too, and should not
+# pay in time and memory for what only the parent or another command needs.
+
+
+def ingest(arguments: Sequence[str]) -> int:
+    """Relay until stopped."""
+    from pleiades.runtime.flags import ingest_parser, joined_negatives, settings_from
+
+    parser = ingest_parser("ingest", COMMANDS["ingest"].meaning)
+    settings = settings_from(parser.parse_args(joined_negatives(arguments)))
+    logs.configure(settings.log_level, settings.log_format, "parent")
+
+    from pleiades.pipeline import ingest as relay
+
+    return relay(settings)
+
+
+def simulate(arguments: Sequence[str]) -> int:
+    """Serve a local upstream until stopped."""
+    from pleiades.simulator import command
+
+    parser = command.parser("simulate", COMMANDS["simulate"].meaning)
+    return command.run(parser.parse_args(arguments))
+
+
+def demo(arguments: Sequence[str]) -> int:
+    """Relay from a local upstream into files until stopped."""
+    from pleiades.demo import run
+
+    return run(arguments, COMMANDS["demo"].meaning)
+
+
+def explain(arguments: Sequence[str]) -> int:
+    """Print the help of a command, or which commands there are."""
+    if not arguments:
+        print(_overview())  # noqa: T201  # what was asked for
+        return EXIT_STOPPED
+    return _command(arguments[0]).run(["--help"])
+
+
+class Command(NamedTuple):
+    """One word after `pleiades`."""
+
+    run: Callable[[Sequence[str]], int]
+    meaning: str
+
+
+COMMANDS = {
+    "ingest": Command(ingest, "Relay EventStreams into files or Kafka, every event exactly once."),
+    "demo": Command(demo, "Relay from a local upstream into ./events: no internet, no Kafka."),
+    "simulate": Command(simulate, "Serve a local upstream that speaks the EventStreams protocol."),
+    "help": Command(explain, "Show this, or the flags of a command."),
+}
+
+
+def _overview() -> str:
+    commands = "\n".join(f"  {name:10} {command.meaning}" for name, command in COMMANDS.items())
+    return (
+        "usage: pleiades <command> [flags]\n\n"
+        f"Relays Wikimedia EventStreams: every event exactly once, in order.\n\n{commands}\n\n"
+        "pleiades help <command> lists its flags; pleiades --version tells the version.\n"
+        "Begin with: pleiades demo"
+    )
+
+
+def _command(name: str) -> Command:
+    try:
+        return COMMANDS[name]
+    except KeyError:
+        raise UsageError(
+            f"there is no command {logs.printable(name, 40)!r}; there are {', '.join(COMMANDS)}"
+        ) from None
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command in `argv`; returns the exit status (see `runtime.errors`)."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        if not arguments:
+            raise UsageError(f"a command is missing; there are {', '.join(COMMANDS)}")
+        if arguments[0] in ("-h", "--help"):
+            return explain([])
+        if arguments[0] in ("-V", "--version"):
+            print(f"pleiades {__version__}")  # noqa: T201  # what was asked for
+            return EXIT_STOPPED
+        return _command(arguments[0]).run(arguments[1:])
+    except Fatal as error:
+        hint = "\nTry: pleiades help" if error.exit_status == EXIT_USAGE else ""
+        print(f"pleiades: {error}{hint}", file=sys.stderr)  # noqa: T201  # before there are logs
+        return error.exit_status

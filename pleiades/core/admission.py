@@ -1,0 +1,142 @@
+"""What of a batch is published.
+
+Law: an event is published if it is neither known already (a repeat) nor from before the start of the
+relay; in the order in which it came.
+
+Before the start: a topic-partition is *young* while all that it delivered is dated at or before the
+start, e.g. because the first event after it is an imported edit of 2016. A reconnect must then ask for
+older than the start (see `Course.asked_from`), and upstream sends what the relay never took up. Of a
+young topic-partition, on every new connection, is dropped what comes before the first event that is
+known or dated at or after the start. This is exact, because
+
+- the topic-partition was asked for from the start on, so whatever lies before its first delivered event
+  is dated before the start; and it was not delivered, so it is not known;
+- what a young one asks for begins at or before the delivered event with its greatest timestamp, and
+  that one is known: the window keeps it, because it is never older than the window's horizon.
+
+What is dropped does not move the position, which else would run ahead of that known event and let the
+window forget it.
+
+Assumed: that event is one that was published. Canaries are not; but they carry the time at which they
+were produced, so a topic-partition that delivered one after a start in the past is not young. Events
+of unknown source are never held to be from before the start: one event too many is better than one too
+few.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import NamedTuple, TypeAlias
+
+from pleiades.core.position import Checkpoint
+from pleiades.core.window import Window
+from pleiades.core.wire import Batch, DeadLetter, Event, TopicPartition
+
+Known: TypeAlias = Callable[[Event | DeadLetter], bool]
+"""Asks the destination whether it has an event; is asked only about what the window does not hold."""
+
+
+def nothing_known(_: Event | DeadLetter) -> bool:
+    """The `Known` of a destination of which the window holds all there is to know."""
+    return False
+
+
+class Admitted(NamedTuple):
+    """What of a batch is to be published, and how far that brings the position."""
+
+    events: list[Event]
+    dead_letters: list[DeadLetter]
+    timestamps_ms: Mapping[TopicPartition, int]
+    """What to advance the checkpoint by, **instead of** the batch's own."""
+    repeated: int
+    before_start: int
+
+
+class Admission:
+    """Decides for one generation of the pipeline; batches must come in their order.
+
+    Args:
+        window: what is published already; everything admitted or known is added to it.
+    """
+
+    def __init__(self, window: Window) -> None:
+        self._window = window
+        self._connection = 0
+        self._started_ms = 0
+        self._awaiting: set[TopicPartition] = set()
+        """Young ones of which nothing known has come on this connection."""
+
+    def admit(self, batch: Batch, checkpoint: Checkpoint, known: Known = nothing_known) -> Admitted:
+        """Sort a batch out.
+
+        Args:
+            batch: the next one.
+            checkpoint: the one **before** this batch.
+            known: see `Known`.
+        """
+        if batch.connection != self._connection:
+            self._connection = batch.connection
+            self._started_ms = checkpoint.started_ms
+            self._awaiting = set(young(checkpoint))
+            self._window.connected(checkpoint.position, checkpoint.clock_ms)
+        self._window.observe(batch.timestamps_ms)
+        if self._awaiting or batch.dead_letters:
+            return self._admit_in_order(batch, known)
+        add = self._window.add
+        events = [
+            event
+            for event in batch.events
+            if add(event.source, event.timestamp_ms, event.identity) and not known(event)
+        ]
+        return Admitted(events, [], batch.timestamps_ms, len(batch.events) - len(events), 0)
+
+    def _admit_in_order(self, batch: Batch, known: Known) -> Admitted:
+        events: list[Event] = []
+        letters: list[DeadLetter] = []
+        repeated = before_start = 0
+        timestamps_ms = {
+            source: timestamp_ms
+            for source, timestamp_ms in batch.timestamps_ms.items()
+            if source not in self._awaiting
+        }
+        held_back = frozenset(self._awaiting)
+        for item in _in_order(batch):
+            source, timestamp_ms, identity = item.source, item.timestamp_ms, item.identity
+            is_known = identity in self._window or known(item)
+            if source in self._awaiting:
+                if not is_known and timestamp_ms <= self._started_ms:
+                    before_start += 1
+                    continue
+                self._awaiting.discard(source)
+            if source in held_back:
+                timestamps_ms[source] = max(timestamps_ms.get(source, 0), timestamp_ms)
+            self._window.add(source, timestamp_ms, identity)
+            if is_known:
+                repeated += 1
+            elif isinstance(item, Event):
+                events.append(item)
+            else:
+                letters.append(item)
+        return Admitted(events, letters, timestamps_ms, repeated, before_start)
+
+
+def young(checkpoint: Checkpoint) -> Iterator[TopicPartition]:
+    """The topic-partitions that have delivered something, but nothing dated at or after the start."""
+    for source, reached in checkpoint.position.items():
+        # An id's timestamp is that of its event + 1.
+        if 0 < reached <= checkpoint.started_ms:
+            yield source
+
+
+def _in_order(batch: Batch) -> Iterator[Event | DeadLetter]:
+    """Events and dead letters in the order in which they came."""
+    letters = iter(batch.dead_letters)
+    letter = next(letters, None)
+    for number, event in enumerate(batch.events):
+        while letter is not None and letter.place <= number:
+            yield letter
+            letter = next(letters, None)
+        yield event
+    while letter is not None:
+        yield letter
+        letter = next(letters, None)

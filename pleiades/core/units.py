@@ -1,0 +1,35 @@
+"""Durations as a person writes them, e.g. `500ms`, `2s`, `1.5m`, `12h`, `7d`.
+
+Law: a number without a unit is refused, for a forgotten unit is a factor of a thousand; only zero
+is the same in all of them.
+"""
+
+from __future__ import annotations
+
+import re
+
+_SECONDS_PER_UNIT = {"s": 1.0, "m": 60.0, "h": 3_600.0, "d": 86_400.0}
+
+# Both lengths are bounded: nobody means a longer number, and float() of one could give infinity.
+_DURATION = re.compile(r"([0-9]{1,12}(?:\.[0-9]{1,9})?) ?(ms|s|m|h|d)", re.ASCII)
+_ZERO = re.compile(r"0(?:\.0{1,9})?", re.ASCII)
+
+
+def parse_duration(text: str) -> float:
+    """A duration in seconds, never negative.
+
+    Raises:
+        ValueError: it is no decimal number followed by `ms`, `s`, `m`, `h` or `d`.
+    """
+    stripped = text.strip()
+    if _ZERO.fullmatch(stripped):
+        return 0.0
+    match = _DURATION.fullmatch(stripped)
+    if match is None:
+        raise ValueError(
+            f"{text[:40]!r} is no duration; write a number with a unit, one of "
+            "ms, s, m, h and d, e.g. 500ms, 2s, 10m"
+        )
+    number, unit = match.groups()
+    # By division, so that 500ms is exactly 0.5 and 1ms the float nearest to 0.001.
+    return float(number) / 1000.0 if unit == "ms" else float(number) * _SECONDS_PER_UNIT[unit]

@@ -1,0 +1,202 @@
+"""What a run of the relay is told: plain frozen values, checked once, handed to every process."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from pleiades.core.units import parse_duration
+from pleiades.core.wire import MAX_TIMESTAMP_MS
+
+SYNC_BATCH = "batch"
+SYNC_NONE = "none"
+
+MAX_STREAMS = 64
+MAX_PARSERS = 64
+MIN_OVERLAP_SECONDS = 0.001
+"""An id carries its event's timestamp plus 1 ms; with less, a reconnect could skip events."""
+
+# A stream's name becomes part of a URL and of a file name.
+_STREAM = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+
+
+@dataclass(frozen=True, slots=True)
+class UpstreamSettings:
+    """How to ask the upstream."""
+
+    url: str
+    """Base URL without a slash at its end; the streams follow it."""
+    streams: tuple[str, ...]
+    contact: str
+    overlap_seconds: float
+    idle_timeout_seconds: float
+    keep_canaries: bool
+
+
+@dataclass(frozen=True, slots=True)
+class FilesSettings:
+    """The file publisher."""
+
+    publish_dir: Path
+    sync: str
+    """`SYNC_BATCH` or `SYNC_NONE`."""
+
+
+@dataclass(frozen=True, slots=True)
+class KafkaSettings:
+    """The Kafka publisher."""
+
+    broker: str
+    topic: str
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Everything that `pleiades ingest` is told."""
+
+    upstream: UpstreamSettings
+    files: FilesSettings | None
+    kafka: KafkaSettings | None
+    resume: bool
+    since_ms: int | None
+    """Where to start without a stored position, ms since 1970; None: now."""
+    parsers: int
+    window_seconds: float
+    max_entries: int
+    metrics_host: str
+    metrics_port: int
+    hang_timeout_seconds: float
+    log_level: int
+    log_format: str
+    """`text` or `json`."""
+
+
+# ---- from text: each raises ValueError with a sentence that follows the flag's name ----
+
+
+def boolean(text: str) -> bool:
+    """`true` or `false`, also yes/no, on/off, 1/0."""
+    known = {"true": True, "yes": True, "on": True, "1": True}
+    known |= {"false": False, "no": False, "off": False, "0": False}
+    try:
+        return known[text.strip().lower()]
+    except KeyError:
+        raise ValueError(f"{text!r} is neither true nor false") from None
+
+
+def duration(at_least_seconds: float = 0.0) -> Callable[[str], float]:
+    """Reads a duration such as `90s`, `10m`; the result is in seconds."""
+
+    def read(text: str) -> float:
+        seconds = parse_duration(text)
+        if seconds < at_least_seconds:
+            raise ValueError(f"{text!r} is too short: at least {at_least_seconds:g}s")
+        return seconds
+
+    return read
+
+
+def integer(least: int, most: int) -> Callable[[str], int]:
+    """Reads a whole number within bounds."""
+
+    def read(text: str) -> int:
+        try:
+            number = int(text)
+        except ValueError:
+            raise ValueError(f"{text!r} is not a whole number") from None
+        if not least <= number <= most:
+            raise ValueError(f"{number} is not between {least} and {most}")
+        return number
+
+    return read
+
+
+def choice(*allowed: str) -> Callable[[str], str]:
+    """Reads one of a few words."""
+
+    def read(text: str) -> str:
+        if text not in allowed:
+            raise ValueError(f"{text!r} is none of {', '.join(allowed)}")
+        return text
+
+    return read
+
+
+def directory(text: str) -> Path:
+    """Reads a path; whether it can be used is found out when it is opened."""
+    if not text or "\0" in text:
+        raise ValueError("needs the path of a directory")
+    return Path(text)
+
+
+def streams(text: str) -> tuple[str, ...]:
+    """Reads names of streams, joined by commas."""
+    names = tuple(name.strip() for name in text.split(","))
+    for name in names:
+        if _STREAM.fullmatch(name) is None:
+            raise ValueError(f"{name!r} is no name of a stream, such as recentchange")
+    if len(set(names)) < len(names):
+        raise ValueError(f"{text!r} names a stream twice")
+    if len(names) > MAX_STREAMS:
+        raise ValueError(f"names {len(names)} streams; at most {MAX_STREAMS} fit")
+    return names
+
+
+def base_url(text: str) -> str:
+    """Reads an HTTP URL."""
+    try:
+        parts = urlsplit(text)
+        readable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        readable = False
+    if not readable:
+        raise ValueError(f"{text!r} is no URL such as http://127.0.0.1:8080/v2/stream")
+    if parts.query or parts.fragment:
+        raise ValueError("must be a base URL without ? and #; the streams are put after it")
+    return text.rstrip("/")
+
+
+def contact(text: str) -> str:
+    """Reads what goes into the parentheses of the User-Agent (RFC 9110 §10.1.5, comment)."""
+    plain = text.isascii() and text.isprintable() and not set(text) & set("()\\")
+    if not plain or not text.strip():
+        raise ValueError(f"{text!r} can't stand in a User-Agent: plain ASCII without parentheses")
+    if not ("@" in text or "://" in text):
+        raise ValueError(f"{text!r} is no way to reach you: give a URL or a mail address")
+    return text
+
+
+def since(text: str, now: datetime) -> int | None:
+    """Reads a start: `now`, an ISO 8601 time (UTC where it names no zone), `-2h`, or ms since 1970.
+
+    Returns ms since 1970; None for now.
+    """
+    text = text.strip()
+    if text in ("now", ""):
+        return None
+    if text.isascii() and text.isdigit():
+        milliseconds = int(text[:16])
+    elif text.startswith("-"):
+        milliseconds = int((now.timestamp() - parse_duration(text[1:])) * 1000)
+    else:
+        try:
+            when = datetime.fromisoformat(text)
+        except ValueError:
+            raise ValueError(
+                f"{text!r} is no time: give ISO 8601 (2026-01-31T12:00:00Z), -2h, or ms since 1970"
+            ) from None
+        if when.tzinfo is None:
+            when = when.replace(tzinfo=UTC)
+        # Not timestamp() * 1000: a float is a millisecond off now and then.
+        milliseconds = (when - datetime.fromtimestamp(0, UTC)) // timedelta(milliseconds=1)
+    if not 0 <= milliseconds <= MAX_TIMESTAMP_MS:
+        raise ValueError(f"{text!r} lies before 1970 or after 9999")
+    if milliseconds > now.timestamp() * 1000:
+        raise ValueError(
+            f"{text!r} lies in the future: the upstream would skip what comes until then"
+        )
+    return milliseconds

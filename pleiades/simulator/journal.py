@@ -1,0 +1,86 @@
+"""The truth that an oracle compares with: what was appended to the upstream's log, in that order."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, NamedTuple
+
+import orjson
+
+from pleiades.core.wire import TopicPartition
+from pleiades.runtime.errors import UsageError
+
+READ_BYTES = 256 * 1024
+
+
+class JournalEntry(NamedTuple):
+    """One event that was appended."""
+
+    topic: str
+    partition: int
+    offset: int
+    """In the cluster of the topic's own data centre."""
+    timestamp: int
+    """Kafka's, ms since 1970; the id says one more."""
+    identity: str
+    """`meta.id`; empty for a recorded event without one."""
+    canary: bool
+
+    @property
+    def source(self) -> TopicPartition:
+        """The topic-partition."""
+        return self.topic, self.partition
+
+
+class Journal:
+    """One JSON line per event. On disk, so that a long run needs no memory for it.
+
+    Args:
+        path: the file to write; None: one that is gone when the simulator is.
+
+    Raises:
+        UsageError: the file can't be written.
+    """
+
+    def __init__(self, path: Path | None) -> None:
+        try:
+            self._file: IO[bytes] = (
+                path.open("w+b") if path else tempfile.TemporaryFile("w+b")  # noqa: SIM115
+            )
+        except OSError as error:
+            raise UsageError(f"can't write the journal: {error}; check --journal") from None
+        self._flushed_bytes = 0
+
+    def add(self, entry: JournalEntry) -> None:
+        """Note an event; it can be read after `flush`."""
+        self._file.write(orjson.dumps(entry._asdict()) + b"\n")
+
+    def flush(self) -> None:
+        """Make visible what was added."""
+        self._file.flush()
+        self._flushed_bytes = self._file.tell()
+
+    def chunks(self) -> Iterator[bytes]:
+        """All that was flushed until now; never half a line at the end.
+
+        Reads at its own place in the file, so any thread may use it while another one adds.
+        """
+        end, place = self._flushed_bytes, 0
+        while place < end:
+            chunk = os.pread(self._file.fileno(), min(READ_BYTES, end - place), place)
+            if not chunk:
+                return
+            place += len(chunk)
+            yield chunk
+
+    def entries(self) -> list[JournalEntry]:
+        """What `chunks` gives, read."""
+        lines = b"".join(self.chunks()).split(b"\n")
+        return [JournalEntry(**orjson.loads(line)) for line in lines if line]
+
+    def close(self) -> None:
+        """Close the file; may be called again."""
+        self._file.close()

@@ -1,0 +1,164 @@
+"""Recorded events instead of generated ones: one JSON per line, or an SSE capture.
+
+Law: the data come out byte for byte as they stand in the file. Lines end with LF alone (a CR before it
+is not part of the line): U+2028 and U+0085 are text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import orjson
+
+from pleiades.core.wire import Assignment, MalformedId, TopicPartition, parse_id
+from pleiades.runtime.errors import UsageError
+from pleiades.simulator.log import Fresh
+from pleiades.simulator.settings import SimulatorSettings, topics_of
+
+
+class RecordedEvent(NamedTuple):
+    """One event of a file."""
+
+    source: TopicPartition
+    timestamp_ms: int
+    """Kafka's: from the id (less its 1 ms), else from `meta.dt`."""
+    data: bytes
+    identity: str
+    canary: bool
+
+
+def read_recorded(path: Path, default_topic: str) -> list[RecordedEvent]:
+    """All events of a `.sse` or `.ndjson` file, in its order.
+
+    Args:
+        path: the file; its name tells the format.
+        default_topic: of events that don't say theirs.
+
+    Raises:
+        UsageError: the file can't be read or holds no events.
+    """
+    try:
+        text = path.read_bytes()
+    except OSError as error:
+        raise UsageError(f"can't read the recorded events: {error}; check --file") from None
+    pairs = _sse(text) if path.suffix == ".sse" else _ndjson(text)
+    events: list[RecordedEvent] = []
+    for data, sse_id in pairs:
+        last = events[-1].timestamp_ms if events else 0
+        events.append(_recorded(data, sse_id, default_topic, last))
+    if not events:
+        raise UsageError(f"{path} holds no events; --file takes .ndjson or .sse")
+    return events
+
+
+def _lines(text: bytes) -> Iterator[bytes]:
+    return (line.removesuffix(b"\r") for line in text.split(b"\n"))
+
+
+def _ndjson(text: bytes) -> Iterator[tuple[bytes, bytes]]:
+    return ((line, b"") for line in _lines(text) if line)
+
+
+def _sse(text: bytes) -> Iterator[tuple[bytes, bytes]]:
+    data: list[bytes] = []
+    sse_id, kind = b"", b"message"
+    for line in _lines(text):
+        name, _, field = line.partition(b":")
+        field = field.removeprefix(b" ")
+        if not line:
+            if data and kind == b"message":
+                # Joined as SSE joins them; they leave as as many `data` lines again.
+                yield b"\ndata: ".join(data), sse_id
+            data, kind = [], b"message"
+        elif name == b"data":
+            data.append(field)
+        elif name == b"id":
+            sse_id = field
+        elif name == b"event":
+            kind = field
+
+
+def _recorded(data: bytes, sse_id: bytes, default_topic: str, last_ms: int) -> RecordedEvent:
+    try:
+        meta: Any = orjson.loads(data).get("meta")
+    except (orjson.JSONDecodeError, AttributeError):
+        meta = None
+    if not isinstance(meta, dict):
+        meta = {}
+    topic, partition = meta.get("topic"), meta.get("partition")
+    source = (
+        topic if isinstance(topic, str) else default_topic,
+        partition if type(partition) is int and partition >= 0 else 0,
+    )
+    timestamp_ms = _id_ms(sse_id, source)
+    if timestamp_ms is None:
+        timestamp_ms = _dt_ms(meta.get("dt"))
+    return RecordedEvent(
+        source,
+        # An event without any date happened when the one before it did.
+        last_ms if timestamp_ms is None else timestamp_ms,
+        data,
+        str(meta.get("id", "")),
+        meta.get("domain") == "canary",
+    )
+
+
+def _id_ms(sse_id: bytes, source: TopicPartition) -> int | None:
+    try:
+        assignments: tuple[Assignment, ...] = parse_id(sse_id) if sse_id else ()
+    except MalformedId:
+        return None
+    for assigned, timestamp_ms in assignments:
+        if assigned == source and timestamp_ms is not None:
+            return timestamp_ms - 1
+    return None
+
+
+def _dt_ms(dt: object) -> int | None:
+    try:
+        when = datetime.fromisoformat(str(dt))
+        return int((when if when.tzinfo else when.replace(tzinfo=UTC)).timestamp() * 1000)
+    except (ValueError, OverflowError):
+        return None
+
+
+def sources_in(events: list[RecordedEvent]) -> list[TopicPartition]:
+    """The topic-partitions that events of a file come from, in the order they are first met."""
+    return list(dict.fromkeys(event.source for event in events))
+
+
+def replayed(
+    events: list[RecordedEvent], settings: SimulatorSettings, started_ms: int
+) -> Iterator[Fresh]:
+    """Recorded events at the pace of the settings.
+
+    Args:
+        events: what `read_recorded` gave.
+        settings: `shift_timestamps`, and what the pace follows from.
+        started_ms: the simulator's start, ms since 1970.
+    """
+    period_ms = settings.period_ms()
+    reached: dict[TopicPartition, int] = {}
+    for number, event in enumerate(events, start=-settings.history_events):
+        timestamp_ms = event.timestamp_ms
+        if settings.shift_timestamps:
+            reached[event.source] = max(reached.get(event.source, 0), timestamp_ms)
+            behind_ms = reached[event.source] - timestamp_ms
+            timestamp_ms = max(started_ms + int(number * period_ms) - behind_ms, 0)
+        yield Fresh(
+            number * period_ms,
+            event.source,
+            timestamp_ms,
+            event.data,
+            0,
+            event.identity,
+            event.canary,
+        )
+
+
+def topics_for_streams(streams: tuple[str, ...]) -> list[str]:
+    """The topics of several streams."""
+    return [topic for stream in streams for topic in topics_of(stream)]

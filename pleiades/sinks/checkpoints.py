@@ -1,0 +1,79 @@
+"""The checkpoint as a file: read, replaced in one step, set aside when damaged."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import time
+from pathlib import Path
+
+from pleiades.core.position import Checkpoint, UnreadableCheckpoint, decode_checkpoint
+from pleiades.sinks.disk import replace_file
+
+log = logging.getLogger(__name__)
+
+MAX_CHECKPOINT_BYTES = 1024 * 1024
+"""A larger file is no checkpoint: 1,024 topic-partitions of the longest names fit in half of it."""
+MAX_NAME = 100
+
+
+class CheckpointFile:
+    """`<folder>/checkpoint-<streams>`: the position of different streams is never mixed up.
+
+    The name does not end in `.json`, so that a search for events does not find it.
+    """
+
+    def __init__(self, folder: Path, streams: tuple[str, ...], synced: bool) -> None:
+        joined = "+".join(sorted(streams))
+        if len(joined) > MAX_NAME:
+            joined = "sha256-" + hashlib.sha256(joined.encode()).hexdigest()
+        self._folder = folder
+        self._path = folder / f"checkpoint-{joined}"
+        self._synced = synced
+
+    def read(self) -> tuple[Checkpoint | None, bool]:
+        """The stored checkpoint if there is one, and whether there was one that is damaged.
+
+        A damaged one is renamed, so that somebody can look at it.
+
+        Raises:
+            OSError: it is there and can't be read or renamed.
+        """
+        try:
+            with self._path.open("rb") as file:
+                encoded = file.read(MAX_CHECKPOINT_BYTES + 1)
+        except FileNotFoundError:
+            self._mention_others()
+            return None, False
+        try:
+            if len(encoded) > MAX_CHECKPOINT_BYTES:
+                raise UnreadableCheckpoint("it is too large")
+            return decode_checkpoint(encoded), False
+        except UnreadableCheckpoint as error:
+            aside = self._path.with_name(f"{self._path.name}.damaged-{time.time_ns()}")
+            self._path.rename(aside)
+            log.warning(
+                "the checkpoint is unusable (%s) and was set aside as %s; no event is lost by that",
+                error,
+                aside,
+            )
+            return None, True
+
+    def replace(self, checkpoint: Checkpoint) -> None:
+        """Store a checkpoint.
+
+        Raises:
+            OSError: the old one still holds.
+        """
+        replace_file(self._path, checkpoint.encoded() + b"\n", self._synced)
+
+    def _mention_others(self) -> None:
+        others = sorted(
+            other.name for other in self._folder.glob("checkpoint-*") if "damaged" not in other.name
+        )
+        if others:
+            log.warning(
+                "nothing is stored for these streams, only %s: this run starts where --since says. "
+                "To go on there, ask for the same --upstream.stream",
+                ", ".join(others[:5]),
+            )

@@ -1,0 +1,121 @@
+"""What a file system must be asked for by hand: whole files, syncs, a lock."""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import os
+from pathlib import Path
+
+from pleiades.runtime.errors import DestinationHeld
+
+_CREATE = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def write_whole(path: Path, line: bytes) -> None:
+    """Write a file of one line."""
+    descriptor = os.open(path, _CREATE, 0o666)
+    try:
+        _write_all(descriptor, line + b"\n")
+    finally:
+        os.close(descriptor)
+
+
+def replace_file(path: Path, content: bytes, synced: bool) -> None:
+    """Replace a file in one step; synced: the new content is on the disk when this returns."""
+    staged = path.with_name(path.name + ".new")
+    descriptor = os.open(staged, _CREATE, 0o666)
+    try:
+        _write_all(descriptor, content)
+        if synced:
+            os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+    staged.replace(path)
+    if synced:
+        sync_directory(path.parent)
+
+
+def _write_all(descriptor: int, content: bytes) -> None:
+    # A nearly full disk takes a part, and says so only at the next write.
+    written = os.write(descriptor, content)
+    while written < len(content):
+        written += os.write(descriptor, content[written:])
+
+
+def sync_directory(path: Path) -> None:
+    """Bring the names in a directory to the disk."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sync_file_system(path: Path) -> None:
+    """Bring everything on the path's file system to the disk: syncfs(2), one call for a batch."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        # Python has no os.syncfs; where libc has none either, sync(2) does more than is needed.
+        syncfs = getattr(_libc, "syncfs", None)
+        if syncfs is None:
+            os.sync()
+        elif syncfs(descriptor) != 0:
+            number = ctypes.get_errno()
+            raise OSError(number, os.strerror(number), str(path))
+    finally:
+        os.close(descriptor)
+
+
+class Lock:
+    """Keeps a second instance out of a directory; the kernel frees it when its holder dies."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._descriptor: int | None = None
+
+    def acquire(self, place: Path) -> bool:
+        """Take the lock; False if this object held it already.
+
+        Raises:
+            DestinationHeld: somebody else holds it; `place` is named in the message.
+        """
+        if self._descriptor is not None:
+            if self._is_in_place(self._descriptor):
+                return False
+            self.release()
+        descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.pread(descriptor, 20, 0).decode(errors="replace").strip()
+            os.close(descriptor)
+            by = (
+                f"process {holder}" if holder.isascii() and holder.isdigit() else "another instance"
+            )
+            raise DestinationHeld(
+                f"{by} publishes into {place} already. This one has written nothing and leaves. "
+                "Stop the other, or choose another --file.publishDir"
+            ) from None
+        except OSError:
+            os.close(descriptor)
+            raise
+        self._descriptor = descriptor
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+        return True
+
+    def release(self) -> None:
+        """Give the lock back, if it is held."""
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
+
+    def _is_in_place(self, descriptor: int) -> bool:
+        # The lock of a file that was removed keeps nobody out: a newcomer makes a new one.
+        try:
+            there = self._path.stat()
+        except FileNotFoundError:
+            return False
+        return os.path.samestat(there, os.fstat(descriptor))

@@ -1,0 +1,227 @@
+"""One file per event: `<publishDir>/<YYYY-MM-DDTHH>/<UTC time>-<identity>.json`.
+
+Laws:
+- A name follows from the event alone, so publishing it twice is publishing it once; the names on disk
+  are the window, whatever its size.
+- A name appears when all bytes behind it are written and, with `sync` = batch, on the disk.
+- The checkpoint is replaced, by a rename, only after the events that it covers have their names.
+- One commit can be tried again from its start as often as it takes: every step asks what is done.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import stat
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from pleiades.core.backoff import Backoff
+from pleiades.core.position import Checkpoint
+from pleiades.core.wire import DeadLetter, Event
+from pleiades.runtime.errors import DestinationHeld, Fatal
+from pleiades.runtime.settings import SYNC_BATCH
+from pleiades.sinks.base import Opened
+from pleiades.sinks.checkpoints import CheckpointFile
+from pleiades.sinks.disk import Lock, sync_directory, sync_file_system, write_whole
+from pleiades.sinks.names import dead_letter_name, event_name
+from pleiades.sinks.recovery import recovered_checkpoint
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+OWN_FOLDER = ".pleiades"
+RETRY_BACKOFF = Backoff(first_seconds=0.1, max_seconds=5.0)
+LOCK_WAIT_SECONDS = 4.0
+"""How long a start waits for the lock: children of a SIGKILLed parent leave within two seconds."""
+LOCK_POLL_SECONDS = 0.1
+
+# Waiting for somebody to make room or to give a permission back helps; at the start it hides a
+# mistake on the command line.
+_FATAL_AT_START = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What a sink needs from the process around it."""
+
+    pause: Callable[[float], None]
+    """Waits that many seconds; may raise to end the wait."""
+    on_trouble: Callable[[str, OSError, float], None]
+    """Told before each pause: what could not be done, why, and for how long the pause is."""
+
+
+class FilesSink:
+    """Publishes into a directory.
+
+    Args:
+        publish_dir: created if missing.
+        sync: `SYNC_BATCH` or `SYNC_NONE`.
+        streams: the upstream's streams; their position is stored under their names.
+        window_ms: how far a position found by the names on disk goes back behind them.
+        around: see `Surroundings`.
+    """
+
+    def __init__(
+        self,
+        publish_dir: Path,
+        sync: str,
+        streams: tuple[str, ...],
+        window_ms: int,
+        around: Surroundings,
+    ) -> None:
+        self._publish_dir = publish_dir.absolute()
+        own = self._publish_dir / OWN_FOLDER
+        self._staging = own / "staging"
+        self._dead_letters = own / "dead-letters"
+        self._synced = sync == SYNC_BATCH
+        self._window_ms = window_ms
+        self._around = around
+        self._lock = Lock(own / "lock")
+        self._checkpoints = CheckpointFile(own, streams, self._synced)
+        self._pending: list[tuple[Path, bytes]] = []
+        self._tried = False
+        """Some of what is pending may have its name already."""
+        self._folders: set[Path] = set()
+
+    def open(self, resume: bool) -> Opened:
+        """See `Sink.open`."""
+        self._until_done("prepare", self._prepare_when_free, _FATAL_AT_START)
+        if not resume:
+            return Opened(None)
+        checkpoint, damaged = self._until_done("read the checkpoint in", self._checkpoints.read)
+        if damaged:
+            checkpoint = recovered_checkpoint(self._publish_dir, self._window_ms)
+            if checkpoint is not None:
+                log.warning(
+                    "the position was found again from the newest files: asking the upstream from "
+                    "%d ms on; what is published already is dropped",
+                    checkpoint.started_ms,
+                )
+        return Opened(checkpoint)
+
+    def is_published(self, event: Event | DeadLetter) -> bool:
+        """See `Sink.is_published`: whether the event's name is on the disk."""
+        path = self._path_of(event)
+        return self._until_done("look for published events in", lambda: _is_whole(path))
+
+    def write(self, events: list[Event], dead_letters: list[DeadLetter]) -> None:
+        """See `Sink.write`."""
+        pending: list[Event | DeadLetter] = [*events, *dead_letters]
+        self._pending += [(self._path_of(event), event.data) for event in pending]
+
+    def commit(self, checkpoint: Checkpoint) -> None:
+        """See `Sink.commit`."""
+        if self._pending:
+            self._until_done("publish events in", self._publish)
+            self._pending = []
+            self._tried = False
+        self._until_done("store the position in", lambda: self._checkpoints.replace(checkpoint))
+
+    def close(self) -> None:
+        """See `Sink.close`."""
+        self._pending = []
+        self._lock.release()
+
+    def _path_of(self, event: Event | DeadLetter) -> Path:
+        if isinstance(event, DeadLetter):
+            return self._dead_letters / dead_letter_name(event)
+        folder, name = event_name(event)
+        return self._publish_dir / folder / name
+
+    def _prepare_when_free(self) -> None:
+        deadline = time.monotonic() + LOCK_WAIT_SECONDS
+        while True:
+            try:
+                self._prepare()
+            except DestinationHeld:
+                if time.monotonic() >= deadline:
+                    raise
+                self._around.pause(LOCK_POLL_SECONDS)
+            else:
+                return
+
+    def _prepare(self) -> None:
+        """Make and take what must be there; also again, if somebody removed it meanwhile."""
+        self._folders.clear()
+        for folder in (self._staging, self._dead_letters):
+            folder.mkdir(parents=True, exist_ok=True)
+        if self._lock.acquire(self._publish_dir):
+            # From now on nobody else writes here: what is staged is a crash's leftover.
+            for left in self._staging.iterdir():
+                left.unlink()
+
+    def _publish(self) -> None:
+        pending = self._pending
+        if self._tried:
+            pending = [(path, line) for path, line in pending if not _is_whole(path)]
+        self._tried = True
+        for path, line in pending:
+            write_whole(self._staged(path), line)
+        if self._synced:
+            # Before any name appears: after a power failure a name without its bytes would
+            # pass for a published event. (rename(2) alone does not order the two.)
+            sync_file_system(self._staging)
+        touched = {path.parent for path, _ in pending}
+        new = touched - self._folders
+        for folder in new:
+            folder.mkdir(exist_ok=True)
+        if self._synced:
+            for parent in {folder.parent for folder in new}:
+                sync_directory(parent)
+        for path, _ in pending:
+            self._staged(path).replace(path)
+        if self._synced:
+            for folder in touched:
+                sync_directory(folder)
+        self._folders = touched
+
+    def _staged(self, path: Path) -> Path:
+        # Not .json: a search through all folders must not find half an event.
+        return self._staging / f"{path.name}.part"
+
+    def _until_done(
+        self, operation: str, attempt: Callable[[], T], fatal: tuple[int, ...] = ()
+    ) -> T:
+        """Try until it works: a full disk is no reason to skip an event."""
+        failures = 0
+        while True:
+            try:
+                return attempt()
+            except OSError as error:
+                if error.errno in fatal:
+                    raise Fatal(
+                        f"can't {operation} {self._publish_dir}: {error.strerror}. Nothing was "
+                        "read or written. Choose another --file.publishDir or mend its permissions"
+                    ) from None
+                failures += 1
+                pause_seconds = RETRY_BACKOFF.pause_seconds(failures, jitter=1.0)
+                self._around.on_trouble(operation, error, pause_seconds)
+            self._around.pause(pause_seconds)
+            self._mend()
+
+    def _mend(self) -> None:
+        """Make again what may have been removed; whether it helped, the next attempt tells."""
+        try:
+            self._prepare()
+        except OSError as error:
+            log.debug("can't prepare %s: %s", self._publish_dir, error)
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether there is a published event under this name.
+
+    An empty file is none: a power failure under `sync` = none leaves such behind.
+    """
+    try:
+        found = os.stat(path)  # noqa: PTH116  # half the time of Path.stat, once per event
+    except FileNotFoundError:
+        return False
+    if not stat.S_ISREG(found.st_mode):
+        raise FileExistsError(errno.EEXIST, "something else is in the way of an event", str(path))
+    return found.st_size > 0

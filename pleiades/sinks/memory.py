@@ -1,0 +1,67 @@
+"""A destination in memory: the contract in its plainest form, and what tests look into.
+
+Everything is really serialised, so that what can't be stored fails here as it would elsewhere.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from pleiades.core.position import Checkpoint, decode_checkpoint
+from pleiades.core.wire import DeadLetter, Event
+from pleiades.runtime.errors import DestinationHeld
+from pleiades.sinks.base import Opened, Remembered
+
+
+@dataclass(slots=True)
+class MemoryStore:
+    """What survives a crash of the sink: the "disk"."""
+
+    events: list[Event] = field(default_factory=list)
+    dead_letters: list[DeadLetter] = field(default_factory=list)
+    checkpoint: bytes | None = None
+    held: bool = False
+
+
+class MemorySink:
+    """Publishes into a `MemoryStore`; events and checkpoint become durable in one step."""
+
+    def __init__(self, store: MemoryStore) -> None:
+        self._store = store
+        self._events: list[Event] = []
+        self._dead_letters: list[DeadLetter] = []
+        self._opened = False
+
+    def open(self, resume: bool) -> Opened:
+        """See `Sink.open`."""
+        if self._store.held:
+            raise DestinationHeld("another instance publishes into this store")
+        self._store.held = self._opened = True
+        everything: list[Event | DeadLetter] = [*self._store.events, *self._store.dead_letters]
+        window = [
+            Remembered(stored.source, stored.timestamp_ms, stored.identity) for stored in everything
+        ]
+        encoded = self._store.checkpoint if resume else None
+        return Opened(None if encoded is None else decode_checkpoint(encoded), window)
+
+    def is_published(self, event: Event | DeadLetter) -> bool:  # the contract's
+        """Everything is in the window that `open` gave."""
+        return False
+
+    def write(self, events: list[Event], dead_letters: list[DeadLetter]) -> None:
+        """See `Sink.write`."""
+        self._events += events
+        self._dead_letters += dead_letters
+
+    def commit(self, checkpoint: Checkpoint) -> None:
+        """See `Sink.commit`."""
+        self._store.events += self._events
+        self._store.dead_letters += self._dead_letters
+        self._store.checkpoint = checkpoint.encoded()
+        self._events, self._dead_letters = [], []
+
+    def close(self) -> None:
+        """See `Sink.close`."""
+        if self._opened:
+            self._store.held = self._opened = False
+        self._events, self._dead_letters = [], []

@@ -1,0 +1,55 @@
+"""Names of files. Pure.
+
+Law: only characters of `[A-Za-z0-9._-]` reach a path, a name never begins with a dot, and it depends
+on nothing that a second delivery of the same event could bring differently.
+"""
+
+from __future__ import annotations
+
+import re
+from datetime import UTC, datetime
+
+from pleiades.core.wire import UNKNOWN_SOURCE, DeadLetter, Event
+
+# What `event_name` makes, nothing else: other people's files are no events.
+_FOLDER = re.compile(r"\d{4}-\d\d-\d\dT\d\d")
+_NAME = re.compile(r"(\d{8}T\d{6})\.(\d{3})Z-.+\.json")
+
+
+def event_name(event: Event) -> tuple[str, str]:
+    """The folder and the file name of an event, e.g. `2026-01-31T12` and
+    `20260131T120000.123Z-<identity>.json` (ISO 8601 basic: a colon is no character for a file name).
+
+    The time is the event's Kafka timestamp (its id's, less the millisecond that EventStreams adds);
+    `meta.dt` where the id does not tell which topic the event came from, for the other entries of
+    the id differ from one delivery to the next.
+    """
+    known = event.source != UNKNOWN_SOURCE
+    milliseconds = max(event.timestamp_ms - 1, 0) if known else event.dt_ms
+    seconds, fraction = divmod(milliseconds, 1000)
+    when = datetime.fromtimestamp(seconds, UTC)
+    day = f"{when.year:04}-{when.month:02}-{when.day:02}"
+    time = f"{when.hour:02}{when.minute:02}{when.second:02}.{fraction:03}Z"
+    return f"{day}T{when.hour:02}", f"{day.replace('-', '')}T{time}-{event.identity}.json"
+
+
+def dead_letter_name(letter: DeadLetter) -> str:
+    """The file name of a dead letter: its digest."""
+    return f"{letter.identity}.raw"
+
+
+def is_event_folder(name: str) -> bool:
+    """Whether a folder is one of `event_name`'s."""
+    return _FOLDER.fullmatch(name) is not None
+
+
+def time_in(name: str) -> int | None:
+    """The time in a file's name, ms since 1970; None if it is no name of an event."""
+    match = _NAME.fullmatch(name)
+    if match is None:
+        return None
+    try:
+        when = datetime.fromisoformat(match[1] + "+00:00")
+    except ValueError:
+        return None
+    return int(when.timestamp()) * 1000 + int(match[2])

@@ -1,0 +1,1 @@
+"""The real command against a local upstream, and an oracle that reads the destination afresh."""

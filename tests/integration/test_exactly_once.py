@@ -1,0 +1,111 @@
+"""End to end: the real command, the real protocol, cuts; nothing lost, nothing doubled, in order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from pleiades.simulator.settings import Disorder, Faults, SimulatorSettings
+from pleiades.simulator.simulator import Simulator
+from tests.harness.oracle import judge, published_count
+from tests.harness.relay import Relay
+
+Simulate = Callable[[SimulatorSettings], Simulator]
+Flags = Callable[[Simulator], list[str]]
+
+RECORDED = Path(__file__).resolve().parents[3] / "shared" / "data"
+
+
+def relay_all(
+    upstream: Simulator, arguments: list[str], folder: Path, total: int, seconds: float
+) -> Relay:
+    """Relay until everything is published, then stop in order; returns the ended relay."""
+    with Relay(*arguments) as relay:
+        upstream.wait_until(lambda stats: stats.events_appended_total >= total, seconds)
+        expected = sum(not entry.canary for entry in upstream.journal())
+        relay.until(
+            lambda: published_count(folder) >= expected,
+            f"{expected} published events",
+            seconds,
+        )
+        assert relay.stop() == 0
+    return relay
+
+
+def test_1000_events_a_second_with_cuts_every_two_seconds(
+    simulate: Simulate, flags: Flags, folder: Path
+) -> None:
+    total = 30_000
+    upstream = simulate(
+        SimulatorSettings(rate=1000, max_events=total, faults=Faults(cut_every_seconds=2))
+    )
+    relay = relay_all(upstream, flags(upstream), folder, total, 120)
+    verdict = judge(folder, upstream.journal(), upstream.started_ms - 60_000)
+    print(verdict, upstream.stats())  # noqa: T201  # figures for whoever runs it with -s
+    assert verdict.flawless, f"{verdict}\n{relay.log}"
+    assert upstream.stats().cuts_total >= 10
+    assert "WARNING" not in relay.log, "a cut is no trouble"
+
+
+@pytest.mark.parametrize("parsers", ["1", "3"])
+def test_cut_after_any_number_of_bytes_and_at_full_speed(
+    simulate: Simulate, flags: Flags, folder: Path, parsers: str
+) -> None:
+    """A history of whole-second timestamps, the worst case for ids, in pieces of about 2 MB."""
+    upstream = simulate(
+        SimulatorSettings(
+            history_events=20_000,
+            history_seconds=50,
+            disorder=Disorder(resolution_ms=1000, ahead_rate=0.0002),
+            faults=Faults(cut_bytes=30_000_000, cut_every_seconds=0, mirror_lag_seconds=0),
+        )
+    )
+    arguments = [*flags(upstream), f"--parsers={parsers}", "--upstream.overlap=2s"]
+    relay = relay_all(upstream, arguments, folder, 20_000, 60)
+    verdict = judge(folder, upstream.journal(), upstream.started_ms - 60_000)
+    assert verdict.flawless, f"{verdict}\n{relay.log}"
+
+
+def test_a_stop_and_a_start_go_on_where_it_was(
+    simulate: Simulate, flags: Flags, folder: Path
+) -> None:
+    upstream = simulate(SimulatorSettings(rate=500, max_events=6000))
+    for appended in (1500, 3000, 4500):
+        with Relay(*flags(upstream)) as relay:
+            upstream.wait_until(lambda stats, n=appended: stats.events_appended_total >= n, 30)
+            relay.wait_for("connected to")
+            assert relay.stop() == 0
+            relay.wait_for(r"last position: \[")
+    relay = relay_all(upstream, flags(upstream), folder, 6000, 30)
+    verdict = judge(folder, upstream.journal(), upstream.started_ms - 60_000)
+    assert verdict.flawless, f"{verdict}\n{relay.log}"
+    assert "resuming from the stored position" in relay.log
+
+
+@pytest.mark.skipif(not RECORDED.is_dir(), reason="the recorded events are not here")
+@pytest.mark.parametrize("recording", ["recentchange-2018-10-19.sse", "recentchange.ndjson"])
+def test_recorded_events_come_out_byte_for_byte(
+    simulate: Simulate, flags: Flags, folder: Path, recording: str
+) -> None:
+    source = RECORDED / recording
+    lines = [
+        line.removeprefix(b"data: ")
+        for line in source.read_bytes().split(b"\n")
+        if line.startswith((b"data: ", b"{"))
+    ]
+    assert len(lines) > 200
+    upstream = simulate(SimulatorSettings(file=source, history_events=len(lines)))
+    since = [
+        "--since=2000-01-01" if flag.startswith("--since") else flag for flag in flags(upstream)
+    ]
+    with Relay(*since) as relay:
+        relay.until(
+            lambda: relay.metric("pleiades_file_publish_events_total") >= len(set(lines)),
+            "all published events",
+            30,
+        )
+        assert relay.stop() == 0
+    published = [path.read_bytes() for path in folder.glob("[0-9]*/*.json")]
+    assert sorted(published) == sorted(line + b"\n" for line in set(lines))

@@ -1,0 +1,375 @@
+"""The proof of the promise: every upstream event once and in its order, whatever happens.
+
+A model of the upstream (logs of topics, resolution of timestamps, ids) and of what carries the core
+(reader, queue, publisher, two kinds of destination) runs the real `Course`, `Window`, `Admission` and
+`Checkpoint` through appends, cuts, crashes, lagging publishers and clocks that are set back.
+
+Law, for each topic: what was published is one contiguous run of its log, each event once, in order,
+canaries left out. It begins with the first event that was delivered in the generation that first
+committed a position of the topic; everything dated at or after the start lies in it; and once all is
+delivered and committed, it ends where the log ends.
+
+So of a topic of which nothing was committed yet, this is assumed: it is asked for from the start on
+again, and nothing is promised of events dated before the start, even if one of them was delivered
+before a cut or crash. Assumed further: the empty batch that opens the first connection is committed
+before any other; no crash comes between the files of a topic's first events and the checkpoint that
+covers them (else only the order of what is dated before the start is lost); the start is not in the
+upstream's future if there are canaries.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import Counter, deque
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from pleiades.core.admission import Admission
+from pleiades.core.position import Checkpoint, Course
+from pleiades.core.window import Window
+from pleiades.core.wire import Assignment, Batch, DeadLetter, Event, TopicPartition, parse_id
+
+START = 1_000_000
+"""When the model begins, ms; early enough that "by years" is a large part of it."""
+NOT_FULL = 10**6
+
+
+@dataclass(frozen=True)
+class Entry:
+    timestamp_ms: int
+    identity: str
+    canary: bool = False
+
+
+class ModelUpstream:
+    """Logs that grow; `now_ms` is its own clock."""
+
+    def __init__(self, rng: random.Random, topics: int, canaries: bool) -> None:
+        self.rng = rng
+        self.now_ms = START
+        self.canaries = canaries
+        self.logs: dict[TopicPartition, list[Entry]] = {
+            (f"dc{number}.stream", 0): [] for number in range(topics)
+        }
+        self._created = 0
+
+    def append(self, source: TopicPartition) -> None:
+        rng, log = self.rng, self.logs[source]
+        self.now_ms += rng.choice((0, 0, 1, 1, 2, 7, 40))
+        kind = rng.randrange(24)
+        if self.canaries and kind == 0:
+            entry = Entry(self.now_ms, f"canary-{len(log)}", canary=True)
+            log.append(entry)
+            return
+        timestamp_ms = self.now_ms
+        if kind in (1, 2, 3, 4):
+            timestamp_ms -= rng.randrange(1, 60)
+        elif kind in (5, 6):
+            timestamp_ms = rng.randrange(1, START)
+        elif kind == 7:
+            timestamp_ms += 3_000
+        self._created += 1
+        log.append(Entry(timestamp_ms, f"event-{self._created}"))
+
+    def resolve(self, source: TopicPartition, asked_ms: int) -> int:
+        """The earliest offset with a timestamp at or after what is asked; past the end: latest."""
+        log = self.logs[source]
+        for offset, entry in enumerate(log):
+            if entry.timestamp_ms >= asked_ms:
+                return offset
+        return len(log)
+
+
+class ModelConnection:
+    def __init__(self, upstream: ModelUpstream, asked: Mapping[TopicPartition, int]) -> None:
+        self.upstream = upstream
+        self.offsets = {source: upstream.resolve(source, ms) for source, ms in asked.items()}
+        self.reached: dict[TopicPartition, int | None] = dict.fromkeys(asked)
+
+    def next(self) -> tuple[TopicPartition, int, tuple[Assignment, ...]] | None:
+        """The next event of any topic, as (source, offset, id); None if all are at their ends."""
+        logs = self.upstream.logs
+        waiting = [source for source, at in self.offsets.items() if at < len(logs[source])]
+        if not waiting:
+            return None
+        source = self.upstream.rng.choice(waiting)
+        offset = self.offsets[source]
+        self.offsets[source] += 1
+        self.reached[source] = logs[source][offset].timestamp_ms + 1
+        return source, offset, tuple(Assignment(*entry) for entry in self.reached.items())
+
+
+@dataclass
+class Relay:
+    """Reader, queue and publisher around the core, and the destination."""
+
+    rng: random.Random
+    upstream: ModelUpstream
+    overlap_ms: int
+    window_ms: int
+    files: bool
+    started_ms: int
+    stored: Checkpoint | None = None
+    published: list[tuple[TopicPartition, Entry]] = field(default_factory=list)
+    begins: dict[TopicPartition, int] = field(default_factory=dict)
+    """Where the promise for a topic begins: an offset in its log."""
+    seen: Counter[str] = field(default_factory=Counter)
+    wall_ms: int = START
+
+    def __post_init__(self) -> None:
+        self.start_generation()
+
+    def make_course(self, checkpoint: Checkpoint) -> Course:
+        return Course(checkpoint.started_ms, self.overlap_ms, dict(checkpoint.position))
+
+    def make_window(self) -> Window:
+        return Window(self.window_ms, NOT_FULL)
+
+    def start_generation(self) -> None:
+        checkpoint = self.stored or Checkpoint({}, self.started_ms, 0)
+        self.checkpoint = checkpoint
+        self.clock_ms = checkpoint.clock_ms
+        self.course = self.make_course(checkpoint)
+        self.window = self.make_window()
+        self.in_flight: list[tuple[TopicPartition, Entry]] = []
+        self.queue: deque[Batch] = deque()
+        self.connection: ModelConnection | None = None
+        self.connections = 0
+        self.first_offsets: dict[TopicPartition, int] = {}
+        self.on_disk: set[str] = set()
+        if self.files:
+            self.on_disk = {entry.identity for _, entry in self.published}
+        else:
+            self.window.restore(
+                checkpoint.position,
+                [
+                    (source, entry.timestamp_ms + 1, entry.identity)
+                    for source, entry in self.published
+                ],
+            )
+            self.window.advance(checkpoint.position, checkpoint.clock_ms)
+        self.admission = Admission(self.window)
+        if self.stored is None:
+            self.connect()
+            self.take()
+            self.commit()
+
+    # The reader.
+
+    def read_clock(self) -> int:
+        self.clock_ms = max(self.clock_ms, self.wall_ms)
+        return self.clock_ms
+
+    def connect(self) -> None:
+        self.connections += 1
+        self.seen["connections"] += 1
+        asked = self.course.last_event_id(self.read_clock())
+        if asked is None:
+            wanted = dict.fromkeys(self.upstream.logs, self.course.started_ms)
+        else:
+            wanted = {source: ms or 0 for source, ms in parse_id(asked.encode())}
+        self.connection = ModelConnection(self.upstream, wanted)
+        self.send([])
+
+    def read(self, most: int) -> int:
+        """Read up to `most` events in one chunk; returns how many there were."""
+        assert self.connection is not None
+        received: list[tuple[TopicPartition, int, tuple[Assignment, ...]]] = []
+        while len(received) < most and (delivered := self.connection.next()) is not None:
+            received.append(delivered)
+            source, offset, assignments = delivered
+            self.course.observe(assignments)
+            self.first_offsets.setdefault(source, offset)
+        if received:
+            self.send(received)
+        return len(received)
+
+    def send(self, received: Iterable[tuple[TopicPartition, int, tuple[Assignment, ...]]]) -> None:
+        batch = Batch(0, self.connections, [], [], {}, self.course.started_ms, self.read_clock())
+        for source, offset, assignments in received:
+            for named, timestamp_ms in assignments:
+                if (timestamp_ms or 0) > batch.timestamps_ms.get(named, -1):
+                    batch.timestamps_ms[named] = timestamp_ms or 0
+            entry = self.upstream.logs[source][offset]
+            if not entry.canary:
+                batch.events.append(
+                    Event(entry.identity, source, entry.timestamp_ms + 1, 0, b"", b"%d" % offset)
+                )
+        self.queue.append(batch)
+
+    # The publisher.
+
+    def knows(self, candidate: Event | DeadLetter) -> bool:
+        return candidate.identity in self.on_disk
+
+    def take(self) -> None:
+        batch = self.queue.popleft()
+        admitted = self.admission.admit(batch, self.checkpoint, self.knows)
+        assert len(batch.events) == (
+            len(admitted.events) + admitted.repeated + admitted.before_start
+        )
+        self.seen["repeated"] += admitted.repeated
+        self.seen["before start"] += admitted.before_start
+        self.checkpoint = self.checkpoint.advanced(
+            admitted.timestamps_ms, batch.started_ms, batch.clock_ms
+        )
+        written = [
+            (event.source, self.upstream.logs[event.source][int(event.data)])
+            for event in admitted.events
+        ]
+        if self.files:
+            self.published += written
+            self.on_disk.update(entry.identity for _, entry in written)
+            if any(source not in self.begins for source, _ in written):
+                self.commit()
+        else:
+            self.in_flight += written
+
+    def commit(self) -> None:
+        self.published += self.in_flight
+        self.in_flight = []
+        self.stored = self.checkpoint
+        self.window.advance(self.checkpoint.position, self.checkpoint.clock_ms)
+        for source, reached in self.checkpoint.position.items():
+            if reached:
+                self.begins.setdefault(source, self.first_offsets.get(source, -1))
+
+    # The law.
+
+    def check(self, complete: bool) -> None:
+        """Hold the law against what is durable; `complete`: all was delivered and committed."""
+        for source, log in self.upstream.logs.items():
+            published = [entry for topic, entry in self.published if topic == source]
+            offsets = [log.index(entry) for entry in published]
+            assert offsets == sorted(set(offsets)), "out of order or more than once"
+            begin = self.begins.get(source)
+            if begin is None:
+                assert not complete or not any(e.timestamp_ms >= self.started_ms for e in log)
+                continue
+            after_start = self.upstream.resolve(source, self.started_ms)
+            assert begin <= after_start, "begins behind the start"
+            promised = [entry for entry in log[begin:] if not entry.canary]
+            assert published == promised[: len(published)], "something is missing or too much"
+            assert not complete or published == promised, "the end is missing"
+
+
+def run_scenario(
+    rng: random.Random, relay_type: type[Relay] = Relay, steps: int = 60
+) -> Counter[str]:
+    """One random life of a relay; returns what happened in it."""
+    canaries = rng.random() < 0.3
+    upstream = ModelUpstream(rng, rng.randrange(1, 4), canaries)
+    sources = list(upstream.logs)
+    # Some topics are idle at first.
+    awake = [source for source in sources if rng.random() < 0.7]
+    for _ in range(rng.randrange(20) if awake else 0):
+        upstream.append(rng.choice(awake))
+    overlap_ms = rng.choice((1, 1, 2, 10, 60, 400))
+    start_error = 0 if canaries else rng.choice((0, 0, 0, 30, 300))
+    relay = relay_type(
+        rng,
+        upstream,
+        overlap_ms,
+        overlap_ms + rng.choice((0, 0, 1, 50)),
+        rng.random() < 0.5,
+        upstream.now_ms - rng.choice((0, overlap_ms, 200)) + start_error,
+    )
+    for _ in range(steps):
+        _step(rng, upstream, relay, sources)
+    if relay.connection is None:
+        relay.connect()
+    while relay.read(rng.randrange(1, 5)):
+        pass
+    while relay.queue:
+        relay.take()
+    relay.commit()
+    relay.check(complete=True)
+    relay.seen["events"] += len(relay.published)
+    return relay.seen
+
+
+def _step(
+    rng: random.Random,
+    upstream: ModelUpstream,
+    relay: Relay,
+    sources: list[TopicPartition],
+) -> None:
+    action = rng.randrange(20)
+    if action < 6:
+        for _ in range(rng.randrange(1, 5)):
+            upstream.append(rng.choice(sources))
+    elif action < 12:
+        if relay.connection is None:
+            relay.connect()
+        relay.read(rng.randrange(1, 8))
+    elif action < 15:
+        if relay.queue:
+            relay.take()
+    elif action < 16:
+        relay.commit()
+        relay.check(complete=False)
+    elif action < 18:
+        relay.connection = None
+    elif action < 19:
+        relay.wall_ms = upstream.now_ms + rng.choice((0, 0, 0, 5, 2_000, -50, -900_000))
+    else:
+        relay.start_generation()
+        relay.check(complete=False)
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
+@given(st.randoms(use_true_random=False))
+def test_every_event_once_and_in_order(rng: random.Random) -> None:
+    run_scenario(rng)
+
+
+def test_random_lives_reach_every_corner() -> None:
+    seen: Counter[str] = Counter()
+    for seed in range(1_500):
+        seen += run_scenario(random.Random(seed))
+    assert seen["before start"] > 100
+    assert seen["repeated"] > 1_000
+    assert seen["connections"] > 5_000
+
+
+class FixedCountWindow(Window):
+    """Remembers the last five identities, whatever can be repeated."""
+
+    def advance(self, position: Mapping[TopicPartition, int], clock_ms: int) -> None:
+        while len(self) > 5:
+            self._forget_one()
+
+
+class LastIdCourse(Course):
+    """Resumes with the last id, as clients do."""
+
+    def observe(self, assignments: Iterable[Assignment]) -> None:
+        self.position.update({source: ms or 0 for source, ms in assignments})
+
+    def asked_from(self, source: TopicPartition, clock_ms: int) -> int:
+        return self.position[source] or 10 * START
+
+
+class ForgetfulRelay(Relay):
+    def make_window(self) -> Window:
+        return FixedCountWindow(self.window_ms, NOT_FULL)
+
+
+class NaiveRelay(Relay):
+    def make_course(self, checkpoint: Checkpoint) -> Course:
+        return LastIdCourse(checkpoint.started_ms, self.overlap_ms, dict(checkpoint.position))
+
+
+@pytest.mark.parametrize("relay_type", [ForgetfulRelay, NaiveRelay])
+def test_the_law_tells_a_wrong_relay(relay_type: type[Relay]) -> None:
+    wrong = 0
+    for seed in range(100):
+        try:
+            run_scenario(random.Random(seed), relay_type)
+        except AssertionError:
+            wrong += 1
+    assert wrong > 10
