@@ -104,9 +104,8 @@ class Publisher:
         log.info("last position: %s", compose_id(self._checkpoint.position))
 
     def _open(self) -> None:
-        # Preparing a destination may mean to wait for another instance's lock.
-        self._life.allowed_seconds = COMMIT_ALLOWED_SECONDS
-        opened = self._sink.open(self._settings.resume)
+        with self._life.busy(COMMIT_ALLOWED_SECONDS):
+            opened = self._sink.open(self._settings.resume)
         for remembered in opened.window:
             self._window.add(*remembered)
         if opened.checkpoint is None:
@@ -174,8 +173,7 @@ class Publisher:
         flying = self._in_flight
         if flying is None:
             return
-        self._life.beat()
-        with self._metrics.commit_seconds.time():
+        with self._life.busy(COMMIT_ALLOWED_SECONDS), self._metrics.commit_seconds.time():
             self._sink.commit(self._checkpoint)
         self._in_flight = None
         self._window.advance(self._checkpoint.position, self._checkpoint.clock_ms)

@@ -18,19 +18,21 @@ What is dropped does not move the position, which else would run ahead of that k
 window forget it.
 
 Assumed: that event is one that was published. Canaries are not; but they carry the time at which they
-were produced, so a topic-partition that delivered one after a start in the past is not young. Events
-of unknown source are never held to be from before the start: one event too many is better than one too
-few.
+were produced, so a topic-partition that delivered one after a start in the past is not young, and one
+ends the wait. Events of unknown source are never held to be from before the start: one event too many
+is better than one too few.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
+from operator import attrgetter
 from typing import NamedTuple, TypeAlias
 
 from pleiades.core.position import Checkpoint
 from pleiades.core.window import Window
-from pleiades.core.wire import Batch, DeadLetter, Event, TopicPartition
+from pleiades.core.wire import Batch, Canary, DeadLetter, Event, TopicPartition
 
 Known: TypeAlias = Callable[[Event | DeadLetter], bool]
 """Asks the destination whether it has an event; is asked only about what the window does not hold."""
@@ -94,29 +96,35 @@ class Admission:
         events: list[Event] = []
         letters: list[DeadLetter] = []
         repeated = before_start = 0
+        waiting = frozenset(self._awaiting)
         timestamps_ms = {
             source: timestamp_ms
             for source, timestamp_ms in batch.timestamps_ms.items()
-            if source not in self._awaiting
+            if source not in waiting or timestamp_ms > self._started_ms
         }
-        held_back = frozenset(self._awaiting)
-        for item in _in_order(batch):
-            source, timestamp_ms, identity = item.source, item.timestamp_ms, item.identity
-            is_known = identity in self._window or known(item)
-            if source in self._awaiting:
-                if not is_known and timestamp_ms <= self._started_ms:
-                    before_start += 1
-                    continue
+        for received in _in_order(batch):
+            source, timestamp_ms = received.source, received.timestamp_ms
+            is_known = not isinstance(received, Canary) and (
+                received.identity in self._window or known(received)
+            )
+            if is_known or timestamp_ms > self._started_ms:
                 self._awaiting.discard(source)
-            if source in held_back:
+            if source in self._awaiting:
+                before_start += not isinstance(received, Canary)
+                continue
+            if source in waiting:
                 timestamps_ms[source] = max(timestamps_ms.get(source, 0), timestamp_ms)
-            self._window.add(source, timestamp_ms, identity)
+            if isinstance(received, Canary):
+                continue
+            self._window.add(source, timestamp_ms, received.identity)
             if is_known:
                 repeated += 1
-            elif isinstance(item, Event):
-                events.append(item)
+            elif isinstance(received, Event):
+                events.append(received)
             else:
-                letters.append(item)
+                letters.append(received)
+        # Something of it was dated after the start, even if what it was has no known source.
+        self._awaiting.difference_update(waiting & timestamps_ms.keys())
         return Admitted(events, letters, timestamps_ms, repeated, before_start)
 
 
@@ -128,15 +136,12 @@ def young(checkpoint: Checkpoint) -> Iterator[TopicPartition]:
             yield source
 
 
-def _in_order(batch: Batch) -> Iterator[Event | DeadLetter]:
-    """Events and dead letters in the order in which they came."""
-    letters = iter(batch.dead_letters)
-    letter = next(letters, None)
+def _in_order(batch: Batch) -> Iterator[Event | DeadLetter | Canary]:
+    """Everything in the order in which it came; between two events the canaries first."""
+    unordered: list[DeadLetter | Canary] = [*batch.canaries, *batch.dead_letters]
+    others = deque(sorted(unordered, key=attrgetter("place")))
     for number, event in enumerate(batch.events):
-        while letter is not None and letter.place <= number:
-            yield letter
-            letter = next(letters, None)
+        while others and others[0].place <= number:
+            yield others.popleft()
         yield event
-    while letter is not None:
-        yield letter
-        letter = next(letters, None)
+    yield from others

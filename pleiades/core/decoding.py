@@ -27,6 +27,7 @@ from pleiades.core.wire import (
     UNKNOWN_SOURCE,
     Assignment,
     Batch,
+    Canary,
     DeadLetter,
     Event,
     Frames,
@@ -70,13 +71,17 @@ class Decoded:
     """What became of one `Frames`."""
 
     batch: Batch
-    canaries: int = 0
     malformed_ids: int = 0
     replaced_identities: int = 0
     """Events whose `meta.id` was absent or can't be trusted as a name."""
     upstream_errors: list[bytes] = field(default_factory=list)
     """Data of events of type `error`: messages of the service, not events of the stream."""
     lines: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def canaries(self) -> int:
+        """How many were set apart."""
+        return len(self.batch.canaries)
 
 
 def usual_sse_events(blob: bytes) -> list[SseEvent] | None:
@@ -138,7 +143,9 @@ def count_lines(blob: bytes) -> dict[str, int]:
 def decode(frames: Frames, keep_canaries: bool) -> Decoded:
     """Everything in `frames`: events to publish, dead letters, and the position after them."""
     decoded = Decoded(
-        Batch(frames.sequence, frames.connection, [], [], {}, frames.started_ms, frames.clock_ms),
+        Batch(
+            frames.sequence, frames.connection, [], [], [], {}, frames.started_ms, frames.clock_ms
+        ),
     )
     found = usual_sse_events(frames.blob)
     if found is None:
@@ -188,7 +195,8 @@ def _sort_out(
     if type(meta) is not dict:
         meta = {}
     if not keep_canaries and meta.get("domain") == "canary":
-        decoded.canaries += 1
+        place = len(decoded.batch.events)
+        decoded.batch.canaries.append(Canary(*own_assignment(meta, assignments), place))
         return
     identity = meta.get("id")
     if type(identity) is not str or _IDENTITY.fullmatch(identity) is None:

@@ -129,6 +129,15 @@ class DeadLetter(NamedTuple):
     """How many events of its batch came before it."""
 
 
+class Canary(NamedTuple):
+    """What is left of a monitoring event that is not published: its place in the upstream counts."""
+
+    source: TopicPartition
+    timestamp_ms: int
+    place: int
+    """How many events of its batch came before it."""
+
+
 class Frames(NamedTuple):
     """reader → parser: whole SSE frames, as many as one read of the socket gave."""
 
@@ -153,6 +162,8 @@ class Batch(NamedTuple):
     connection: int
     events: list[Event]
     dead_letters: list[DeadLetter]
+    canaries: list[Canary]
+    """Those that are not published."""
     timestamps_ms: dict[TopicPartition, int]
     """Greatest timestamp of each topic-partition in these frames, dropped events included; 0 for
     one that an id names and that has delivered nothing."""
@@ -164,28 +175,24 @@ class Batch(NamedTuple):
         # to read back as six lists of 500 plain values.
         columns = tuple(map(list, zip(*self.events, strict=True)))
         return _batch, (
-            self.sequence,
-            self.connection,
+            (self.sequence, self.connection),
             columns,
             [tuple(letter) for letter in self.dead_letters],
-            self.timestamps_ms,
-            self.started_ms,
-            self.clock_ms,
+            [tuple(canary) for canary in self.canaries],
+            (self.timestamps_ms, self.started_ms, self.clock_ms),
         )
 
 
 def _batch(
-    sequence: int,
-    connection: int,
+    head: tuple[int, int],
     columns: tuple[list[Any], ...],
     dead_letters: list[tuple[Any, ...]],
-    timestamps_ms: dict[TopicPartition, int],
-    started_ms: int,
-    clock_ms: int,
+    canaries: list[tuple[Any, ...]],
+    tail: tuple[dict[TopicPartition, int], int, int],
 ) -> Batch:
     events = list(map(Event._make, zip(*columns, strict=True)))
     letters = list(map(DeadLetter._make, dead_letters))
-    return Batch(sequence, connection, events, letters, timestamps_ms, started_ms, clock_ms)
+    return Batch(*head, events, letters, list(map(Canary._make, canaries)), *tail)
 
 
 class End(NamedTuple):

@@ -7,10 +7,12 @@ kind of end it was: 0 (drained), a `Fatal`'s status, or anything else (a crash).
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import logging
 import os
 import select
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -30,6 +32,7 @@ log = logging.getLogger(__name__)
 
 BEAT_SECONDS = 0.5
 """A child says no more often than this that it lives."""
+_PR_SET_PDEATHSIG = 1
 EXIT_ORPHANED = 70
 """A child's own exit status when its parent is gone; nobody is left to read it."""
 EXIT_FATAL_BASE = 100
@@ -95,18 +98,25 @@ class Life:
             with contextlib.suppress(BrokenPipeError):
                 self._beats.send(beat)
 
+    @contextlib.contextmanager
+    def busy(self, seconds: float) -> Iterator[None]:
+        """Within it this process may be silent for longer: it is in a call that can block so long."""
+        usual, self.allowed_seconds = self.allowed_seconds, self.allowed_seconds + seconds
+        self.beat()
+        try:
+            yield
+        finally:
+            self.allowed_seconds = usual
+            self.beat()
+
     def pause(self, seconds: float) -> None:
         """Wait, unless a stop is requested.
 
         Raises:
             Stopped: a stop was requested before or while waiting.
         """
-        usual, self.allowed_seconds = self.allowed_seconds, self.allowed_seconds + seconds
-        self.beat()
-        with self.interruptible():
+        with self.busy(seconds), self.interruptible():
             threading.Event().wait(seconds)
-        self.allowed_seconds = usual
-        self.beat()
 
     @contextlib.contextmanager
     def interruptible(self) -> Iterator[None]:
@@ -148,6 +158,7 @@ def run(
     # A terminal sends Ctrl-C to the whole process group; the parent alone decides what it means.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, life.request_stop if stoppable else signal.SIG_IGN)
+    _die_with_parent()
     threading.Thread(target=_leave_with_parent, name="parent-watch", daemon=True).start()
     setproctitle(f"pleiades: {settings.name}")
     logs.configure(settings.log_level, settings.log_format, settings.name)
@@ -168,6 +179,13 @@ def run(
     logging.shutdown()
     # Not sys.exit: that would wait for feeder threads of channels whose other end may be gone.
     os._exit(status)
+
+
+def _die_with_parent() -> None:
+    # A stopped or hung process can't notice anything itself: the kernel does it for it. The thread
+    # below is for where there is no prctl(2), and for a parent that died before this call.
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _leave_with_parent() -> None:

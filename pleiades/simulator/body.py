@@ -21,7 +21,7 @@ _GZIP = 16 + zlib.MAX_WBITS
 _NO_LINGER = struct.pack("ii", 1, 0)
 
 
-class CutShort(Exception):  # noqa: N818  # an end as planned, not an error
+class CutShort(Exception):
     """The connection was cut."""
 
 
@@ -43,7 +43,7 @@ class Body:
         self._plan = planned
         self._chunk_bytes = faults.chunk_bytes
         self._deadline = asyncio.get_running_loop().time() + planned.cut_seconds
-        self._abandoned: Cut | None = None
+        self._abandon: Cut | None = None
         self._wake = asyncio.Event()
         self._gzip = zlib.compressobj(1, zlib.DEFLATED, _GZIP) if compress else None
         self.response = web.StreamResponse(
@@ -55,6 +55,11 @@ class Body:
             }
         )
         self.response.enable_chunked_encoding()
+
+    @property
+    def abandoned(self) -> bool:
+        """Whether it was ended from outside, and not as planned."""
+        return self._abandon is not None
 
     async def start(self) -> None:
         """Send the headers and the opening comment."""
@@ -103,7 +108,7 @@ class Body:
 
     def abandon(self, cut: Cut) -> None:
         """End the connection from outside."""
-        self._abandoned = cut
+        self._abandon = cut
         self._wake.set()
         if cut is not Cut.CLEAN:
             # At once, even while a write waits for a client that does not read.
@@ -132,12 +137,15 @@ class Body:
             if raw is not None:
                 raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _NO_LINGER)
             transport.abort()
+        elif self._abandon is not None and transport.get_write_buffer_size():
+            # A client that does not read would keep it open until it does.
+            transport.abort()
         else:
             transport.close()
 
     def _check(self) -> None:
-        if self._abandoned is not None:
-            self.end(self._abandoned)
+        if self._abandon is not None:
+            self.end(self._abandon)
 
     def _compressed(self, text: bytes) -> bytes:
         assert self._gzip is not None  # noqa: S101  # for the type checker; the caller looked

@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 from typing import NamedTuple
 
+from pleiades.simulator.seeds import seeded
 from pleiades.simulator.settings import DATA_CENTRES, Cut, Faults
 
 
@@ -34,7 +35,7 @@ class Plan(NamedTuple):
 
 def plan(faults: Faults, seed: int, number: int) -> Plan:
     """The plan for the request with this number, counted from 1 and without those answered 4xx."""
-    rng = random.Random(f"{seed}/request/{number}")
+    rng = seeded(seed, "request", number)
     refuse, hang, silent, elsewhere = (rng.random() for _ in range(4))
     jitter_seconds, jitter_bytes = (rng.uniform(-1, 1) * faults.cut_jitter for _ in range(2))
     return Plan(
@@ -52,6 +53,6 @@ def plan(faults: Faults, seed: int, number: int) -> Plan:
 def _in_burst(faults: Faults, seed: int, number: int) -> bool:
     first = max(number - faults.error_burst + 1, 1)
     return faults.error_rate > 0 and any(
-        random.Random(f"{seed}/burst/{start}").random() < faults.error_rate
+        seeded(seed, "burst", start).random() < faults.error_rate
         for start in range(first, number + 1)
     )

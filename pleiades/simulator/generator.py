@@ -13,6 +13,7 @@ from time import gmtime, strftime
 
 from pleiades.core.wire import TopicPartition
 from pleiades.simulator.log import Fresh, sources_of
+from pleiades.simulator.seeds import seeded
 from pleiades.simulator.settings import Disorder, SimulatorSettings, topics_of
 from pleiades.simulator.templates import Template, canary_templates, make_templates
 
@@ -41,7 +42,7 @@ def generated(settings: SimulatorSettings, started_ms: int) -> Iterator[Fresh]:
         settings: `seed`, `streams`, `partitions`, `disorder`, and what the pace follows from.
         started_ms: the simulator's start, ms since 1970; the history is dated before it.
     """
-    rng = random.Random(f"{settings.seed}/events")
+    rng = seeded(settings.seed, "events")
     period_ms = settings.period_ms()
     every_ms = settings.canary_every_seconds * 1000.0
     streams = [_Stream(settings, name) for name in settings.streams]
@@ -68,7 +69,7 @@ class _Stream:
     """One stream's topics and bodies."""
 
     def __init__(self, settings: SimulatorSettings, name: str) -> None:
-        rng = random.Random(f"{settings.seed}/bodies/{name}")
+        rng = seeded(settings.seed, "bodies", name)
         first, second = topics_of(name)
         full_name = first.partition(".")[2]
         self._templates = make_templates(rng, full_name, TEMPLATES)
@@ -84,7 +85,9 @@ class _Stream:
     def topic(self, rng: random.Random) -> _Topic:
         """The topic-partition of the next event."""
         second = self._partitions if rng.random() < self._second_share else 0
-        return self.topics[second + (rng.randrange(self._partitions) if self._partitions > 1 else 0)]
+        return self.topics[
+            second + (rng.randrange(self._partitions) if self._partitions > 1 else 0)
+        ]
 
     def event(
         self, rng: random.Random, topic: _Topic, due_ms: float, started_ms: int, *, canary: bool
@@ -120,9 +123,7 @@ class _Stream:
         )
 
 
-def disordered(
-    rng: random.Random, disorder: Disorder, nominal_ms: int, last_ms: int | None
-) -> int:
+def disordered(rng: random.Random, disorder: Disorder, nominal_ms: int, last_ms: int | None) -> int:
     """A Kafka timestamp for an event that happens at `nominal_ms`, in ms since 1970.
 
     Args:

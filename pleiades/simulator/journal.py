@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, NamedTuple
@@ -53,6 +54,7 @@ class Journal:
         except OSError as error:
             raise UsageError(f"can't write the journal: {error}; check --journal") from None
         self._flushed_bytes = 0
+        weakref.finalize(self, self._file.close)
 
     def add(self, entry: JournalEntry) -> None:
         """Note an event; it can be read after `flush`."""
@@ -80,7 +82,3 @@ class Journal:
         """What `chunks` gives, read."""
         lines = b"".join(self.chunks()).split(b"\n")
         return [JournalEntry(**orjson.loads(line)) for line in lines if line]
-
-    def close(self) -> None:
-        """Close the file; may be called again."""
-        self._file.close()

@@ -9,7 +9,6 @@ As in Kafka a log is made of segments, and the oldest segment expires as a whole
 
 from __future__ import annotations
 
-import random
 from array import array
 from bisect import bisect_right
 from collections import deque
@@ -17,9 +16,11 @@ from collections.abc import Iterable, Iterator, KeysView
 from typing import NamedTuple
 
 from pleiades.core.wire import TopicPartition
+from pleiades.simulator.seeds import seeded
 from pleiades.simulator.settings import DATA_CENTRES
 
 SEGMENT_EVENTS = 2048
+"""Events that expire together, about 2.5 MB."""
 
 LATEST = -1
 EARLIEST = -2
@@ -44,7 +45,15 @@ class Fresh(NamedTuple):
 class _Segment:
     """Columns instead of rows: nothing in it that the garbage collector would have to visit."""
 
-    __slots__ = ("appended", "base", "max_timestamp_ms", "payload_bytes", "payloads", "splits", "times")
+    __slots__ = (
+        "appended",
+        "base",
+        "max_timestamp_ms",
+        "payload_bytes",
+        "payloads",
+        "splits",
+        "times",
+    )
 
     def __init__(self, base: int) -> None:
         self.base = base
@@ -59,8 +68,8 @@ class _Segment:
 class Slice(NamedTuple):
     """Consecutive events of one topic-partition."""
 
-    index: int
-    """Of the first one, counted from the first ever appended."""
+    first: int
+    """The index of the first one, counted from the first ever appended."""
     payloads: list[bytes]
     splits: array[int]
     times: array[int]
@@ -69,7 +78,8 @@ class Slice(NamedTuple):
 class PartitionLog:
     """One topic-partition. Indexes count from 0 with the first event ever appended."""
 
-    def __init__(self) -> None:
+    def __init__(self, segment_events: int = SEGMENT_EVENTS) -> None:
+        self._segment_events = segment_events
         self._segments: deque[_Segment] = deque([_Segment(0)])
         self.end = 0
         """The index the next event will get."""
@@ -83,7 +93,7 @@ class PartitionLog:
     def append(self, fresh: Fresh, now_seconds: float) -> int:
         """Add an event at the end; returns its index. `now_seconds` must not run backwards."""
         segment = self._segments[-1]
-        if len(segment.payloads) == SEGMENT_EVENTS:
+        if len(segment.payloads) == self._segment_events:
             segment = _Segment(self.end)
             self._segments.append(segment)
         segment.payloads.append(fresh.payload)
@@ -127,30 +137,36 @@ class PartitionLog:
         """
         if not self.start <= start < self.end:
             raise IndexError(start)
-        segment = self._segments[(start - self.start) // SEGMENT_EVENTS]
+        segment = self._segments[(start - self.start) // self._segment_events]
         low, high = start - segment.base, stop - segment.base
         return Slice(
             start, segment.payloads[low:high], segment.splits[low:high], segment.times[low:high]
         )
 
-    def first_appended_after(self, index: int) -> float | None:
-        """When the event at `index` was appended; None if it is not there."""
+    def appended_at(self, index: int) -> float | None:
+        """When the event at `index` was appended, in seconds; None if it is not there."""
         if not self.start <= index < self.end:
             return None
-        segment = self._segments[(index - self.start) // SEGMENT_EVENTS]
+        segment = self._segments[(index - self.start) // self._segment_events]
         return segment.appended[index - segment.base]
 
 
 class UpstreamLog:
     """All topic-partitions, within one bound of memory."""
 
-    def __init__(self, sources: Iterable[TopicPartition], retention_bytes: int) -> None:
+    def __init__(
+        self,
+        sources: Iterable[TopicPartition],
+        retention_bytes: int,
+        segment_events: int = SEGMENT_EVENTS,
+    ) -> None:
         self.partitions: dict[TopicPartition, PartitionLog] = {
-            source: PartitionLog() for source in sources
+            source: PartitionLog(segment_events) for source in sources
         }
         self.appended_total = 0
         self.expired_segments_total = 0
         self._retention_bytes = retention_bytes
+        self._segment_events = segment_events
 
     def append(self, fresh: Fresh, now_seconds: float) -> int:
         """Add an event to its topic-partition; returns its index there.
@@ -160,7 +176,7 @@ class UpstreamLog:
         """
         index = self.partitions[fresh.source].append(fresh, now_seconds)
         self.appended_total += 1
-        if index % SEGMENT_EVENTS == 0:
+        if index % self._segment_events == 0:
             self._expire()
         return index
 
@@ -188,9 +204,7 @@ class Cluster:
         self.data_centre = data_centre
         self._log = log
         self._lag_seconds = mirror_lag_seconds
-        self._bases = {
-            source: first_offset(seed, data_centre, source) for source in log.partitions
-        }
+        self._bases = {source: first_offset(seed, data_centre, source) for source in log.partitions}
 
     @property
     def sources(self) -> KeysView[TopicPartition]:
@@ -212,14 +226,18 @@ class Cluster:
             return log.end
         return log.end_as_of(now_seconds - self._lag_seconds)
 
-    def visible_in_seconds(self, source: TopicPartition, index: int, now_seconds: float) -> float | None:
+    def visible_in_seconds(
+        self, source: TopicPartition, index: int, now_seconds: float
+    ) -> float | None:
         """How long until the event at `index` shows up here; None while it does not exist."""
-        appended = self._log.partitions[source].first_appended_after(index)
+        appended = self._log.partitions[source].appended_at(index)
         if appended is None:
             return None
         return max(appended + self._lag_seconds - now_seconds, 0.0) if self._lags(source) else 0.0
 
-    def resolve_timestamp(self, source: TopicPartition, timestamp_ms: int, now_seconds: float) -> int:
+    def resolve_timestamp(
+        self, source: TopicPartition, timestamp_ms: int, now_seconds: float
+    ) -> int:
         """Kafka's `offsetsForTimes`: an offset of this cluster, or `LATEST` past the end."""
         index = self._log.partitions[source].find(timestamp_ms)
         if index is None or index >= self.end(source, now_seconds):
@@ -245,7 +263,7 @@ class Cluster:
 
 def first_offset(seed: int, data_centre: str, source: TopicPartition) -> int:
     """The offset a cluster gives to the first event of a topic-partition, as if it were years old."""
-    return random.Random(f"{seed}/{data_centre}/{source}").randrange(10**6, 6 * 10**9)
+    return seeded(seed, data_centre, *source).randrange(10**6, 6 * 10**9)
 
 
 def home_of(source: TopicPartition) -> str:

@@ -6,6 +6,7 @@ is not part of the line): U+2028 and U+0085 are text.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,6 +18,9 @@ from pleiades.core.wire import Assignment, MalformedId, TopicPartition, parse_id
 from pleiades.runtime.errors import UsageError
 from pleiades.simulator.log import Fresh
 from pleiades.simulator.settings import SimulatorSettings, topics_of
+
+# Kafka's own rule for topic names: anything else must not reach a log line.
+_TOPIC = re.compile(r"[a-zA-Z0-9._-]{1,249}", re.ASCII)
 
 
 class RecordedEvent(NamedTuple):
@@ -90,7 +94,7 @@ def _recorded(data: bytes, sse_id: bytes, default_topic: str, last_ms: int) -> R
         meta = {}
     topic, partition = meta.get("topic"), meta.get("partition")
     source = (
-        topic if isinstance(topic, str) else default_topic,
+        topic if isinstance(topic, str) and _TOPIC.fullmatch(topic) else default_topic,
         partition if type(partition) is int and partition >= 0 else 0,
     )
     timestamp_ms = _id_ms(sse_id, source)

@@ -41,7 +41,7 @@ class Asked(NamedTuple):
     timestamp_ms: int | None
 
 
-class Refusal(Exception):  # noqa: N818  # an answer, not a failure of this program
+class Refusal(Exception):
     """An answer other than the stream.
 
     Attributes:
@@ -68,8 +68,13 @@ class Refusal(Exception):  # noqa: N818  # an answer, not a failure of this prog
         self.reason = reason
 
 
-def http_error(  # noqa: PLR0913  # the fields of the service's own error
-    status: int, kind: str, title: str, detail: str, uri: str, retry_after_seconds: int | None = None
+def http_error(
+    status: int,
+    kind: str,
+    title: str,
+    detail: str,
+    uri: str,
+    retry_after_seconds: int | None = None,
 ) -> Refusal:
     """An error of the EventStreams service itself (its `HTTPError`)."""
     body = {
@@ -161,8 +166,7 @@ def since_ms(text: str | None, uri: str) -> int | None:
             400,
             "invalid_timestamp",
             "Invalid timestamp",
-            "since timestamp is not a UTC milliseconds unix epoch and was not parseable: "
-            f"'{text}'",
+            f"since timestamp is not a UTC milliseconds unix epoch and was not parseable: '{text}'",
             uri,
         )
     return number
@@ -170,7 +174,7 @@ def since_ms(text: str | None, uri: str) -> int | None:
 
 def _number(text: str) -> int | None:
     try:
-        number = float(text)
+        number = float(text.replace("_", "?"))
     except ValueError:
         return None
     return int(number) if abs(number) <= MAX_TIMESTAMP_MS else None

@@ -15,7 +15,16 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import orjson
-from aiohttp import web
+
+from pleiades.runtime.errors import UsageError
+
+try:
+    from aiohttp import web
+except ModuleNotFoundError as missing:
+    raise UsageError(
+        "the local upstream needs aiohttp, which is not installed; "
+        "install it with: pip install 'pleiades[simulate]'"
+    ) from missing
 
 from pleiades.simulator.body import Body, CutShort
 from pleiades.simulator.faults import Plan, plan
@@ -36,6 +45,8 @@ log = logging.getLogger(__name__)
 
 TICK_SECONDS = 0.005
 """The least time between two rounds of appending; at 1,000 events/s five events a round."""
+MAX_HEADER_BYTES = 16 * 1024
+"""As much as Node takes: a `Last-Event-ID` of many topics is long."""
 STREAM_PATH = "/v2/stream"
 
 
@@ -100,7 +111,12 @@ class Server:
         application.on_response_prepare.append(_without_content_type)
         # Without handler_cancellation an idle stream would not notice that its client has left.
         runner = web.AppRunner(
-            application, access_log=None, handler_cancellation=True, shutdown_timeout=0.0
+            application,
+            access_log=None,
+            handler_cancellation=True,
+            shutdown_timeout=0.0,
+            max_field_size=MAX_HEADER_BYTES,
+            max_line_size=MAX_HEADER_BYTES,
         )
         await runner.setup()
         try:
@@ -122,7 +138,8 @@ class Server:
             with contextlib.suppress(asyncio.CancelledError):
                 await self._appending
             self._appending = None
-        self.cut_all(Cut.CLOSE)
+        for body in list(self._open):
+            body.abandon(Cut.CLOSE)
         if self._runner is not None:
             await self._runner.cleanup()
             self._runner = None
@@ -132,6 +149,8 @@ class Server:
         bodies = list(self._open)
         for body in bodies:
             body.abandon(cut)
+        self.stats.cuts_total += len(bodies)
+        self._changed()
         return len(bodies)
 
     def grown(self) -> None:
@@ -149,6 +168,7 @@ class Server:
 
     async def _serve(self, request: web.Request) -> web.StreamResponse:
         self.stats.requests_total += 1
+        self._changed()
         try:
             return await self._stream(request)
         except Refusal as refusal:
@@ -186,7 +206,8 @@ class Server:
             # Only an exception ends this: a cut, the client's leaving, the server's stop.
             await self._pump(feed, body, planned, faults)
         except CutShort:
-            self.stats.cuts_total += 1
+            if not body.abandoned:
+                self.stats.cuts_total += 1
         except ConnectionError:
             # The client left; aiohttp takes note of it when it ends the answer.
             pass
@@ -241,7 +262,8 @@ def _error_event(feed: Feed) -> bytes:
     return b"event: error\n" + feed.id_line() + b"\ndata: " + orjson.dumps(error) + b"\n\n"
 
 
-_NO_CONTENT_TYPE = "pleiades.no_content_type"
+class _Untyped(web.Response):
+    """An answer without a content type."""
 
 
 def _answer(refusal: Refusal) -> web.Response:
@@ -250,17 +272,13 @@ def _answer(refusal: Refusal) -> web.Response:
         headers["Retry-After"] = str(refusal.retry_after_seconds)
     if refusal.content_type is not None:
         headers["Content-Type"] = refusal.content_type
-    response = web.Response(
-        status=refusal.status, reason=refusal.reason, body=refusal.body, headers=headers
-    )
-    if refusal.content_type is None:
-        response[_NO_CONTENT_TYPE] = True
-    return response
+    answer = _Untyped if refusal.content_type is None else web.Response
+    return answer(status=refusal.status, reason=refusal.reason, body=refusal.body, headers=headers)
 
 
 async def _without_content_type(_: web.Request, response: web.StreamResponse) -> None:
     # aiohttp adds a content type of its own before it calls this.
-    if response.get(_NO_CONTENT_TYPE):
+    if isinstance(response, _Untyped):
         response.headers.popall("Content-Type", None)
 
 

@@ -1,5 +1,8 @@
-"""What the local upstream is to be like. Law: frozen values; the defaults are those of the real service
-where it has the property at all, and off where it is a fault."""
+"""What the local upstream is to be like.
+
+Law: frozen values. The defaults are those of the real service where it has the property at all, and off
+where it is a fault.
+"""
 
 from __future__ import annotations
 

@@ -51,7 +51,7 @@ class Simulator:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.close()
+        self.stop()
 
     @property
     def url(self) -> str:
@@ -93,11 +93,6 @@ class Simulator:
         self._thread.join()
         self._thread = None
 
-    def close(self) -> None:
-        """Stop for good, and forget the journal where it is not in a file of its own."""
-        self.stop()
-        self._upstream.journal.close()
-
     def _run(self, ready: Future[int]) -> None:
         asyncio.run(self._serve(ready))
 
@@ -136,7 +131,7 @@ class Simulator:
         return asyncio.run_coroutine_threadsafe(call(), loop).result()
 
     def append(self, count: int) -> int:
-        """Append events now, whatever the pace; returns how many there were."""
+        """Append the next events now, whatever the pace; returns how many there were."""
 
         def append(server: Server) -> int:
             appended = self._upstream.append_next(count, self._now())
@@ -169,7 +164,9 @@ class Simulator:
         """Streams opened so far."""
         return self._stats.connections_total
 
-    def wait_until(self, condition: Callable[[Stats], bool], timeout_seconds: float = 10.0) -> Stats:
+    def wait_until(
+        self, condition: Callable[[Stats], bool], timeout_seconds: float = 10.0
+    ) -> Stats:
         """Wait until the counters fulfil a condition; returns a copy of them.
 
         Raises:

@@ -33,18 +33,16 @@ _WIKIS = (
 )
 _TYPES = (("edit", 63), ("categorize", 31), ("new", 4), ("log", 2))
 
-_LATIN = (
-    "river bridge station mountain history village music theatre church island painter school "
-    "railway novel battle football engine garden tower science castle harbour library cinema"
-).split()
 _WORDS = {
-    "ru": "река мост станция гора история деревня музыка театр церковь остров художник школа".split(),
-    "ja": "川 橋 駅 山 歴史 村 音楽 劇場 教会 島 画家 学校".split(),
-    "zh": "河流 桥梁 车站 山脉 历史 村庄 音乐 剧院 教堂 岛屿 画家 学校".split(),
-    "de": "Fluß Brücke Bahnhof Gebirge Geschichte Dörfer Musik Theater Kirche Insel Maler".split(),
-    "fr": "rivière pont gare montagne histoire village théâtre église île école château".split(),
-    "ckb": "ڕووبار پرد وێستگە چیا مێژوو گوند مۆسیقا شانۆ".split(),
-    "hi": "नदी पुल स्टेशन पर्वत इतिहास गाँव संगीत रंगमंच".split(),
+    "en": "river bridge station mountain history village music theatre church island painter "
+    "school railway novel battle football engine garden tower science castle harbour library",
+    "de": "Fluß Brücke Bahnhof Gebirge Geschichte Dörfer Musik Theater Kirche Insel Maler",
+    "fr": "rivière pont gare montagne histoire village théâtre église île école château",
+    "ru": "река мост станция гора история деревня музыка театр церковь художник",  # noqa: RUF001
+    "ja": "川 橋 駅 山 歴史 村 音楽 劇場 教会 島 画家 学校",
+    "zh": "河流 桥梁 车站 山脉 历史 村庄 音乐 剧院 教堂 岛屿 画家 学校",
+    "ckb": "ڕووبار پرد وێستگە چیا مێژوو گوند مۆسیقا شانۆ",
+    "hi": "नदी पुल स्टेशन पर्वत इतिहास गाँव संगीत रंगमंच",
 }
 # Raw in real events, and line ends to `str.splitlines` though not to SSE.
 _AWKWARD = ("\u2028", "\u2029", "\u0085", "\u200e", "\U0001f30d", "\\", '"', "\u00a0", "\u000b")
@@ -134,7 +132,7 @@ def _choose(rng: random.Random, weighted: tuple[tuple[Any, ...], ...]) -> Any:
 
 
 def _words(rng: random.Random, language: str, count: int) -> str:
-    words = _WORDS.get(language, _LATIN)
+    words = _WORDS.get(language, _WORDS["en"]).split()
     return " ".join(rng.choice(words) for _ in range(count))
 
 

@@ -6,6 +6,7 @@ Law: not thread-safe and without a clock; whoever owns it says what time it is.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import islice
 
 from pleiades.core.wire import TopicPartition
@@ -41,13 +42,19 @@ class LocalUpstream:
     """
 
     def __init__(self, settings: SimulatorSettings, started_ms: int) -> None:
-        self.settings = settings
         topics = topics_for_streams(settings.streams)
         sources = list(sources_of(topics, settings.partitions))
         recorded: list[RecordedEvent] = []
         if settings.file is not None:
             recorded = read_recorded(settings.file, topics[0])
-            sources = list(dict.fromkeys(sources + sources_in(recorded)))
+            found = sources_in(recorded)
+            # Both topics of each stream exist, also where the file has events of one only.
+            twins = topics_for_streams(tuple(stream_of(topic) for topic, _ in found))
+            sources = list(dict.fromkeys([*sources, *sources_of(twins, 1), *found]))
+            if settings.rate == 0:
+                count = min(len(recorded), settings.max_events or len(recorded))
+                settings = replace(settings, history_events=count)
+        self.settings = settings
         self.streams = tuple(dict.fromkeys(stream_of(topic) for topic, _ in sources))
         self.partitions: dict[str, list[int]] = {}
         for topic, partition in sources:
@@ -87,10 +94,15 @@ class LocalUpstream:
         return appended
 
     def append_next(self, count: int, now_seconds: float) -> int:
-        """Append the next events though they are not due; fewer where there are no more."""
+        """Append the next events, due or not; returns how many there were.
+
+        What is not due yet is dated now: no event is dated in the future by this.
+        """
         appended = 0
         while appended < count and self._next is not None:
             fresh, self._next = self._next, next(self._coming, None)
+            early_ms = max(int(fresh.due_ms - now_seconds * 1000.0), 0)
+            fresh = fresh._replace(timestamp_ms=fresh.timestamp_ms - early_ms)
             self._append(fresh, now_seconds)
             appended += 1
         self.journal.flush()

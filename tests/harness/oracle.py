@@ -43,7 +43,9 @@ def published_count(folder: Path) -> int:
     return sum(1 for _ in folder.glob("[0-9]*/*.json"))
 
 
-def judge(folder: Path, journal: list[JournalEntry], since_ms: int) -> Verdict:
+def judge(
+    folder: Path, journal: list[JournalEntry], since_ms: int, finished: bool = True
+) -> Verdict:
     """Read a publish directory afresh.
 
     The order is that in which the names appeared (`st_ctime_ns`, set by the rename; two names within
@@ -76,6 +78,15 @@ def judge(folder: Path, journal: list[JournalEntry], since_ms: int) -> Verdict:
             begun.add(entry.source)
         if entry.source in begun and not entry.canary:
             expected.append(entry)
+    if not finished:
+        reached: set[tuple[str, int]] = set()
+        backwards = []
+        for entry in reversed(expected):
+            if entry.identity in seen:
+                reached.add(entry.source)
+            if entry.source in reached:
+                backwards.append(entry)
+        expected = backwards[::-1]
     disordered = []
     latest: dict[tuple[str, int], int] = {}
     for entry in expected:

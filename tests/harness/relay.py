@@ -33,6 +33,7 @@ class Relay:
         clean = {name: text for name, text in os.environ.items() if not name.startswith("PLEIADES")}
         self.lines: list[str] = []
         self._said = threading.Condition()
+        self._family: set[psutil.Process] = set()
         self.process = subprocess.Popen(
             [*command, *arguments],
             stderr=subprocess.PIPE,
@@ -49,14 +50,13 @@ class Relay:
         return self
 
     def __exit__(self, *_: object) -> None:
-        children = self.children()
+        # Whoever outlives the parent also keeps the pipe of its log open.
+        self._family |= set(self.children())
         if self.process.poll() is None:
             self.process.kill()
-        for child in children:
-            try:
+        for child in self._family:
+            if child.is_running():
                 child.kill()
-            except psutil.NoSuchProcess:
-                continue
         self.process.wait(10)
         self._reading.join(10)
         assert self.process.stderr is not None
@@ -131,7 +131,9 @@ class Relay:
         """The stages' processes (not the interpreter's own resource tracker)."""
         try:
             found = psutil.Process(self.process.pid).children()
-            return [child for child in found if self.role(child)]
+            stages = [child for child in found if self.role(child)]
+            self._family |= set(stages)
+            return stages
         except psutil.NoSuchProcess:
             return []
 

@@ -31,7 +31,15 @@ from hypothesis import strategies as st
 from pleiades.core.admission import Admission
 from pleiades.core.position import Checkpoint, Course
 from pleiades.core.window import Window
-from pleiades.core.wire import Assignment, Batch, DeadLetter, Event, TopicPartition, parse_id
+from pleiades.core.wire import (
+    Assignment,
+    Batch,
+    Canary,
+    DeadLetter,
+    Event,
+    TopicPartition,
+    parse_id,
+)
 
 START = 1_000_000
 """When the model begins, ms; early enough that "by years" is a large part of it."""
@@ -189,13 +197,17 @@ class Relay:
         return len(received)
 
     def send(self, received: Iterable[tuple[TopicPartition, int, tuple[Assignment, ...]]]) -> None:
-        batch = Batch(0, self.connections, [], [], {}, self.course.started_ms, self.read_clock())
+        batch = Batch(
+            0, self.connections, [], [], [], {}, self.course.started_ms, self.read_clock()
+        )
         for source, offset, assignments in received:
             for named, timestamp_ms in assignments:
                 if (timestamp_ms or 0) > batch.timestamps_ms.get(named, -1):
                     batch.timestamps_ms[named] = timestamp_ms or 0
             entry = self.upstream.logs[source][offset]
-            if not entry.canary:
+            if entry.canary:
+                batch.canaries.append(Canary(source, entry.timestamp_ms + 1, len(batch.events)))
+            else:
                 batch.events.append(
                     Event(entry.identity, source, entry.timestamp_ms + 1, 0, b"", b"%d" % offset)
                 )

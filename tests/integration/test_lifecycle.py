@@ -1,0 +1,511 @@
+"""Starts, stops, refusals and what is seen from outside."""
+
+from __future__ import annotations
+
+import os
+import pty
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import orjson
+import psutil
+import pytest
+
+from pleiades import __version__
+from pleiades.simulator.settings import Cut, Disorder, Faults, SimulatorSettings
+from pleiades.simulator.simulator import Simulator
+from tests.harness.oracle import judge, published_count
+from tests.harness.relay import COMMAND, Relay
+from tests.harness.waiting import until
+
+Simulate = Callable[[SimulatorSettings], Simulator]
+Flags = Callable[[Simulator], list[str]]
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*COMMAND, *arguments], capture_output=True, text=True, timeout=60, check=False
+    )
+
+
+# ---- exit statuses ----
+
+
+def test_help_and_version() -> None:
+    assert run("--version").stdout == f"pleiades {__version__}\n"
+    assert run("help").returncode == 0
+    assert run("help", "ingest").stdout == run("ingest", "--help").stdout
+    for command in ("ingest", "simulate", "demo"):
+        said = run("help", command)
+        assert said.returncode == 0
+        assert f"usage: pleiades {command}" in said.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ([], "a command is missing"),
+        (["injest"], "there is no command 'injest'"),
+        (["help", "x"], "there is no command"),
+        (["ingest"], "add --file.enable"),
+        (["ingest", "--file.enable", "--kafka.enable"], "take away"),
+        (["ingest", "--kafka.enable"], "publishes to files only"),
+        (["ingest", "--file.enable", "-q", "-v"], "exclude each other"),
+        (["ingest", "--file.enabled"], "unrecognized arguments"),
+    ],
+)
+def test_usage_errors_exit_with_2_and_say_what_to_do(arguments: list[str], says: str) -> None:
+    ended = run(*arguments)
+    assert ended.returncode == 2
+    assert says in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+def test_refused_by_the_upstream_exits_with_3(simulate: Simulate, flags: Flags) -> None:
+    upstream = simulate(SimulatorSettings())
+    with Relay(*flags(upstream), "--upstream.stream=nosuch") as relay:
+        assert relay.wait() == 3
+    assert "status 400" in relay.log
+    assert "Invalid streams: nosuch" in relay.log
+    assert "Traceback" not in relay.log
+
+
+def test_a_second_instance_exits_with_4_and_leaves_the_first_alone(
+    simulate: Simulate, flags: Flags, folder: Path
+) -> None:
+    upstream = simulate(SimulatorSettings(rate=100))
+    with Relay(*flags(upstream)) as first:
+        first.wait_ready()
+        with Relay(*flags(upstream)) as second:
+            assert second.wait() == 4
+        assert "publishes into" in second.log
+        before = published_count(folder)
+        first.until(lambda: published_count(folder) > before, "new events", 30)
+        assert first.stop() == 0
+
+
+def test_an_unusable_directory_exits_with_1(simulate: Simulate, flags: Flags, folder: Path) -> None:
+    folder.write_text("not a directory")
+    upstream = simulate(SimulatorSettings())
+    with Relay(*flags(upstream)) as relay:
+        assert relay.wait() == 1
+    assert "--file.publishDir" in relay.log
+    assert "Traceback" not in relay.log
+
+
+def test_a_taken_metrics_port_exits_with_1(simulate: Simulate, flags: Flags) -> None:
+    upstream = simulate(SimulatorSettings())
+    port = upstream.url.split(":")[2].split("/")[0]
+    with Relay(*flags(upstream), f"--metricsPort={port}") as relay:
+        assert relay.wait() == 1
+    assert "can't serve metrics" in relay.log
+    assert "Traceback" not in relay.log
+
+
+# ---- stops ----
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_stop_is_in_order_and_logs_the_last_position(
+    simulate: Simulate, flags: Flags, folder: Path, number: signal.Signals
+) -> None:
+    upstream = simulate(SimulatorSettings(rate=300))
+    with Relay(*flags(upstream)) as relay:
+        relay.until(lambda: published_count(folder) > 100, "events", 30)
+        children = relay.children()
+        relay.signal(number)
+        assert relay.wait(10) == 0
+        assert not [child for child in children if child.is_running()]
+    position = orjson.loads(relay.wait_for(r"last position: (.*)")[1])
+    assert {entry["topic"] for entry in position} <= {
+        "eqiad.mediawiki.recentchange",
+        "codfw.mediawiki.recentchange",
+    }
+    verdict = judge(folder, upstream.journal(), upstream.started_ms - 60_000, finished=False)
+    assert verdict.flawless, verdict
+    assert "WARNING" not in relay.log
+    assert "ERROR" not in relay.log
+
+
+def test_a_terminals_ctrl_c_reaches_all_processes_and_stops_in_order(
+    simulate: Simulate, flags: Flags, folder: Path
+) -> None:
+    upstream = simulate(SimulatorSettings(rate=300))
+    with Relay(*flags(upstream), command=("setsid", *COMMAND)) as relay:
+        relay.until(lambda: published_count(folder) > 100, "events", 30)
+        os.killpg(relay.process.pid, signal.SIGINT)
+        assert relay.wait(10) == 0
+    assert "Traceback" not in relay.log
+    assert judge(folder, upstream.journal(), 0, finished=False).flawless
+
+
+def test_a_second_signal_leaves_at_once(simulate: Simulate, flags: Flags, folder: Path) -> None:
+    upstream = simulate(SimulatorSettings(rate=300))
+    with Relay(*flags(upstream)) as relay:
+        relay.until(lambda: published_count(folder) > 100, "events", 30)
+        relay.child("publisher").suspend()
+        relay.signal(signal.SIGTERM)
+        relay.wait_for("stopping")
+        relay.signal(signal.SIGTERM)
+        assert relay.wait(5) == 0
+    assert "second signal" in relay.log
+
+
+def test_a_stalled_destination_does_not_hold_up_a_stop(
+    simulate: Simulate, flags: Flags, folder: Path
+) -> None:
+    upstream = simulate(SimulatorSettings(rate=300, max_events=5000))
+    with Relay(*flags(upstream)) as relay:
+        relay.until(lambda: published_count(folder) > 100, "events", 30)
+        relay.child("publisher").suspend()
+        relay.signal(signal.SIGTERM)
+        assert relay.wait(10) == 0
+    assert "could not finish within" in relay.log
+    with Relay(*flags(upstream)) as relay:
+        relay.until(
+            lambda: (
+                judge(folder, upstream.journal(), upstream.started_ms - 60_000).flawless
+                and upstream.stats().events_appended_total >= 5000
+            ),
+            "all events",
+            60,
+        )
+        assert relay.stop() == 0
+
+
+def test_children_leave_within_two_seconds_when_the_parent_is_killed(
+    simulate: Simulate, flags: Flags
+) -> None:
+    upstream = simulate(SimulatorSettings(rate=100))
+    with Relay(*flags(upstream), "--parsers=3") as relay:
+        relay.wait_ready()
+        family = psutil.Process(relay.process.pid).children(recursive=True)
+        assert len(family) >= 5
+        relay.signal(signal.SIGKILL)
+        relay.wait()
+        _, alive = psutil.wait_procs(family, timeout=2)
+        assert not alive
+
+
+def test_stopped_children_leave_too_when_the_parent_is_killed(
+    simulate: Simulate, flags: Flags
+) -> None:
+    upstream = simulate(SimulatorSettings(rate=100))
+    with Relay(*flags(upstream)) as relay:
+        relay.wait_ready()
+        family = psutil.Process(relay.process.pid).children(recursive=True)
+        relay.child("publisher").suspend()
+        relay.signal(signal.SIGKILL)
+        relay.wait()
+        _, alive = psutil.wait_procs(family, timeout=2)
+        assert not alive
+
+
+def may_unshare() -> bool:
+    tried = subprocess.run(["unshare", "--pid", "--fork", "true"], check=False, capture_output=True)
+    return tried.returncode == 0
+
+
+@pytest.mark.skipif(not may_unshare(), reason="needs the right to make a PID namespace")
+def test_works_as_pid_1_and_buries_orphans(simulate: Simulate, flags: Flags, folder: Path) -> None:
+    upstream = simulate(SimulatorSettings(rate=100))
+    unshare = ("unshare", "--pid", "--fork", "--mount-proc", "--kill-child")
+    # The orphan's parent leaves at once; whoever is PID 1 inherits it and must bury it.
+    orphan = "(sleep 0.2 & exec true); "
+    shell = ("sh", "-c", orphan + 'exec "$@"', "sh")
+    with Relay(*flags(upstream), command=(*unshare, *shell, *COMMAND)) as relay:
+        relay.until(lambda: published_count(folder) > 50, "events", 30)
+        (parent,) = psutil.Process(relay.process.pid).children()
+        relay.until(
+            lambda: all(
+                child.status() != psutil.STATUS_ZOMBIE for child in parent.children(recursive=True)
+            ),
+            "the burial of the orphan",
+            10,
+        )
+        reader = next(one for one in parent.children() if relay.role(one) == "reader")
+        reader.kill()
+        relay.wait_for("starting all processes again")
+        before = published_count(folder)
+        relay.until(lambda: published_count(folder) > before, "new events", 30)
+        parent.send_signal(signal.SIGTERM)
+        assert relay.wait(10) == 0
+    assert judge(folder, upstream.journal(), 0, finished=False).flawless
+
+
+# ---- where to start ----
+
+
+def test_no_resume_ignores_the_stored_position_also_after_a_crash(
+    simulate: Simulate, flags: Flags, folder: Path
+) -> None:
+    upstream = simulate(SimulatorSettings(rate=200, disorder=Disorder(0, 0, 0, 0)))
+    with Relay(*flags(upstream)) as relay:
+        relay.until(lambda: published_count(folder) > 100, "events", 30)
+        assert relay.stop() == 0
+    seen = {path.name for path in folder.glob("[0-9]*/*.json")}
+    pause = upstream.stats().events_appended_total + 600
+    upstream.wait_until(lambda stats: stats.events_appended_total > pause, 30)
+    now = [flag for flag in flags(upstream) if not flag.startswith("--since")]
+    begun_ms = time.time_ns() // 1_000_000
+    with Relay(*now, "--no-resume", "--upstream.overlap=500ms") as relay:
+        relay.wait_ready()
+        relay.child("parser-0").kill()
+        relay.until(lambda: published_count(folder) > len(seen) + 200, "new events", 30)
+        assert relay.stop() == 0
+    new = [path.name for path in folder.glob("[0-9]*/*.json") if path.name not in seen]
+    oldest = min(
+        entry.timestamp for entry in upstream.journal() if any(entry.identity in n for n in new)
+    )
+    assert oldest >= begun_ms - 1000, "it went on from the stored position"
+
+
+def test_since_asks_for_history(simulate: Simulate, flags: Flags, folder: Path) -> None:
+    upstream = simulate(
+        SimulatorSettings(history_events=2000, history_seconds=200, disorder=Disorder(0, 0, 0, 0))
+    )
+    since_ms = upstream.started_ms - 100_000
+    others = [flag for flag in flags(upstream) if not flag.startswith("--since")]
+    with Relay(*others, f"--since={since_ms}") as relay:
+        relay.until(
+            lambda: judge(folder, upstream.journal(), since_ms).flawless, "the last 100 s", 30
+        )
+        assert relay.stop() == 0
+    assert 900 < published_count(folder) < 1100
+
+
+# ---- the upstream in trouble ----
+
+
+@pytest.mark.parametrize(
+    "faults",
+    [
+        Faults(cut_every_seconds=1, error_rate=0.5, error_burst=2, retry_after_seconds=1),
+        Faults(cut_every_seconds=1, gzip=True),
+        Faults(cut_every_seconds=2, stall_rate=0.02, stall_seconds=2.0),
+        Faults(cut_every_seconds=1, hang_rate=0.3),
+        Faults(cut_every_seconds=1, silence_rate=0.3),
+        Faults(cut_every_seconds=1, chunk_bytes=7, cuts=(Cut.CLEAN,)),
+        Faults(cut_every_seconds=2, mirror_lag_seconds=1.0, other_cluster_rate=0.5),
+        Faults(cut_every_seconds=2, error_event_rate=0.05),
+    ],
+    ids=["5xx", "gzip", "stall", "hang", "silence", "7 bytes", "other cluster", "error events"],
+)
+def test_trouble_upstream_is_ridden_out(
+    simulate: Simulate, flags: Flags, folder: Path, faults: Faults
+) -> None:
+    upstream = simulate(SimulatorSettings(rate=200, max_events=1500, faults=faults))
+    with Relay(*flags(upstream), "--upstream.idleTimeout=1s") as relay:
+        upstream.wait_until(lambda stats: stats.events_appended_total >= 1500, 30)
+        upstream.set_faults(hang_rate=0.0, silence_rate=0.0, error_rate=0.0)
+        since_ms = upstream.started_ms - 60_000
+        relay.until(lambda: judge(folder, upstream.journal(), since_ms).flawless, "all events", 60)
+        assert relay.stop() == 0
+    assert "Traceback" not in relay.log
+
+
+def test_too_many_connections_are_waited_out_as_long_as_the_upstream_says(
+    simulate: Simulate, flags: Flags, folder: Path
+) -> None:
+    upstream = simulate(
+        SimulatorSettings(
+            rate=100, faults=Faults(max_connections=1, retry_after_seconds=2, cut_every_seconds=0)
+        )
+    )
+    import requests
+
+    holder = requests.get(
+        f"{upstream.url}/recentchange",
+        headers={"User-Agent": "test (https://example.org)"},
+        stream=True,
+        timeout=10,
+    )
+    with Relay(*flags(upstream)) as relay:
+        pause = relay.wait_for(r"answered 429: .*trying again in ([0-9.]+) s")
+        assert float(pause[1]) >= 2
+        assert relay.status("/readyz") == 503
+        assert relay.status("/healthz") == 200
+        holder.close()
+        relay.wait_ready()
+        relay.until(lambda: published_count(folder) > 50, "events", 30)
+        assert relay.metric("pleiades_recv_errors_total", type="throttled") >= 1
+        assert relay.stop() == 0
+
+
+def test_an_idle_stream_is_reconnected_quietly_and_wakes(
+    simulate: Simulate, flags: Flags, folder: Path
+) -> None:
+    upstream = simulate(SimulatorSettings())
+    with Relay(*flags(upstream), "--upstream.idleTimeout=500ms") as relay:
+        upstream.wait_until(lambda stats: stats.connections_total >= 4, 30)
+        upstream.append(10)
+        relay.until(lambda: published_count(folder) == 10, "the first events", 30)
+        assert relay.metric("pleiades_upstream_reconnects_total", reason="idle") >= 3
+        assert relay.stop() == 0
+    assert "WARNING" not in relay.log
+    assert "silent" not in relay.log
+
+
+def test_an_upstream_that_is_away_at_first_is_waited_for(
+    simulate: Simulate, flags: Flags, folder: Path
+) -> None:
+    upstream = simulate(SimulatorSettings())
+    upstream.stop()
+    with Relay(*flags(upstream)) as relay:
+        relay.wait_for("can't reach")
+        upstream.start()
+        upstream.append(5)
+        relay.until(lambda: published_count(folder) == 5, "events", 30)
+        assert relay.stop() == 0
+
+
+def test_expired_history_is_a_warning_and_counted(
+    simulate: Simulate, flags: Flags, folder: Path
+) -> None:
+    first = simulate(SimulatorSettings(rate=200, disorder=Disorder(0, 0, 0, 0)))
+    with Relay(*flags(first)) as relay:
+        relay.until(lambda: published_count(folder) > 100, "events", 30)
+        assert relay.stop() == 0
+    pause = first.stats().events_appended_total + 600
+    first.wait_until(lambda stats: stats.events_appended_total > pause, 30)
+    # A service whose history begins after the position.
+    second = simulate(SimulatorSettings(rate=200, disorder=Disorder(0, 0, 0, 0)))
+    with Relay(*flags(second), "--upstream.overlap=200ms") as relay:
+        relay.wait_for("the upstream no longer has what lay between")
+        relay.until(lambda: relay.metric("pleiades_upstream_gaps_total") >= 1, "the gap", 10)
+        assert relay.stop() == 0
+
+
+# ---- what is seen ----
+
+
+def test_json_logs_are_one_object_a_line(simulate: Simulate, flags: Flags, folder: Path) -> None:
+    upstream = simulate(SimulatorSettings(rate=100))
+    with Relay(*flags(upstream), "--log.format=json", "-v") as relay:
+        relay.until(lambda: published_count(folder) > 20, "events", 30)
+        assert relay.stop() == 0
+    records = [orjson.loads(line) for line in relay.lines]
+    assert {record["process"] for record in records} >= {"parent", "reader", "publisher"}
+    assert all(record.keys() >= {"time", "level", "process", "message"} for record in records)
+
+
+def test_quiet_says_nothing_where_nothing_is_wrong(
+    simulate: Simulate, flags: Flags, folder: Path
+) -> None:
+    upstream = simulate(SimulatorSettings(rate=100, faults=Faults(cut_every_seconds=0.5)))
+    with Relay(*flags(upstream), "-q") as relay:
+        relay.until(lambda: published_count(folder) > 100, "events", 30)
+        assert relay.stop() == 0
+    assert relay.lines == []
+
+
+def test_a_terminal_shows_one_live_line(simulate: Simulate, flags: Flags, folder: Path) -> None:
+    upstream = simulate(SimulatorSettings(rate=200))
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen([*COMMAND, *flags(upstream)], stderr=theirs, stdout=theirs)
+    os.close(theirs)
+    shown = b""
+    try:
+        while b"restarts" not in shown or b"published" not in shown:
+            shown += os.read(ours, 4096)
+            assert len(shown) < 100_000
+        process.terminate()
+        # A terminal that nobody reads would hold up whoever writes to it.
+        while True:
+            try:
+                part = os.read(ours, 4096)
+            except OSError:
+                break
+            shown += part
+        assert process.wait(15) == 0
+    finally:
+        process.kill()
+        process.wait()
+        os.close(ours)
+    line = re.search(
+        r"([\d,]+) events/s · ([\d,]+) published · lag ([\d.]+) s · 0 restarts", shown.decode()
+    )
+    assert line, shown
+    assert "last position" in shown.decode()
+
+
+def test_the_position_is_on_metrics_with_everything_the_readme_names(
+    simulate: Simulate, flags: Flags, folder: Path
+) -> None:
+    upstream = simulate(SimulatorSettings(rate=200, second_share=0.5))
+    with Relay(*flags(upstream)) as relay:
+        relay.until(lambda: published_count(folder) > 100, "events", 30)
+        relay.wait_ready()
+        samples = relay.metrics()
+        assert relay.stop() == 0
+    names = {name for name, _ in samples}
+    readme = (Path(__file__).resolve().parents[2] / "README.md").read_text()
+    documented = set(re.findall(r"^\| `(pleiades_\w+)", readme, re.MULTILINE))
+    assert documented, "the README has no table of metrics"
+    exported = {
+        name.removesuffix("_bucket").removesuffix("_sum").removesuffix("_count") for name in names
+    }
+    assert documented == exported
+    topic = {"topic": "eqiad.mediawiki.recentchange", "partition": "0"}
+    key = ("pleiades_upstream_position_seconds", tuple(sorted(topic.items())))
+    assert abs(samples[key] - time.time()) < 60
+
+
+def test_metrics_go_on_without_their_folder(
+    simulate: Simulate, flags: Flags, folder: Path, tmp_path: Path
+) -> None:
+    upstream = simulate(SimulatorSettings(rate=200))
+    metrics = tmp_path / "metrics"
+    with Relay(*flags(upstream), environment={"PROMETHEUS_MULTIPROC_DIR": str(metrics)}) as relay:
+        relay.until(lambda: published_count(folder) > 20, "events", 30)
+        for path in metrics.iterdir():
+            path.write_bytes(b"\xff" * 100)
+        assert relay.status("/metrics") == 500
+        before = published_count(folder)
+        relay.until(lambda: published_count(folder) > before, "new events", 30)
+        assert relay.stop() == 0
+
+
+def test_the_default_metrics_folder_is_removed_at_the_end_and_after_a_kill(
+    simulate: Simulate, flags: Flags, tmp_path: Path
+) -> None:
+    upstream = simulate(SimulatorSettings(rate=100))
+    temporary = tmp_path / "tmp"
+    temporary.mkdir()
+    environment = {"TMPDIR": str(temporary)}
+    with Relay(*flags(upstream), environment=environment) as relay:
+        relay.wait_ready()
+        assert len(list(temporary.glob("pleiades-metrics-*"))) == 1
+        relay.signal(signal.SIGKILL)
+        relay.wait()
+    with Relay(*flags(upstream), environment=environment) as relay:
+        relay.wait_ready()
+        assert len(list(temporary.glob("pleiades-metrics-*"))) == 1
+        assert relay.stop() == 0
+    assert not list(temporary.glob("pleiades-metrics-*"))
+
+
+def test_environment_and_file_configure_a_real_run(simulate: Simulate, tmp_path: Path) -> None:
+    upstream = simulate(SimulatorSettings(rate=100))
+    config = tmp_path / "pleiades.toml"
+    config.write_text(
+        f'metricsPort = 0\nsince = "-1m"\n[file]\nenable = true\n[upstream]\nurl = "{upstream.url}"\n'
+    )
+    environment = {"PLEIADES_FILE_PUBLISH_DIR": "from-environment"}
+    with Relay("ingest", f"--config={config}", cwd=tmp_path, environment=environment) as relay:
+        target = tmp_path / "from-environment"
+        relay.until(lambda: target.is_dir() and published_count(target) > 20, "events", 30)
+        assert relay.stop() == 0
+
+
+def test_python_dash_m_and_the_script_are_the_same() -> None:
+    script = shutil.which("pleiades", path=str(Path(sys.executable).parent))
+    assert script
+    said = subprocess.run([script, "--version"], capture_output=True, text=True, check=True).stdout
+    assert said == run("--version").stdout

@@ -1,0 +1,187 @@
+from __future__ import annotations
+
+import orjson
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pleiades.core.position import (
+    MAX_SOURCES,
+    Checkpoint,
+    Course,
+    Position,
+    UnreadableCheckpoint,
+    decode_checkpoint,
+    join,
+)
+from pleiades.core.wire import MAX_TIMESTAMP_MS, Assignment, parse_id
+
+few_sources = st.tuples(st.sampled_from(["a", "b", "c.d"]), st.integers(0, 1))
+few_positions = st.dictionaries(few_sources, st.integers(0, 5))
+times = st.integers(0, MAX_TIMESTAMP_MS)
+sources = st.tuples(
+    st.from_regex(r"[a-zA-Z0-9._-]{1,20}", fullmatch=True), st.integers(0, 2**31 - 1)
+)
+checkpoints = st.builds(Checkpoint, st.dictionaries(sources, times, max_size=8), times, times)
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers(-5, 2**53) | st.floats(allow_nan=False) | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+    max_leaves=8,
+)
+
+
+@given(few_positions, few_positions)
+def test_join_is_commutative(left: Position, right: Position) -> None:
+    assert join(left, right) == join(right, left)
+
+
+@given(few_positions, few_positions, few_positions)
+def test_join_is_associative(one: Position, two: Position, three: Position) -> None:
+    assert join(join(one, two), three) == join(one, join(two, three))
+
+
+@given(few_positions)
+def test_join_is_idempotent_and_nothing_is_its_bottom(position: Position) -> None:
+    assert join(position, position) == position
+    assert join(position, {}) == position
+    assert join({}, position) == position
+
+
+@given(few_positions, few_positions)
+def test_join_is_the_least_that_holds_both(left: Position, right: Position) -> None:
+    joined = join(left, right)
+    assert joined.keys() == left.keys() | right.keys()
+    for source, reached in joined.items():
+        assert reached == max(left.get(source, -1), right.get(source, -1))
+
+
+@given(few_positions, few_positions)
+def test_join_leaves_its_arguments_alone(left: Position, right: Position) -> None:
+    before = dict(left), dict(right)
+    join(left, right)
+    assert (left, right) == before
+
+
+@given(checkpoints)
+def test_checkpoints_are_read_back(checkpoint: Checkpoint) -> None:
+    assert decode_checkpoint(checkpoint.encoded()) == checkpoint
+
+
+@given(checkpoints, st.data())
+def test_a_cut_checkpoint_is_unreadable(checkpoint: Checkpoint, draw: st.DataObject) -> None:
+    encoded = checkpoint.encoded()
+    cut = encoded[: draw.draw(st.integers(0, len(encoded) - 1))]
+    with pytest.raises(UnreadableCheckpoint):
+        decode_checkpoint(cut)
+
+
+def reads(encoded: bytes) -> None:
+    try:
+        checkpoint = decode_checkpoint(encoded)
+    except UnreadableCheckpoint:
+        return
+    assert decode_checkpoint(checkpoint.encoded()) == checkpoint
+
+
+@given(st.binary())
+def test_bytes_are_a_checkpoint_or_unreadable(encoded: bytes) -> None:
+    reads(encoded)
+
+
+@given(checkpoints, st.integers(0), st.integers(0, 255))
+def test_a_damaged_checkpoint_is_a_checkpoint_or_unreadable(
+    checkpoint: Checkpoint, place: int, byte: int
+) -> None:
+    damaged = bytearray(checkpoint.encoded())
+    damaged[place % len(damaged)] = byte
+    reads(bytes(damaged))
+
+
+@given(json_values, json_values, json_values, json_values)
+def test_any_json_is_a_checkpoint_or_unreadable(
+    version: object, position: object, entry: object, time: object
+) -> None:
+    source = {"topic": entry, "partition": 0, "timestamp": 0}
+    for stored in (
+        version,
+        {"version": version, "position": [], "started_ms": 0, "clock_ms": 0},
+        {"version": 1, "position": position, "started_ms": 0, "clock_ms": 0},
+        {"version": 1, "position": [entry], "started_ms": time, "clock_ms": 0},
+        {"version": 1, "position": [source], "started_ms": 0, "clock_ms": time},
+        {"version": 1, "position": [source | {"topic": "a", "timestamp": time}]}
+        | {"started_ms": 0, "clock_ms": 0},
+    ):
+        reads(orjson.dumps(stored, option=orjson.OPT_NON_STR_KEYS))
+
+
+@given(checkpoints, st.dictionaries(sources, times, max_size=8), times, times)
+def test_a_checkpoint_only_advances(
+    checkpoint: Checkpoint, timestamps_ms: Position, started_ms: int, clock_ms: int
+) -> None:
+    advanced = checkpoint.advanced(timestamps_ms, started_ms, clock_ms)
+    assert advanced.position == join(checkpoint.position, timestamps_ms)
+    assert advanced.started_ms == min(checkpoint.started_ms, started_ms)
+    assert advanced.clock_ms == max(checkpoint.clock_ms, clock_ms)
+
+
+@pytest.mark.parametrize("known", [0, 10, MAX_SOURCES, MAX_SOURCES + 10])
+def test_invented_topics_are_bounded_and_known_ones_stay(known: int) -> None:
+    position = {(f"known-{number}", 0): 5 for number in range(known)}
+    invented = {(f"invented-{number}", 0): 5 for number in range(MAX_SOURCES + 500)}
+    checkpoint = Checkpoint(position, 0, 0).advanced(invented | dict.fromkeys(position, 9), 0, 0)
+    assert len(checkpoint.position) == max(MAX_SOURCES, known)
+    assert all(checkpoint.position[source] == 9 for source in position)
+    course = Course(0, 1, dict(position))
+    course.observe(Assignment(source, ms) for source, ms in invented.items())
+    course.observe(Assignment(source, 9) for source in position)
+    assert course.position == checkpoint.position
+
+
+@given(
+    st.dictionaries(sources, times, min_size=1, max_size=5),
+    times,
+    st.integers(1, 10**6),
+    times,
+)
+def test_what_is_asked_for_lies_at_or_before_a_delivered_event(
+    position: Position, started_ms: int, overlap_ms: int, clock_ms: int
+) -> None:
+    course = Course(started_ms, overlap_ms, position)
+    asked = course.last_event_id(clock_ms)
+    assert asked is not None
+    timestamps = dict(parse_id(asked.encode()))
+    assert timestamps.keys() == position.keys()
+    for source, reached in position.items():
+        from_ms = timestamps[source]
+        assert from_ms is not None
+        if not reached:
+            assert from_ms == started_ms
+        else:
+            # The event itself is dated one before its id's timestamp.
+            assert from_ms <= reached - 1
+            assert from_ms >= min(reached, clock_ms) - overlap_ms
+            assert from_ms >= started_ms or reached <= started_ms
+
+
+def test_the_event_that_is_dated_just_before_the_start_is_asked_for() -> None:
+    # Its id says 1000. Asked from 1000 on, what came right after it with the same timestamp
+    # would be skipped.
+    course = Course(1000, 60, {("a", 0): 1000})
+    assert course.asked_from(("a", 0), 5000) == 940
+    assert Course(1000, 60, {("a", 0): 1001}).asked_from(("a", 0), 5000) == 1000
+
+
+def test_nothing_known_asks_for_no_id() -> None:
+    assert Course(1000, 60).last_event_id(5000) is None
+
+
+@given(st.lists(st.lists(st.tuples(few_sources, st.none() | st.integers(0, 5)))))
+def test_a_course_and_a_checkpoint_come_to_the_same(
+    ids: list[list[tuple[tuple[str, int], int | None]]],
+) -> None:
+    course, checkpoint = Course(0, 1), Checkpoint({}, 0, 0)
+    for assignments in ids:
+        course.observe(Assignment(*entry) for entry in assignments)
+        for source, timestamp_ms in assignments:
+            checkpoint = checkpoint.advanced({source: timestamp_ms or 0}, 0, 0)
+    assert course.position == checkpoint.position

@@ -1,0 +1,76 @@
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pleiades.core.units import parse_duration
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        ("500ms", 0.5),
+        ("1ms", 0.001),
+        ("2s", 2.0),
+        ("1.5m", 90.0),
+        ("10m", 600.0),
+        ("12h", 43_200.0),
+        ("7d", 604_800.0),
+        ("0", 0.0),
+        ("0.0", 0.0),
+        ("0s", 0.0),
+        (" 2 s ", 2.0),
+    ],
+)
+def test_durations_with_a_unit(text: str, seconds: float) -> None:
+    assert parse_duration(text) == seconds
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "s",
+        "10",
+        "-1s",
+        "+1s",
+        "1e3s",
+        "1,5s",
+        ".5s",
+        "1.s",
+        "2 seconds",
+        "2S",
+        "nan",
+        "infs",
+        "1m30s",
+        "1s\n2s",
+        "٣s",
+        "9999999999999s",
+        "1__0s",
+    ],
+)
+def test_everything_else_is_refused_and_says_why(text: str) -> None:
+    with pytest.raises(ValueError, match="is no duration; write a number with a unit"):
+        parse_duration(text)
+
+
+def test_the_message_does_not_repeat_endless_input() -> None:
+    with pytest.raises(ValueError, match="no duration") as refused:
+        parse_duration("x" * 10_000)
+    assert len(str(refused.value)) < 200
+
+
+@given(st.integers(0, 10**9), st.sampled_from(["ms", "s", "m", "h", "d"]))
+def test_units_are_multiples_of_each_other(number: int, unit: str) -> None:
+    factor = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86_400}[unit]
+    assert parse_duration(f"{number}{unit}") == pytest.approx(number * factor)
+
+
+@given(st.text(max_size=20))
+def test_any_text_gives_a_duration_or_a_value_error(text: str) -> None:
+    try:
+        seconds = parse_duration(text)
+    except ValueError:
+        return
+    assert 0 <= seconds < float("inf")

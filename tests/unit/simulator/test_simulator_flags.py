@@ -1,0 +1,112 @@
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+
+import pytest
+
+from pleiades.simulator.command import add_arguments, settings_from
+from pleiades.simulator.flags import DEFAULT_EVENTS, DEFAULT_RATE
+from pleiades.simulator.settings import Cut, Disorder, Faults, SimulatorSettings
+
+
+def parsed(*flags: str) -> SimulatorSettings:
+    parser = argparse.ArgumentParser(exit_on_error=False)
+    add_arguments(parser)
+    return settings_from(parser.parse_args(flags))
+
+
+def test_defaults_are_those_of_the_settings() -> None:
+    assert parsed() == SimulatorSettings(port=8080, rate=DEFAULT_RATE)
+    assert parsed().faults == Faults()
+    assert parsed().disorder == Disorder()
+
+
+def test_durations_and_counts_of_history() -> None:
+    assert parsed("--history", "10m", "--rate", "20").history_events == 12_000
+    assert parsed("--history", "500").history_events == 500
+    spread = parsed("--history", "1h", "--rate", "max", "--events", "7200")
+    assert (spread.history_events, spread.max_events) == (7200, 7200)
+    assert spread.period_ms() == 500
+
+
+def test_without_a_rate_there_is_only_a_history() -> None:
+    assert parsed("--rate", "0").history_events == DEFAULT_EVENTS
+    assert parsed("--rate", "0", "--events", "5").max_events == 5
+    assert parsed("--rate", "0", "--history", "9").max_events == 9
+
+
+def test_faults_arrive_where_they_belong() -> None:
+    flags = (
+        "--cutEvery 2s --cutBytes 5000 --cutJitter 0 --cut reset --maxConnections 2 "
+        "--retryAfter 3s --errorRate 0.1 --errorBurst 5 --hangRate 0.2 --silenceRate 0.3 "
+        "--stallRate 0.4 --stall 6s --errorEventRate 0.5 --otherClusterRate 0.6 --mirrorLag 30s "
+        "--chunk 7 --gzip --anyUserAgent"
+    )
+    assert parsed(*flags.split()).faults == Faults(
+        2.0, 5000, 0.0, (Cut.RESET,), 2, 3, 0.1, 5, 0.2, 0.3, 0.4, 6.0, 0.5, 0.6, 30.0, 7,
+        gzip=True, check_user_agent=False,
+    )  # fmt: skip
+
+
+def test_nature_arrives_where_it_belongs() -> None:
+    flags = (
+        "--disorder 0 --aheadRate 0.1 --ahead 2h --timestampResolution 1s --codfwShare 0.5 "
+        "--canaryEvery 0 --streams a,b,a --partitions 3 --seed 9"
+    )
+    settings = parsed(*flags.split())
+    assert settings.disorder == Disorder(0, 0, 0, 0, 0.1, 7200.0, 1000)
+    assert (settings.second_share, settings.canary_every_seconds) == (0.5, 0.0)
+    assert (settings.streams, settings.partitions, settings.seed) == (("a", "b"), 3, 9)
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ("--cutEvery", "2"),
+        ("--errorRate", "1.5"),
+        ("--errorRate", "nan"),
+        ("--port", "-1"),
+        ("--partitions", "0"),
+        ("--rate", "fast"),
+        ("--history", "yesterday"),
+        ("--streams", "a,,b"),
+        ("--streams", "a\nb"),
+        ("--cut", "maybe"),
+    ],
+)
+def test_mistakes_are_refused_with_the_flag_named(flags: tuple[str, str]) -> None:
+    with pytest.raises(argparse.ArgumentError) as refused:
+        parsed(*flags)
+    assert flags[0] in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import pleiades.simulator",
+        "import argparse, pleiades.simulator.command as c\nc.add_arguments(argparse.ArgumentParser())",
+    ],
+)
+def test_the_package_and_its_flags_do_without_aiohttp(code: str) -> None:
+    absent = "import sys; sys.modules['aiohttp'] = None\n"
+    subprocess.run([sys.executable, "-c", absent + code], check=True, timeout=60)
+
+
+def test_serving_without_aiohttp_says_what_to_install() -> None:
+    code = (
+        "import sys; sys.modules['aiohttp'] = None\n"
+        "import argparse\n"
+        "from pleiades.runtime.errors import UsageError\n"
+        "from pleiades.simulator.command import add_arguments, run\n"
+        "parser = argparse.ArgumentParser(); add_arguments(parser)\n"
+        "try:\n"
+        "    run(parser.parse_args([]))\n"
+        "except UsageError as error:\n"
+        "    print(error)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], check=True, timeout=60, capture_output=True, text=True
+    )
+    assert "pip install 'pleiades[simulate]'" in done.stdout
