@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+import logging
 import sys
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -31,8 +33,13 @@ def simulate(arguments: Sequence[str]) -> int:
     """Serve a local upstream until stopped."""
     from pleiades.simulator import command
 
-    parser = command.parser("simulate", COMMANDS["simulate"].meaning)
-    return command.run(parser.parse_args(arguments))
+    parser = argparse.ArgumentParser(
+        prog="pleiades simulate", description=COMMANDS["simulate"].meaning, allow_abbrev=False
+    )
+    command.add_arguments(parser)
+    parsed = parser.parse_args(arguments)
+    logs.configure(logging.INFO, logs.TEXT, "simulator")
+    return command.run(parsed)
 
 
 def demo(arguments: Sequence[str]) -> int:

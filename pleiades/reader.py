@@ -53,6 +53,7 @@ class Reader:
         self._upstream = Upstream(settings.upstream)
         self._sequence = count()
         self._connection = 0
+        self._idle = False
         self._last_event_id = b""
         self._retry_ms = 0
         self._clock_ms = 0
@@ -134,7 +135,14 @@ class Reader:
             self._connection += 1
             self._life.ready = True
             self._metrics.connected.set(1)
-            log.info("connected to %s%s", self._settings.url, "" if asked is None else ", resuming")
+            # An idle stream is normal: its reconnects are no news.
+            log.log(
+                logging.DEBUG if self._idle else logging.INFO,
+                "connected to %s/%s%s",
+                self._settings.url,
+                ",".join(self._settings.streams),
+                "" if asked is None else ", resuming",
+            )
             # Makes the start durable before the first event comes, perhaps hours later.
             self._send(b"", b"")
             reason = self._read(connection)
@@ -143,7 +151,8 @@ class Reader:
             self._life.ready = False
             self._metrics.connected.set(0)
         self._metrics.reconnects.labels(reason).inc()
-        if reason == "idle":
+        self._idle = reason == "idle"
+        if self._idle:
             log.debug("silent for %.0f s: reconnecting", self._settings.idle_timeout_seconds)
         elif self._course.position == before and time.monotonic() - since < MIN_CONNECTION_SECONDS:
             # What is repeated after a reconnect is nothing new: an upstream that closes at once

@@ -192,7 +192,9 @@ def _batch(
 ) -> Batch:
     events = list(map(Event._make, zip(*columns, strict=True)))
     letters = list(map(DeadLetter._make, dead_letters))
-    return Batch(*head, events, letters, list(map(Canary._make, canaries)), *tail)
+    dropped = list(map(Canary._make, canaries))
+    timestamps_ms, started_ms, clock_ms = tail
+    return Batch(*head, events, letters, dropped, timestamps_ms, started_ms, clock_ms)
 
 
 class End(NamedTuple):

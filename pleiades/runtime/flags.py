@@ -156,7 +156,7 @@ class _Parser(configargparse.ArgumentParser):  # type: ignore[misc]  # untyped i
                 yield name
 
 
-class _Flags:
+class Flags:
     """Adds flags to a group, each with default, unit and environment name in its help."""
 
     def __init__(self, parser: argparse.ArgumentParser, title: str) -> None:
@@ -212,8 +212,8 @@ def ingest_parser(command: str, description: str) -> argparse.ArgumentParser:
         "[default: none; $PLEIADES_CONFIG]",
         env_var="PLEIADES_CONFIG",
     )
-    _add_publishers(_Flags(parser, "publishers (exactly one must be enabled)"))
-    flags = _Flags(parser, "where to start")
+    _add_publishers(Flags(parser, "publishers (exactly one must be enabled)"))
+    flags = Flags(parser, "where to start")
     flags.toggle(
         "-r",
         "--resume",
@@ -227,13 +227,13 @@ def ingest_parser(command: str, description: str) -> argparse.ArgumentParser:
         meaning="where to start without a stored position: ISO 8601, -2h, or ms since 1970",
         unit="time",
     )
-    _add_upstream(_Flags(parser, "upstream"))
-    _add_processing(_Flags(parser, "processing"))
-    _add_operation(_Flags(parser, "operation"))
+    _add_upstream(Flags(parser, "upstream"))
+    _add_processing(Flags(parser, "processing"))
+    _add_operation(Flags(parser, "operation"))
     return parser
 
 
-def _add_publishers(flags: _Flags) -> None:
+def _add_publishers(flags: Flags) -> None:
     flags.toggle("--file.enable", default=False, meaning="publish to files, one per event")
     flags.add(
         "--file.publishDir",
@@ -260,7 +260,7 @@ def _add_publishers(flags: _Flags) -> None:
     flags.add("--kafka.topic", default="pleiades-events", meaning="topic to publish to")
 
 
-def _add_upstream(flags: _Flags) -> None:
+def _add_upstream(flags: Flags) -> None:
     flags.add(
         "--upstream.url",
         default=PUBLIC_UPSTREAM,
@@ -303,7 +303,7 @@ def _add_upstream(flags: _Flags) -> None:
     )
 
 
-def _add_processing(flags: _Flags) -> None:
+def _add_processing(flags: Flags) -> None:
     flags.add(
         "--parsers",
         default="1",
@@ -327,7 +327,7 @@ def _add_processing(flags: _Flags) -> None:
     )
 
 
-def _add_operation(flags: _Flags) -> None:
+def _add_operation(flags: Flags) -> None:
     flags.add(
         "--metricsHost", default="", meaning="address of /metrics; empty: all", unit="address"
     )

@@ -131,13 +131,17 @@ class Supervisor:
         self._live = LiveLine(settings.log_level)
         self._watch_signals()
         try:
-            return self._generations()
+            status = self._generations()
         finally:
             self._end_children()
             self._live.close()
             server.close()
             if not folder_was_given:
                 shutil.rmtree(folder, ignore_errors=True)
+        log.info(
+            "stopped: %d events published, %d restarts", self._published_before, self._restarts
+        )
+        return status
 
     def _watch_signals(self) -> None:
         self._wake.setblocking(False)

@@ -345,11 +345,12 @@ def test_an_idle_stream_is_reconnected_quietly_and_wakes(
     with Relay(*flags(upstream), "--upstream.idleTimeout=500ms") as relay:
         upstream.wait_until(lambda stats: stats.connections_total >= 4, 30)
         upstream.append(10)
-        relay.until(lambda: published_count(folder) == 10, "the first events", 30)
+        events = sum(not entry.canary for entry in upstream.journal())
+        relay.until(lambda: published_count(folder) == events, "the first events", 30)
         assert relay.metric("pleiades_upstream_reconnects_total", reason="idle") >= 3
         assert relay.stop() == 0
     assert "WARNING" not in relay.log
-    assert "silent" not in relay.log
+    assert relay.log.count("connected to") == 1
 
 
 def test_an_upstream_that_is_away_at_first_is_waited_for(
@@ -361,7 +362,8 @@ def test_an_upstream_that_is_away_at_first_is_waited_for(
         relay.wait_for("can't reach")
         upstream.start()
         upstream.append(5)
-        relay.until(lambda: published_count(folder) == 5, "events", 30)
+        events = sum(not entry.canary for entry in upstream.journal())
+        relay.until(lambda: published_count(folder) == events, "events", 30)
         assert relay.stop() == 0
 
 
@@ -457,15 +459,15 @@ def test_the_position_is_on_metrics_with_everything_the_readme_names(
     assert abs(samples[key] - time.time()) < 60
 
 
-def test_metrics_go_on_without_their_folder(
+def test_metrics_that_can_not_be_read_say_so_and_the_relay_goes_on(
     simulate: Simulate, flags: Flags, folder: Path, tmp_path: Path
 ) -> None:
     upstream = simulate(SimulatorSettings(rate=200))
     metrics = tmp_path / "metrics"
     with Relay(*flags(upstream), environment={"PROMETHEUS_MULTIPROC_DIR": str(metrics)}) as relay:
         relay.until(lambda: published_count(folder) > 20, "events", 30)
-        for path in metrics.iterdir():
-            path.write_bytes(b"\xff" * 100)
+        # It claims 64 used bytes and holds none of the entries that should lie there.
+        (metrics / "counter_damaged.db").write_bytes(b"\x40\0\0\0" + b"\x7f" * 96)
         assert relay.status("/metrics") == 500
         before = published_count(folder)
         relay.until(lambda: published_count(folder) > before, "new events", 30)

@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 import urllib.parse
 import zlib
 from collections.abc import Iterator
@@ -21,7 +22,7 @@ import pytest
 
 from pleiades.simulator.journal import JournalEntry
 from pleiades.simulator.server import Stats
-from pleiades.simulator.settings import Cut, Faults, SimulatorSettings
+from pleiades.simulator.settings import NO_DISORDER, Cut, Faults, SimulatorSettings
 from pleiades.simulator.simulator import Simulator
 
 RECORDINGS = Path(__file__).parents[2].parent / "shared" / "data"
@@ -387,12 +388,14 @@ def test_errors_come_in_bursts_and_go_away() -> None:
 
 
 def test_silence_though_there_are_events() -> None:
-    with serving(Faults(silence_rate=1.0), history_events=10) as simulator:
-        with Client(simulator, f"/recentchange{ALL}") as client:
-            client.read_until(b":ok\n\n")
-            simulator.append(5)
-            simulator.cut_all(Cut.CLEAN)
-            assert client.read_all() == b":ok\n\n"
+    with (
+        serving(Faults(silence_rate=1.0), history_events=10) as simulator,
+        Client(simulator, f"/recentchange{ALL}") as client,
+    ):
+        client.read_until(b":ok\n\n")
+        simulator.append(5)
+        simulator.cut_all(Cut.CLEAN)
+        assert client.read_all() == b":ok\n\n"
 
 
 def test_no_answer_at_all() -> None:
@@ -407,16 +410,23 @@ def test_no_answer_at_all() -> None:
 
 
 def test_a_stall_delays_but_loses_nothing() -> None:
-    with serving(Faults(stall_rate=1.0, stall_seconds=0.05), history_events=500) as simulator:
-        with Client(simulator, f"/recentchange{ALL}") as client:
-            assert len(client.read_events(500)) == 500
+    begun = time.monotonic()
+    with (
+        serving(Faults(stall_rate=1.0, stall_seconds=0.1), history_events=500) as simulator,
+        Client(simulator, f"/recentchange{ALL}") as client,
+    ):
+        assert len(client.read_events(500)) == 500
+    # At least three batches, each after a stall.
+    assert time.monotonic() - begun >= 0.3
 
 
 def test_an_error_event_ends_the_stream() -> None:
-    with serving(Faults(error_event_rate=1.0), history_events=50) as simulator:
-        with Client(simulator, f"/recentchange{ALL}") as client:
-            received = client.read_all()
-            assert client.broken is None
+    with (
+        serving(Faults(error_event_rate=1.0), history_events=50) as simulator,
+        Client(simulator, f"/recentchange{ALL}") as client,
+    ):
+        received = client.read_all()
+        assert client.broken is None
     last = received.split(b"\n\n")[-2].split(b"\n")
     assert last[0] == b"event: error"
     assert json.loads(last[1].removeprefix(b"id: "))
@@ -454,30 +464,35 @@ def test_gzip_where_it_is_on_and_accepted() -> None:
 
 
 def test_live_events_arrive_in_time() -> None:
-    with serving(rate=500.0, max_events=200) as simulator:
-        with Client(simulator, f"/recentchange?since={simulator.started_ms - 1000}") as client:
-            simulator.wait_until(lambda stats: stats.events_appended_total == 200)
-            with Client(simulator, f"/recentchange{ALL}") as all_of_it:
-                assert len(all_of_it.read_events(200)) == 200
-            client.read_until(b":ok\n\n")
-        entries = simulator.journal()
-        assert len(entries) == 200
-        timely = [e for e in entries if abs(e.timestamp - simulator.started_ms) < 2_000]
-        assert len(timely) > 190
+    with (
+        serving(rate=500.0, max_events=200, disorder=NO_DISORDER) as simulator,
+        Client(simulator, f"/recentchange?since={simulator.started_ms}") as client,
+    ):
+        assert len(client.read_events(200)) == 200
+        assert simulator.stats().events_appended_total == 200
+        dated = [entry.timestamp - simulator.started_ms for entry in simulator.journal()]
+        assert dated == sorted(dated)
+        # 200 events at 500 a second.
+        assert 0 <= dated[0] < dated[-1] <= 400
 
 
 def test_a_lagging_mirror_serves_late_but_everything() -> None:
-    faults = Faults(other_cluster_rate=1.0, mirror_lag_seconds=0.3)
-    with serving(faults, second_share=0.0, canary_every_seconds=0.0) as simulator:
-        with Client(simulator) as client:
-            client.read_until(b":ok\n\n")
-            simulator.append(5)
-            # Home is not late: a second client there has them at once.
-            simulator.set_faults(other_cluster_rate=0.0)
-            with Client(simulator, f"/recentchange{ALL}") as home:
-                home.read_events(5)
-                assert simulator.stats().events_served_total == 5
-            assert len(client.read_events(5)) == 5
+    lag_seconds = 1.0
+    faults = Faults(other_cluster_rate=1.0, mirror_lag_seconds=lag_seconds)
+    with (
+        serving(faults, second_share=0.0, canary_every_seconds=0.0) as simulator,
+        Client(simulator) as client,
+    ):
+        client.read_until(b":ok\n\n")
+        appended = time.monotonic()
+        simulator.append(5)
+        # Home is not late: a second client there has them at once.
+        simulator.set_faults(other_cluster_rate=0.0)
+        with Client(simulator, f"/recentchange{ALL}") as home:
+            home.read_events(5)
+        assert time.monotonic() - appended < lag_seconds
+        assert len(client.read_events(5)) == 5
+        assert time.monotonic() - appended >= lag_seconds
 
 
 def test_the_journal_and_the_counters_over_http(tmp_path: Path) -> None:
