@@ -18,7 +18,8 @@ from pleiades.runtime.errors import EXIT_STOPPED, EXIT_USAGE, Fatal, UsageError
 
 def ingest(arguments: Sequence[str]) -> int:
     """Relay until stopped."""
-    from pleiades.runtime.flags import ingest_parser, joined_negatives, settings_from
+    from pleiades.runtime.arguments import ingest_parser, settings_from
+    from pleiades.runtime.flags import joined_negatives
 
     parser = ingest_parser("ingest", COMMANDS["ingest"].meaning)
     settings = settings_from(parser.parse_args(joined_negatives(arguments)))

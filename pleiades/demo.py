@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from pleiades.runtime import logs
-from pleiades.runtime.flags import Flags, ingest_parser, joined_negatives, settings_from
+from pleiades.runtime.arguments import ingest_parser, settings_from
+from pleiades.runtime.flags import Flags, joined_negatives
 from pleiades.runtime.settings import duration, integer
 
 log = logging.getLogger(__name__)

@@ -1,4 +1,4 @@
-"""Command line, environment and TOML file → `Settings`, in that order of precedence.
+"""How flags are read: from the command line, the environment and a TOML file, in that order.
 
 configargparse merges the three. Two things it would do silently are done here aloud: an unknown key of
 the file is an error, and a boolean that the file or the environment set can be unset by a flag.
@@ -9,28 +9,16 @@ from __future__ import annotations
 import argparse
 import difflib
 import io
-import logging
 import re
 import tomllib
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 
 import configargparse
 
-from pleiades import PROJECT_URL
-from pleiades.core.units import parse_duration
 from pleiades.runtime import settings as read
-from pleiades.runtime.errors import UsageError
-from pleiades.runtime.settings import (
-    FilesSettings,
-    KafkaSettings,
-    Settings,
-    UpstreamSettings,
-)
-
-PUBLIC_UPSTREAM = "https://stream.wikimedia.org/v2/stream"
 
 
 def environment_name(flag: str) -> str:
@@ -201,8 +189,8 @@ class Flags:
         return f"{meaning} [default: {default}; ${environment_name(name)}]".replace("%", "%%")
 
 
-def ingest_parser(command: str, description: str) -> argparse.ArgumentParser:
-    """The parser of `pleiades ingest`."""
+def parser_for(command: str, description: str) -> argparse.ArgumentParser:
+    """The parser of one command, with `--config`; flags are added by `Flags`."""
     parser: argparse.ArgumentParser = _Parser(prog=f"pleiades {command}", description=description)
     parser.add_argument(
         "--config",
@@ -212,148 +200,7 @@ def ingest_parser(command: str, description: str) -> argparse.ArgumentParser:
         "[default: none; $PLEIADES_CONFIG]",
         env_var="PLEIADES_CONFIG",
     )
-    _add_publishers(Flags(parser, "publishers (exactly one must be enabled)"))
-    flags = Flags(parser, "where to start")
-    flags.toggle(
-        "-r",
-        "--resume",
-        default=True,
-        meaning="go on after the stored position; false: ignore it and start at --since",
-    )
-    flags.add(
-        "--since",
-        default="now",
-        reads=lambda text: read.since(text, datetime.now(UTC)),
-        meaning="where to start without a stored position: ISO 8601, -2h, or ms since 1970",
-        unit="time",
-    )
-    _add_upstream(Flags(parser, "upstream"))
-    _add_processing(Flags(parser, "processing"))
-    _add_operation(Flags(parser, "operation"))
     return parser
-
-
-def _add_publishers(flags: Flags) -> None:
-    flags.toggle("--file.enable", default=False, meaning="publish to files, one per event")
-    flags.add(
-        "--file.publishDir",
-        default="./events",
-        reads=read.directory,
-        meaning="where the files go; created if missing",
-        unit="dir",
-    )
-    flags.add(
-        "--file.sync",
-        default=read.SYNC_BATCH,
-        reads=read.choice(read.SYNC_BATCH, read.SYNC_NONE),
-        meaning="batch: each batch survives a power failure before its position is stored; "
-        "none: faster, a power failure may lose what the system had not written",
-        unit="batch|none",
-    )
-    flags.toggle("--kafka.enable", default=False, meaning="publish to Kafka (not in this version)")
-    flags.add(
-        "--kafka.broker",
-        default="localhost:9092",
-        meaning="brokers to find the cluster by",
-        unit="host:port",
-    )
-    flags.add("--kafka.topic", default="pleiades-events", meaning="topic to publish to")
-
-
-def _add_upstream(flags: Flags) -> None:
-    flags.add(
-        "--upstream.url",
-        default=PUBLIC_UPSTREAM,
-        reads=read.base_url,
-        meaning="base URL of the EventStreams service",
-        unit="url",
-    )
-    flags.add(
-        "--upstream.stream",
-        default="recentchange",
-        reads=read.streams,
-        meaning="one stream or several, joined by commas",
-        unit="names",
-    )
-    flags.add(
-        "--upstream.contact",
-        default=PROJECT_URL,
-        reads=read.contact,
-        meaning="a URL or mail address by which the upstream's operators reach you; goes into the "
-        "User-Agent as their policy asks",
-    )
-    flags.add(
-        "--upstream.overlap",
-        default="60s",
-        reads=read.duration(read.MIN_OVERLAP_SECONDS),
-        meaning="how far a reconnect goes back behind the position; what is repeated is dropped",
-        unit="duration",
-    )
-    flags.add(
-        "--upstream.idleTimeout",
-        default="60s",
-        reads=read.duration(0.1),
-        meaning="silence after which the connection is made anew",
-        unit="duration",
-    )
-    flags.toggle(
-        "--upstream.keepCanaries",
-        default=False,
-        meaning="publish canary events instead of dropping them",
-    )
-
-
-def _add_processing(flags: Flags) -> None:
-    flags.add(
-        "--parsers",
-        default="1",
-        reads=read.integer(1, read.MAX_PARSERS),
-        meaning="parser processes; the order of events is kept",
-        unit="number",
-    )
-    flags.add(
-        "--dedup.window",
-        default="10m",
-        reads=parse_duration,
-        meaning="how far behind the position identities are remembered; never less than the overlap",
-        unit="duration",
-    )
-    flags.add(
-        "--dedup.maxEntries",
-        default="500000",
-        reads=read.integer(1000, 50_000_000),
-        meaning="most identities to remember; a warning tells when it is reached",
-        unit="number",
-    )
-
-
-def _add_operation(flags: Flags) -> None:
-    flags.add(
-        "--metricsHost", default="", meaning="address of /metrics; empty: all", unit="address"
-    )
-    flags.add(
-        "--metricsPort",
-        default="9000",
-        reads=read.integer(0, 65535),
-        meaning="port of /metrics, /healthz and /readyz; 0: any free one, the log says which",
-        unit="port",
-    )
-    flags.add(
-        "--hangTimeout",
-        default="30s",
-        reads=read.duration(1.0),
-        meaning="silence of a process after which it counts as hung, and all are started again",
-        unit="duration",
-    )
-    flags.toggle("-q", "--quiet", default=False, meaning="log errors only")
-    flags.toggle("-v", "--verbose", default=False, meaning="log everything")
-    flags.add(
-        "--log.format",
-        default="text",
-        reads=read.choice("text", "json"),
-        meaning="text, or json: one object a line",
-        unit="text|json",
-    )
 
 
 def joined_negatives(arguments: Sequence[str]) -> list[str]:
@@ -365,57 +212,3 @@ def joined_negatives(arguments: Sequence[str]) -> list[str]:
         else:
             joined.append(argument)
     return joined
-
-
-def settings_from(parsed: argparse.Namespace) -> Settings:
-    """The settings behind parsed flags.
-
-    Raises:
-        UsageError: the flags contradict each other.
-    """
-    flag = vars(parsed)
-    if flag["file.enable"] == flag["kafka.enable"]:
-        raise UsageError(
-            "both publishers are enabled: take away --file.enable or --kafka.enable"
-            if flag["file.enable"]
-            else "no publisher is enabled: add --file.enable (one file per event) or --kafka.enable"
-        )
-    return Settings(
-        upstream=UpstreamSettings(
-            url=flag["upstream.url"],
-            streams=flag["upstream.stream"],
-            contact=flag["upstream.contact"],
-            overlap_seconds=flag["upstream.overlap"],
-            idle_timeout_seconds=flag["upstream.idleTimeout"],
-            keep_canaries=flag["upstream.keepCanaries"],
-        ),
-        files=FilesSettings(flag["file.publishDir"], flag["file.sync"])
-        if flag["file.enable"]
-        else None,
-        kafka=KafkaSettings(flag["kafka.broker"], flag["kafka.topic"])
-        if flag["kafka.enable"]
-        else None,
-        resume=flag["resume"],
-        since_ms=flag["since"],
-        parsers=flag["parsers"],
-        window_seconds=flag["dedup.window"],
-        max_entries=flag["dedup.maxEntries"],
-        metrics_host=flag["metricsHost"],
-        metrics_port=flag["metricsPort"],
-        hang_timeout_seconds=flag["hangTimeout"],
-        log_level=log_level(parsed),
-        log_format=flag["log.format"],
-    )
-
-
-def log_level(parsed: argparse.Namespace) -> int:
-    """What `-q` and `-v` mean to `logging`.
-
-    Raises:
-        UsageError: both are given.
-    """
-    if parsed.quiet and parsed.verbose:
-        raise UsageError("-q (errors only) and -v (everything) exclude each other: give one")
-    if parsed.quiet:
-        return logging.ERROR
-    return logging.DEBUG if parsed.verbose else logging.INFO

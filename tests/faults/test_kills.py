@@ -5,14 +5,16 @@ from __future__ import annotations
 import random
 import signal
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import psutil
 import pytest
 
+from pleiades.simulator.server import Stats
 from pleiades.simulator.settings import Faults, SimulatorSettings
 from pleiades.simulator.simulator import Simulator
-from tests.harness.oracle import judge, published_count
+from tests.harness.oracle import judge, more_than, published_count
 from tests.harness.relay import Relay
 from tests.harness.waiting import until
 
@@ -23,9 +25,12 @@ CHILD_KILLS = 30
 PARENT_KILLS = 5
 
 
-def gone(processes: list[psutil.Process]) -> bool:
-    """Whether none of these runs any more."""
-    return not [process for process in processes if process.is_running()]
+def appended_more_than(count: int) -> Callable[[Stats], bool]:
+    return lambda stats: stats.events_appended_total > count
+
+
+def restarted_once(relay: Relay, role: str) -> bool:
+    return relay.metric("pleiades_process_restarts_total", component=role) == 1
 
 
 def test_30_kills_of_children_and_5_of_the_parent_under_load(
@@ -41,21 +46,21 @@ def test_30_kills_of_children_and_5_of_the_parent_under_load(
             kills = CHILD_KILLS // (PARENT_KILLS + 1)
             for _ in range(kills):
                 before = published_count(folder)
-                relay.until(lambda n=before: published_count(folder) > n, "new events", 60)
+                relay.until(more_than(folder, before), "new events", 60)
                 # Somewhere between two batches, inside one, inside a commit: as chance has it.
                 appended = upstream.stats().events_appended_total + chance.randrange(400)
-                upstream.wait_until(lambda stats, n=appended: stats.events_appended_total > n, 30)
+                upstream.wait_until(appended_more_than(appended), 30)
                 victim = chance.choice(until(relay.children, "children"))
                 killed.append(relay.role(victim))
                 victim.kill()
                 children_killed += 1
             before = published_count(folder)
-            relay.until(lambda n=before: published_count(folder) > n, "new events", 60)
+            relay.until(more_than(folder, before), "new events", 60)
             if life < PARENT_KILLS:
                 orphans = relay.children()
                 relay.signal(signal.SIGKILL)
                 relay.wait()
-                until(lambda left=orphans: gone(left), "the orphans' end", 2)
+                assert not psutil.wait_procs(orphans, timeout=2)[1]
             else:
                 assert relay.stop() == 0
     with Relay(*flags(upstream)) as relay:
@@ -83,12 +88,12 @@ def test_restarts_are_counted_by_component_and_metrics_survive(
             published = published_count(folder)
             relay.child(role).kill()
             relay.until(
-                lambda r=role: relay.metric("pleiades_process_restarts_total", component=r) == 1,
+                partial(restarted_once, relay, role),
                 f"the restart of {role}",
                 30,
             )
             assert relay.metric("pleiades_goroutine_restarts", component=role) == 1
-            relay.until(lambda n=published: published_count(folder) > n, "new events", 30)
+            relay.until(more_than(folder, published), "new events", 30)
         files = sorted(path.name for path in metrics.iterdir())
         assert relay.metric("pleiades_file_publish_events_total") > before
         assert relay.stop() == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable, Container
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,6 +44,11 @@ def published_count(folder: Path) -> int:
     return sum(1 for _ in folder.glob("[0-9]*/*.json"))
 
 
+def more_than(folder: Path, count: int) -> Callable[[], bool]:
+    """A condition to wait for: there are more published events than that."""
+    return lambda: published_count(folder) > count
+
+
 def judge(
     folder: Path, journal: list[JournalEntry], since_ms: int, finished: bool = True
 ) -> Verdict:
@@ -71,22 +77,10 @@ def judge(
             broken.append(path.name)
         seen[identity] += 1
         appeared[identity] = path.stat().st_ctime_ns
-    begun = set()
-    expected = []
-    for entry in journal:
-        if entry.timestamp >= since_ms or entry.identity in seen:
-            begun.add(entry.source)
-        if entry.source in begun and not entry.canary:
-            expected.append(entry)
+    expected = _expected(journal, since_ms, seen)
     if not finished:
-        reached: set[tuple[str, int]] = set()
-        backwards = []
-        for entry in reversed(expected):
-            if entry.identity in seen:
-                reached.add(entry.source)
-            if entry.source in reached:
-                backwards.append(entry)
-        expected = backwards[::-1]
+        # The same from behind: up to the last published one of each topic.
+        expected = _expected(expected[::-1], None, seen)[::-1]
     disordered = []
     latest: dict[tuple[str, int], int] = {}
     for entry in expected:
@@ -106,3 +100,17 @@ def judge(
         broken=broken,
         published=sum(seen.values()),
     )
+
+
+def _expected(
+    journal: list[JournalEntry], since_ms: int | None, seen: Container[str]
+) -> list[JournalEntry]:
+    """What must be published: of each topic, all from the first that is published or late enough."""
+    begun = set()
+    expected = []
+    for entry in journal:
+        if entry.identity in seen or (since_ms is not None and entry.timestamp >= since_ms):
+            begun.add(entry.source)
+        if entry.source in begun and not entry.canary:
+            expected.append(entry)
+    return expected

@@ -132,10 +132,10 @@ class Relay:
         try:
             found = psutil.Process(self.process.pid).children()
             stages = [child for child in found if self.role(child)]
-            self._family |= set(stages)
-            return stages
         except psutil.NoSuchProcess:
             return []
+        self._family |= set(stages)
+        return stages
 
     @staticmethod
     def role(process: psutil.Process) -> str:

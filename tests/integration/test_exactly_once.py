@@ -72,9 +72,14 @@ def test_a_stop_and_a_start_go_on_where_it_was(
     simulate: Simulate, flags: Flags, folder: Path
 ) -> None:
     upstream = simulate(SimulatorSettings(rate=500, max_events=6000))
-    for appended in (1500, 3000, 4500):
+    for _ in range(3):
+        before = upstream.stats().events_appended_total
         with Relay(*flags(upstream)) as relay:
-            upstream.wait_until(lambda stats, n=appended: stats.events_appended_total >= n, 30)
+            relay.until(
+                lambda: upstream.stats().events_appended_total >= before + 1000,  # noqa: B023
+                "a thousand events",
+                30,
+            )
             relay.wait_for("connected to")
             assert relay.stop() == 0
             relay.wait_for(r"last position: \[")

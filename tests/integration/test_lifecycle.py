@@ -22,7 +22,6 @@ from pleiades.simulator.settings import Cut, Disorder, Faults, SimulatorSettings
 from pleiades.simulator.simulator import Simulator
 from tests.harness.oracle import judge, published_count
 from tests.harness.relay import COMMAND, Relay
-from tests.harness.waiting import until
 
 Simulate = Callable[[SimulatorSettings], Simulator]
 Flags = Callable[[Simulator], list[str]]
@@ -407,7 +406,7 @@ def test_quiet_says_nothing_where_nothing_is_wrong(
     assert relay.lines == []
 
 
-def test_a_terminal_shows_one_live_line(simulate: Simulate, flags: Flags, folder: Path) -> None:
+def test_a_terminal_shows_one_live_line(simulate: Simulate, flags: Flags) -> None:
     upstream = simulate(SimulatorSettings(rate=200))
     ours, theirs = pty.openpty()
     process = subprocess.Popen([*COMMAND, *flags(upstream)], stderr=theirs, stdout=theirs)

@@ -7,13 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from pleiades.runtime.arguments import ingest_parser, settings_from
 from pleiades.runtime.errors import UsageError
-from pleiades.runtime.flags import (
-    environment_name,
-    ingest_parser,
-    joined_negatives,
-    settings_from,
-)
+from pleiades.runtime.flags import environment_name, joined_negatives
 from pleiades.runtime.settings import Settings
 
 

@@ -227,7 +227,7 @@ def test_a_place_that_can_not_be_used_is_fatal_and_says_what_to_do(
 
 
 def test_with_batch_the_disk_is_asked_before_names_and_checkpoint_appear(
-    folder: Path, sink: FilesSink, monkeypatch: pytest.MonkeyPatch
+    sink: FilesSink, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     steps: list[str] = []
 

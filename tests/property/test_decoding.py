@@ -1,0 +1,191 @@
+"""Whatever comes is told apart, without an exception, and alike on the fast and the general way."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import orjson
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from pleiades.core.decoding import (
+    REASONS,
+    Decoded,
+    decode,
+    general_sse_events,
+    time_ms,
+    usual_sse_events,
+)
+from pleiades.core.framing import Framer, ids_in, split_frames
+from pleiades.core.wire import MAX_TIMESTAMP_MS, UNKNOWN_SOURCE, Frames
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers(-5, 2**53) | st.floats(allow_nan=False) | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=6,
+)
+topics = st.sampled_from(["eqiad.x", "codfw.x", "", "a/b"])
+ids = st.lists(
+    st.fixed_dictionaries(
+        {"topic": topics | json_values, "partition": st.sampled_from([0, 0, 0, True, -1, None])},
+        optional={
+            "timestamp": st.integers(-1, MAX_TIMESTAMP_MS) | json_values,
+            "offset": json_values,
+        },
+    ),
+    max_size=3,
+).map(orjson.dumps)
+metas = json_values | st.fixed_dictionaries(
+    {},
+    optional={
+        "id": st.uuids().map(str) | json_values,
+        "topic": topics | json_values,
+        "partition": st.just(0) | json_values,
+        "offset": st.integers(0, 9) | json_values,
+        "domain": st.just("canary") | json_values,
+        "dt": st.datetimes().map(lambda when: when.isoformat() + "Z") | json_values,
+    },
+)
+bodies = st.builds(lambda meta: orjson.dumps({"meta": meta}), metas) | json_values.map(orjson.dumps)
+one_line = st.binary(max_size=12).map(lambda raw: re.sub(rb"[\r\n]", b"", raw))
+
+
+def usual(sse_id: bytes, data: bytes) -> bytes:
+    return b"event: message\nid: " + sse_id + b"\ndata: " + data + b"\n\n"
+
+
+usual_frames = st.builds(
+    usual,
+    ids | one_line.map(lambda line: line.replace(b"\0", b"") or b"x"),
+    bodies | one_line.map(lambda line: line or b"x"),
+)
+odd_lines = st.sampled_from(
+    [
+        *(b"data: {", b"data: }", b"data:", b"data", b"data: {}", b"event: error", b"event:"),
+        *(b"event: message", b":ok", b"id", b"id: []", b"id: \0", b"retry: 5", b"x: y", b"\xff"),
+    ]
+)
+odd_frames = st.lists(odd_lines | one_line, min_size=1, max_size=5).map(
+    lambda lines: b"\n".join(line or b":" for line in lines) + b"\n\n"
+)
+frames = usual_frames | odd_frames
+
+
+def decoded(blob: bytes, last_event_id: bytes = b"", keep_canaries: bool = False) -> Decoded:
+    return decode(Frames(0, 1, blob, last_event_id, 0, 0), keep_canaries)
+
+
+def outcome(result: Decoded) -> tuple[Any, ...]:
+    batch = result.batch
+    return (
+        batch.events,
+        batch.dead_letters,
+        batch.canaries,
+        batch.timestamps_ms,
+        result.malformed_ids,
+        result.replaced_identities,
+        result.upstream_errors,
+    )
+
+
+@given(st.lists(usual_frames, max_size=4))
+def test_usual_frames_take_the_fast_way(blobs: list[bytes]) -> None:
+    assert usual_sse_events(b"".join(blobs)) is not None
+
+
+@given(st.lists(frames, max_size=5), st.binary(max_size=3))
+def test_the_fast_way_finds_what_the_general_one_does(
+    blobs: list[bytes], last_event_id: bytes
+) -> None:
+    blob = b"".join(blobs)
+    fast = usual_sse_events(blob)
+    if fast is None:
+        return
+    general = list(general_sse_events(blob, last_event_id))
+    assert [(kind, sse_id) for kind, sse_id, _ in fast] == [event[:2] for event in general]
+    # Invalid UTF-8 is replaced a step later on the fast way.
+    assert [data.decode(errors="replace").encode() for *_, data in fast] == [
+        event.data for event in general
+    ]
+
+
+@given(st.lists(frames, max_size=5), st.booleans())
+def test_both_ways_decode_alike(blobs: list[bytes], keep_canaries: bool) -> None:
+    blob = b"".join(blobs)
+    # A comment sends the whole blob the general way.
+    general = decoded(b":\n\n" + blob, b"", keep_canaries)
+    assert outcome(decoded(blob, b"", keep_canaries)) == outcome(general)
+
+
+@given(st.lists(frames, max_size=5))
+def test_frames_decode_alike_alone_and_together(blobs: list[bytes]) -> None:
+    # Wherever the network cut them: the same events under the same names.
+    together = decoded(b"".join(blobs)).batch
+    last_event_id = b""
+    events, letters = [], []
+    for blob in blobs:
+        batch = decoded(blob, last_event_id).batch
+        events += batch.events
+        letters += [letter._replace(place=0) for letter in batch.dead_letters]
+        last_event_id = (ids_in(blob) or [last_event_id])[-1]
+    assert events == together.events
+    assert letters == [letter._replace(place=0) for letter in together.dead_letters]
+
+
+def dispatched(blob: bytes) -> int:
+    """Frames with at least one data line."""
+    return sum(
+        any(line.split(b":")[0] == b"data" for line in frame.split(b"\n"))
+        for frame in split_frames(blob)
+    )
+
+
+@given(st.lists(frames, max_size=6), st.booleans())
+def test_every_frame_becomes_exactly_one_thing(blobs: list[bytes], keep_canaries: bool) -> None:
+    blob = b"".join(blobs)
+    result = decoded(blob, b"", keep_canaries)
+    batch = result.batch
+    assert dispatched(blob) == (
+        len(batch.events) + len(batch.dead_letters) + result.canaries + len(result.upstream_errors)
+    )
+    assert not (keep_canaries and result.canaries)
+
+
+def check(result: Decoded) -> None:
+    batch = result.batch
+    for event in (*batch.events, *batch.dead_letters):
+        assert re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}", event.identity)
+        known = event.source != UNKNOWN_SOURCE
+        assert 1 <= event.timestamp_ms <= MAX_TIMESTAMP_MS if known else event.timestamp_ms >= 0
+        assert not known or event.source in batch.timestamps_ms
+        assert event.data.decode()
+    for canary in batch.canaries:
+        assert 0 <= canary.place <= len(batch.events)
+    assert all(0 <= event.dt_ms <= MAX_TIMESTAMP_MS for event in batch.events)
+    assert all(letter.reason in REASONS for letter in batch.dead_letters)
+
+
+@given(st.binary())
+@example(b"data\r\r\r")
+@example(b"data: [\n\n")
+def test_no_bytes_raise(stream: bytes) -> None:
+    decoded(stream)
+    decoded(Framer().feed(stream + b"\n\n"), stream)
+
+
+@given(ids | st.binary(max_size=9), bodies | st.binary(max_size=30))
+def test_no_id_and_no_data_raise(sse_id: bytes, data: bytes) -> None:
+    decoded(usual(sse_id, data))
+
+
+@given(ids, metas, st.booleans())
+def test_no_meta_raises_and_what_comes_out_is_safe(
+    sse_id: bytes, meta: object, keep_canaries: bool
+) -> None:
+    check(decoded(usual(sse_id, orjson.dumps({"meta": meta})), b"", keep_canaries))
+
+
+@given(json_values | st.from_regex(r"[0-9]{4}-[0-9]{2}-[0-9]{2}[T ]?[0-9:.+\-Z]*", fullmatch=True))
+def test_no_time_raises(text: object) -> None:
+    assert 0 <= time_ms(text) <= MAX_TIMESTAMP_MS
