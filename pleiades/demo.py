@@ -3,19 +3,39 @@
 from __future__ import annotations
 
 import logging
+import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
+from pleiades import PROJECT_URL
 from pleiades.runtime import logs
 from pleiades.runtime.arguments import ingest_parser, settings_from
-from pleiades.runtime.flags import Flags, joined_negatives
+from pleiades.runtime.flags import Flags, Variation, joined_negatives
 from pleiades.runtime.settings import duration, integer
+from pleiades.simulator.journal import JournalEntry
+from pleiades.sinks.names import identity_in
 
 log = logging.getLogger(__name__)
 
 RATE = "50"
 """Events per second: about what the public service sends."""
 CUT_EVERY = "10s"
+
+_AS_INGEST_BUT = Variation(
+    # Every demo has an upstream of its own, which knows nothing of an earlier one's position.
+    defaults={"resume": False},
+    fixed={
+        "file.enable": True,
+        "kafka.enable": False,
+        "kafka.broker": "",
+        "kafka.topic": "",
+        "upstream.url": "",
+        "upstream.stream": ("recentchange",),
+        "upstream.contact": PROJECT_URL,
+    },
+)
 
 
 def run(arguments: Sequence[str], description: str) -> int:
@@ -24,7 +44,7 @@ def run(arguments: Sequence[str], description: str) -> int:
     Raises:
         UsageError: the flags contradict each other, or aiohttp is not installed.
     """
-    parser = ingest_parser("demo", description)
+    parser = ingest_parser("demo", description, _AS_INGEST_BUT)
     flags = Flags(parser, "the local upstream")
     flags.add(
         "--demo.rate",
@@ -40,11 +60,7 @@ def run(arguments: Sequence[str], description: str) -> int:
         meaning="how long it leaves a connection alone before it cuts it",
         unit="duration",
     )
-    # Only a default: --kafka.enable, or another directory, can still be asked for.
-    parser.set_defaults(**{"file.enable": True})
     parsed = parser.parse_args(joined_negatives(arguments))
-    if vars(parsed)["kafka.enable"]:
-        vars(parsed)["file.enable"] = False
     settings = settings_from(parsed)
     logs.configure(settings.log_level, settings.log_format, "parent")
 
@@ -53,8 +69,13 @@ def run(arguments: Sequence[str], description: str) -> int:
     from pleiades.simulator.simulator import Simulator
 
     chosen = vars(parsed)
-    faults = Faults(cut_every_seconds=chosen["demo.cutEvery"])
-    with Simulator(SimulatorSettings(rate=chosen["demo.rate"], faults=faults)) as upstream:
+    simulated = SimulatorSettings(
+        # Another one each time: the same events again would be taken for repeats of the last demo's.
+        seed=time.time_ns(),
+        rate=chosen["demo.rate"],
+        faults=Faults(cut_every_seconds=chosen["demo.cutEvery"]),
+    )
+    with Simulator(simulated) as upstream:
         log.info(
             "demo: a local upstream at %s makes %d events/s and cuts each connection after about "
             "%g s",
@@ -71,4 +92,21 @@ def run(arguments: Sequence[str], description: str) -> int:
             sum(entry.canary for entry in journal),
             upstream.stats().cuts_total,
         )
+    if settings.files is not None:
+        _compare(settings.files.publish_dir, journal)
     return status
+
+
+def _compare(publish_dir: Path, journal: list[JournalEntry]) -> None:
+    """Say how the files compare with what the upstream made, up to each topic's last file."""
+    names = Counter(identity_in(path.name) for path in publish_dir.glob("*/*.json"))
+    expected: list[JournalEntry] = []
+    reached = set()
+    for entry in reversed(journal):
+        if entry.identity in names:
+            reached.add(entry.source)
+        if entry.source in reached and not entry.canary:
+            expected.append(entry)
+    lost = sum(entry.identity not in names for entry in expected)
+    doubled = sum(names[entry.identity] > 1 for entry in expected)
+    log.info("demo: compared %d events: %d lost, %d doubled", len(expected), lost, doubled)

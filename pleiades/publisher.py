@@ -175,10 +175,10 @@ class Publisher:
             return
         with self._life.busy(COMMIT_ALLOWED_SECONDS), self._metrics.commit_seconds.time():
             self._sink.commit(self._checkpoint)
+            self._life.committed_total += 1
+            self._life.published_total += len(flying.events)
         self._in_flight = None
         self._window.advance(self._checkpoint.position, self._checkpoint.clock_ms)
-        self._life.committed_total += 1
-        self._life.published_total += len(flying.events)
         self._report(flying)
 
     def _report(self, flying: InFlight) -> None:

@@ -10,17 +10,23 @@ from pleiades import PROJECT_URL
 from pleiades.core.units import parse_duration
 from pleiades.runtime import settings as read
 from pleiades.runtime.errors import UsageError
-from pleiades.runtime.flags import Flags, parser_for
+from pleiades.runtime.flags import Flags, Variation, parser_for
 from pleiades.runtime.settings import FilesSettings, KafkaSettings, Settings, UpstreamSettings
 
 PUBLIC_UPSTREAM = "https://stream.wikimedia.org/v2/stream"
 
 
-def ingest_parser(command: str, description: str) -> argparse.ArgumentParser:
-    """The parser of `pleiades ingest`."""
+def ingest_parser(
+    command: str, description: str, variation: Variation | None = None
+) -> argparse.ArgumentParser:
+    """The parser of `pleiades ingest`, or of a command that varies it."""
     parser = parser_for(command, description)
-    _add_publishers(Flags(parser, "publishers (exactly one must be enabled)"))
-    flags = Flags(parser, "where to start")
+
+    def group(title: str) -> Flags:
+        return Flags(parser, title, variation)
+
+    _add_publishers(group("publishers"))
+    flags = group("where to start")
     flags.toggle(
         "-r",
         "--resume",
@@ -34,14 +40,18 @@ def ingest_parser(command: str, description: str) -> argparse.ArgumentParser:
         meaning="where to start without a stored position: ISO 8601, -2h, or ms since 1970",
         unit="time",
     )
-    _add_upstream(Flags(parser, "upstream"))
-    _add_processing(Flags(parser, "processing"))
-    _add_operation(Flags(parser, "operation"))
+    _add_upstream(group("upstream"))
+    _add_processing(group("processing"))
+    _add_operation(group("operation"))
     return parser
 
 
 def _add_publishers(flags: Flags) -> None:
-    flags.toggle("--file.enable", default=False, meaning="publish to files, one per event")
+    flags.toggle(
+        "--file.enable",
+        default=False,
+        meaning="publish to files, one per event (exactly one publisher must be enabled)",
+    )
     flags.add(
         "--file.publishDir",
         default="./events",

@@ -12,7 +12,8 @@ import io
 import re
 import tomllib
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
@@ -144,11 +145,25 @@ class _Parser(configargparse.ArgumentParser):  # type: ignore[misc]  # untyped i
                 yield name
 
 
+@dataclass(frozen=True, slots=True)
+class Variation:
+    """How a command differs from another one that has the same flags."""
+
+    defaults: Mapping[str, str | bool] = field(default_factory=dict)
+    """Other defaults, by the flags' names without dashes."""
+    fixed: Mapping[str, object] = field(default_factory=dict)
+    """Flags that this command does not have, with the value that it means instead."""
+
+
 class Flags:
     """Adds flags to a group, each with default, unit and environment name in its help."""
 
-    def __init__(self, parser: argparse.ArgumentParser, title: str) -> None:
+    def __init__(
+        self, parser: argparse.ArgumentParser, title: str, variation: Variation | None = None
+    ) -> None:
+        self._parser = parser
         self._group = parser.add_argument_group(title)
+        self._variation = variation or Variation()
 
     def add(
         self,
@@ -159,6 +174,11 @@ class Flags:
         unit: str = "",
     ) -> None:
         """One flag with a value; `reads` raises ValueError where the text is none."""
+        name = names[-1].removeprefix("--")
+        if name in self._variation.fixed:
+            self._parser.set_defaults(**{name: self._variation.fixed[name]})
+            return
+        default = str(self._variation.defaults.get(name, default))
 
         def typed(text: str) -> object:
             try:
@@ -177,6 +197,11 @@ class Flags:
 
     def toggle(self, *names: str, default: bool, meaning: str) -> None:
         """One boolean flag."""
+        name = names[-1].removeprefix("--")
+        if name in self._variation.fixed:
+            self._parser.set_defaults(**{name: self._variation.fixed[name]})
+            return
+        default = bool(self._variation.defaults.get(name, default))
         self._group.add_argument(
             *names,
             action=Toggle,

@@ -105,7 +105,7 @@ class Server:
             OSError: the address can't be used.
         """
         application = web.Application()
-        application.router.add_get(STREAM_PATH + "/{streams}", self._serve)
+        application.router.add_get(STREAM_PATH + "/{streams}", self._serve, allow_head=False)
         application.router.add_get("/simulator/journal", self._serve_journal)
         application.router.add_get("/simulator/stats", self._serve_stats)
         application.on_response_prepare.append(_without_content_type)

@@ -13,7 +13,7 @@ from pleiades.core.wire import UNKNOWN_SOURCE, DeadLetter, Event
 
 # What `event_name` makes, nothing else: other people's files are no events.
 _FOLDER = re.compile(r"\d{4}-\d\d-\d\dT\d\d")
-_NAME = re.compile(r"(\d{8}T\d{6})\.(\d{3})Z-.+\.json")
+_NAME = re.compile(r"(\d{8}T\d{6})\.(\d{3})Z-(.+)\.json")
 
 
 def event_name(event: Event) -> tuple[str, str]:
@@ -53,3 +53,9 @@ def time_in(name: str) -> int | None:
     except ValueError:
         return None
     return int(when.timestamp()) * 1000 + int(match[2])
+
+
+def identity_in(name: str) -> str | None:
+    """The identity in a file's name; None if it is no name of an event."""
+    match = _NAME.fullmatch(name)
+    return match[3] if match else None

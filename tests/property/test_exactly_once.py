@@ -379,7 +379,7 @@ class NaiveRelay(Relay):
 @pytest.mark.parametrize("relay_type", [ForgetfulRelay, NaiveRelay])
 def test_the_law_tells_a_wrong_relay(relay_type: type[Relay]) -> None:
     wrong = 0
-    for seed in range(100):
+    for seed in range(200):
         try:
             run_scenario(random.Random(seed), relay_type)
         except AssertionError:
