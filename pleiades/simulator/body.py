@@ -79,8 +79,7 @@ class Body:
         if asyncio.get_running_loop().time() >= self._deadline:
             keep = min(keep, self._plan.rng.randint(0, len(wire)))
         if keep <= len(wire):
-            await self._write(wire[: int(keep)])
-            self.end(self._plan.cut, wire[int(keep) :])
+            await self._cut(wire[: int(keep)])
         await self._write(wire)
         self._check()
 
@@ -114,17 +113,27 @@ class Body:
             # At once, even while a write waits for a client that does not read.
             self._hang_up(cut)
 
-    def end(self, cut: Cut, unsent: bytes = b"") -> None:
-        """End the connection now; `unsent` is what would have come next.
+    async def _cut(self, last: bytes) -> None:
+        """End the connection as planned, after these bytes."""
+        whole = last
+        # Not with the very first bytes: aiohttp keeps the headers back until those are written.
+        if self._plan.cut is Cut.CLOSE and self.bytes_total:
+            whole = last[: self._plan.rng.randint(0, len(last))]
+        await self._write(whole)
+        transport = self._request.transport
+        if len(whole) < len(last) and transport is not None and not transport.is_closing():
+            # The rest goes out as a chunk that is promised to be longer.
+            rest = last[len(whole) :]
+            transport.write(b"%x\r\n%b" % (len(rest) + 1, rest))
+            self.bytes_total += len(rest)
+        self.end(self._plan.cut)
+
+    def end(self, cut: Cut) -> None:
+        """End the connection now.
 
         Raises:
             CutShort: always.
         """
-        transport = self._request.transport
-        if cut is Cut.CLOSE and transport is not None and unsent and not transport.is_closing():
-            # Promise a chunk and send half of it.
-            half = unsent[: self._plan.rng.randint(0, len(unsent) - 1)]
-            transport.write(b"%x\r\n%b" % (len(unsent), half))
         self._hang_up(cut)
         raise CutShort
 

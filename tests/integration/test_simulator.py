@@ -291,14 +291,11 @@ def test_a_cut_after_some_bytes(cut: Cut, limit: int) -> None:
         with Client(simulator, f"/recentchange{ALL}") as client:
             received = client.read_all()
         assert (client.broken is None) is (cut is Cut.CLEAN)
-        if cut is Cut.CLOSE:
-            # A part of one more chunk may follow, which is how a close falls inside a chunk.
-            assert len(received) >= limit
-        elif cut is Cut.CLEAN:
-            assert len(received) == limit
-        else:
+        if cut is Cut.RESET:
             # What was under way when the reset came is lost.
             assert len(received) <= limit
+        else:
+            assert len(received) == limit
         assert simulator.wait_until(lambda stats: stats.cuts_total == 1).cuts_total == 1
         assert len(whole) > 1_000_000
 
@@ -325,6 +322,30 @@ def test_the_same_seed_cuts_at_the_same_bytes() -> None:
     first = lengths()
     assert first == lengths()
     assert len(set(first)) == 5
+
+
+def test_a_close_may_fall_inside_a_chunk() -> None:
+    faults = Faults(cut_bytes=100_000, cuts=(Cut.CLOSE,))
+    with serving(faults, history_events=500) as simulator:
+        url = urllib.parse.urlsplit(simulator.url)
+        with socket.create_connection((url.hostname or "", url.port or 0), 20) as raw:
+            raw.sendall(
+                b"GET /v2/stream/recentchange?since=1000000000000 HTTP/1.1\r\n"
+                b"Host: x\r\nUser-Agent: x\r\n\r\n"
+            )
+            received = b""
+            while chunk := raw.recv(65_536):
+                received += chunk
+    body = received.partition(b"\r\n\r\n")[2]
+    while body:
+        size, _, body = body.partition(b"\r\n")
+        promised = int(size, 16)
+        if len(body) < promised:
+            break
+        assert promised > 0
+        assert body[promised : promised + 2] == b"\r\n"
+        body = body[promised + 2 :]
+    assert 0 < len(body) < promised
 
 
 def test_all_streams_can_be_cut_at_once_and_a_stop_has_no_final_chunk() -> None:

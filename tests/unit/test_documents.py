@@ -1,0 +1,48 @@
+"""What the documents say is what the code does."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from pleiades.runtime.arguments import ingest_parser, settings_from
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_the_readme_has_every_flag_with_its_default() -> None:
+    rows = re.findall(r"^\| ((?:`-[^`]+`(?:, )?)+) \| (?:`(.*?)`)? ?\|", _readme(), re.MULTILINE)
+    documented = {re.findall(r"`([^`]+)`", names)[-1]: default for names, default in rows}
+    offered = {}
+    for action in ingest_parser("ingest", "")._actions:
+        name = action.option_strings[-1]
+        if name not in ("--help", "--config"):
+            is_boolean = isinstance(action.default, bool)
+            offered[name] = str(action.default).lower() if is_boolean else action.default
+    assert documented == offered
+
+
+def test_the_example_configuration_is_accepted() -> None:
+    parser = ingest_parser("ingest", "")
+    settings = settings_from(parser.parse_args([f"--config={ROOT / 'deploy' / 'pleiades.toml'}"]))
+    assert settings.files is not None
+    assert settings.log_format == "json"
+
+
+def test_links_and_tests_that_documents_name_exist() -> None:
+    for document in [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")]:
+        text = document.read_text()
+        for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", text):
+            assert (document.parent / target).exists(), f"{document.name}: {target}"
+        for target in re.findall(r"`((?:tests|pleiades|docs|scripts|deploy)/[\w./-]+)`", text):
+            assert (ROOT / target).exists(), f"{document.name}: {target}"
+
+
+def test_adrs_that_the_code_names_exist() -> None:
+    for module in ROOT.glob("pleiades/**/*.py"):
+        for number in re.findall(r"docs/adr/(\d{4})", module.read_text()):
+            assert list((ROOT / "docs" / "adr").glob(f"{number}-*.md")), f"{module}: {number}"
+
+
+def _readme() -> str:
+    return (ROOT / "README.md").read_text()
