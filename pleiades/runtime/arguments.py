@@ -158,7 +158,7 @@ def _add_operation(flags: Flags) -> None:
     flags.add(
         "--hangTimeout",
         default="30s",
-        reads=read.duration(1.0),
+        reads=read.duration(read.MIN_HANG_TIMEOUT_SECONDS),
         meaning="silence of a process after which it counts as hung, and all are started again",
         unit="duration",
     )

@@ -30,7 +30,7 @@ from pleiades.runtime.metrics import Metrics
 
 log = logging.getLogger(__name__)
 
-BEAT_SECONDS = 0.5
+BEAT_SECONDS = 0.25
 """A child says no more often than this that it lives."""
 _PR_SET_PDEATHSIG = 1
 EXIT_ORPHANED = 70

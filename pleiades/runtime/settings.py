@@ -20,6 +20,9 @@ MAX_PARSERS = 64
 MIN_OVERLAP_SECONDS = 0.001
 """An id carries its event's timestamp plus 1 ms; with less, a reconnect could skip events."""
 
+MIN_HANG_TIMEOUT_SECONDS = 2.0
+"""A healthy process may be silent for almost a second: it looks up every half second."""
+
 # A stream's name becomes part of a URL and of a file name.
 _STREAM = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 

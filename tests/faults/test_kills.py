@@ -105,7 +105,7 @@ def test_restarts_are_counted_by_component_and_metrics_survive(
 @pytest.mark.parametrize("role", ["reader", "parser-0", "publisher"])
 def test_a_hung_child_is_noticed(simulate: Simulate, flags: Flags, folder: Path, role: str) -> None:
     upstream = simulate(SimulatorSettings(rate=300, max_events=3000))
-    quick = ["--hangTimeout=1s", "--upstream.idleTimeout=1s"]
+    quick = ["--hangTimeout=3s", "--upstream.idleTimeout=1s"]
     with Relay(*flags(upstream), *quick) as relay:
         relay.wait_ready()
         relay.child(role).suspend()
