@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
+from types import FrameType
 from typing import NamedTuple
 
 from pleiades import __version__
 from pleiades.runtime import logs
 from pleiades.runtime.errors import EXIT_STOPPED, EXIT_USAGE, Fatal, UsageError
+
+log = logging.getLogger(__name__)
 
 # Imports of a command stand in its function: a child process imports this file too, and should not
 # pay in time and memory for what only the parent or another command needs.
@@ -27,7 +32,11 @@ def ingest(arguments: Sequence[str]) -> int:
 
     from pleiades.pipeline import ingest as relay
 
-    return relay(settings)
+    try:
+        return relay(settings)
+    except Fatal as error:
+        log.error("%s", error)
+        return error.exit_status
 
 
 def simulate(arguments: Sequence[str]) -> int:
@@ -52,7 +61,7 @@ def demo(arguments: Sequence[str]) -> int:
 
 def explain(arguments: Sequence[str]) -> int:
     """Print the help of a command, or which commands there are."""
-    if not arguments:
+    if not arguments or arguments[0] in ("help", "-h", "--help"):
         print(_overview())  # noqa: T201  # what was asked for
         return EXIT_STOPPED
     return _command(arguments[0]).run(["--help"])
@@ -92,8 +101,15 @@ def _command(name: str) -> Command:
         ) from None
 
 
+def _leave(_number: int, _frame: FrameType | None) -> None:
+    # Nothing has begun yet. As PID 1, and only there, a signal without a handler has no effect.
+    os._exit(EXIT_STOPPED)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command in `argv`; returns the exit status (see `runtime.errors`)."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, _leave)
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
         if not arguments:

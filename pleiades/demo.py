@@ -84,6 +84,10 @@ def run(arguments: Sequence[str], description: str) -> int:
             chosen["demo.cutEvery"],
         )
         settings = replace(settings, upstream=replace(settings.upstream, url=upstream.url))
+        if settings.files is not None:
+            # The real service must not be asked for the position in a demo's upstream.
+            files = replace(settings.files, position_name="demo")
+            settings = replace(settings, files=files)
         status = ingest(settings)
         journal = upstream.journal()
         log.info(

@@ -8,10 +8,13 @@ from pleiades.core.decoding import decode
 from pleiades.core.wire import Batch, End, Frames
 from pleiades.runtime.channel import POLL_SECONDS, Channel
 from pleiades.runtime.child import Life
-from pleiades.runtime.logs import printable
+from pleiades.runtime.logs import Seldom, printable
 from pleiades.runtime.metrics import Metrics
 
 log = logging.getLogger(__name__)
+
+_error_warnings = Seldom()
+_id_warnings = Seldom()
 
 
 def run(
@@ -49,11 +52,18 @@ def _parse(frames: Frames, keep_canaries: bool, metrics: Metrics) -> Batch:
         metrics.identities_replaced.inc(decoded.replaced_identities)
     if decoded.malformed_ids:
         metrics.recv_errors.labels("id").inc(decoded.malformed_ids)
-        log.warning(
-            "%d events came without a readable SSE id: they are published, the position stays",
-            decoded.malformed_ids,
-        )
-    for message in decoded.upstream_errors:
-        metrics.recv_errors.labels("upstream").inc()
-        log.warning("the upstream reports an error in the stream: %s", printable(message))
+        if _id_warnings.due():
+            log.warning(
+                "%d events came without a readable SSE id: they are published, the position stays",
+                decoded.malformed_ids,
+            )
+    errors = decoded.upstream_errors
+    if errors:
+        metrics.recv_errors.labels("upstream").inc(len(errors))
+        if _error_warnings.due():
+            log.warning(
+                "the upstream reports %d errors in the stream; the events go on. The first: %s",
+                len(errors),
+                printable(errors[0]),
+            )
     return batch

@@ -15,7 +15,8 @@ from pleiades.runtime.child import Life
 from pleiades.runtime.errors import UsageError
 from pleiades.runtime.metrics import Metrics
 from pleiades.runtime.settings import Settings
-from pleiades.runtime.supervisor import StageSpec, Supervisor
+from pleiades.runtime.stage import StageSpec
+from pleiades.runtime.supervisor import Supervisor
 from pleiades.sinks.base import Sink
 from pleiades.sinks.files import FilesSink, Surroundings
 
@@ -80,7 +81,7 @@ def _files(life: Life, metrics: Metrics, settings: Settings) -> Sink:
     return FilesSink(
         publish_dir,
         settings.files.sync,
-        settings.upstream.streams,
+        settings.files.position_name,
         int(settings.window_seconds * 1000),
         Surroundings(life.pause, on_trouble),
     )

@@ -13,6 +13,7 @@ from pleiades.core.window import Window
 from pleiades.core.wire import Batch, DeadLetter, End, Event, compose_id
 from pleiades.runtime.channel import POLL_SECONDS, Channel
 from pleiades.runtime.child import Life
+from pleiades.runtime.logs import Seldom
 from pleiades.runtime.metrics import Metrics
 from pleiades.runtime.settings import Settings
 from pleiades.sinks.base import Sink
@@ -24,7 +25,7 @@ MAX_EVENTS_IN_FLIGHT = 2000
 MAX_BYTES_IN_FLIGHT = 8 * 1024 * 1024
 LAG_SAMPLES = 100
 """Observations of the lag in one commit, evenly spread over its events."""
-WINDOW_WARNING_SECONDS = 60.0
+WARNING_SECONDS = 60.0
 COMMIT_ALLOWED_SECONDS = 60.0
 """A commit, and the opening of a destination, may block for this long without counting as hung."""
 
@@ -79,7 +80,8 @@ class Publisher:
         window_seconds = max(settings.window_seconds, settings.upstream.overlap_seconds)
         self._window = Window(int(window_seconds * 1000), settings.max_entries)
         self._admission = Admission(self._window)
-        self._window_warned = -WINDOW_WARNING_SECONDS
+        self._window_warnings = Seldom(WARNING_SECONDS)
+        self._dead_letter_warnings = Seldom(WARNING_SECONDS)
         self._sequence = 0
         self._in_flight: InFlight | None = None
         self._checkpoint = Checkpoint({}, 0, 0)
@@ -101,20 +103,20 @@ class Publisher:
             self._commit()
         finally:
             self._sink.close()
-        log.info("last position: %s", compose_id(self._checkpoint.position))
 
     def _open(self) -> None:
         with self._life.busy(COMMIT_ALLOWED_SECONDS):
             opened = self._sink.open(self._settings.resume)
-        for remembered in opened.window:
-            self._window.add(*remembered)
-        if opened.checkpoint is None:
-            self._checkpoint = self._start()
-            # A crash before the first event must not bring back a position that is to be ignored.
-            self._sink.commit(self._checkpoint)
-        else:
-            self._checkpoint = opened.checkpoint
-            log.info("resuming from the stored position %s", compose_id(self._checkpoint.position))
+            stored = opened.checkpoint
+            self._window.restore({} if stored is None else stored.position, opened.window)
+            if stored is None:
+                self._checkpoint = self._start()
+                # A crash before the first event must not bring back an ignored position.
+                self._sink.commit(self._checkpoint)
+            else:
+                self._checkpoint = stored
+                log.info("resuming from the stored position %s", self._position())
+            self._life.position = self._position()
         self._resume.put(self._checkpoint, self._life.beat)
         self._life.ready = True
         self._life.beat()
@@ -129,6 +131,10 @@ class Publisher:
         # connection, is then not skipped by the first reconnect either.
         overlap_ms = int(self._settings.upstream.overlap_seconds * 1000)
         return Checkpoint({}, time.time_ns() // 1_000_000 - overlap_ms, 0)
+
+    def _position(self) -> str:
+        """As an SSE id: what a client would send to go on from here."""
+        return compose_id(self._checkpoint.position)
 
     def _wait(self) -> float:
         if self._in_flight is None:
@@ -177,6 +183,7 @@ class Publisher:
             self._sink.commit(self._checkpoint)
             self._life.committed_total += 1
             self._life.published_total += len(flying.events)
+            self._life.position = self._position()
         self._in_flight = None
         self._window.advance(self._checkpoint.position, self._checkpoint.clock_ms)
         self._report(flying)
@@ -186,7 +193,7 @@ class Publisher:
         metrics.file_events.inc(len(flying.events))
         for letter in flying.dead_letters:
             metrics.dead_letters.labels(letter.reason).inc()
-        if flying.dead_letters:
+        if flying.dead_letters and self._dead_letter_warnings.due():
             log.warning(
                 "%d events could not be published as such and lie, raw, with the dead letters; "
                 "the stream goes on",
@@ -209,8 +216,7 @@ class Publisher:
         if not forgotten:
             return
         self._metrics.window_forgotten.inc(forgotten)
-        if time.monotonic() - self._window_warned >= WINDOW_WARNING_SECONDS:
-            self._window_warned = time.monotonic()
+        if self._window_warnings.due():
             log.warning(
                 "--dedup.maxEntries (%d) is reached: the oldest identities are forgotten early, a "
                 "reconnect may repeat events that only the destination can recognise. Raise it",

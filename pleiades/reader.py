@@ -29,6 +29,10 @@ log = logging.getLogger(__name__)
 CONNECT_BACKOFF = Backoff(first_seconds=0.5, max_seconds=60.0)
 MIN_CONNECTION_SECONDS = 5.0
 """A connection that ends sooner and brought nothing new counts as failed."""
+SHORT_BACKOFF = Backoff(first_seconds=0.05, max_seconds=1.0)
+"""Between connections that were short, one after the other, but did bring something new."""
+MAX_CLOCK_DIFFERENCE_MS = 3_600_000
+"""An upstream whose clock is further from ours has none: a proxy or a device after a reset."""
 MAX_RETRY_FIELD_MS = 60_000
 """The longest pause that a `retry:` field of the stream can ask for."""
 
@@ -54,6 +58,7 @@ class Reader:
         self._sequence = count()
         self._connection = 0
         self._idle = False
+        self._short = 0
         self._last_event_id = b""
         self._retry_ms = 0
         self._clock_ms = 0
@@ -66,8 +71,9 @@ class Reader:
             self._start()
             while True:
                 self._retrying()(self._one_connection)
-                if self._retry_ms:
-                    self._life.pause(self._retry_ms / 1000)
+                pause_seconds = max(self._retry_ms / 1000, self._pause_after_short())
+                if pause_seconds:
+                    self._life.pause(pause_seconds)
         except Stopped:
             log.debug("stopped reading")
         self._life.ready = False
@@ -118,7 +124,7 @@ class Reader:
         Raises:
             Transient: it could not be opened, or ended soon and brought nothing new: back off.
         """
-        since = time.monotonic()
+        begun = time.monotonic()
         before = dict(self._course.position)
         started = self._now_ms()
         asked = self._course.last_event_id(started)
@@ -126,12 +132,8 @@ class Reader:
         with self._life.interruptible():
             connection = self._upstream.connect(asked, self._course.started_ms)
         try:
-            if connection.server_ms is not None and self._since_ms is None:
-                # A start that lies in the upstream's future would mean "latest" to it, at every
-                # reconnect anew: what came between would be lost.
-                self._course.started_ms = min(
-                    self._course.started_ms, connection.server_ms - self._course.overlap_ms
-                )
+            if self._start_lay_ahead(connection.server_ms, started):
+                return
             self._connection += 1
             self._life.ready = True
             self._metrics.connected.set(1)
@@ -152,14 +154,44 @@ class Reader:
             self._metrics.connected.set(0)
         self._metrics.reconnects.labels(reason).inc()
         self._idle = reason == "idle"
+        short = time.monotonic() - begun < MIN_CONNECTION_SECONDS
+        self._short = self._short + 1 if short and not self._idle else 0
         if self._idle:
             log.debug("silent for %.0f s: reconnecting", self._settings.idle_timeout_seconds)
-        elif self._course.position == before and time.monotonic() - since < MIN_CONNECTION_SECONDS:
+        elif short and self._course.position == before:
             # What is repeated after a reconnect is nothing new: an upstream that closes at once
             # would otherwise be asked again without a pause.
             raise Transient(f"the connection ended ({reason}) without anything new", "empty")
         else:
             log.info("the connection ended (%s): reconnecting", reason)
+
+    def _start_lay_ahead(self, server_ms: int | None, now_ms: int) -> bool:
+        """Whether the start was in the upstream's future, and is now set back: ask again.
+
+        The future means "latest" to the upstream, at every reconnect anew: what came between would
+        be lost. Once something was delivered the start stays, for upstream was asked by it.
+        """
+        if server_ms is None or self._since_ms is not None or any(self._course.position.values()):
+            return False
+        if abs(server_ms - now_ms) > MAX_CLOCK_DIFFERENCE_MS:
+            log.warning(
+                "the upstream's clock and this machine's are %.0f s apart: one of them is wrong. If "
+                "it is this one's, events after a new start may be missing: set the clock",
+                (now_ms - server_ms) / 1000,
+            )
+            return False
+        # An HTTP date has whole seconds.
+        if self._course.started_ms <= server_ms + 999:
+            return False
+        self._course.started_ms = max(server_ms - self._course.overlap_ms, 0)
+        return True
+
+    def _pause_after_short(self) -> float:
+        # A cut reconnects at once. An upstream that ends one connection after the other does so
+        # for a reason, and is not helped by being asked a thousand times a second.
+        if self._short < 2:  # noqa: PLR2004  # more than one in a row
+            return 0.0
+        return SHORT_BACKOFF.pause_seconds(self._short - 1, random.random())  # noqa: S311  # as above
 
     def _read(self, connection: Connection) -> str:
         """Read to the connection's end; returns why it ended."""

@@ -98,7 +98,8 @@ class Upstream:
                 stream=True,
                 timeout=(CONNECT_TIMEOUT_SECONDS, self._settings.idle_timeout_seconds),
             )
-        except requests.RequestException as error:
+        except (requests.RequestException, urllib3.exceptions.HTTPError, ValueError) as error:
+            # The latter two: what requests lets through of a redirect to nowhere.
             raise Transient(
                 f"can't reach {self._url}: {_short(error)}; nothing is lost while the upstream "
                 "keeps its history. Check the network and --upstream.url if this goes on",

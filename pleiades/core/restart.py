@@ -1,7 +1,7 @@
 """What the parent does after a pipeline has ended by itself.
 
-Law: a generation that made progress starts the count anew; after `max_restarts` restarts in a row
-without progress it is the orchestrator's turn. A fatal error is never answered by a restart.
+Law: a generation that made progress starts the count of failures anew; after `MAX_RESTARTS` restarts
+in a row without progress it is the orchestrator's turn. A fatal error is never answered by a restart.
 """
 
 from __future__ import annotations
@@ -13,6 +13,9 @@ from pleiades.core.backoff import Backoff
 MAX_RESTARTS = 5
 """Restarts in a row without progress before giving up."""
 RESTART_BACKOFF = Backoff(first_seconds=0.2, max_seconds=10.0)
+HEALTHY_SECONDS = 60.0
+"""After a generation that lived this long the pauses begin short again. Progress alone does not
+shorten them: a pipeline that commits a little and crashes, time and again, must not hurry."""
 STABLE_SECONDS = 600.0
 """A generation that lived this long counts as progress: an idle stream has nothing to commit."""
 
@@ -47,6 +50,9 @@ class RestartPolicy:
     """Counts the restarts without progress."""
 
     failures: int = 0
+    """In a row, without progress."""
+    restarts: int = 0
+    """In a row, each after a short life."""
 
     def decide(self, ended: Ended, jitter: float) -> Restart | GiveUp:
         """What to do after a generation has ended; `jitter` is in [0, 1)."""
@@ -54,7 +60,10 @@ class RestartPolicy:
             return GiveUp()
         if ended.progressed or ended.lived_seconds >= STABLE_SECONDS:
             self.failures = 0
+        if ended.lived_seconds >= HEALTHY_SECONDS:
+            self.restarts = 0
         self.failures += 1
+        self.restarts += 1
         if self.failures > MAX_RESTARTS:
             return GiveUp()
-        return Restart(RESTART_BACKOFF.pause_seconds(self.failures, jitter))
+        return Restart(RESTART_BACKOFF.pause_seconds(self.restarts, jitter))

@@ -195,7 +195,11 @@ def settings_from(parsed: argparse.Namespace) -> Settings:
             idle_timeout_seconds=flag["upstream.idleTimeout"],
             keep_canaries=flag["upstream.keepCanaries"],
         ),
-        files=FilesSettings(flag["file.publishDir"], flag["file.sync"])
+        files=FilesSettings(
+            flag["file.publishDir"],
+            flag["file.sync"],
+            position_name="+".join(sorted(flag["upstream.stream"])),
+        )
         if flag["file.enable"]
         else None,
         kafka=KafkaSettings(flag["kafka.broker"], flag["kafka.topic"])

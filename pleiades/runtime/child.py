@@ -30,6 +30,7 @@ from pleiades.runtime.metrics import Metrics
 
 log = logging.getLogger(__name__)
 
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 BEAT_SECONDS = 0.25
 """A child says no more often than this that it lives."""
 _PR_SET_PDEATHSIG = 1
@@ -51,6 +52,8 @@ class Beat(NamedTuple):
     """publisher: commits of this generation that brought anything new."""
     published_total: int
     lag_seconds: float
+    position: str
+    """publisher: what is committed, as an SSE id; empty before it knows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +76,7 @@ class Life:
         self.committed_total = 0
         self.published_total = 0
         self.lag_seconds = 0.0
+        self.position = ""
         self._beats = beats
         self._interruptible = False
         self._last = 0.0
@@ -87,6 +91,7 @@ class Life:
             self.committed_total,
             self.published_total,
             self.lag_seconds,
+            self.position,
         )
         urgent = self._shown is None or (beat[:2] != self._shown[:2])
         if not urgent and now - self._last < BEAT_SECONDS:
@@ -160,6 +165,8 @@ def run(
     signal.signal(signal.SIGTERM, life.request_stop if stoppable else signal.SIG_IGN)
     _die_with_parent()
     threading.Thread(target=_leave_with_parent, name="parent-watch", daemon=True).start()
+    # Both were held back since before this process began (see `Supervisor`).
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
     setproctitle(f"pleiades: {settings.name}")
     logs.configure(settings.log_level, settings.log_format, settings.name)
     status = 1

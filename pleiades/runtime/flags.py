@@ -14,7 +14,7 @@ import tomllib
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import date
 from typing import Any
 
 import configargparse
@@ -102,7 +102,7 @@ def _as_text(name: str, key: str, value: Any) -> str:
         return str(value)
     if isinstance(value, list) and all(isinstance(part, str) for part in value):
         return ",".join(value)
-    if isinstance(value, datetime):
+    if isinstance(value, date):
         return value.isoformat()
     raise configargparse.ConfigFileParserException(
         f"{name}: {key!r} can't be a {type(value).__name__}"

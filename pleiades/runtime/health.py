@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import socket
 import threading
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -19,6 +20,7 @@ log = logging.getLogger(__name__)
 MAX_REQUESTS = 16
 """Requests answered at the same time; further connections are closed."""
 REQUEST_TIMEOUT_SECONDS = 5.0
+_PASSIVE = socket.AI_PASSIVE
 
 Check = Callable[[], list[str]]
 """Returns what is wrong; nothing means well."""
@@ -30,15 +32,30 @@ class _Server(ThreadingHTTPServer):
     healthy: Check
     ready: Check
 
-    def __init__(self, *arguments: Any) -> None:
+    def __init__(self, host: str, port: int) -> None:
         self._free = threading.BoundedSemaphore(MAX_REQUESTS)
-        super().__init__(*arguments)
+        if not host and socket.has_dualstack_ipv6():
+            host = "::"
+        found = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=_PASSIVE)
+        self.address_family, _, _, _, address = found[0]
+        super().__init__((str(address[0]), port), _Request)
+
+    def server_bind(self) -> None:
+        if self.address_family == socket.AF_INET6:
+            # All addresses means those of IPv4 too.
+            self.socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        super().server_bind()
 
     def process_request(self, request: Any, client_address: Any) -> None:
         if not self._free.acquire(blocking=False):
             self.shutdown_request(request)
             return
-        super().process_request(request, client_address)
+        try:
+            super().process_request(request, client_address)
+        except BaseException:
+            # No thread could be started: its place is free again.
+            self._free.release()
+            raise
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
         try:
@@ -103,11 +120,12 @@ class HealthServer:
 
     def __init__(self, host: str, port: int, healthy: Check, ready: Check) -> None:
         try:
-            self._server = _Server((host, port), _Request)
+            self._server = _Server(host, port)
         except OSError as error:
             raise Fatal(
                 f"can't serve metrics on {host or '*'}:{port}: {error}. Nothing was read or "
-                "written. Choose another --metricsPort (0: any free one) or --metricsHost"
+                "written. Perhaps another Pleiades runs here; else choose another --metricsPort "
+                "(0: any free one) or --metricsHost"
             ) from None
         self._server.healthy = healthy
         self._server.ready = ready

@@ -10,6 +10,7 @@ import logging
 import os
 import re
 import sys
+import time
 from datetime import UTC, datetime
 
 import orjson
@@ -32,6 +33,25 @@ def printable(foreign: str | bytes, limit: int = MAX_PRINTABLE) -> str:
     text = foreign[: 4 * limit].decode(errors="replace") if isinstance(foreign, bytes) else foreign
     cut = text[:limit] + ("…" if len(text) > limit else "")
     return _escaped(cut)
+
+
+class Seldom:
+    """Holds back a message that hostile input could bring thousands of times a second.
+
+    The metrics count every case; the log tells of the first, and of one in each `seconds` after it.
+    """
+
+    def __init__(self, seconds: float = 10.0) -> None:
+        self._seconds = seconds
+        self._next = 0.0
+
+    def due(self) -> bool:
+        """Whether to log now."""
+        now = time.monotonic()
+        if now < self._next:
+            return False
+        self._next = now + self._seconds
+        return True
 
 
 def _escaped(text: str) -> str:

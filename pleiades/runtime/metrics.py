@@ -6,12 +6,13 @@ SIGKILLed, goes on with its predecessor's counters, and files don't pile up.
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
 import platform
-import re
 import shutil
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -53,32 +54,38 @@ RECV_ERRORS = (
     "upstream",
 )
 
-_OWN_FOLDER = re.compile(r"pleiades-metrics-([0-9]+)")
+_OWN_PREFIX = "pleiades-metrics-"
+_LOCK = "lock"
 
 
-def prepare_folder() -> Path:
+@contextlib.contextmanager
+def metrics_folder() -> Iterator[None]:
     """An empty folder for this run's metric files, announced to the children by environment.
 
-    The one named by `PROMETHEUS_MULTIPROC_DIR`, else one in the temporary directory; folders that
-    a SIGKILLed parent left there are removed.
+    The one named by `PROMETHEUS_MULTIPROC_DIR`, which is left behind; else a temporary one. A lock in
+    the latter says that its owner lives (a pid would not: containers that share a temporary folder
+    count their processes each for itself), and folders without an owner are removed.
     """
     chosen = os.environ.get(FOLDER_VARIABLE)
     if chosen:
-        folder = Path(chosen)
-        folder.mkdir(parents=True, exist_ok=True)
-        for left in folder.glob("*.db"):
+        Path(chosen).mkdir(parents=True, exist_ok=True)
+        for left in Path(chosen).glob("*.db"):
             left.unlink(missing_ok=True)
-        return folder
-    temporary = Path(tempfile.gettempdir())
-    for left in temporary.glob("pleiades-metrics-*"):
-        owner = _OWN_FOLDER.fullmatch(left.name)
-        if owner and not Path(f"/proc/{owner[1]}").exists():
+        yield
+        return
+    for left in Path(tempfile.gettempdir()).glob(_OWN_PREFIX + "*"):
+        with contextlib.suppress(OSError), (left / _LOCK).open("r+b") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             shutil.rmtree(left, ignore_errors=True)
-    folder = temporary / f"pleiades-metrics-{os.getpid()}"
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(mode=0o700)
-    os.environ[FOLDER_VARIABLE] = str(folder)
-    return folder
+    folder = tempfile.mkdtemp(prefix=_OWN_PREFIX)
+    with (Path(folder) / _LOCK).open("w+b") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        os.environ[FOLDER_VARIABLE] = folder
+        try:
+            yield
+        finally:
+            del os.environ[FOLDER_VARIABLE]
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def collected() -> CollectorRegistry:

@@ -47,6 +47,8 @@ class FilesSettings:
     publish_dir: Path
     sync: str
     """`SYNC_BATCH` or `SYNC_NONE`."""
+    position_name: str
+    """What the position is stored under."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,26 +13,24 @@ import logging
 import multiprocessing
 import os
 import random
-import shutil
 import signal
 import socket
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from multiprocessing import connection
 from multiprocessing.connection import Connection
-from multiprocessing.context import SpawnContext, SpawnProcess
+from multiprocessing.context import SpawnContext
 
 from setproctitle import setproctitle
 
 from pleiades.core.restart import Ended, GiveUp, RestartPolicy
-from pleiades.runtime import child
-from pleiades.runtime.child import EXIT_FATAL_BASE, Beat, ChildSettings
+from pleiades.runtime.child import STOP_SIGNALS
 from pleiades.runtime.errors import EXIT_FAILED, EXIT_STOPPED
 from pleiades.runtime.health import HealthServer
 from pleiades.runtime.liveline import LiveLine
-from pleiades.runtime.metrics import FOLDER_VARIABLE, Metrics, prepare_folder
+from pleiades.runtime.metrics import Metrics, metrics_folder
 from pleiades.runtime.settings import Settings
+from pleiades.runtime.stage import Running, StageSpec
 
 log = logging.getLogger(__name__)
 
@@ -41,63 +39,8 @@ DRAIN_SECONDS = 9.0
 TICK_SECONDS = 0.5
 
 
-@dataclass(frozen=True, slots=True)
-class StageSpec:
-    """One process to start: `target(life, metrics, *arguments)`."""
-
-    name: str
-    target: Callable[..., None]
-    arguments: tuple[object, ...]
-    stoppable: bool = False
-    """SIGTERM asks this one to stop; the others then follow by the end marker."""
-
-
 Stages = Callable[[SpawnContext, bool], list[StageSpec]]
 """Makes new channels and stages; the flag: there is a position of this run to resume from."""
-
-
-class _Running:
-    """One child process."""
-
-    def __init__(self, context: SpawnContext, spec: StageSpec, settings: Settings) -> None:
-        self.spec = spec
-        self.beats, theirs = context.Pipe(duplex=False)
-        self.last_seen = time.monotonic()
-        self.allowed_seconds = 0.0
-        self.beat: Beat | None = None
-        own = ChildSettings(spec.name, settings.log_level, settings.log_format)
-        self.process: SpawnProcess = context.Process(
-            target=child.run,
-            args=(spec.target, spec.arguments, own, theirs, spec.stoppable),
-            name=spec.name,
-        )
-        self.process.start()
-        theirs.close()
-
-    def listen(self) -> None:
-        """Take all beats that are there."""
-        with contextlib.suppress(EOFError, OSError):
-            while self.beats.poll():
-                beat = self.beats.recv()
-                self.beat = beat
-                self.allowed_seconds = beat.allowed_seconds
-                self.last_seen = time.monotonic()
-
-    def silent_seconds(self) -> float:
-        """For how long it has been silent beyond what it announced."""
-        return time.monotonic() - self.last_seen - self.allowed_seconds
-
-    @property
-    def ready(self) -> bool:
-        return self.beat is not None and self.beat.ready
-
-    def end(self) -> None:
-        """Kill it, if it lives, and forget it."""
-        if self.process.is_alive():
-            self.process.kill()
-        self.process.join()
-        self.process.close()
-        self.beats.close()
 
 
 class Supervisor:
@@ -108,36 +51,35 @@ class Supervisor:
         self._stages = stages
         self._context = multiprocessing.get_context("spawn")
         self._policy = RestartPolicy()
-        self._children: list[_Running] = []
+        self._children: list[Running] = []
         self._opened = False
         self._stops = 0
         self._stop_deadline = 0.0
         self._restarts = 0
         self._published_before = 0
         self._fatal_status = EXIT_FAILED
+        self._position = ""
         self._wake, self._waker = socket.socketpair()
 
     def run(self) -> int:
         """Relay until the end; returns the exit status."""
         setproctitle("pleiades: parent")
-        folder_was_given = FOLDER_VARIABLE in os.environ
-        folder = prepare_folder()
-        self._metrics = Metrics("parent")
-        settings = self._settings
-        server = HealthServer(
-            settings.metrics_host, settings.metrics_port, self._unhealthy, self._unready
-        )
-        log.info("metrics on http://%s:%d/metrics", settings.metrics_host or "*", server.port)
-        self._live = LiveLine(settings.log_level)
         self._watch_signals()
-        try:
+        settings = self._settings
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(metrics_folder())
+            self._metrics = Metrics("parent")
+            server = HealthServer(
+                settings.metrics_host, settings.metrics_port, self._unhealthy, self._unready
+            )
+            stack.callback(server.close)
+            log.info("metrics on http://%s:%d/metrics", settings.metrics_host or "*", server.port)
+            self._live = LiveLine(settings.log_level)
+            stack.callback(self._live.close)
+            stack.callback(self._end_children)
             status = self._generations()
-        finally:
-            self._end_children()
-            self._live.close()
-            server.close()
-            if not folder_was_given:
-                shutil.rmtree(folder, ignore_errors=True)
+        if self._position:
+            log.info("last position: %s", self._position)
         log.info(
             "stopped: %d events published, %d restarts", self._published_before, self._restarts
         )
@@ -147,7 +89,7 @@ class Supervisor:
         self._wake.setblocking(False)
         self._waker.setblocking(False)
         signal.set_wakeup_fd(self._waker.fileno(), warn_on_full_buffer=False)
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in STOP_SIGNALS:
             signal.signal(number, lambda _number, _frame: None)
 
     def _generations(self) -> int:
@@ -184,14 +126,23 @@ class Supervisor:
         started = time.monotonic()
         specs = self._stages(self._context, self._opened)
         self._metrics.describe(spec.name for spec in specs)
-        self._children = [_Running(self._context, spec, self._settings) for spec in specs]
-        first: _Running | None = None
+        for spec in specs:
+            self._take_signals()
+            if self._stops:
+                return None
+            try:
+                self._children.append(Running(self._context, spec, self._settings))
+            except OSError as error:
+                log.error("can't start %s: %s", spec.name, error)
+                self._end_children()
+                return Ended(spec.name, False, False, time.monotonic() - started)
+        first: Running | None = None
         while first is None:
             self._wait()
-            if self._stops and self._stop_is_over():
+            first = self._first_to_end()
+            if first is None and self._stops and self._stop_is_over():
                 self._end_children()
                 return None
-            first = self._first_to_end()
             self._live.show(self._published(), self._lag(), self._restarts)
         return self._conclude(first, time.monotonic() - started)
 
@@ -199,11 +150,15 @@ class Supervisor:
         """Wait for a signal, a beat or a child's end, and take note of them."""
         waiting: list[Connection | socket.socket | int] = [self._wake]
         for running in self._children:
-            waiting += [running.beats, running.process.sentinel]
+            # What has ended stays ready for ever: waiting for it would be no waiting.
+            if running.exit_status is None:
+                waiting += [running.beats, running.process.sentinel]
         connection.wait(waiting, seconds)
         for running in self._children:
             running.listen()
-            if running.spec.name == "publisher" and running.ready:
+            if running.beat is not None and running.beat.position:
+                # From now on there is a durable position of this run.
+                self._position = running.beat.position
                 self._opened = True
         self._take_signals()
         if os.getpid() == 1:
@@ -215,7 +170,7 @@ class Supervisor:
         except BlockingIOError:
             return
         for number in numbers:
-            if number in (signal.SIGTERM, signal.SIGINT):
+            if number in STOP_SIGNALS:
                 self._stops += 1
                 if self._stops == 1:
                     self._begin_stop(signal.Signals(number).name)
@@ -228,8 +183,6 @@ class Supervisor:
                 running.process.terminate()
 
     def _stop_is_over(self) -> bool:
-        if not any(running.process.is_alive() for running in self._children):
-            return True
         if self._stops > 1:
             log.warning("second signal: leaving at once; the next start resumes without loss")
             return True
@@ -242,45 +195,49 @@ class Supervisor:
             return True
         return False
 
-    def _first_to_end(self) -> _Running | None:
+    def _first_to_end(self) -> Running | None:
         """The child that ended or hangs, if any. While stopping, a clean end is no news."""
         for running in self._children:
-            exit_status = running.process.exitcode
-            if exit_status is not None and not (self._stops and exit_status == 0):
+            if running.exit_status is not None and not (self._stops and running.exit_status == 0):
                 return running
-        if all(running.process.exitcode == 0 for running in self._children):
+        if all(running.exit_status == 0 for running in self._children):
             return self._children[0]
         for running in self._children:
             silent = running.silent_seconds()
-            if running.process.is_alive() and silent > self._settings.hang_timeout_seconds:
+            if running.exit_status is None and silent > self._settings.hang_timeout_seconds:
                 log.error("%s hangs: no sign of life for %.0f s", running.spec.name, silent)
                 return running
         return None
 
-    def _conclude(self, first: _Running, lived_seconds: float) -> Ended | None:
-        # A clean end that nobody asked for: the end marker still runs through the pipeline, but
-        # the rest is killed all the same; the next generation begins where the commits ended.
-        exit_status = first.process.exitcode
-        fatal = exit_status is not None and exit_status >= EXIT_FATAL_BASE
-        if fatal and exit_status is not None:
-            self._fatal_status = exit_status - EXIT_FATAL_BASE
+    def _conclude(self, first: Running, lived_seconds: float) -> Ended | None:
+        # After a clean end that nobody asked for, an end marker may still run through the
+        # pipeline; the rest is killed all the same, for commits tell where to begin again.
+        fatal_status, exit_status = first.fatal_status, first.exit_status
+        if fatal_status is not None:
+            self._fatal_status = fatal_status
         elif exit_status is not None and exit_status < 0:
-            log.error("%s was killed by signal %d", first.spec.name, -exit_status)
-        for running in self._children:
-            running.listen()
-        committed = any(
-            running.beat is not None and running.beat.committed_total for running in self._children
-        )
-        self._end_children()
-        if self._stops and not fatal:
+            level = logging.DEBUG if self._stops else logging.ERROR
+            log.log(level, "%s was killed by signal %d", first.spec.name, -exit_status)
+        committed = self._end_children()
+        if self._stops and fatal_status is None:
             return None
-        return Ended(first.spec.name, fatal, committed, lived_seconds)
+        return Ended(first.spec.name, fatal_status is not None, committed > 0, lived_seconds)
 
-    def _end_children(self) -> None:
+    def _end_children(self) -> int:
+        """Kill all that live; returns how often this generation committed something."""
+        for running in self._children:
+            running.kill()
+        committed = 0
+        for running in self._children:
+            if running.beat is not None:
+                committed += running.beat.committed_total
+                self._position = running.beat.position or self._position
+        # After the kill, for until then they commit.
         self._published_before = self._published()
         children, self._children = self._children, []
         for running in children:
-            running.end()
+            running.forget()
+        return committed
 
     def _rest(self, seconds: float) -> bool:
         """Wait before a restart; True if a stop came meanwhile."""

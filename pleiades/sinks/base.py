@@ -37,7 +37,8 @@ class Opened:
     checkpoint: Checkpoint | None
     """None: nothing is stored, or it was asked to ignore it."""
     window: list[Remembered] = field(default_factory=list)
-    """In the order of delivery; empty where the sink recognises all repeats itself."""
+    """In the order of delivery (one that stands later than it came is only kept longer); empty
+    where the sink recognises all repeats itself."""
 
 
 class Sink(Protocol):
@@ -61,11 +62,7 @@ class Sink(Protocol):
         """Take events to be published with the next commit."""
 
     def commit(self, checkpoint: Checkpoint) -> None:
-        """Make everything written and the checkpoint durable.
-
-        Raises:
-            Stopped: the wait for a destination in trouble was ended; nothing is lost by it.
-        """
+        """Make everything written and the checkpoint durable; waits for as long as that takes."""
 
     def close(self) -> None:
         """Let go of the destination; what is not committed is forgotten."""

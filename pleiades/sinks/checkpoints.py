@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import time
+import shutil
 from pathlib import Path
 
 from pleiades.core.position import Checkpoint, UnreadableCheckpoint, decode_checkpoint
@@ -18,26 +18,26 @@ MAX_NAME = 100
 
 
 class CheckpointFile:
-    """`<folder>/checkpoint-<streams>`: the position of different streams is never mixed up.
+    """`<folder>/checkpoint-<name>`: the positions of different streams are never mixed up.
 
     The name does not end in `.json`, so that a search for events does not find it.
     """
 
-    def __init__(self, folder: Path, streams: tuple[str, ...], synced: bool) -> None:
-        joined = "+".join(sorted(streams))
-        if len(joined) > MAX_NAME:
-            joined = "sha256-" + hashlib.sha256(joined.encode()).hexdigest()
+    def __init__(self, folder: Path, name: str, synced: bool) -> None:
+        if len(name) > MAX_NAME:
+            name = "sha256-" + hashlib.sha256(name.encode()).hexdigest()
         self._folder = folder
-        self._path = folder / f"checkpoint-{joined}"
+        self._path = folder / f"checkpoint-{name}"
         self._synced = synced
 
     def read(self) -> tuple[Checkpoint | None, bool]:
         """The stored checkpoint if there is one, and whether there was one that is damaged.
 
-        A damaged one is renamed, so that somebody can look at it.
+        Of a damaged one a copy is set aside, so that somebody can look at it. It stays in its place
+        until another replaces it: a start that ends before that must find the damage again.
 
         Raises:
-            OSError: it is there and can't be read or renamed.
+            OSError: it is there and can't be read or copied.
         """
         try:
             with self._path.open("rb") as file:
@@ -50,13 +50,10 @@ class CheckpointFile:
                 raise UnreadableCheckpoint("it is too large")
             return decode_checkpoint(encoded), False
         except UnreadableCheckpoint as error:
-            aside = self._path.with_name(f"{self._path.name}.damaged-{time.time_ns()}")
-            self._path.rename(aside)
-            log.warning(
-                "the checkpoint is unusable (%s) and was set aside as %s; no event is lost by that",
-                error,
-                aside,
-            )
+            changed_ns = self._path.stat().st_mtime_ns
+            aside = self._path.with_name(f"{self._path.name}.damaged-{changed_ns}")
+            shutil.copyfile(self._path, aside)
+            log.warning("the checkpoint is unusable (%s); it was set aside as %s", error, aside)
             return None, True
 
     def replace(self, checkpoint: Checkpoint) -> None:

@@ -43,7 +43,17 @@ LOCK_POLL_SECONDS = 0.1
 
 # Waiting for somebody to make room or to give a permission back helps; at the start it hides a
 # mistake on the command line.
-_FATAL_AT_START = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)
+_FATAL_AT_START = (
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.EEXIST,
+    errno.ENAMETOOLONG,
+    errno.ELOOP,
+    errno.EINVAL,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +61,7 @@ class Surroundings:
     """What a sink needs from the process around it."""
 
     pause: Callable[[float], None]
-    """Waits that many seconds; may raise to end the wait."""
+    """Waits that many seconds."""
     on_trouble: Callable[[str, OSError, float], None]
     """Told before each pause: what could not be done, why, and for how long the pause is."""
 
@@ -62,7 +72,7 @@ class FilesSink:
     Args:
         publish_dir: created if missing.
         sync: `SYNC_BATCH` or `SYNC_NONE`.
-        streams: the upstream's streams; their position is stored under their names.
+        position_name: what the position is stored under: different ones never mix.
         window_ms: how far a position found by the names on disk goes back behind them.
         around: see `Surroundings`.
     """
@@ -71,7 +81,7 @@ class FilesSink:
         self,
         publish_dir: Path,
         sync: str,
-        streams: tuple[str, ...],
+        position_name: str,
         window_ms: int,
         around: Surroundings,
     ) -> None:
@@ -83,7 +93,7 @@ class FilesSink:
         self._window_ms = window_ms
         self._around = around
         self._lock = Lock(own / "lock")
-        self._checkpoints = CheckpointFile(own, streams, self._synced)
+        self._checkpoints = CheckpointFile(own, position_name, self._synced)
         self._pending: list[tuple[Path, bytes]] = []
         self._tried = False
         """Some of what is pending may have its name already."""
@@ -94,16 +104,29 @@ class FilesSink:
         self._until_done("prepare", self._prepare_when_free, _FATAL_AT_START)
         if not resume:
             return Opened(None)
-        checkpoint, damaged = self._until_done("read the checkpoint in", self._checkpoints.read)
+        checkpoint, damaged = self._until_done(
+            "read the checkpoint in", self._checkpoints.read, _FATAL_AT_START
+        )
         if damaged:
-            checkpoint = recovered_checkpoint(self._publish_dir, self._window_ms)
-            if checkpoint is not None:
-                log.warning(
-                    "the position was found again from the newest files: asking the upstream from "
-                    "%d ms on; what is published already is dropped",
-                    checkpoint.started_ms,
-                )
+            checkpoint = self._until_done("look for the newest events in", self._recover)
         return Opened(checkpoint)
+
+    def _recover(self) -> Checkpoint | None:
+        checkpoint = recovered_checkpoint(self._publish_dir, self._window_ms)
+        if checkpoint is None:
+            log.error(
+                "the position is lost and there are no files to find it again by: starting where "
+                "--since says. What came since the last run is missing, unless you start again "
+                "with --resume=false --since=TIME"
+            )
+            return None
+        self._checkpoints.replace(checkpoint)
+        log.warning(
+            "the position was found again by the newest files: asking the upstream from %d ms on; "
+            "what is published already is dropped, nothing is lost",
+            checkpoint.started_ms,
+        )
+        return checkpoint
 
     def is_published(self, event: Event | DeadLetter) -> bool:
         """See `Sink.is_published`: whether the event's name is on the disk."""
@@ -167,7 +190,8 @@ class FilesSink:
             # Before any name appears: after a power failure a name without its bytes would
             # pass for a published event. (rename(2) alone does not order the two.)
             sync_file_system(self._staging)
-        touched = {path.parent for path, _ in pending}
+        # Of all of them: an earlier try may have renamed some and failed to sync their folder.
+        touched = {path.parent for path, _ in self._pending}
         new = touched - self._folders
         for folder in new:
             folder.mkdir(exist_ok=True)

@@ -48,7 +48,7 @@ def files_place(folder: Path, sync: str) -> Place:
         return FilesSink(
             folder,
             sync,
-            ("recentchange",),
+            "recentchange",
             window_ms=600_000,
             around=Surroundings(lambda _: None, no_trouble),
         )

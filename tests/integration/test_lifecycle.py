@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import orjson
@@ -236,6 +237,38 @@ def test_works_as_pid_1_and_buries_orphans(simulate: Simulate, flags: Flags, fol
         parent.send_signal(signal.SIGTERM)
         assert relay.wait(10) == 0
     assert judge(folder, upstream.journal(), 0, finished=False).flawless
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_stop_at_any_moment_of_the_start_is_clean(
+    simulate: Simulate, flags: Flags, number: signal.Signals
+) -> None:
+    """From before the first log line to just connected: no traceback, no error, status 0."""
+    upstream = simulate(SimulatorSettings(rate=100))
+    for moment in ("imported", "metrics on", "reader", "publisher", "starting at|resuming"):
+        with Relay(*flags(upstream), command=("setsid", *COMMAND)) as relay:
+            if moment == "imported":
+                relay.until(partial(_catches, relay.process.pid), "a handler", 10)
+            elif moment in ("reader", "publisher"):
+                wanted = 2 if moment == "reader" else 4
+                relay.until(partial(_has_children, relay.process.pid, wanted), "children", 10)
+            else:
+                relay.wait_for(moment)
+            os.killpg(relay.process.pid, number)
+            assert relay.wait(12) == 0, f"{moment}: {relay.log}"
+        assert "Traceback" not in relay.log, f"{moment}: {relay.log}"
+        assert "ERROR" not in relay.log, f"{moment}: {relay.log}"
+
+
+def _catches(pid: int) -> bool:
+    """Whether a process has a handler for SIGTERM, and so for both (proc(5), SigCgt)."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    caught = re.search(r"^SigCgt:\s*(\w+)", status, re.MULTILINE)
+    return bool(caught and int(caught[1], 16) >> (signal.SIGTERM - 1) & 1)
+
+
+def _has_children(pid: int, count: int) -> bool:
+    return len(psutil.Process(pid).children()) >= count
 
 
 # ---- where to start ----

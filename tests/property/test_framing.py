@@ -19,7 +19,8 @@ PIECES = [
     *(b"\xef\xbb\xbf", b"\xef\xbb", b"\0", b"\xff", b"\xe2\x82", "\u2028\u0085\u20ac".encode()),
 ]
 streams = st.lists(st.sampled_from(PIECES), max_size=60).map(b"".join) | st.binary(max_size=60)
-cuts = st.lists(st.integers(0, 200), max_size=20)
+cuts = st.lists(st.integers(0, 200), max_size=20) | st.just([*range(1_000)])
+"""Where the network cuts; or between any two bytes."""
 
 
 @dataclass

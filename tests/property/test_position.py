@@ -114,6 +114,14 @@ def test_any_json_is_a_checkpoint_or_unreadable(
         reads(orjson.dumps(stored, option=orjson.OPT_NON_STR_KEYS))
 
 
+@pytest.mark.parametrize("version", [b"true", b"1.0", b'"1"', b"0", b"2", b"null", b"[[1]]"])
+def test_another_version_is_unreadable(version: bytes) -> None:
+    encoded = Checkpoint({("a", 0): 5}, 1, 2).encoded()
+    assert encoded.count(b'"version":1,') == 1
+    with pytest.raises(UnreadableCheckpoint):
+        decode_checkpoint(encoded.replace(b'"version":1,', b'"version":' + version + b","))
+
+
 @given(checkpoints, st.dictionaries(sources, times, max_size=8), times, times)
 def test_a_checkpoint_only_advances(
     checkpoint: Checkpoint, timestamps_ms: Position, started_ms: int, clock_ms: int

@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 
 from pleiades.core.restart import (
+    HEALTHY_SECONDS,
     MAX_RESTARTS,
     STABLE_SECONDS,
     Ended,
@@ -12,6 +13,7 @@ from pleiades.core.restart import (
 
 CRASHED = Ended("parser-0", fatal=False, progressed=False, lived_seconds=1.0)
 PROGRESSED = Ended("reader", fatal=False, progressed=True, lived_seconds=1.0)
+HEALTHY = Ended("reader", fatal=False, progressed=True, lived_seconds=HEALTHY_SECONDS)
 STABLE = Ended("reader", fatal=False, progressed=False, lived_seconds=STABLE_SECONDS)
 FATAL = Ended("publisher", fatal=True, progressed=True, lived_seconds=STABLE_SECONDS)
 GIVEN_UP = "given up"
@@ -23,9 +25,12 @@ GIVEN_UP = "given up"
         ([CRASHED], [0.1]),
         ([CRASHED] * 5, [0.1, 0.2, 0.4, 0.8, 1.6]),
         ([CRASHED] * 6, [0.1, 0.2, 0.4, 0.8, 1.6, GIVEN_UP]),
-        ([CRASHED, CRASHED, PROGRESSED, CRASHED], [0.1, 0.2, 0.1, 0.2]),
+        ([CRASHED, CRASHED, PROGRESSED, CRASHED], [0.1, 0.2, 0.4, 0.8]),
+        ([CRASHED] * 4 + [PROGRESSED] + [CRASHED] * 4, [0.1, 0.2, 0.4, 0.8, 1.6, 3.2, *[5.0] * 3]),
+        ([CRASHED, CRASHED, HEALTHY, CRASHED], [0.1, 0.2, 0.1, 0.2]),
         ([CRASHED, CRASHED, STABLE, CRASHED], [0.1, 0.2, 0.1, 0.2]),
-        ([PROGRESSED] * 20, [0.1] * 20),
+        ([PROGRESSED] * 20, [0.1, 0.2, 0.4, 0.8, 1.6, 3.2, *[5.0] * 14]),
+        ([HEALTHY] * 20, [0.1] * 20),
         ([FATAL], [GIVEN_UP]),
         ([CRASHED, FATAL], [0.1, GIVEN_UP]),
     ],

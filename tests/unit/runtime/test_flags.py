@@ -148,6 +148,11 @@ def test_the_files_name_may_come_from_the_environment(
     assert settings_of().parsers == 3
 
 
+def test_a_date_of_the_file_is_a_start(tmp_path: Path) -> None:
+    config = toml(tmp_path, "file.enable = true\nsince = 2026-01-01\n")
+    assert settings_of(config).since_ms == 1_767_225_600_000
+
+
 def test_a_list_of_the_file_becomes_streams(tmp_path: Path) -> None:
     config = toml(
         tmp_path, 'file.enable = true\nupstream.stream = ["recentchange", "page-create"]\n'

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 import sys
+import time
 
 import orjson
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pleiades.runtime.logs import JsonFormatter, TextFormatter, configure, printable
+from pleiades.runtime.logs import JsonFormatter, Seldom, TextFormatter, configure, printable
 
 
 def record(message: str, *arguments: object) -> logging.LogRecord:
@@ -70,6 +71,15 @@ def test_on_a_terminal_the_live_line_is_cleared_first() -> None:
     line = TextFormatter("parent", on_terminal=True, colour=True).format(record("x"))
     assert line.startswith("\r\x1b[2K\x1b[33m")
     assert line.endswith("\x1b[0m")
+
+
+def test_seldom_holds_back_all_but_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 1000.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    seldom = Seldom(10.0)
+    assert [seldom.due() for _ in range(3)] == [True, False, False]
+    now += 10.0
+    assert [seldom.due() for _ in range(2)] == [True, False]
 
 
 def test_levels(capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,7 +13,7 @@ import pytest
 from pleiades.core.position import Checkpoint
 from pleiades.core.wire import UNKNOWN_SOURCE, Event
 from pleiades.runtime.errors import DestinationHeld, Fatal
-from pleiades.sinks import disk, files
+from pleiades.sinks import disk, files, recovery
 from pleiades.sinks.files import FilesSink, Surroundings
 
 SOURCE = ("eqiad.mediawiki.recentchange", 0)
@@ -54,7 +54,7 @@ def sink(folder: Path, world: World) -> FilesSink:
 
 def make(folder: Path, world: World, sync: str = "batch") -> FilesSink:
     around = Surroundings(world.pause, world.on_trouble)
-    return FilesSink(folder, sync, ("recentchange",), window_ms=600_000, around=around)
+    return FilesSink(folder, sync, "recentchange", window_ms=600_000, around=around)
 
 
 def event(number: int, **different: object) -> Event:
@@ -283,9 +283,56 @@ def test_a_damaged_checkpoint_is_set_aside_and_a_position_found_again(
     (aside,) = (folder / ".pleiades").glob("checkpoint-*.damaged-*")
     assert aside.read_bytes() == damage
     second.close()
+    third = make(folder, world)
+    assert third.open(resume=True).checkpoint == found, "found again, and lost by the next start"
+    third.close()
 
 
-def test_a_damaged_checkpoint_without_events_starts_anew(folder: Path, world: World) -> None:
+def test_in_a_replay_the_topic_that_is_behind_is_found_too(
+    folder: Path, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was written last counts, not what is dated last."""
+    monkeypatch.setattr(recovery, "MAX_FILES", 50)
+    first = make(folder, world)
+    first.open(resume=True)
+    ahead = [event(n, data=b'{"meta":{"topic":"eqiad.x"}}') for n in range(7_200_000, 7_200_100)]
+    behind = [event(n, data=b'{"meta":{"topic":"codfw.x"}}') for n in range(10)]
+    first.write(ahead, [])
+    first.commit(CHECKPOINT)
+    first.write(behind, [])
+    first.commit(CHECKPOINT)
+    first.close()
+    for age, path in enumerate(sorted(folder.glob("2*/*.json"), reverse=True)):
+        os.utime(path, (age + 1e9, age + 1e9))
+    (folder / ".pleiades" / "checkpoint-recentchange").write_bytes(b"{")
+    found = make(folder, world).open(resume=True).checkpoint
+    assert found == Checkpoint({}, NOON_MS + 9 - 600_000, 0)
+
+
+def test_a_folder_that_failed_to_sync_is_synced_by_the_next_try(
+    sink: FilesSink, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sink.open(resume=True)
+    synced: list[str] = []
+    original = disk.sync_directory
+
+    def failing_once(path: Path) -> None:
+        if path.name.startswith("2") and "failed" not in synced:
+            synced.append("failed")
+            raise OSError(errno.EIO, "Input/output error")
+        synced.append(path.name)
+        original(path)
+
+    monkeypatch.setattr(files, "sync_directory", failing_once)
+    sink.write([event(1)], [])
+    sink.commit(CHECKPOINT)
+    assert synced.index("2026-01-31T12") > synced.index("failed")
+    assert world.troubles == ["publish events in: EIO"]
+
+
+def test_a_damaged_checkpoint_without_events_starts_anew_and_says_what_that_means(
+    folder: Path, world: World, caplog: pytest.LogCaptureFixture
+) -> None:
     first = make(folder, world)
     first.open(resume=True)
     first.commit(CHECKPOINT)
@@ -293,6 +340,7 @@ def test_a_damaged_checkpoint_without_events_starts_anew(folder: Path, world: Wo
     stored = folder / ".pleiades" / "checkpoint-recentchange"
     stored.write_bytes(b"")
     assert make(folder, world).open(resume=True).checkpoint is None
+    assert "--resume=false --since=TIME" in caplog.text
 
 
 def test_positions_of_other_streams_are_kept_apart_and_mentioned(
@@ -303,7 +351,7 @@ def test_positions_of_other_streams_are_kept_apart_and_mentioned(
     first.commit(CHECKPOINT)
     first.close()
     around = Surroundings(world.pause, world.on_trouble)
-    other = FilesSink(folder, "batch", ("page-create",), window_ms=1, around=around)
+    other = FilesSink(folder, "batch", "page-create", window_ms=1, around=around)
     assert other.open(resume=True).checkpoint is None
     assert "checkpoint-recentchange" in caplog.text
     other.close()
