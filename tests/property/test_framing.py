@@ -91,7 +91,8 @@ def test_every_blob_holds_whole_frames_with_lf_only(stream: bytes, places: list[
         assert b"\r" not in blob
 
 
-@given(streams, cuts, st.integers(1, 30))
+# From 3 on: the first two bytes of a byte order mark belong to no frame before the third came.
+@given(streams, cuts, st.integers(3, 30))
 def test_oversized_frames_are_skipped_wherever_the_cut(
     stream: bytes, places: list[int], limit: int
 ) -> None:
