@@ -1,0 +1,195 @@
+"""What is made of an upstream's answers; a real server that says just these bytes."""
+
+from __future__ import annotations
+
+import gzip
+import socket
+import threading
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from pleiades.runtime.errors import RefusedByUpstream, Transient
+from pleiades.runtime.settings import UpstreamSettings
+from pleiades.upstream import Upstream
+
+OK = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream; charset=utf-8\r\n"
+
+Serve = Callable[[bytes], Upstream]
+
+
+class Server:
+    """Answers every request with the same bytes and closes; remembers the requests."""
+
+    def __init__(self, answer: bytes) -> None:
+        self.requests: list[bytes] = []
+        self._answer = answer
+        self._socket = socket.create_server(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{self._socket.getsockname()[1]}/v2/stream"
+        self._thread = threading.Thread(target=self._serve, daemon=True)
+        self._thread.start()
+
+    def _serve(self) -> None:
+        while True:
+            try:
+                connection, _ = self._socket.accept()
+            except OSError:
+                return
+            with connection:
+                request = b""
+                while b"\r\n\r\n" not in request and (part := connection.recv(65536)):
+                    request += part
+                self.requests.append(request)
+                connection.sendall(self._answer)
+
+    def close(self) -> None:
+        # Closing alone does not wake accept().
+        self._socket.shutdown(socket.SHUT_RDWR)
+        self._socket.close()
+        self._thread.join(10)
+
+
+@pytest.fixture
+def serve() -> Iterator[Callable[[bytes], Server]]:
+    servers: list[Server] = []
+
+    def start(answer: bytes) -> Server:
+        servers.append(Server(answer))
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        server.close()
+
+
+def upstream(url: str) -> Upstream:
+    return Upstream(
+        UpstreamSettings(url, ("recentchange", "page-create"), "https://example.org/", 60, 5, False)
+    )
+
+
+def read(url: str) -> bytes:
+    connection = upstream(url).connect(None, 5)
+    try:
+        return b"".join(connection.chunks())
+    finally:
+        connection.close()
+
+
+def status(line: bytes, body: bytes = b"", *headers: bytes) -> bytes:
+    extra = b"".join(header + b"\r\n" for header in headers)
+    length = b"Content-Length: %d\r\n" % len(body)
+    return b"HTTP/1.1 " + line + b"\r\n" + extra + length + b"\r\n" + body
+
+
+@pytest.mark.parametrize(
+    ("answer", "says"),
+    [
+        (
+            status(b"400 Bad", b'{"type":"not_found","detail":"Invalid streams: nosuch"}'),
+            "status 400: not_found, Invalid streams: nosuch",
+        ),
+        (status(b"403 Forbidden", b"set a\x1b[31m user-agent"), r"403: set a\\u001b\[31m"),
+        (status(b"404 Not Found"), "it gave no explanation"),
+        (status(b"401 Unauthorized", b"[1]"), "status 401"),
+        (status(b"404 Not Found", b"x" * 100_000), "status 404: x{300}…"),
+    ],
+)
+def test_refusals_are_fatal_and_quote_the_upstream(
+    serve: Callable[[bytes], Server], answer: bytes, says: str
+) -> None:
+    with pytest.raises(RefusedByUpstream, match=says) as refused:
+        read(serve(answer).url)
+    assert "--upstream.stream" in str(refused.value)
+    assert refused.value.exit_status == 3
+
+
+@pytest.mark.parametrize(
+    ("answer", "kind", "retry_after"),
+    [
+        (status(b"429 Many", b"", b"Retry-After: 7"), "throttled", 7),
+        (status(b"503 Away", b"", b"Retry-After: 99999999"), "status_5xx", 900),
+        (status(b"500 Oops", b"<html>"), "status_5xx", None),
+        (status(b"408 Timeout"), "status_4xx", None),
+        (status(b"200 OK", b"<html>", b"Content-Type: text/html"), "content_type", None),
+        (status(b"200 OK", b"data: x"), "content_type", None),
+        (status(b"302 Found", b"", b"Location: http://[bad"), "connect", None),
+        (status(b"302 Found", b"", b"Location: http://" + b"a" * 70 + b"/"), "connect", None),
+        (b"SSH-2.0-OpenSSH\r\n", "connect", None),
+        (b"", "connect", None),
+    ],
+)
+def test_what_may_pass_is_transient(
+    serve: Callable[[bytes], Server], answer: bytes, kind: str, retry_after: float | None
+) -> None:
+    with pytest.raises(Transient) as failed:
+        read(serve(answer).url)
+    assert failed.value.kind == kind
+    assert failed.value.retry_after_seconds == retry_after
+
+
+def test_nobody_listening_is_transient_and_says_what_to_check() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    with pytest.raises(Transient, match="--upstream.url"):
+        read(f"http://127.0.0.1:{port}")
+
+
+def test_a_cut_inside_a_chunk_gives_what_came_and_then_says_so(
+    serve: Callable[[bytes], Server],
+) -> None:
+    server = serve(OK + b"Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n10\r\nwor")
+    connection = upstream(server.url).connect(None, 5)
+    chunks = connection.chunks()
+    assert next(chunks).startswith(b"hello")
+    with pytest.raises(Transient) as cut:
+        list(chunks)
+    connection.close()
+    assert cut.value.kind == "cut"
+
+
+def test_a_body_that_is_not_chunked_and_a_compressed_one_are_read(
+    serve: Callable[[bytes], Server],
+) -> None:
+    assert read(serve(OK + b"\r\n:ok\n\n").url) == b":ok\n\n"
+    body = gzip.compress(b":ok\n\n" * 1000)
+    assert read(serve(OK + b"Content-Encoding: gzip\r\n\r\n" + body).url) == b":ok\n\n" * 1000
+
+
+def test_a_damaged_compressed_body_is_transient(serve: Callable[[bytes], Server]) -> None:
+    with pytest.raises(Transient) as damaged:
+        read(serve(OK + b"Content-Encoding: gzip\r\n\r\nnot gzip at all").url)
+    assert damaged.value.kind == "decode"
+
+
+def test_the_request_is_as_the_policy_and_the_protocol_ask(
+    serve: Callable[[bytes], Server],
+) -> None:
+    server = serve(OK + b"\r\n")
+    asking = upstream(server.url)
+    asking.connect(None, 1234).close()
+    asking.connect('[{"topic":"t"}]', 1234).close()
+    first, second = server.requests
+    assert first.startswith(b"GET /v2/stream/recentchange,page-create?since=1234 HTTP/1.1\r\n")
+    assert b"\r\nAccept: text/event-stream\r\n" in first
+    assert b"(https://example.org/)" in first
+    assert b"User-Agent: Pleiades/" in first
+    assert b"Last-Event-ID" not in first
+    assert second.startswith(b"GET /v2/stream/recentchange,page-create HTTP/1.1\r\n")
+    assert b'\r\nLast-Event-ID: [{"topic":"t"}]\r\n' in second
+
+
+@pytest.mark.parametrize(
+    ("header", "server_ms"),
+    [
+        (b"Date: Thu, 01 Jan 2026 00:00:00 GMT\r\n", 1_767_225_600_000),
+        (b"Date: banana\r\n", None),
+        (b"", None),
+    ],
+)
+def test_the_upstreams_clock(
+    serve: Callable[[bytes], Server], header: bytes, server_ms: int | None
+) -> None:
+    connection = upstream(serve(OK + header + b"\r\n").url).connect(None, 5)
+    connection.close()
+    assert connection.server_ms == server_ms
