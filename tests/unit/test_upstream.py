@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import socket
-import threading
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -12,41 +11,9 @@ import pytest
 from pleiades.runtime.errors import RefusedByUpstream, Transient
 from pleiades.runtime.settings import UpstreamSettings
 from pleiades.upstream import Upstream
+from tests.harness.answers import Server
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream; charset=utf-8\r\n"
-
-Serve = Callable[[bytes], Upstream]
-
-
-class Server:
-    """Answers every request with the same bytes and closes; remembers the requests."""
-
-    def __init__(self, answer: bytes) -> None:
-        self.requests: list[bytes] = []
-        self._answer = answer
-        self._socket = socket.create_server(("127.0.0.1", 0))
-        self.url = f"http://127.0.0.1:{self._socket.getsockname()[1]}/v2/stream"
-        self._thread = threading.Thread(target=self._serve, daemon=True)
-        self._thread.start()
-
-    def _serve(self) -> None:
-        while True:
-            try:
-                connection, _ = self._socket.accept()
-            except OSError:
-                return
-            with connection:
-                request = b""
-                while b"\r\n\r\n" not in request and (part := connection.recv(65536)):
-                    request += part
-                self.requests.append(request)
-                connection.sendall(self._answer)
-
-    def close(self) -> None:
-        # Closing alone does not wake accept().
-        self._socket.shutdown(socket.SHUT_RDWR)
-        self._socket.close()
-        self._thread.join(10)
 
 
 @pytest.fixture

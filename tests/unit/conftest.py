@@ -1,0 +1,79 @@
+"""What a stage needs around it, without processes."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+from typing import Generic, TypeVar
+
+import pytest
+
+from pleiades.runtime.arguments import ingest_parser, settings_from
+from pleiades.runtime.child import Life
+from pleiades.runtime.errors import Stopped
+from pleiades.runtime.metrics import FOLDER_VARIABLE, Metrics
+from pleiades.runtime.settings import Settings
+
+T = TypeVar("T")
+
+
+class FakeLife(Life):
+    """Beats nowhere; notes pauses instead of waiting, and is stopped at one of them."""
+
+    def __init__(self, stop_at_pause: int) -> None:
+        self.pauses: list[float] = []
+        self._stop_at_pause = stop_at_pause
+        self.stop_requested = False
+        self.ready = False
+        self.allowed_seconds = 0.0
+        self.committed_total = 0
+        self.published_total = 0
+        self.lag_seconds = 0.0
+        self.position = ""
+        self._interruptible = False
+
+    def beat(self) -> None:
+        pass
+
+    def pause(self, seconds: float) -> None:
+        self.pauses.append(seconds)
+        if len(self.pauses) == self._stop_at_pause:
+            self.stop_requested = True
+            raise Stopped("enough")
+
+
+class FakeChannel(Generic[T]):
+    """A channel of one process: keeps what is put, gives what it has."""
+
+    def __init__(self, *items: T) -> None:
+        self.name = "fake-0"
+        self.items = deque(items)
+        self.flushed = False
+
+    def put(self, item: T, alive: Callable[[], None]) -> None:
+        alive()
+        self.items.append(item)
+
+    def get(self, timeout_seconds: float) -> T | None:
+        return self.items.popleft() if self.items else None
+
+    def depth(self) -> int:
+        return len(self.items)
+
+    def flush(self) -> None:
+        self.flushed = True
+
+
+@pytest.fixture
+def metrics(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Metrics:
+    monkeypatch.setenv(FOLDER_VARIABLE, str(tmp_path))
+    return Metrics("test")
+
+
+@pytest.fixture
+def settings_of() -> Callable[..., Settings]:
+    def settings(*flags: str) -> Settings:
+        return settings_from(ingest_parser("ingest", "").parse_args(["--file.enable", *flags]))
+
+    return settings

@@ -1,0 +1,153 @@
+"""The publisher on a store in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import cast
+
+import pytest
+
+from pleiades.core.position import Checkpoint, decode_checkpoint
+from pleiades.core.wire import Batch, DeadLetter, End, Event
+from pleiades.publisher import CommitPolicy, Publisher
+from pleiades.runtime.channel import Channel
+from pleiades.runtime.metrics import Metrics
+from pleiades.runtime.settings import Settings
+from pleiades.sinks.memory import MemorySink, MemoryStore
+from tests.unit.conftest import FakeChannel, FakeLife
+
+SOURCE = ("eqiad.x", 0)
+START_MS = 1_760_000_000_000
+
+Run = Callable[..., Checkpoint]
+
+
+@pytest.fixture
+def store() -> MemoryStore:
+    return MemoryStore()
+
+
+@pytest.fixture
+def run(metrics: Metrics, settings_of: Callable[..., Settings], store: MemoryStore) -> Run:
+    """Publishes batches and the end marker; returns what the reader was told."""
+
+    def publish(*channels: list[Batch], flags: tuple[str, ...] = ()) -> Checkpoint:
+        resume: FakeChannel[Checkpoint] = FakeChannel()
+        parsers = [FakeChannel[Batch | End](*batches, End()) for batches in channels]
+        Publisher(
+            FakeLife(0),
+            metrics,
+            settings_of(*flags),
+            MemorySink(store),
+            cast("Channel[Checkpoint]", resume),
+            [cast("Channel[Batch | End]", parser) for parser in parsers],
+        ).run()
+        told = resume.items[0]
+        assert isinstance(told, Checkpoint)
+        return told
+
+    return publish
+
+
+def event(number: int) -> Event:
+    return Event(f"id-{number}", SOURCE, START_MS + number, START_MS, b"[]", b"%d" % number)
+
+
+def batch(sequence: int, *numbers: int, connection: int = 1) -> Batch:
+    return Batch(
+        sequence,
+        connection,
+        [event(number) for number in numbers],
+        [],
+        [],
+        {SOURCE: START_MS + max(numbers, default=0)},
+        START_MS,
+        START_MS + 10_000,
+    )
+
+
+def published(store: MemoryStore) -> list[int]:
+    return [int(event.data) for event in store.events]
+
+
+def test_repeats_are_dropped_and_the_order_kept(run: Run, store: MemoryStore) -> None:
+    run([batch(0, 1, 2, 3), batch(1, 2, 3, 4, connection=2), batch(2, 4, 5, connection=3)])
+    assert published(store) == [1, 2, 3, 4, 5]
+    assert store.checkpoint is not None
+    assert decode_checkpoint(store.checkpoint).position == {SOURCE: START_MS + 5}
+
+
+def test_several_parsers_are_read_in_turn(run: Run, store: MemoryStore) -> None:
+    run([batch(0, 1), batch(2, 3)], [batch(1, 2), batch(3, 4)])
+    assert published(store) == [1, 2, 3, 4]
+
+
+def test_a_batch_out_of_turn_is_a_crash_and_commits_nothing_of_it(
+    run: Run, store: MemoryStore
+) -> None:
+    with pytest.raises(AssertionError, match="batch 2 came where 1 was due"):
+        run([batch(0, 1), batch(2, 3)])
+    assert 3 not in published(store)
+
+
+def test_the_next_run_goes_on_from_what_was_committed(run: Run, store: MemoryStore) -> None:
+    run([batch(0, 1, 2)])
+    told = run([batch(0, 1, 2, 3)])
+    assert told.position == {SOURCE: START_MS + 2}
+    assert published(store) == [1, 2, 3]
+
+
+def test_a_new_start_is_stored_before_anybody_acts_on_it(run: Run, store: MemoryStore) -> None:
+    told = run([], flags=("--since=2026-01-01",))
+    assert told == Checkpoint({}, 1_767_225_600_000, 0)
+    assert store.checkpoint is not None
+    assert decode_checkpoint(store.checkpoint) == told
+
+
+def test_without_resume_the_stored_position_is_replaced_at_once(
+    run: Run, store: MemoryStore
+) -> None:
+    run([batch(0, 1, 2)])
+    told = run([batch(0, 2, 3)], flags=("--no-resume", "--since=2026-01-01"))
+    assert told.position == {}
+    assert published(store) == [1, 2, 3], "what is published already is known all the same"
+
+
+def test_dropped_events_still_move_the_position(run: Run, store: MemoryStore) -> None:
+    moved = batch(0)._replace(timestamps_ms={SOURCE: START_MS + 77, ("codfw.x", 0): 0})
+    run([moved])
+    assert store.events == []
+    assert store.checkpoint is not None
+    assert decode_checkpoint(store.checkpoint).position == {
+        SOURCE: START_MS + 77,
+        ("codfw.x", 0): 0,
+    }
+
+
+def test_dead_letters_are_published_once_and_said(
+    run: Run, store: MemoryStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    letter = DeadLetter("sha256-1", SOURCE, START_MS + 1, "not_json", b"", b"?", 0)
+    with_letter = batch(0, 1)._replace(dead_letters=[letter])
+    run([with_letter, with_letter._replace(sequence=1, connection=2)])
+    assert [stored.data for stored in store.dead_letters] == [b"?"]
+    assert "lie, raw, with the dead letters" in caplog.text
+
+
+def test_the_windows_bound_is_announced(run: Run, caplog: pytest.LogCaptureFixture) -> None:
+    run([batch(0, *range(1, 1200))], flags=("--dedup.maxEntries=1000",))
+    assert "--dedup.maxEntries (1000) is reached" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("age_seconds", "events", "size_bytes", "due"),
+    [
+        (0.0, 0, 0, False),
+        (0.19, 1999, 8 * 1024 * 1024 - 1, False),
+        (0.2, 1, 1, True),
+        (0.0, 2000, 1, True),
+        (0.0, 1, 8 * 1024 * 1024, True),
+    ],
+)
+def test_commit_policy(age_seconds: float, events: int, size_bytes: int, due: bool) -> None:
+    assert CommitPolicy().due(age_seconds, events, size_bytes) is due

@@ -1,0 +1,223 @@
+"""The reader against a server that says just what a test wants."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator
+from typing import cast
+
+import orjson
+import pytest
+
+from pleiades.core.position import Checkpoint
+from pleiades.core.wire import End, Frames, TopicPartition
+from pleiades.reader import Reader
+from pleiades.runtime.channel import Channel
+from pleiades.runtime.errors import RefusedByUpstream
+from pleiades.runtime.metrics import Metrics
+from pleiades.runtime.settings import Settings
+from tests.harness.answers import Server
+from tests.unit.conftest import FakeChannel, FakeLife
+
+HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n"
+SOURCE = ("eqiad.x", 0)
+START_MS = 1_760_000_000_000
+
+Answer = Callable[..., Server]
+Made = tuple[Reader, FakeLife, list[FakeChannel[Frames | End]]]
+Make = Callable[..., Made]
+
+
+@pytest.fixture
+def answer() -> Iterator[Answer]:
+    servers: list[Server] = []
+
+    def start(*bodies: bytes, head: bytes = HEAD) -> Server:
+        servers.append(Server(*(head + b"\r\n" + body for body in bodies)))
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        server.close()
+
+
+@pytest.fixture
+def make(metrics: Metrics, settings_of: Callable[..., Settings]) -> Make:
+    def reader(
+        server: Server,
+        *flags: str,
+        pauses: int = 1,
+        position: dict[TopicPartition, int] | None = None,
+    ) -> Made:
+        life = FakeLife(pauses)
+        settings = settings_of(f"--upstream.url={server.url}", *flags)
+        checkpoint = FakeChannel(Checkpoint(position or {}, START_MS, 0))
+        channels: list[FakeChannel[Frames | End]] = [FakeChannel() for _ in range(settings.parsers)]
+        made = Reader(
+            life,
+            metrics,
+            settings,
+            cast("Channel[Checkpoint]", checkpoint),
+            [cast("Channel[Frames | End]", channel) for channel in channels],
+        )
+        return made, life, channels
+
+    return reader
+
+
+def frame(timestamp_ms: int, topic: str = SOURCE[0]) -> bytes:
+    sse_id = orjson.dumps([{"topic": topic, "partition": 0, "timestamp": timestamp_ms}])
+    return b"event: message\nid: " + sse_id + b"\ndata: {}\n\n"
+
+
+def last_event_id(request: bytes) -> dict[str, int]:
+    (line,) = [line for line in request.split(b"\r\n") if line.startswith(b"Last-Event-ID: ")]
+    entries = orjson.loads(line.removeprefix(b"Last-Event-ID: "))
+    return {entry["topic"]: entry["timestamp"] for entry in entries}
+
+
+def blobs(channel: FakeChannel[Frames | End]) -> list[bytes]:
+    return [item.blob for item in channel.items if isinstance(item, Frames) and item.blob]
+
+
+def test_retry_is_honoured_and_bounded(answer: Answer, make: Make) -> None:
+    reader, life, _ = make(answer(b"retry: 12345\n\n" + frame(START_MS + 1)))
+    reader.run()
+    assert life.pauses == [12.345]
+    reader, life, _ = make(answer(b"retry: 99999999999\n\n" + frame(START_MS + 1)))
+    reader.run()
+    assert life.pauses == [60.0]
+
+
+def test_a_first_cut_reconnects_at_once_and_many_short_ones_pause(
+    answer: Answer, make: Make
+) -> None:
+    bodies = [frame(START_MS + number * 1000) for number in range(1, 9)]
+    server = answer(*bodies)
+    reader, life, _ = make(server, pauses=5)
+    reader.run()
+    assert len(server.requests) == 6, "one cut without a pause, then one pause for each"
+    assert life.pauses == sorted(life.pauses)
+    assert 0 < life.pauses[0] <= 0.05
+    assert life.pauses[-1] <= 1.0
+
+
+def test_a_reconnect_asks_for_position_less_overlap_of_every_topic(
+    answer: Answer, make: Make
+) -> None:
+    both = orjson.dumps(
+        [
+            {"topic": "eqiad.x", "partition": 0, "timestamp": START_MS + 100_000},
+            {"topic": "codfw.x", "partition": 0, "offset": -1},
+        ]
+    )
+    server = answer(b"event: message\nid: " + both + b"\ndata: {}\n\n" + b"data: half an event\n")
+    reader, _, (channel,) = make(server, "--upstream.overlap=10s")
+    reader.run()
+    assert b"since=1760000000000" in server.requests[0]
+    assert last_event_id(server.requests[1]) == {
+        "eqiad.x": START_MS + 90_000,
+        "codfw.x": START_MS,
+    }
+    assert all(b"half" not in blob for blob in blobs(channel))
+    assert isinstance(channel.items[-1], End)
+    assert channel.flushed
+
+
+def test_batches_go_round_the_parsers_and_each_gets_an_end(answer: Answer, make: Make) -> None:
+    server = answer(frame(START_MS + 1))
+    reader, _, channels = make(server, "--parsers=3", pauses=4)
+    reader.run()
+    sequences = [
+        [item.sequence for item in channel.items if isinstance(item, Frames)]
+        for channel in channels
+    ]
+    total = sum(map(len, sequences))
+    assert sequences == [list(range(first, total, 3)) for first in range(3)]
+    assert all(isinstance(channel.items[-1], End) for channel in channels)
+
+
+def test_frames_know_the_id_before_them_and_their_connection(answer: Answer, make: Make) -> None:
+    server = answer(frame(START_MS + 1), b"data: {}\n\n")
+    reader, _, (channel,) = make(server)
+    reader.run()
+    frames = [item for item in channel.items if isinstance(item, Frames) and item.blob]
+    assert frames[0].last_event_id == b""
+    assert orjson.loads(frames[1].last_event_id)[0]["timestamp"] == START_MS + 1
+    assert [item.connection for item in frames[:2]] == [1, 2]
+
+
+def test_a_refusal_ends_it(answer: Answer, make: Make) -> None:
+    server = answer(b"no", head=b"HTTP/1.1 403 Forbidden\r\n")
+    reader, _, _ = make(server)
+    with pytest.raises(RefusedByUpstream):
+        reader.run()
+
+
+def test_retry_after_is_obeyed(answer: Answer, make: Make) -> None:
+    server = answer(b"", head=b"HTTP/1.1 429 Slow\r\nRetry-After: 30\r\n")
+    reader, life, _ = make(server)
+    reader.run()
+    assert life.pauses == [30.0]
+
+
+@pytest.mark.parametrize(("first_ms", "gap"), [(59_000, False), (61_000, True)])
+def test_a_gap_is_a_topic_that_begins_long_after_its_position(
+    answer: Answer, make: Make, caplog: pytest.LogCaptureFixture, first_ms: int, gap: bool
+) -> None:
+    server = answer(frame(START_MS + 500_000 + first_ms))
+    reader, _, _ = make(server, position={SOURCE: START_MS + 500_000})
+    reader.run()
+    assert ("the upstream no longer has what lay between" in caplog.text) is gap
+
+
+def test_an_oversized_frame_is_skipped_and_the_rest_goes_on(
+    answer: Answer, make: Make, caplog: pytest.LogCaptureFixture
+) -> None:
+    huge = b"data: " + b"x" * (9 * 1024 * 1024) + b"\n\n"
+    server = answer(frame(START_MS + 1) + huge + frame(START_MS + 2))
+    reader, _, (channel,) = make(server)
+    reader.run()
+    assert b"".join(blobs(channel)).startswith(frame(START_MS + 1) + frame(START_MS + 2))
+    assert "more than 8 MiB" in caplog.text
+
+
+def dated(seconds_from_now: int) -> bytes:
+    when = time.gmtime(time.time() + seconds_from_now)
+    return HEAD + time.strftime("Date: %a, %d %b %Y %H:%M:%S GMT\r\n", when).encode()
+
+
+def test_a_start_in_the_upstreams_future_is_set_back_at_once(
+    answer: Answer, metrics: Metrics, settings_of: Callable[..., Settings]
+) -> None:
+    now_ms = int(time.time() * 1000)
+    server = answer(b":ok\n\n", head=dated(-600))
+    life = FakeLife(1)
+    channel: FakeChannel[Frames | End] = FakeChannel()
+    reader = Reader(
+        life,
+        metrics,
+        settings_of(f"--upstream.url={server.url}"),
+        cast("Channel[Checkpoint]", FakeChannel(Checkpoint({}, now_ms, 0))),
+        [cast("Channel[Frames | End]", channel)],
+    )
+    reader.run()
+    asked = [int(request.split(b"since=")[1].split(b" ")[0]) for request in server.requests[:2]]
+    assert asked[0] == now_ms
+    assert now_ms - 662_000 <= asked[1] <= now_ms - 658_000
+    (first, *_) = [item for item in channel.items if isinstance(item, Frames)]
+    assert first.started_ms == asked[1]
+
+
+def test_an_implausible_clock_is_not_believed(
+    answer: Answer, make: Make, caplog: pytest.LogCaptureFixture
+) -> None:
+    head = HEAD + b"Date: Thu, 01 Jan 1970 00:00:00 GMT\r\n"
+    server = answer(b":ok\n\n", head=head)
+    reader, _, (channel,) = make(server)
+    with caplog.at_level(logging.WARNING):
+        reader.run()
+    assert "one of them is wrong" in caplog.text
+    (first, *_) = [item for item in channel.items if isinstance(item, Frames)]
+    assert first.started_ms == START_MS
