@@ -64,9 +64,11 @@ class Supervisor:
     def run(self) -> int:
         """Relay until the end; returns the exit status."""
         setproctitle("pleiades: parent")
-        self._watch_signals()
         settings = self._settings
         with contextlib.ExitStack() as stack:
+            stack.enter_context(self._wake)
+            stack.enter_context(self._waker)
+            stack.callback(self._watch_signals())
             stack.enter_context(metrics_folder())
             self._metrics = Metrics("parent")
             server = HealthServer(
@@ -85,12 +87,14 @@ class Supervisor:
         )
         return status
 
-    def _watch_signals(self) -> None:
+    def _watch_signals(self) -> Callable[[], object]:
+        """Have signals wake the loop; returns what ends that."""
         self._wake.setblocking(False)
         self._waker.setblocking(False)
         signal.set_wakeup_fd(self._waker.fileno(), warn_on_full_buffer=False)
         for number in STOP_SIGNALS:
             signal.signal(number, lambda _number, _frame: None)
+        return lambda: signal.set_wakeup_fd(-1)
 
     def _generations(self) -> int:
         while True:

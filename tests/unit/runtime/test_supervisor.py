@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from multiprocessing.context import SpawnContext
 
 import pytest
@@ -37,7 +38,12 @@ def test_a_process_that_can_not_be_started_is_a_failed_generation(
 
     monkeypatch.setattr(supervisor, "Running", failing)
     monkeypatch.setattr(Supervisor, "_rest", lambda _self, _seconds: False)
-    monkeypatch.setattr(Supervisor, "_watch_signals", lambda self: self._wake.setblocking(False))
+
+    def no_signals(self: Supervisor) -> Callable[[], object]:
+        self._wake.setblocking(False)
+        return lambda: None
+
+    monkeypatch.setattr(Supervisor, "_watch_signals", no_signals)
     assert Supervisor(settings(), stages).run() == 1
     assert started == ["reader"] * 6
     assert "can't start reader" in caplog.text
