@@ -24,7 +24,12 @@ log = logging.getLogger(__name__)
 
 
 def ingest(settings: Settings) -> int:
-    """Relay until stopped; returns the exit status."""
+    """Relay until stopped; returns the exit status.
+
+    Raises:
+        UsageError: what is asked for is not built.
+    """
+    sink = _sink_of(settings)
 
     def stages(context: SpawnContext, resume_stored: bool) -> list[StageSpec]:
         own = replace(settings, resume=settings.resume or resume_stored)
@@ -49,7 +54,7 @@ def ingest(settings: Settings) -> int:
                 )
                 for number in numbers
             ),
-            StageSpec("publisher", publisher.run, (own, _sink_of(own), resume, batches)),
+            StageSpec("publisher", publisher.run, (own, sink, resume, batches)),
         ]
 
     return Supervisor(settings, stages).run()

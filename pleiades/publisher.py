@@ -109,20 +109,28 @@ class Publisher:
             opened = self._sink.open(self._settings.resume)
             stored = opened.checkpoint
             self._window.restore({} if stored is None else stored.position, opened.window)
-            if stored is None:
-                self._checkpoint = self._start()
+            since_ms = self._settings.since_ms
+            if stored is None or (since_ms is not None and not any(stored.position.values())):
+                # Also where an earlier run stored its start and got nothing: --since still counts.
+                self._checkpoint = self._start(since_ms)
                 # A crash before the first event must not bring back an ignored position.
                 self._sink.commit(self._checkpoint)
             else:
                 self._checkpoint = stored
-                log.info("resuming from the stored position %s", self._position())
+                log.info(
+                    "resuming from the stored position %s, started at %d ms%s",
+                    self._position(),
+                    stored.started_ms,
+                    ""
+                    if since_ms is None
+                    else "; --since is for a start without one, or with --resume=false",
+                )
             self._life.position = self._position()
         self._resume.put(self._checkpoint, self._life.beat)
         self._life.ready = True
         self._life.beat()
 
-    def _start(self) -> Checkpoint:
-        since_ms = self._settings.since_ms
+    def _start(self, since_ms: int | None) -> Checkpoint:
         if since_ms is not None:
             log.info("no stored position is used: starting at --since")
             return Checkpoint({}, since_ms, 0)

@@ -101,7 +101,7 @@ class Upstream:
         except (requests.RequestException, urllib3.exceptions.HTTPError, ValueError) as error:
             # The latter two: what requests lets through of a redirect to nowhere.
             raise Transient(
-                f"can't reach {self._url}: {_short(error)}; nothing is lost while the upstream "
+                f"can't reach {self._url}: {_short(_cause(error))}; nothing is lost while the upstream "
                 "keeps its history. Check the network and --upstream.url if this goes on",
                 "connect",
             ) from None
@@ -150,6 +150,13 @@ def _detail(response: requests.Response) -> str:
     except (orjson.JSONDecodeError, AttributeError):
         text = body.decode(errors="replace")
     return text or "(it gave no explanation)"
+
+
+def _cause(error: BaseException) -> BaseException:
+    """What lies behind the wrappers of requests and urllib3."""
+    inner = error.args[0] if error.args else None
+    reason = getattr(inner, "reason", inner)
+    return reason if isinstance(reason, BaseException) else error
 
 
 def _short(error: BaseException) -> str:

@@ -113,6 +113,13 @@ def test_without_resume_the_stored_position_is_replaced_at_once(
     assert published(store) == [1, 2, 3], "what is published already is known all the same"
 
 
+def test_since_counts_until_something_was_delivered(run: Run) -> None:
+    run([], flags=("--since=2026-01-02",))
+    assert run([], flags=("--since=2026-01-01",)).started_ms == 1_767_225_600_000
+    run([batch(0, 1)], flags=("--since=2026-01-01",))
+    assert run([], flags=("--since=2026-01-02",)).position == {SOURCE: START_MS + 1}
+
+
 def test_dropped_events_still_move_the_position(run: Run, store: MemoryStore) -> None:
     moved = batch(0)._replace(timestamps_ms={SOURCE: START_MS + 77, ("codfw.x", 0): 0})
     run([moved])
