@@ -13,11 +13,11 @@ _CREATE = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-def write_whole(path: Path, line: bytes) -> None:
-    """Write a file of one line."""
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file."""
     descriptor = os.open(path, _CREATE, 0o666)
     try:
-        _write_all(descriptor, line + b"\n")
+        _write_all(descriptor, content)
     finally:
         os.close(descriptor)
 

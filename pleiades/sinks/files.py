@@ -135,8 +135,9 @@ class FilesSink:
 
     def write(self, events: list[Event], dead_letters: list[DeadLetter]) -> None:
         """See `Sink.write`."""
-        pending: list[Event | DeadLetter] = [*events, *dead_letters]
-        self._pending += [(self._path_of(event), event.data) for event in pending]
+        self._pending += [(self._path_of(event), event.data + b"\n") for event in events]
+        # Raw: whoever looks into one wants the very bytes.
+        self._pending += [(self._path_of(letter), letter.data) for letter in dead_letters]
 
     def commit(self, checkpoint: Checkpoint) -> None:
         """See `Sink.commit`."""
@@ -182,10 +183,10 @@ class FilesSink:
     def _publish(self) -> None:
         pending = self._pending
         if self._tried:
-            pending = [(path, line) for path, line in pending if not _is_whole(path)]
+            pending = [(path, content) for path, content in pending if not _is_whole(path)]
         self._tried = True
-        for path, line in pending:
-            write_whole(self._staged(path), line)
+        for path, content in pending:
+            write_whole(self._staged(path), content)
         if self._synced:
             # Before any name appears: after a power failure a name without its bytes would
             # pass for a published event. (rename(2) alone does not order the two.)

@@ -53,13 +53,13 @@ def files_place(folder: Path, sync: str) -> Place:
             around=Surroundings(lambda _: None, no_trouble),
         )
 
-    def lines(pattern: str) -> list[bytes]:
-        return [path.read_bytes().removesuffix(b"\n") for path in sorted(folder.glob(pattern))]
+    def contents(pattern: str) -> list[bytes]:
+        return [path.read_bytes() for path in sorted(folder.glob(pattern))]
 
     return Place(
         sink,
-        lambda: lines("*/*.json"),
-        lambda: lines(".pleiades/dead-letters/*"),
+        lambda: [content.removesuffix(b"\n") for content in contents("*/*.json")],
+        lambda: contents(".pleiades/dead-letters/*"),
         Guarantees(tells_window=False),
     )
 

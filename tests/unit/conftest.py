@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
+from multiprocessing import Pipe
 from pathlib import Path
 from typing import Generic, TypeVar
 
@@ -22,16 +23,10 @@ class FakeLife(Life):
     """Beats nowhere; notes pauses instead of waiting, and is stopped at one of them."""
 
     def __init__(self, stop_at_pause: int) -> None:
+        _, nowhere = Pipe(duplex=False)
+        super().__init__(nowhere)
         self.pauses: list[float] = []
         self._stop_at_pause = stop_at_pause
-        self.stop_requested = False
-        self.ready = False
-        self.allowed_seconds = 0.0
-        self.committed_total = 0
-        self.published_total = 0
-        self.lag_seconds = 0.0
-        self.position = ""
-        self._interruptible = False
 
     def beat(self) -> None:
         pass
