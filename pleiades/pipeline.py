@@ -12,13 +12,13 @@ from pleiades.core.position import Checkpoint
 from pleiades.core.wire import Batch, End, Frames
 from pleiades.runtime.channel import Channel
 from pleiades.runtime.child import Life
-from pleiades.runtime.errors import UsageError
+from pleiades.runtime.errors import MetricsUnavailable, UsageError
 from pleiades.runtime.metrics import Metrics
 from pleiades.runtime.settings import Settings
 from pleiades.runtime.stage import StageSpec
 from pleiades.runtime.supervisor import Supervisor
 from pleiades.sinks.base import Sink
-from pleiades.sinks.files import FilesSink, Surroundings
+from pleiades.sinks.files import FilesSink, Surroundings, refuse_if_held
 
 log = logging.getLogger(__name__)
 
@@ -28,6 +28,8 @@ def ingest(settings: Settings) -> int:
 
     Raises:
         UsageError: what is asked for is not built.
+        DestinationHeld: another instance publishes to the same place.
+        MetricsUnavailable: the port or address of /metrics can't be used.
     """
     sink = _sink_of(settings)
 
@@ -57,7 +59,14 @@ def ingest(settings: Settings) -> int:
             StageSpec("publisher", publisher.run, (own, sink, resume, batches)),
         ]
 
-    return Supervisor(settings, stages).run()
+    try:
+        return Supervisor(settings, stages).run()
+    except MetricsUnavailable:
+        # The same command a second time: that the destination is held says more than that the
+        # port is taken, and has an exit status of its own.
+        if settings.files is not None:
+            refuse_if_held(settings.files.publish_dir)
+        raise
 
 
 def _sink_of(settings: Settings) -> Callable[[Life, Metrics, Settings], Sink]:

@@ -61,5 +61,9 @@ class DestinationHeld(Fatal):
     exit_status = EXIT_HELD
 
 
+class MetricsUnavailable(Fatal):
+    """/metrics can't be served where it was asked for."""
+
+
 class Stopped(PleiadesError):
     """A stop was requested while waiting. Not an error: it only ends the wait."""

@@ -12,7 +12,7 @@ from typing import Any
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from pleiades.runtime import metrics
-from pleiades.runtime.errors import Fatal
+from pleiades.runtime.errors import MetricsUnavailable
 from pleiades.runtime.logs import printable
 
 log = logging.getLogger(__name__)
@@ -122,7 +122,7 @@ class HealthServer:
         try:
             self._server = _Server(host, port)
         except OSError as error:
-            raise Fatal(
+            raise MetricsUnavailable(
                 f"can't serve metrics on {host or '*'}:{port}: {error}. Nothing was read or "
                 "written. Perhaps another Pleiades runs here; else choose another --metricsPort "
                 "(0: any free one) or --metricsHost"

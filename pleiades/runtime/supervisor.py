@@ -75,7 +75,10 @@ class Supervisor:
                 settings.metrics_host, settings.metrics_port, self._unhealthy, self._unready
             )
             stack.callback(server.close)
-            log.info("metrics on http://%s:%d/metrics", settings.metrics_host or "*", server.port)
+            host = settings.metrics_host or "*"
+            log.info(
+                "metrics on http://%s:%d/metrics", f"[{host}]" if ":" in host else host, server.port
+            )
             self._live = LiveLine(settings.log_level)
             stack.callback(self._live.close)
             stack.callback(self._end_children)

@@ -238,6 +238,20 @@ class FilesSink:
             log.debug("can't prepare %s: %s", self._publish_dir, error)
 
 
+def refuse_if_held(publish_dir: Path) -> None:
+    """Look whether somebody publishes into a directory; changes nothing there.
+
+    Raises:
+        DestinationHeld: somebody does.
+    """
+    lock = Lock(publish_dir / OWN_FOLDER / "lock")
+    try:
+        lock.acquire(publish_dir)
+    except FileNotFoundError:
+        return
+    lock.release()
+
+
 def _is_whole(path: Path) -> bool:
     """Whether there is a published event under this name.
 

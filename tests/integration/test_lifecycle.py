@@ -7,6 +7,7 @@ import pty
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -17,6 +18,7 @@ from pathlib import Path
 import orjson
 import psutil
 import pytest
+import requests
 
 from pleiades import __version__
 from pleiades.simulator.settings import Cut, Disorder, Faults, SimulatorSettings
@@ -88,6 +90,36 @@ def test_a_second_instance_exits_with_4_and_leaves_the_first_alone(
         before = published_count(folder)
         first.until(lambda: published_count(folder) > before, "new events", 30)
         assert first.stop() == 0
+
+
+def test_the_same_command_twice_exits_with_4_too_and_not_for_the_port(
+    simulate: Simulate, flags: Flags
+) -> None:
+    upstream = simulate(SimulatorSettings(rate=100))
+    with Relay(*flags(upstream)) as first:
+        first.wait_ready()
+        port = first.address.rsplit(":", 1)[1]
+        with Relay(*flags(upstream), f"--metricsPort={port}") as second:
+            assert second.wait() == 4
+        assert "publishes into" in second.log
+        assert first.stop() == 0
+
+
+def has_ipv6_loopback() -> bool:
+    try:
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+    except OSError:
+        return False
+    return True
+
+
+@pytest.mark.skipif(not has_ipv6_loopback(), reason="this machine has no IPv6")
+def test_metrics_on_ipv6_too(simulate: Simulate, flags: Flags) -> None:
+    upstream = simulate(SimulatorSettings(rate=100))
+    with Relay(*flags(upstream), "--metricsHost=::1") as relay:
+        match = relay.wait_for(r"metrics on (http://\[::1\]:\d+)/metrics")
+        assert requests.get(match[1] + "/metrics", timeout=5).status_code == 200
+        assert relay.stop() == 0
 
 
 def test_an_unusable_directory_exits_with_1(simulate: Simulate, flags: Flags, folder: Path) -> None:
@@ -350,8 +382,6 @@ def test_too_many_connections_are_waited_out_as_long_as_the_upstream_says(
             rate=100, faults=Faults(max_connections=1, retry_after_seconds=2, cut_every_seconds=0)
         )
     )
-    import requests
-
     holder = requests.get(
         f"{upstream.url}/recentchange",
         headers={"User-Agent": "test (https://example.org)"},
