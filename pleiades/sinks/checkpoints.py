@@ -70,7 +70,8 @@ class CheckpointFile:
         )
         if others:
             log.warning(
-                "nothing is stored for these streams, only %s: this run starts where --since says. "
-                "To go on there, ask for the same --upstream.stream",
+                "nothing is stored as %s, only %s (of other streams, or of a demo): this run starts "
+                "where --since says, and leaves the others as they are",
+                self._path.name,
                 ", ".join(others[:5]),
             )
