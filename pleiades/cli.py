@@ -32,11 +32,7 @@ def ingest(arguments: Sequence[str]) -> int:
 
     from pleiades.pipeline import ingest as relay
 
-    try:
-        return relay(settings)
-    except Fatal as error:
-        log.error("%s", error)
-        return error.exit_status
+    return relay(settings)
 
 
 def simulate(arguments: Sequence[str]) -> int:
@@ -121,6 +117,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             return EXIT_STOPPED
         return _command(arguments[0]).run(arguments[1:])
     except Fatal as error:
+        if logs.configured():
+            log.error("%s", error)
+            return error.exit_status
         hint = "\nTry: pleiades help" if error.exit_status == EXIT_USAGE else ""
         print(f"pleiades: {error}{hint}", file=sys.stderr)  # noqa: T201  # before there are logs
         return error.exit_status

@@ -39,7 +39,7 @@ _AS_INGEST_BUT = Variation(
 
 
 def run(arguments: Sequence[str], description: str) -> int:
-    """Relay from a local upstream until stopped, or for a while; returns the exit status.
+    """Relay from a local upstream until stopped; returns the exit status.
 
     Raises:
         UsageError: the flags contradict each other, or aiohttp is not installed.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from multiprocessing.context import SpawnContext
 
 from pleiades import parser, publisher, reader
@@ -14,7 +15,7 @@ from pleiades.runtime.channel import Channel
 from pleiades.runtime.child import Life
 from pleiades.runtime.errors import MetricsUnavailable, UsageError
 from pleiades.runtime.metrics import Metrics
-from pleiades.runtime.settings import Settings
+from pleiades.runtime.settings import FilesSettings, Settings
 from pleiades.runtime.stage import StageSpec
 from pleiades.runtime.supervisor import Supervisor
 from pleiades.sinks.base import Sink
@@ -69,17 +70,13 @@ def ingest(settings: Settings) -> int:
         raise
 
 
-def _sink_of(settings: Settings) -> Callable[[Life, Metrics, Settings], Sink]:
+def _sink_of(settings: Settings) -> Callable[[Life, Metrics], Sink]:
     if settings.files is None:
         raise UsageError("this version publishes to files only: add --file.enable")
-    return _files
+    return partial(_files, settings.files, int(settings.window_seconds * 1000))
 
 
-def _files(life: Life, metrics: Metrics, settings: Settings) -> Sink:
-    if settings.files is None:
-        raise UsageError("no directory to publish to: add --file.enable")
-
-    publish_dir = settings.files.publish_dir
+def _files(files: FilesSettings, window_ms: int, life: Life, metrics: Metrics) -> Sink:
 
     def on_trouble(operation: str, error: OSError, pause_seconds: float) -> None:
         metrics.file_errors.inc()
@@ -87,15 +84,15 @@ def _files(life: Life, metrics: Metrics, settings: Settings) -> Sink:
             "can't %s %s: %s. Nothing is skipped: trying again in %.1f s. Make room, or give "
             "the permission back",
             operation,
-            publish_dir,
+            files.publish_dir,
             error,
             pause_seconds,
         )
 
     return FilesSink(
-        publish_dir,
-        settings.files.sync,
-        settings.files.position_name,
-        int(settings.window_seconds * 1000),
+        files.publish_dir,
+        files.sync,
+        files.position_name,
+        window_ms,
         Surroundings(life.pause, on_trouble),
     )

@@ -61,7 +61,7 @@ class InFlight:
 class Publisher:
     """Brings the batches of one generation into the sink."""
 
-    def __init__(  # each is a part that the pipeline puts together once
+    def __init__(
         self,
         life: Life,
         metrics: Metrics,
@@ -232,13 +232,13 @@ class Publisher:
             )
 
 
-def run(  # as Publisher
+def run(
     life: Life,
     metrics: Metrics,
     settings: Settings,
-    make_sink: Callable[[Life, Metrics, Settings], Sink],
+    make_sink: Callable[[Life, Metrics], Sink],
     resume: Channel[Checkpoint],
     parsers: list[Channel[Batch | End]],
 ) -> None:
     """The publisher process."""
-    Publisher(life, metrics, settings, make_sink(life, metrics, settings), resume, parsers).run()
+    Publisher(life, metrics, settings, make_sink(life, metrics), resume, parsers).run()

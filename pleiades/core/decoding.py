@@ -15,13 +15,13 @@ import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple, NoReturn
 
 import orjson
 from sseclient import SSEClient
 
 from pleiades.core.framing import ids_in, split_frames
+from pleiades.core.units import parse_iso_time_ms
 from pleiades.core.wire import (
     MAX_TIMESTAMP_MS,
     UNKNOWN_SOURCE,
@@ -50,8 +50,6 @@ _USUAL_OVERHEAD_BYTES = len(b"event: message\nid: \ndata: \n\n")
 
 _LINES_PER_PIECE = 500
 _MAX_TIME_CHARACTERS = 40
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_MILLISECOND = timedelta(milliseconds=1)
 
 # One rule for all sinks: a name of at most 128 characters that no file system, path or log reads in
 # another way; no leading dot.
@@ -269,11 +267,7 @@ def time_ms(text: object) -> int:
     if type(text) is not str or len(text) > _MAX_TIME_CHARACTERS:
         return 0
     try:
-        when = datetime.fromisoformat(text)
-        if when.tzinfo is None:
-            when = when.replace(tzinfo=UTC)
-        # Whole numbers: a float of seconds times 1000 can lie just below the millisecond.
-        milliseconds = (when - _EPOCH) // _MILLISECOND
+        milliseconds = parse_iso_time_ms(text)
     except (ValueError, OverflowError):
         return 0
     return milliseconds if 0 <= milliseconds <= MAX_TIMESTAMP_MS else 0

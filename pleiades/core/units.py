@@ -1,4 +1,4 @@
-"""Durations as a person writes them, e.g. `500ms`, `2s`, `1.5m`, `12h`, `7d`.
+"""Durations as a person writes them, e.g. `500ms`, `2s`, `1.5m`, `12h`, `7d`; and ISO 8601 times.
 
 Law: a number without a unit is refused, for a forgotten unit is a factor of a thousand; only zero
 is the same in all of them.
@@ -7,11 +7,14 @@ is the same in all of them.
 from __future__ import annotations
 
 import re
+from datetime import UTC, datetime, timedelta
 
 _SECONDS_PER_UNIT = {"s": 1.0, "m": 60.0, "h": 3_600.0, "d": 86_400.0}
 
 # Both lengths are bounded: nobody means a longer number, and float() of one could give infinity.
 _DURATION = re.compile(r"([0-9]{1,12}(?:\.[0-9]{1,9})?) ?(ms|s|m|h|d)", re.ASCII)
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MILLISECOND = timedelta(milliseconds=1)
 _ZERO = re.compile(r"0(?:\.0{1,9})?", re.ASCII)
 
 
@@ -33,3 +36,17 @@ def parse_duration(text: str) -> float:
     number, unit = match.groups()
     # By division, so that 500ms is exactly 0.5 and 1ms the float nearest to 0.001.
     return float(number) / 1000.0 if unit == "ms" else float(number) * _SECONDS_PER_UNIT[unit]
+
+
+def parse_iso_time_ms(text: str) -> int:
+    """An ISO 8601 time in ms since 1970, before it negative; UTC where it names no zone.
+
+    Raises:
+        ValueError: it is none.
+        OverflowError: its zone puts it before the year 1 or after 9999.
+    """
+    when = datetime.fromisoformat(text)
+    if when.tzinfo is None:
+        when = when.replace(tzinfo=UTC)
+    # Whole numbers: a float of seconds times 1000 can lie just below the millisecond.
+    return (when - _EPOCH) // _MILLISECOND

@@ -165,7 +165,7 @@ def run(
     signal.signal(signal.SIGTERM, life.request_stop if stoppable else signal.SIG_IGN)
     _die_with_parent()
     threading.Thread(target=_leave_with_parent, name="parent-watch", daemon=True).start()
-    # Both were held back since before this process began (see `Supervisor`).
+    # Both were held back since before this process began (see `Running`).
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
     setproctitle(f"pleiades: {settings.name}")
     logs.configure(settings.log_level, settings.log_format, settings.name)

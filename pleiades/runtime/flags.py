@@ -174,11 +174,9 @@ class Flags:
         unit: str = "",
     ) -> None:
         """One flag with a value; `reads` raises ValueError where the text is none."""
-        name = names[-1].removeprefix("--")
-        if name in self._variation.fixed:
-            self._parser.set_defaults(**{name: self._variation.fixed[name]})
+        if self._is_fixed(names[-1]):
             return
-        default = str(self._variation.defaults.get(name, default))
+        default = str(self._default(names[-1], default))
 
         def typed(text: str) -> object:
             try:
@@ -197,11 +195,9 @@ class Flags:
 
     def toggle(self, *names: str, default: bool, meaning: str) -> None:
         """One boolean flag."""
-        name = names[-1].removeprefix("--")
-        if name in self._variation.fixed:
-            self._parser.set_defaults(**{name: self._variation.fixed[name]})
+        if self._is_fixed(names[-1]):
             return
-        default = bool(self._variation.defaults.get(name, default))
+        default = bool(self._default(names[-1], default))
         self._group.add_argument(
             *names,
             action=Toggle,
@@ -209,6 +205,17 @@ class Flags:
             help=self._described(meaning, str(default).lower(), names[-1]),
             env_var=environment_name(names[-1]),
         )
+
+    def _is_fixed(self, flag: str) -> bool:
+        """Whether the variation has a value instead of this flag; it is set then."""
+        name = flag.removeprefix("--")
+        if name not in self._variation.fixed:
+            return False
+        self._parser.set_defaults(**{name: self._variation.fixed[name]})
+        return True
+
+    def _default(self, flag: str, usual: str | bool) -> str | bool:
+        return self._variation.defaults.get(flag.removeprefix("--"), usual)
 
     def _described(self, meaning: str, default: str, name: str) -> str:
         return f"{meaning} [default: {default}; ${environment_name(name)}]".replace("%", "%%")

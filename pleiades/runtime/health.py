@@ -20,7 +20,6 @@ log = logging.getLogger(__name__)
 MAX_REQUESTS = 16
 """Requests answered at the same time; further connections are closed."""
 REQUEST_TIMEOUT_SECONDS = 5.0
-_PASSIVE = socket.AI_PASSIVE
 
 Check = Callable[[], list[str]]
 """Returns what is wrong; nothing means well."""
@@ -36,7 +35,9 @@ class _Server(ThreadingHTTPServer):
         self._free = threading.BoundedSemaphore(MAX_REQUESTS)
         if not host and socket.has_dualstack_ipv6():
             host = "::"
-        found = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=_PASSIVE)
+        found = socket.getaddrinfo(
+            host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )
         self.address_family, _, _, _, address = found[0]
         super().__init__((str(address[0]), port), _Request)
 

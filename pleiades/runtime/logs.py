@@ -129,6 +129,11 @@ def configure(level: int, log_format: str, process: str) -> None:
     logging.captureWarnings(True)
 
 
+def configured() -> bool:
+    """Whether `configure` was called: from then on whoever reads errors reads records."""
+    return logging.getLogger("pleiades").level != logging.NOTSET
+
+
 def _no_colour() -> bool:
     # https://no-color.org
     return bool(os.environ.get("NO_COLOR")) or os.environ.get("TERM") == "dumb"

@@ -5,11 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from pleiades.core.units import parse_duration
+from pleiades.core.units import parse_duration, parse_iso_time_ms
 from pleiades.core.wire import MAX_TIMESTAMP_MS
 
 SYNC_BATCH = "batch"
@@ -189,15 +189,11 @@ def since(text: str, now: datetime) -> int | None:
         milliseconds = int((now.timestamp() - parse_duration(text[1:])) * 1000)
     else:
         try:
-            when = datetime.fromisoformat(text)
-        except ValueError:
+            milliseconds = parse_iso_time_ms(text)
+        except (ValueError, OverflowError):
             raise ValueError(
                 f"{text!r} is no time: give ISO 8601 (2026-01-31T12:00:00Z), -2h, or ms since 1970"
             ) from None
-        if when.tzinfo is None:
-            when = when.replace(tzinfo=UTC)
-        # Not timestamp() * 1000: a float is a millisecond off now and then.
-        milliseconds = (when - datetime.fromtimestamp(0, UTC)) // timedelta(milliseconds=1)
     if not 0 <= milliseconds <= MAX_TIMESTAMP_MS:
         raise ValueError(f"{text!r} lies before 1970 or after 9999")
     if milliseconds > now.timestamp() * 1000:

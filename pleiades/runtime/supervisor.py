@@ -52,13 +52,13 @@ class Supervisor:
         self._context = multiprocessing.get_context("spawn")
         self._policy = RestartPolicy()
         self._children: list[Running] = []
-        self._opened = False
         self._stops = 0
         self._stop_deadline = 0.0
         self._restarts = 0
         self._published_before = 0
         self._fatal_status = EXIT_FAILED
         self._position = ""
+        """The last that is known to be durable, as an SSE id; empty before there is one of this run."""
         self._wake, self._waker = socket.socketpair()
 
     def run(self) -> int:
@@ -131,7 +131,7 @@ class Supervisor:
     def _one_generation(self) -> Ended | None:
         """Run the pipeline to its end; None if that was asked for."""
         started = time.monotonic()
-        specs = self._stages(self._context, self._opened)
+        specs = self._stages(self._context, bool(self._position))
         self._metrics.describe(spec.name for spec in specs)
         for spec in specs:
             self._take_signals()
@@ -164,9 +164,7 @@ class Supervisor:
         for running in self._children:
             running.listen()
             if running.beat is not None and running.beat.position:
-                # From now on there is a durable position of this run.
                 self._position = running.beat.position
-                self._opened = True
         self._take_signals()
         if os.getpid() == 1:
             self._reap()

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import orjson
 
+from pleiades.core.units import parse_iso_time_ms
 from pleiades.core.wire import Assignment, MalformedId, TopicPartition, parse_id
 from pleiades.runtime.errors import UsageError
 from pleiades.simulator.log import Fresh
@@ -123,8 +123,7 @@ def _id_ms(sse_id: bytes, source: TopicPartition) -> int | None:
 
 def _dt_ms(dt: object) -> int | None:
     try:
-        when = datetime.fromisoformat(str(dt))
-        return int((when if when.tzinfo else when.replace(tzinfo=UTC)).timestamp() * 1000)
+        return parse_iso_time_ms(str(dt))
     except (ValueError, OverflowError):
         return None
 

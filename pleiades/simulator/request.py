@@ -11,11 +11,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Mapping, Sequence
-from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
 import orjson
 
+from pleiades.core.units import parse_iso_time_ms
 from pleiades.core.wire import TopicPartition
 from pleiades.simulator.log import LATEST
 from pleiades.simulator.settings import topics_of
@@ -182,10 +182,7 @@ def _number(text: str) -> int | None:
 
 def _date_ms(text: str) -> int | None:
     try:
-        when = datetime.fromisoformat(text.strip())
-        if when.tzinfo is None:
-            when = when.replace(tzinfo=UTC)
-        return int(when.timestamp() * 1000)
+        return parse_iso_time_ms(text.strip())
     except (ValueError, OverflowError):
         return None
 

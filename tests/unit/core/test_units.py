@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pleiades.core.units import parse_duration
+from pleiades.core.units import parse_duration, parse_iso_time_ms
 
 
 @pytest.mark.parametrize(
@@ -74,3 +74,25 @@ def test_any_text_gives_a_duration_or_a_value_error(text: str) -> None:
     except ValueError:
         return
     assert 0 <= seconds < float("inf")
+
+
+@pytest.mark.parametrize(
+    ("text", "milliseconds"),
+    [
+        ("1970-01-01", 0),
+        ("2026-01-01T00:00:00.123Z", 1_767_225_600_123),
+        ("2026-01-01T01:00:00+01:00", 1_767_225_600_000),
+        ("2026-01-01T00:00:00", 1_767_225_600_000),
+        ("1969-12-31T23:59:59.999Z", -1),
+        # A float of seconds times 1000 gives …000.
+        ("2004-06-15T12:34:56.001Z", 1_087_302_896_001),
+    ],
+)
+def test_iso_times(text: str, milliseconds: int) -> None:
+    assert parse_iso_time_ms(text) == milliseconds
+
+
+@pytest.mark.parametrize("text", ["", "banana", "12", "2026-13-01", "2026-01-01T25:00"])
+def test_no_iso_time(text: str) -> None:
+    with pytest.raises(ValueError, match="isoformat|must be in"):
+        parse_iso_time_ms(text)

@@ -64,6 +64,13 @@ def event(number: int, **different: object) -> Event:
     return usual._replace(**different)  # type: ignore[arg-type]  # names of its own fields
 
 
+def commit_once(folder: Path, world: World) -> None:
+    sink = make(folder, world)
+    sink.open(resume=True)
+    sink.commit(CHECKPOINT)
+    sink.close()
+
+
 def names(folder: Path) -> list[str]:
     return sorted(str(path.relative_to(folder)) for path in folder.glob("*/*.json"))
 
@@ -333,10 +340,7 @@ def test_a_folder_that_failed_to_sync_is_synced_by_the_next_try(
 def test_a_damaged_checkpoint_without_events_starts_anew_and_says_what_that_means(
     folder: Path, world: World, caplog: pytest.LogCaptureFixture
 ) -> None:
-    first = make(folder, world)
-    first.open(resume=True)
-    first.commit(CHECKPOINT)
-    first.close()
+    commit_once(folder, world)
     stored = folder / ".pleiades" / "checkpoint-recentchange"
     stored.write_bytes(b"")
     assert make(folder, world).open(resume=True).checkpoint is None
@@ -346,10 +350,7 @@ def test_a_damaged_checkpoint_without_events_starts_anew_and_says_what_that_mean
 def test_positions_of_other_streams_are_kept_apart_and_mentioned(
     folder: Path, world: World, caplog: pytest.LogCaptureFixture
 ) -> None:
-    first = make(folder, world)
-    first.open(resume=True)
-    first.commit(CHECKPOINT)
-    first.close()
+    commit_once(folder, world)
     around = Surroundings(world.pause, world.on_trouble)
     other = FilesSink(folder, "batch", "page-create", window_ms=1, around=around)
     assert other.open(resume=True).checkpoint is None
