@@ -207,10 +207,18 @@ class Supervisor:
                 return running
         if all(running.exit_status == 0 for running in self._children):
             return self._children[0]
+        # A child that is stopped in the middle of a write leaves half a message in the pipe, and
+        # `Queue.get` waits for the rest beyond its timeout. So the one that hangs and the one that
+        # reads from it both fall silent, and who is named here is who announced the shorter wait.
+        # All are started afresh either way.
         for running in self._children:
             silent = running.silent_seconds()
             if running.exit_status is None and silent > self._settings.hang_timeout_seconds:
-                log.error("%s hangs: no sign of life for %.0f s", running.spec.name, silent)
+                log.error(
+                    "%s hangs: no sign of life for %.0f s (or it waits for a process that hangs)",
+                    running.spec.name,
+                    silent,
+                )
                 return running
         return None
 
