@@ -54,14 +54,17 @@ class Window:
         position: Mapping[TopicPartition, int],
         entries: Iterable[tuple[TopicPartition, int, str]],
     ) -> None:
-        """Remember what the destination holds: (source, timestamp, identity) in delivery order.
+        """Remember what the destination holds, before anything else is remembered.
 
-        What was dropped between them is not known any more, so that all of it is held to have been
-        delivered at the stored position.
+        Args:
+            position: the stored one.
+            entries: in delivery order, each with its source, the greatest timestamp which that had
+                delivered by then, dropped events included, and the identity. What was dropped is
+                rarely known any more; the stored position is never too small.
         """
-        self.observe(position)
         for source, timestamp_ms, identity in entries:
             self.add(source, timestamp_ms, identity)
+        self.observe(position)
 
     def observe(self, timestamps_ms: Mapping[TopicPartition, int]) -> None:
         """Take note of the timestamps of a batch, **before** its events are added.

@@ -26,7 +26,9 @@ class Remembered(NamedTuple):
     """A published event, as far as a repeat is recognised by it."""
 
     source: TopicPartition
-    timestamp_ms: int
+    reached_ms: int
+    """The greatest timestamp that `source` had delivered when it was published, dropped events
+    included; more only keeps it longer. The stored position's is never too small."""
     identity: str
 
 
@@ -37,8 +39,7 @@ class Opened:
     checkpoint: Checkpoint | None
     """None: nothing is stored, or it was asked to ignore it."""
     window: list[Remembered] = field(default_factory=list)
-    """In the order of delivery (one that stands later than it came is only kept longer); empty
-    where the sink recognises all repeats itself."""
+    """In the order of delivery; empty where the sink recognises all repeats itself."""
 
 
 class Sink(Protocol):

@@ -38,11 +38,20 @@ class MemorySink:
             raise DestinationHeld("another instance publishes into this store")
         self._store.held = self._opened = True
         everything: list[Event | DeadLetter] = [*self._store.events, *self._store.dead_letters]
+        encoded = self._store.checkpoint
+        checkpoint = None if encoded is None else decode_checkpoint(encoded)
+        position = {} if checkpoint is None else checkpoint.position
+        # Also the dead letters after the events: one that stands later than it came, with the
+        # position's timestamp, is only kept longer.
         window = [
-            Remembered(stored.source, stored.timestamp_ms, stored.identity) for stored in everything
+            Remembered(
+                stored.source,
+                max(position.get(stored.source, 0), stored.timestamp_ms),
+                stored.identity,
+            )
+            for stored in everything
         ]
-        encoded = self._store.checkpoint if resume else None
-        return Opened(None if encoded is None else decode_checkpoint(encoded), window)
+        return Opened(checkpoint if resume else None, window)
 
     def is_published(self, event: Event | DeadLetter) -> bool:  # the contract's
         """Everything is in the window that `open` gave."""

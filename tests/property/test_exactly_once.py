@@ -1,8 +1,8 @@
 """The proof of the promise: every upstream event once and in its order, whatever happens.
 
 A model of the upstream (logs of topics, resolution of timestamps, ids) and of what carries the core
-(reader, queue, publisher, two kinds of destination) runs the real `Course`, `Window`, `Admission` and
-`Checkpoint` through appends, cuts, crashes, lagging publishers and clocks that are set back.
+(reader, queue, publisher, two kinds of destination) runs the real `Course`, `Window`, `Admission`, `Span`
+and `Checkpoint` through appends, cuts, crashes, lagging publishers and clocks that are set back.
 
 Law, for each topic: what was published is one contiguous run of its log, each event once, in order,
 canaries left out. It begins with the first event that was delivered in the generation that first
@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter, deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import pytest
@@ -30,6 +30,7 @@ from hypothesis import strategies as st
 
 from pleiades.core.admission import Admission
 from pleiades.core.position import Checkpoint, Course
+from pleiades.core.span import Span
 from pleiades.core.window import Window
 from pleiades.core.wire import (
     Assignment,
@@ -122,7 +123,10 @@ class Relay:
     files: bool
     started_ms: int
     stored: Checkpoint | None = None
+    stored_span: Span | None = None
     published: list[tuple[TopicPartition, Entry]] = field(default_factory=list)
+    published_ms: list[int] = field(default_factory=list)
+    """What the clock said when each of them was written; not to files."""
     begins: dict[TopicPartition, int] = field(default_factory=dict)
     """Where the promise for a topic begins: an offset in its log."""
     seen: Counter[str] = field(default_factory=Counter)
@@ -144,6 +148,7 @@ class Relay:
         self.course = self.make_course(checkpoint)
         self.window = self.make_window()
         self.in_flight: list[tuple[TopicPartition, Entry]] = []
+        self.in_flight_ms: list[int] = []
         self.queue: deque[Batch] = deque()
         self.connection: ModelConnection | None = None
         self.connections = 0
@@ -152,19 +157,27 @@ class Relay:
         if self.files:
             self.on_disk = {entry.identity for _, entry in self.published}
         else:
-            self.window.restore(
-                checkpoint.position,
-                [
-                    (source, entry.timestamp_ms + 1, entry.identity)
-                    for source, entry in self.published
-                ],
-            )
+            self.span = self.stored_span or Span(self.wall_ms)
+            self.window.restore(checkpoint.position, self.read_back(checkpoint))
             self.window.advance(checkpoint.position, checkpoint.clock_ms)
         self.admission = Admission(self.window)
         if self.stored is None:
             self.connect()
             self.take()
             self.commit()
+
+    def read_back(self, checkpoint: Checkpoint) -> Iterator[tuple[TopicPartition, int, str]]:
+        """What a restart reads: from the first record on that is dated at or after the span."""
+        begin = next(
+            (at for at, ms in enumerate(self.published_ms) if ms >= self.span.since_ms),
+            len(self.published),
+        )
+        self.seen["read back"] += len(self.published) - begin
+        self.seen["not read back"] += begin
+        for at in range(begin, len(self.published)):
+            source, entry = self.published[at]
+            reached = self.span.reached(source, self.published_ms[at], checkpoint.position)
+            yield source, reached, entry.identity
 
     # The reader.
 
@@ -239,12 +252,19 @@ class Relay:
             if any(source not in self.begins for source, _ in written):
                 self.commit()
         else:
+            self.span = self.span.publishing(self.wall_ms)
             self.in_flight += written
+            self.in_flight_ms += [self.wall_ms] * len(written)
 
     def commit(self) -> None:
         self.published += self.in_flight
         self.in_flight = []
         self.stored = self.checkpoint
+        if not self.files:
+            self.published_ms += self.in_flight_ms
+            self.in_flight_ms = []
+            self.span = self.span.committed(self.checkpoint, self.window_ms)
+            self.stored_span = self.span
         self.window.advance(self.checkpoint.position, self.checkpoint.clock_ms)
         for source, reached in self.checkpoint.position.items():
             if reached:
@@ -310,6 +330,7 @@ def _step(
     relay: Relay,
     sources: list[TopicPartition],
 ) -> None:
+    relay.wall_ms += rng.choice((0, 0, 1, 10, 50))
     action = rng.randrange(20)
     if action < 6:
         for _ in range(rng.randrange(1, 5)):
@@ -346,6 +367,9 @@ def test_random_lives_reach_every_corner() -> None:
     assert seen["before start"] > 100
     assert seen["repeated"] > 1_000
     assert seen["connections"] > 5_000
+    for seed in range(100):
+        seen += run_scenario(random.Random(seed), steps=600)
+    assert seen["not read back"] > 500
 
 
 class FixedCountWindow(Window):

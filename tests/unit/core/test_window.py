@@ -56,11 +56,15 @@ def test_a_dropped_canary_holds_what_came_after_it() -> None:
     assert "imported" in window
 
 
-def test_what_is_restored_is_held_as_of_the_stored_position() -> None:
+def test_what_is_restored_is_held_as_of_what_was_reached_when_it_was_published() -> None:
     window = Window(10, FAR)
     window.restore({EQIAD: 1_000}, [(EQIAD, 100, "a"), (EQIAD, 3, "imported")])
+    window.add(EQIAD, 4, "new")
     window.advance({EQIAD: 1_000}, FAR)
-    assert "imported" in window
+    assert "a" not in window
+    assert "imported" not in window, "held to have come after 100, not at 1,000"
+    window.advance({EQIAD: 1_010}, FAR)
+    assert "new" in window
     window.advance({EQIAD: 1_011}, FAR)
     assert len(window) == 0
 
