@@ -29,12 +29,11 @@ _AS_INGEST_BUT = Variation(
     fixed={
         "file.enable": True,
         "kafka.enable": False,
-        "kafka.broker": "",
-        "kafka.topic": "",
         "upstream.url": "",
         "upstream.stream": ("recentchange",),
         "upstream.contact": PROJECT_URL,
     },
+    without=("kafka.",),
 )
 
 

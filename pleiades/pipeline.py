@@ -13,9 +13,9 @@ from pleiades.core.position import Checkpoint
 from pleiades.core.wire import Batch, End, Frames
 from pleiades.runtime.channel import Channel
 from pleiades.runtime.child import Life
-from pleiades.runtime.errors import MetricsUnavailable, UsageError
+from pleiades.runtime.errors import MetricsUnavailable
 from pleiades.runtime.metrics import Metrics
-from pleiades.runtime.settings import FilesSettings, Settings
+from pleiades.runtime.settings import FilesSettings, KafkaSettings, Settings
 from pleiades.runtime.stage import StageSpec
 from pleiades.runtime.supervisor import Supervisor
 from pleiades.sinks.base import Sink
@@ -28,11 +28,9 @@ def ingest(settings: Settings) -> int:
     """Relay until stopped; returns the exit status.
 
     Raises:
-        UsageError: what is asked for is not built.
         DestinationHeld: another instance publishes to the same place.
         MetricsUnavailable: the port or address of /metrics can't be used.
     """
-    sink = _sink_of(settings)
 
     def stages(context: SpawnContext, resume_stored: bool) -> list[StageSpec]:
         own = replace(settings, resume=settings.resume or resume_stored)
@@ -57,7 +55,11 @@ def ingest(settings: Settings) -> int:
                 )
                 for number in numbers
             ),
-            StageSpec("publisher", publisher.run, (own, sink, resume, batches)),
+            StageSpec(
+                "publisher",
+                publisher.run,
+                (own, _sink_of(settings, reached=resume_stored), resume, batches),
+            ),
         ]
 
     try:
@@ -70,10 +72,31 @@ def ingest(settings: Settings) -> int:
         raise
 
 
-def _sink_of(settings: Settings) -> Callable[[Life, Metrics], Sink]:
+def _sink_of(settings: Settings, reached: bool) -> Callable[[Life, Metrics], Sink]:
+    """What makes the sink, in the publisher's process; `reached`: an earlier one was opened."""
+    if settings.kafka is not None:
+        return partial(_kafka, settings.kafka, settings, reached)
     if settings.files is None:
-        raise UsageError("this version publishes to files only: add --file.enable")
+        raise AssertionError("settings_from sees to it that there is a publisher")
     return partial(_files, settings.files, int(settings.window_seconds * 1000))
+
+
+def _kafka(
+    kafka: KafkaSettings, settings: Settings, reached: bool, life: Life, metrics: Metrics
+) -> Sink:
+    # Only here: librdkafka is not for those who publish to files, nor for the other processes.
+    from pleiades.sinks.kafka import KafkaSink
+    from pleiades.sinks.kafka.reporting import Reporting
+
+    overlap_ms = int(settings.upstream.overlap_seconds * 1000)
+    return KafkaSink(
+        kafka,
+        settings.upstream.streams,
+        overlap_ms,
+        max(int(settings.window_seconds * 1000), overlap_ms),
+        reached,
+        Reporting(life, metrics),
+    )
 
 
 def _files(files: FilesSettings, window_ms: int, life: Life, metrics: Metrics) -> Sink:

@@ -20,8 +20,9 @@ from pleiades.sinks.base import Sink
 
 log = logging.getLogger(__name__)
 
-COMMIT_INTERVAL_SECONDS = 0.2
-MAX_EVENTS_IN_FLIGHT = 2000
+FILES_COMMIT_SECONDS = 0.2
+MAX_FILES_IN_FLIGHT = 2000
+MAX_MESSAGES_IN_FLIGHT = 20_000
 MAX_BYTES_IN_FLIGHT = 8 * 1024 * 1024
 LAG_SAMPLES = 100
 """Observations of the lag in one commit, evenly spread over its events."""
@@ -34,8 +35,8 @@ COMMIT_ALLOWED_SECONDS = 60.0
 class CommitPolicy:
     """When what is in flight is committed: by age, number or size, whichever comes first."""
 
-    interval_seconds: float = COMMIT_INTERVAL_SECONDS
-    max_events: int = MAX_EVENTS_IN_FLIGHT
+    interval_seconds: float = FILES_COMMIT_SECONDS
+    max_events: int = MAX_FILES_IN_FLIGHT
     max_bytes: int = MAX_BYTES_IN_FLIGHT
 
     def due(self, age_seconds: float, events: int, size_bytes: int) -> bool:
@@ -54,7 +55,7 @@ class InFlight:
     since: float
     """Monotonic time of the first batch in it."""
     events: list[Event]
-    dead_letters: list[DeadLetter]
+    dead_letters: int = 0
     size_bytes: int = 0
 
 
@@ -77,6 +78,12 @@ class Publisher:
         self._resume = resume
         self._parsers = parsers
         self._policy = CommitPolicy()
+        self._published_total = metrics.file_events
+        if settings.kafka is not None:
+            self._policy = CommitPolicy(
+                settings.kafka.commit_interval_seconds, MAX_MESSAGES_IN_FLIGHT
+            )
+            self._published_total = metrics.kafka_events
         window_seconds = max(settings.window_seconds, settings.upstream.overlap_seconds)
         self._window = Window(int(window_seconds * 1000), settings.max_entries)
         self._admission = Admission(self._window)
@@ -171,15 +178,18 @@ class Publisher:
             return
         self._sink.write(admitted.events, admitted.dead_letters)
         if self._in_flight is None:
-            self._in_flight = InFlight(time.monotonic(), [], [])
+            self._in_flight = InFlight(time.monotonic(), [])
         self._in_flight.size_bytes += sum(len(event.data) for event in admitted.events)
+        self._in_flight.size_bytes += sum(len(letter.data) for letter in admitted.dead_letters)
         self._in_flight.events += admitted.events
-        self._in_flight.dead_letters += admitted.dead_letters
+        self._in_flight.dead_letters += len(admitted.dead_letters)
 
     def _commit_if_due(self) -> None:
         flying = self._in_flight
         if flying is not None and self._policy.due(
-            time.monotonic() - flying.since, len(flying.events), flying.size_bytes
+            time.monotonic() - flying.since,
+            len(flying.events) + flying.dead_letters,
+            flying.size_bytes,
         ):
             self._commit()
 
@@ -188,25 +198,30 @@ class Publisher:
         if flying is None:
             return
         with self._life.busy(COMMIT_ALLOWED_SECONDS), self._metrics.commit_seconds.time():
-            self._sink.commit(self._checkpoint)
+            dead_letters = self._sink.commit(self._checkpoint)
+            published = len(flying.events) - (len(dead_letters) - flying.dead_letters)
             self._life.committed_total += 1
-            self._life.published_total += len(flying.events)
+            self._life.published_total += published
             self._life.position = self._position()
         self._in_flight = None
         self._window.advance(self._checkpoint.position, self._checkpoint.clock_ms)
+        self._published_total.inc(published)
+        self._report_dead_letters(dead_letters)
         self._report(flying)
+
+    def _report_dead_letters(self, letters: list[DeadLetter]) -> None:
+        for letter in letters:
+            self._metrics.dead_letters.labels(letter.reason).inc()
+        if letters and self._dead_letter_warnings.due():
+            log.warning(
+                "%d events could not be published as such (%s) and lie with the dead letters; the "
+                "stream goes on",
+                len(letters),
+                ", ".join(sorted({letter.reason for letter in letters})),
+            )
 
     def _report(self, flying: InFlight) -> None:
         metrics = self._metrics
-        metrics.file_events.inc(len(flying.events))
-        for letter in flying.dead_letters:
-            metrics.dead_letters.labels(letter.reason).inc()
-        if flying.dead_letters and self._dead_letter_warnings.due():
-            log.warning(
-                "%d events could not be published as such and lie, raw, with the dead letters; "
-                "the stream goes on",
-                len(flying.dead_letters),
-            )
         now = time.time()
         dated = [event.dt_ms for event in flying.events if event.dt_ms]
         for dt_ms in dated[:: max(len(dated) // LAG_SAMPLES, 1)]:
@@ -217,6 +232,9 @@ class Publisher:
         for (topic, partition), timestamp_ms in self._checkpoint.position.items():
             if timestamp_ms:
                 metrics.position.labels(topic, str(partition)).set(timestamp_ms / 1000)
+        reached_ms = max(self._checkpoint.position.values(), default=0)
+        if self._settings.kafka is not None and reached_ms:
+            metrics.kafka_lag_ms.set(max(now * 1000 - reached_ms, 0.0))
         metrics.window_identities.set(len(self._window))
         self._warn_of_forgotten(self._window.take_forgotten())
 

@@ -38,7 +38,9 @@ from pleiades.core.wire import (
 
 NOT_JSON = "not_json"
 NOT_AN_OBJECT = "not_an_object"
-REASONS = (NOT_JSON, NOT_AN_OBJECT)
+TOO_LARGE = "too_large"
+"""The destination refused it for its size; found by the sink, not here."""
+REASONS = (NOT_JSON, NOT_AN_OBJECT, TOO_LARGE)
 """Why an event becomes a dead letter."""
 
 LINE_TYPES = ("id", "event", "data", "comment", "unknown")
@@ -178,11 +180,9 @@ def _sort_out(
         body = orjson.loads(sse_event.data)
     except orjson.JSONDecodeError:
         # The fast way leaves invalid UTF-8 to be found here.
-        text = sse_event.data.decode(errors="replace")
-        sse_event = sse_event._replace(data=text.encode())
+        sse_event = sse_event._replace(data=sse_event.data.decode(errors="replace").encode())
         try:
-            # JSON that orjson refuses, and JavaScript writes: a lone surrogate, as `\ud800`.
-            body = json.loads(text, parse_constant=_refuse_constant)
+            body = _loosely_loaded(sse_event.data)
         except (ValueError, RecursionError):
             _dead_letter(NOT_JSON, sse_event, assignments, decoded)
             return
@@ -196,8 +196,8 @@ def _sort_out(
         place = len(decoded.batch.events)
         decoded.batch.canaries.append(Canary(*own_assignment(meta, assignments), place))
         return
-    identity = meta.get("id")
-    if type(identity) is not str or _IDENTITY.fullmatch(identity) is None:
+    identity = _identity(meta)
+    if identity is None:
         identity = substitute_identity(meta, sse_event.data)
         decoded.replaced_identities += 1
     source, timestamp_ms = own_assignment(meta, assignments)
@@ -205,6 +205,56 @@ def _sort_out(
     decoded.batch.events.append(
         Event(identity, source, timestamp_ms, dt_ms, sse_event.id, sse_event.data),
     )
+
+
+class Identified(NamedTuple):
+    """What is said of a published event by its id and data."""
+
+    identity: str
+    source: TopicPartition
+    assignments: tuple[Assignment, ...]
+    stream: str
+    """`meta.stream`, such as `mediawiki.recentchange`; empty where it has none."""
+
+
+def identify(sse_id: bytes, data: bytes) -> Identified | None:
+    """What `decode` made of this event when it came; None for what is none."""
+    try:
+        body = orjson.loads(data)
+    except orjson.JSONDecodeError:
+        try:
+            body = _loosely_loaded(data)
+        except (ValueError, RecursionError):
+            return None
+    if type(body) is not dict:
+        return None
+    meta = body.get("meta")
+    if type(meta) is not dict:
+        meta = {}
+    try:
+        assignments = parse_id(sse_id)
+    except MalformedId:
+        assignments = ()
+    stream = meta.get("stream")
+    return Identified(
+        _identity(meta) or substitute_identity(meta, data),
+        own_assignment(meta, assignments)[0],
+        assignments,
+        stream if type(stream) is str else "",
+    )
+
+
+def _loosely_loaded(data: bytes) -> Any:
+    """JSON that orjson refuses, and JavaScript writes: a lone surrogate, as `\ud800`."""
+    return json.loads(data.decode(errors="replace"), parse_constant=_refuse_constant)
+
+
+def _identity(meta: dict[str, Any]) -> str | None:
+    """`meta.id`, if it can be trusted as a name."""
+    identity = meta.get("id")
+    if type(identity) is str and _IDENTITY.fullmatch(identity) is not None:
+        return identity
+    return None
 
 
 def _refuse_constant(name: str) -> NoReturn:

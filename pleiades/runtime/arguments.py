@@ -11,7 +11,8 @@ from pleiades.core.units import parse_duration
 from pleiades.runtime import settings as read
 from pleiades.runtime.errors import UsageError
 from pleiades.runtime.flags import Flags, Variation, parser_for
-from pleiades.runtime.settings import FilesSettings, KafkaSettings, Settings, UpstreamSettings
+from pleiades.runtime.kafka_arguments import add_kafka_flags, kafka_settings
+from pleiades.runtime.settings import FilesSettings, Settings, UpstreamSettings
 
 PUBLIC_UPSTREAM = "https://stream.wikimedia.org/v2/stream"
 
@@ -67,14 +68,7 @@ def _add_publishers(flags: Flags) -> None:
         "none: faster, a power failure may lose what the system had not written",
         unit="batch|none",
     )
-    flags.toggle("--kafka.enable", default=False, meaning="publish to Kafka (not in this version)")
-    flags.add(
-        "--kafka.broker",
-        default="localhost:9092",
-        meaning="brokers to find the cluster by",
-        unit="host:port",
-    )
-    flags.add("--kafka.topic", default="pleiades-events", meaning="topic to publish to")
+    add_kafka_flags(flags)
 
 
 def _add_upstream(flags: Flags) -> None:
@@ -151,7 +145,7 @@ def _add_operation(flags: Flags) -> None:
     flags.add(
         "--metricsPort",
         default="9000",
-        reads=read.integer(0, 65535),
+        reads=read.integer(0, read.MAX_PORT),
         meaning="port of /metrics, /healthz and /readyz; 0: any free one, the log says which",
         unit="port",
     )
@@ -177,7 +171,7 @@ def settings_from(parsed: argparse.Namespace) -> Settings:
     """The settings behind parsed flags.
 
     Raises:
-        UsageError: the flags contradict each other.
+        UsageError: the flags contradict each other, or a property for Kafka is refused.
     """
     flag = vars(parsed)
     if flag["file.enable"] == flag["kafka.enable"]:
@@ -186,6 +180,7 @@ def settings_from(parsed: argparse.Namespace) -> Settings:
             if flag["file.enable"]
             else "no publisher is enabled: add --file.enable (one file per event) or --kafka.enable"
         )
+    position_name = "+".join(sorted(flag["upstream.stream"]))
     return Settings(
         upstream=UpstreamSettings(
             url=flag["upstream.url"],
@@ -195,16 +190,10 @@ def settings_from(parsed: argparse.Namespace) -> Settings:
             idle_timeout_seconds=flag["upstream.idleTimeout"],
             keep_canaries=flag["upstream.keepCanaries"],
         ),
-        files=FilesSettings(
-            flag["file.publishDir"],
-            flag["file.sync"],
-            position_name="+".join(sorted(flag["upstream.stream"])),
-        )
+        files=FilesSettings(flag["file.publishDir"], flag["file.sync"], position_name)
         if flag["file.enable"]
         else None,
-        kafka=KafkaSettings(flag["kafka.broker"], flag["kafka.topic"])
-        if flag["kafka.enable"]
-        else None,
+        kafka=kafka_settings(flag, position_name) if flag["kafka.enable"] else None,
         resume=flag["resume"],
         since_ms=flag["since"],
         parsers=flag["parsers"],

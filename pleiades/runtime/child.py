@@ -25,7 +25,7 @@ from typing import NamedTuple
 from setproctitle import setproctitle
 
 from pleiades.runtime import logs
-from pleiades.runtime.errors import Fatal, Stopped
+from pleiades.runtime.errors import Fatal, GenerationLost, Stopped
 from pleiades.runtime.metrics import Metrics
 
 log = logging.getLogger(__name__)
@@ -177,6 +177,8 @@ def run(
     except Fatal as error:
         log.error("%s", error)
         status = EXIT_FATAL_BASE + error.exit_status
+    except GenerationLost as error:
+        log.error("%s; the pipeline starts again from the durable position", error)
     except Stopped:
         status = 0
     except BaseException:

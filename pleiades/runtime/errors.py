@@ -2,7 +2,8 @@
 
 Three kinds: `Transient` is tried again in place with backoff; `Fatal` ends the program with the
 status it carries, because another try is of no use; a bad event is no exception at all but a
-`DeadLetter` value. Anything else that is raised is a bug, and a crash: the parent starts afresh.
+`DeadLetter` value. `GenerationLost` ends the process only: the parent starts afresh. So it does after
+anything else that is raised, which is a bug.
 """
 
 from __future__ import annotations
@@ -63,6 +64,10 @@ class DestinationHeld(Fatal):
 
 class MetricsUnavailable(Fatal):
     """/metrics can't be served where it was asked for."""
+
+
+class GenerationLost(PleiadesError):
+    """This process can't go on, but a new one can: the pipeline starts again, without a traceback."""
 
 
 class Stopped(PleiadesError):

@@ -2,24 +2,24 @@
 
 configargparse merges the three. Two things it would do silently are done here aloud: an unknown key of
 the file is an error, and a boolean that the file or the environment set can be unset by a flag.
+
+Law: an error shows no value but one that the flag's reader chose to show, for it may be secret.
 """
 
 from __future__ import annotations
 
 import argparse
-import difflib
-import io
 import re
-import tomllib
-from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import date
 from typing import Any
 
 import configargparse
 
+from pleiades.runtime import properties
 from pleiades.runtime import settings as read
+from pleiades.runtime.toml_file import TomlFile
 
 
 def environment_name(flag: str) -> str:
@@ -60,53 +60,40 @@ class Toggle(argparse.Action):
             raise argparse.ArgumentError(self, str(error)) from None
 
 
-class _TomlFile(configargparse.ConfigFileParser):  # type: ignore[misc]  # untyped in the library
-    """A TOML file whose every key must be a flag: `[file]` `publishDir = "x"` is `--file.publishDir`."""
+class Value(argparse.Action):
+    """Takes one value, and notes in `given` that there was one, wherever it stood."""
 
-    allowed: Callable[[], Iterable[str]]
-
-    def get_syntax_description(self) -> str:
-        return "TOML"
-
-    def parse(self, stream: io.TextIOBase) -> OrderedDict[str, str]:
-        name = getattr(stream, "name", "the configuration file")
-        try:
-            tables = tomllib.loads(stream.read())
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise configargparse.ConfigFileParserException(
-                f"{name} is not valid TOML: {error}"
-            ) from None
-        found: OrderedDict[str, str] = OrderedDict()
-        allowed = list(self.allowed())
-        for key, value in _flattened(tables, ""):
-            if key not in allowed:
-                near = difflib.get_close_matches(key, allowed, 1)
-                hint = f"; did you mean {near[0]!r}?" if near else ""
-                raise configargparse.ConfigFileParserException(f"{name}: unknown key {key!r}{hint}")
-            found[key] = _as_text(name, key, value)
-        return found
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        """Set the value; the last one wins."""
+        setattr(namespace, self.dest, values)
+        namespace.given |= {self.dest}
 
 
-def _flattened(table: dict[str, Any], prefix: str) -> Iterable[tuple[str, Any]]:
-    for key, value in table.items():
-        if isinstance(value, dict):
-            yield from _flattened(value, f"{prefix}{key}.")
-        else:
-            yield prefix + key, value
+class Lines(Value):
+    """Takes lines, each time a tuple of them; all are kept.
 
+    Environment and file give all lines at once. To configargparse it is a flag with one value:
+    from one that can be repeated, it would take a value with brackets or commas apart.
+    """
 
-def _as_text(name: str, key: str, value: Any) -> str:
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, str | int | float):
-        return str(value)
-    if isinstance(value, list) and all(isinstance(part, str) for part in value):
-        return ",".join(value)
-    if isinstance(value, date):
-        return value.isoformat()
-    raise configargparse.ConfigFileParserException(
-        f"{name}: {key!r} can't be a {type(value).__name__}"
-    )
+    joint = "\n"
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        """Add the lines to those before them."""
+        earlier = getattr(namespace, self.dest) if self.dest in namespace.given else ()
+        super().__call__(parser, namespace, (*earlier, *values), option_string)
 
 
 class _Help(argparse.HelpFormatter):
@@ -130,19 +117,49 @@ class _Parser(configargparse.ArgumentParser):  # type: ignore[misc]  # untyped i
     def __init__(self, **options: Any) -> None:
         super().__init__(
             formatter_class=_Help,
-            config_file_parser_class=_TomlFile,
+            config_file_parser_class=TomlFile,
             add_env_var_help=False,
             add_config_file_help=False,
             allow_abbrev=False,
             **options,
         )
-        self._config_file_parser.allowed = self._keys
+        self._config_file_parser.keys = self._keys
+        self.set_defaults(given=frozenset())
 
-    def _keys(self) -> Iterable[str]:
-        for action in self._actions:
-            name = action.option_strings[-1].removeprefix("--")
-            if name not in ("help", "config"):
-                yield name
+    def _keys(self) -> Mapping[str, str]:
+        joints = {
+            action.option_strings[-1].removeprefix("--"): getattr(action, "joint", ",")
+            for action in self._actions
+        }
+        return {name: joint for name, joint in joints.items() if name not in ("help", "config")}
+
+    def parse_args(
+        self,
+        args: Sequence[str] | None = None,
+        namespace: argparse.Namespace | None = None,
+        **options: Any,
+    ) -> argparse.Namespace:
+        """As argparse does, but a secret is neither taken from the command line nor shown."""
+        words = list(sys.argv[1:] if args is None else args)
+        secret = properties.secret_in(words)
+        if secret is not None:
+            self.error(
+                f"{secret} is secret, and everybody can read a command line (ps): put it into the "
+                "file of --kafka.config, or into the environment as $PLEIADES_KAFKA_PROPERTY"
+            )
+        parsed: argparse.Namespace
+        parsed, unknown = self.parse_known_args(words, namespace, **options)
+        if unknown:
+            self.error(f"unrecognized arguments: {_names_of(unknown)}")
+        return parsed
+
+
+def _names_of(words: Sequence[str]) -> str:
+    """Names without values, which may be secret."""
+    names = [word.partition("=")[0] for word in words]
+    flags = [name for name in names if re.fullmatch(r"--[A-Za-z][\w.-]*|-[A-Za-z]", name)]
+    others = len(words) - len(flags)
+    return ", ".join(flags + ([f"{others} without a flag before them"] if others else []))
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,6 +170,8 @@ class Variation:
     """Other defaults, by the flags' names without dashes."""
     fixed: Mapping[str, object] = field(default_factory=dict)
     """Flags that this command does not have, with the value that it means instead."""
+    without: tuple[str, ...] = ()
+    """Beginnings of names of flags that this command does not have either, and never asks for."""
 
 
 class Flags:
@@ -172,8 +191,12 @@ class Flags:
         meaning: str,
         reads: Callable[[str], object] = str,
         unit: str = "",
+        repeated: bool = False,
     ) -> None:
-        """One flag with a value; `reads` raises ValueError where the text is none."""
+        """One flag with a value; `reads` raises ValueError where the text is none.
+
+        With `repeated` all values count, and `reads` makes a tuple of one text's lines.
+        """
         if self._is_fixed(names[-1]):
             return
         default = str(self._default(names[-1], default))
@@ -186,6 +209,7 @@ class Flags:
 
         self._group.add_argument(
             *names,
+            action=Lines if repeated else Value,
             default=default,
             type=typed,
             metavar=unit if "|" in unit else (unit or "text").upper(),
@@ -207,12 +231,12 @@ class Flags:
         )
 
     def _is_fixed(self, flag: str) -> bool:
-        """Whether the variation has a value instead of this flag; it is set then."""
+        """Whether the variation lacks this flag; the value that it has instead is set then."""
         name = flag.removeprefix("--")
-        if name not in self._variation.fixed:
-            return False
-        self._parser.set_defaults(**{name: self._variation.fixed[name]})
-        return True
+        if name in self._variation.fixed:
+            self._parser.set_defaults(**{name: self._variation.fixed[name]})
+            return True
+        return name.startswith(self._variation.without)
 
     def _default(self, flag: str, usual: str | bool) -> str | bool:
         return self._variation.defaults.get(flag.removeprefix("--"), usual)

@@ -170,6 +170,45 @@ class Metrics:
         self.file_errors = counter(
             "pleiades_file_publish_errors", "Failed attempts to write, each tried again."
         )
+        self.kafka_events = counter(
+            "pleiades_kafka_publish_events", "Events committed to the topic."
+        )
+        self.kafka_writes = counter("pleiades_kafka_publish_writes", "Transactions committed.")
+        self.kafka_errors = counter(
+            "pleiades_kafka_writer_errors", "Trouble with Kafka, waited for or tried again."
+        )
+        self.kafka_write_seconds = gauge(
+            "pleiades_kafka_publish_write_time_seconds",
+            "Time to hand over the events of a transaction, of the last 300 transactions.",
+            "agg",
+        )
+        self.kafka_wait_seconds = gauge(
+            "pleiades_kafka_publish_wait_time_seconds",
+            "Time to wait for Kafka to commit a transaction, of the last 300 transactions.",
+            "agg",
+        )
+        self.kafka_lag_ms = gauge(
+            "pleiades_kafka_publish_lag_milliseconds",
+            "From the latest committed event's Kafka timestamp upstream to its commit.",
+        )
+        self.kafka_queue_messages = gauge(
+            "pleiades_kafka_client_queue_messages", "Messages that librdkafka holds."
+        )
+        self.kafka_queue_bytes = gauge(
+            "pleiades_kafka_client_queue_bytes", "Size of the messages that librdkafka holds."
+        )
+        self.kafka_rtt_seconds = gauge(
+            "pleiades_kafka_broker_rtt_seconds",
+            "Round trip of requests to a broker, by librdkafka.",
+            "broker",
+            "quantile",
+        )
+        self.kafka_broker_errors = counter(
+            "pleiades_kafka_broker_errors",
+            "What librdkafka counts of a broker: failed sends and receives, timeouts, disconnects.",
+            "broker",
+            "type",
+        )
         self.commit_seconds = histogram(
             "pleiades_commit_seconds", "Time of one commit.", COMMIT_BUCKETS_SECONDS
         )
@@ -211,6 +250,9 @@ class Metrics:
         for component in components:
             self.process_restarts.labels(component)
             self.goroutine_restarts.labels(component)
+        for aggregate in ("min", "max", "avg"):
+            self.kafka_write_seconds.labels(aggregate)
+            self.kafka_wait_seconds.labels(aggregate)
         for reason in REASONS:
             self.dead_letters.labels(reason)
         for kind in LINE_TYPES:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ipaddress
+import math
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -14,6 +16,20 @@ from pleiades.core.wire import MAX_TIMESTAMP_MS
 
 SYNC_BATCH = "batch"
 SYNC_NONE = "none"
+COMPRESSIONS = ("none", "gzip", "snappy", "lz4", "zstd")
+
+MAX_PORT = 65_535
+DEFAULT_KAFKA_PORT = 9092
+DEAD_LETTERS_SUFFIX = "-dead-letters"
+"""Of the topic beside a topic, in which its dead letters lie."""
+
+MAX_TOPIC_CHARACTERS = 249 - len(DEAD_LETTERS_SUFFIX)
+"""Kafka's own bound (org.apache.kafka.common.internals.Topic), for both topics."""
+
+MAX_PARTITIONS = 10_000
+MAX_REPLICATION = 32_767
+MIN_COMMIT_INTERVAL_SECONDS = 0.005
+MAX_COMMIT_INTERVAL_SECONDS = 60.0
 
 MAX_STREAMS = 64
 MAX_PARSERS = 64
@@ -25,6 +41,8 @@ MIN_HANG_TIMEOUT_SECONDS = 2.0
 
 # A stream's name becomes part of a URL and of a file name.
 _STREAM = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+_TOPIC = re.compile(r"[A-Za-z0-9._-]+")
+_HOST = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9._-]{0,253}[A-Za-z0-9_.])?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,8 +73,22 @@ class FilesSettings:
 class KafkaSettings:
     """The Kafka publisher."""
 
-    broker: str
+    brokers: str
+    """Where the cluster is found: `host:port[,host:port]`."""
     topic: str
+    partitions: int
+    """Of a topic that must be created."""
+    replication: int
+    """Copies of a topic that must be created; 0: as many as the cluster makes by default."""
+    compression: str
+    """One of `COMPRESSIONS`."""
+    commit_interval_seconds: float
+    key_field: tuple[str, ...]
+    """Path into the event whose value is the message's key; empty: the key is the SSE id."""
+    properties: tuple[tuple[str, str], ...] = field(repr=False)
+    """The user's, for librdkafka, checked by `runtime.properties`. They may hold secrets."""
+    position_name: str
+    """What the position is stored under."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,13 +125,17 @@ def boolean(text: str) -> bool:
         raise ValueError(f"{text!r} is neither true nor false") from None
 
 
-def duration(at_least_seconds: float = 0.0) -> Callable[[str], float]:
+def duration(
+    at_least_seconds: float = 0.0, at_most_seconds: float = math.inf
+) -> Callable[[str], float]:
     """Reads a duration such as `90s`, `10m`; the result is in seconds."""
 
     def read(text: str) -> float:
         seconds = parse_duration(text)
         if seconds < at_least_seconds:
             raise ValueError(f"{text!r} is too short: at least {at_least_seconds:g}s")
+        if seconds > at_most_seconds:
+            raise ValueError(f"{text!r} is too long: at most {at_most_seconds:g}s")
         return seconds
 
     return read
@@ -173,6 +209,56 @@ def contact(text: str) -> str:
     if not ("@" in text or "://" in text):
         raise ValueError(f"{text!r} is no way to reach you: give a URL or a mail address")
     return text
+
+
+def brokers(text: str) -> str:
+    """Reads where a cluster is found, joined by commas; the result has a port for each."""
+    return ",".join(_broker(part.strip()) for part in text.split(","))
+
+
+def _broker(text: str) -> str:
+    if "://" in text:
+        raise ValueError(
+            f"{text!r} must be host:port alone; how to talk to it is security.protocol"
+        )
+    # What is in brackets is an IPv6 address, the only host that may hold colons.
+    match = re.fullmatch(r"(\[[^\[\]]*\]|[^:\[\]]*)(?::([0-9]+))?", text, re.ASCII)
+    if match is None:
+        raise ValueError(f"{text!r} is no broker such as kafka.example.org:9092 or [::1]:9092")
+    host, port = match[1], int((match[2] or str(DEFAULT_KAFKA_PORT))[:6])
+    if not (_is_ipv6(host[1:-1]) if host.startswith("[") else _HOST.fullmatch(host)):
+        raise ValueError(f"{text!r} names no host; write host:port[,host:port]")
+    if not 1 <= port <= MAX_PORT:
+        raise ValueError(f"{text!r} has a port that is not between 1 and {MAX_PORT}")
+    return f"{host}:{port}"
+
+
+def _is_ipv6(text: str) -> bool:
+    try:
+        ipaddress.IPv6Address(text)
+    except ValueError:
+        return False
+    return True
+
+
+def topic(text: str) -> str:
+    """Reads the name of a Kafka topic, beside which there can be one for its dead letters."""
+    if _TOPIC.fullmatch(text) is None or text in (".", ".."):
+        raise ValueError(f"{text[:300]!r} is no topic's name: letters, digits, '.', '_' and '-'")
+    if len(text) > MAX_TOPIC_CHARACTERS:
+        raise ValueError(
+            f"has {len(text)} characters; at most {MAX_TOPIC_CHARACTERS} leave room for the "
+            f"{DEAD_LETTERS_SUFFIX} of the topic beside it"
+        )
+    return text
+
+
+def key_field(text: str) -> tuple[str, ...]:
+    """Reads the path of a field in an event, such as `meta.domain`; empty where there is none."""
+    path = tuple(text.split(".")) if text else ()
+    if not all(part and part == part.strip() and part.isprintable() for part in path):
+        raise ValueError(f"{text[:300]!r} is no path of a field, such as wiki or meta.domain")
+    return path
 
 
 def since(text: str, now: datetime) -> int | None:

@@ -62,8 +62,17 @@ class Sink(Protocol):
     def write(self, events: list[Event], dead_letters: list[DeadLetter]) -> None:
         """Take events to be published with the next commit."""
 
-    def commit(self, checkpoint: Checkpoint) -> None:
-        """Make everything written and the checkpoint durable; waits for as long as that takes."""
+    def commit(self, checkpoint: Checkpoint) -> list[DeadLetter]:
+        """Make everything written and the checkpoint durable; waits for as long as that takes.
+
+        Returns what was committed as dead letters: those written, and the events that the destination
+        refused for their size.
+
+        Raises:
+            Fatal: it can't be done, and waiting would not help.
+            DestinationHeld: another instance has taken over.
+            GenerationLost: a new process can, this one can't.
+        """
 
     def close(self) -> None:
         """Let go of the destination; what is not committed is forgotten."""

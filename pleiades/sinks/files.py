@@ -95,6 +95,7 @@ class FilesSink:
         self._lock = Lock(own / "lock")
         self._checkpoints = CheckpointFile(own, position_name, self._synced)
         self._pending: list[tuple[Path, bytes]] = []
+        self._letters: list[DeadLetter] = []
         self._tried = False
         """Some of what is pending may have its name already."""
         self._folders: set[Path] = set()
@@ -138,18 +139,22 @@ class FilesSink:
         self._pending += [(self._path_of(event), event.data + b"\n") for event in events]
         # Raw: whoever looks into one wants the very bytes.
         self._pending += [(self._path_of(letter), letter.data) for letter in dead_letters]
+        self._letters += dead_letters
 
-    def commit(self, checkpoint: Checkpoint) -> None:
+    def commit(self, checkpoint: Checkpoint) -> list[DeadLetter]:
         """See `Sink.commit`."""
         if self._pending:
             self._until_done("publish events in", self._publish)
             self._pending = []
             self._tried = False
         self._until_done("store the position in", lambda: self._checkpoints.replace(checkpoint))
+        letters, self._letters = self._letters, []
+        return letters
 
     def close(self) -> None:
         """See `Sink.close`."""
         self._pending = []
+        self._letters = []
         self._lock.release()
 
     def _path_of(self, event: Event | DeadLetter) -> Path:

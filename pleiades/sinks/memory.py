@@ -62,12 +62,14 @@ class MemorySink:
         self._events += events
         self._dead_letters += dead_letters
 
-    def commit(self, checkpoint: Checkpoint) -> None:
+    def commit(self, checkpoint: Checkpoint) -> list[DeadLetter]:
         """See `Sink.commit`."""
         self._store.events += self._events
         self._store.dead_letters += self._dead_letters
         self._store.checkpoint = checkpoint.encoded()
+        letters = self._dead_letters
         self._events, self._dead_letters = [], []
+        return letters
 
     def close(self) -> None:
         """See `Sink.close`."""

@@ -9,12 +9,19 @@ from pathlib import Path
 import pytest
 
 from pleiades.core.position import Checkpoint
-from pleiades.core.wire import DeadLetter, Event
+from pleiades.core.wire import DeadLetter, Event, compose_id
+from pleiades.runtime.child import Life
 from pleiades.runtime.errors import DestinationHeld
+from pleiades.runtime.metrics import Metrics
+from pleiades.runtime.settings import KafkaSettings
 from pleiades.sinks import files
 from pleiades.sinks.base import Remembered, Sink
 from pleiades.sinks.files import FilesSink, Surroundings
+from pleiades.sinks.kafka import KafkaSink
+from pleiades.sinks.kafka.records import DEAD_LETTERS_SUFFIX
+from pleiades.sinks.kafka.reporting import Reporting
 from pleiades.sinks.memory import MemorySink, MemoryStore
+from tests.harness.broker import topic_records
 
 SOURCE = ("eqiad.mediawiki.recentchange", 0)
 START_MS = 1_760_000_000_000
@@ -26,7 +33,8 @@ class Guarantees:
 
     tells_window: bool
     """`open` gives the identities; else `is_published` knows them."""
-    keeps_written_but_uncommitted: bool = False
+    newest_wins: bool = False
+    """A second instance ends the first; else it is kept out by it."""
 
 
 @dataclass(frozen=True)
@@ -74,10 +82,47 @@ def memory_place() -> Place:
     )
 
 
-@pytest.fixture(params=["files-batch", "files-none", "memory"])
-def place(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
+def kafka_place(bootstrap: str, topic: str, life: Life, metrics: Metrics) -> Place:
+    settings = KafkaSettings(
+        brokers=bootstrap,
+        topic=topic,
+        partitions=1,
+        replication=0,
+        compression="zstd",
+        commit_interval_seconds=0.2,
+        key_field=(),
+        properties=(),
+        position_name="recentchange",
+    )
+
+    def sink() -> Sink:
+        return KafkaSink(
+            settings,
+            ("recentchange",),
+            overlap_ms=60_000,
+            window_ms=600_000,
+            patient=False,
+            reporting=Reporting(life, metrics),
+        )
+
+    def values(of: str) -> list[bytes]:
+        return [record.value or b"" for record in topic_records(bootstrap, of)]
+
+    return Place(
+        sink,
+        lambda: values(topic),
+        lambda: values(topic + DEAD_LETTERS_SUFFIX),
+        Guarantees(tells_window=True, newest_wins=True),
+    )
+
+
+@pytest.fixture(params=["files-batch", "files-none", "memory", "kafka"])
+def place(request: pytest.FixtureRequest, tmp_path: Path, life: Life, metrics: Metrics) -> Place:
     if request.param == "memory":
         return memory_place()
+    if request.param == "kafka":
+        bootstrap, topic = (request.getfixturevalue(name) for name in ("kafka", "topic"))
+        return kafka_place(bootstrap, topic, life, metrics)
     return files_place(tmp_path / "events", request.param.removeprefix("files-"))
 
 
@@ -90,13 +135,19 @@ def opened(place: Place) -> Iterator[Sink]:
 
 
 def event(number: int) -> Event:
+    """As a parser makes it: a sink may read back what an event is from its id and data."""
+    identity = f"00000000-0000-4000-8000-{number:012}"
+    data = (
+        b'{"meta":{"id":"%s","topic":"%s","partition":0},"n":%d,"text":"\xe2\x80\xa8\xc3\xa9"}'
+        % (identity.encode(), SOURCE[0].encode(), number)
+    )
     return Event(
-        f"00000000-0000-4000-8000-{number:012}",
+        identity,
         SOURCE,
         START_MS + number + 1,
         START_MS + number,
-        b'[{"topic":"t","partition":0,"timestamp":1}]',
-        b'{"n":%d,"text":"\xe2\x80\xa8\xc3\xa9"}' % number,
+        compose_id({SOURCE: START_MS + number + 1, ("codfw.x", 0): 1}).encode(),
+        data,
     )
 
 
@@ -109,8 +160,8 @@ def checkpoint(number: int) -> Checkpoint:
 
 
 def knows(sink: Sink, window: list[Remembered], published: Event | DeadLetter) -> bool:
-    remembered = Remembered(published.source, published.timestamp_ms, published.identity)
-    return remembered in window or sink.is_published(published)
+    known = {(entry.source, entry.identity) for entry in window}
+    return (published.source, published.identity) in known or sink.is_published(published)
 
 
 def test_a_new_destination_knows_nothing(place: Place) -> None:
@@ -180,16 +231,31 @@ def test_without_resume_the_position_is_ignored_and_the_events_are_known(
     sink.close()
 
 
-def test_a_second_instance_is_kept_out(
+def test_of_two_instances_one_is_kept_out(
     place: Place, opened: Sink, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(files, "LOCK_WAIT_SECONDS", 0.0)
-    with pytest.raises(DestinationHeld):
-        place.sink().open(resume=True)
-    opened.close()
-    second = place.sink()
-    second.open(resume=True)
+    opened.write([event(1)], [])
+    opened.commit(checkpoint(1))
+    if place.guarantees.newest_wins:
+        opened.write([event(2)], [])
+        second = place.sink()
+        found = second.open(resume=True)
+        assert found.checkpoint == checkpoint(1)
+        with pytest.raises(DestinationHeld):
+            opened.commit(checkpoint(2))
+    else:
+        with pytest.raises(DestinationHeld):
+            place.sink().open(resume=True)
+        opened.close()
+        second = place.sink()
+        found = second.open(resume=True)
+    assert knows(second, found.window, event(1))
+    assert not knows(second, found.window, event(2))
+    second.write([event(3)], [])
+    second.commit(checkpoint(3))
     second.close()
+    assert place.published() == [event(1).data, event(3).data]
 
 
 def test_close_is_safe_at_any_time(place: Place) -> None:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import logging
+import re
 from pathlib import Path
 
 import pytest
 
+from pleiades import demo
 from pleiades.runtime.arguments import ingest_parser, settings_from
 from pleiades.runtime.errors import UsageError
-from pleiades.runtime.flags import environment_name, joined_negatives
-from pleiades.runtime.settings import Settings
+from pleiades.runtime.flags import Variation, environment_name, joined_negatives
+from pleiades.runtime.settings import DEAD_LETTERS_SUFFIX, KafkaSettings, Settings
 
 
 @pytest.fixture(autouse=True)
@@ -61,11 +63,193 @@ def test_defaults_are_those_of_the_documentation() -> None:
     assert upstream.keep_canaries is False
 
 
-def test_kafka_flags_are_read() -> None:
-    settings = settings_of("--kafka.enable", "--kafka.broker=a:1,b:2", "--kafka.topic", "t")
+def kafka_of(*arguments: str) -> KafkaSettings:
+    settings = settings_of("--kafka.enable", *arguments)
     assert settings.files is None
     assert settings.kafka is not None
-    assert (settings.kafka.broker, settings.kafka.topic) == ("a:1,b:2", "t")
+    return settings.kafka
+
+
+def test_defaults_of_kafka_are_those_of_the_documentation() -> None:
+    assert kafka_of() == KafkaSettings(
+        brokers="localhost:9092",
+        topic="pleiades-events",
+        partitions=1,
+        replication=0,
+        compression="zstd",
+        commit_interval_seconds=0.2,
+        key_field=(),
+        properties=(),
+        position_name="recentchange",
+    )
+
+
+def test_kafka_flags_are_read() -> None:
+    assert kafka_of(
+        "--kafka.broker=a:1,b:2",
+        *("--kafka.topic", "t", "--kafka.partitions=3", "--kafka.replication=2"),
+        *("--kafka.compression=lz4", "--kafka.commitInterval=5ms", "--kafka.keyField=meta.domain"),
+        *("--kafka.property", "linger.ms=1", "--kafka.property=client.id=a=b, [c]"),
+        "--upstream.stream=recentchange,page-create",
+    ) == KafkaSettings(
+        brokers="a:1,b:2",
+        topic="t",
+        partitions=3,
+        replication=2,
+        compression="lz4",
+        commit_interval_seconds=0.005,
+        key_field=("meta", "domain"),
+        properties=(("linger.ms", "1"), ("client.id", "a=b, [c]")),
+        position_name="page-create+recentchange",
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--kafka.broker="], "names no host"),
+        (["--kafka.broker=a:1,"], "names no host"),
+        (["--kafka.broker=a:0"], "between 1 and 65535"),
+        (["--kafka.broker=a:65536"], "between 1 and 65535"),
+        (["--kafka.broker=a:999999999999999"], "between 1 and 65535"),
+        (["--kafka.broker=a:b"], "is no broker such as"),
+        (["--kafka.broker=::1"], "is no broker such as"),
+        (["--kafka.broker=[::1"], "is no broker such as"),
+        (["--kafka.broker=[a]:1"], "names no host"),
+        (["--kafka.broker=a b:1"], "names no host"),
+        (["--kafka.broker=SASL_SSL://a:1"], "security.protocol"),
+        (["--kafka.topic="], "is no topic's name"),
+        (["--kafka.topic=."], "is no topic's name"),
+        (["--kafka.topic=.."], "is no topic's name"),
+        (["--kafka.topic=a/b"], "is no topic's name"),
+        (["--kafka.topic=ä"], "is no topic's name"),
+        (["--kafka.topic=" + "t" * 237], "237 characters; at most 236"),
+        (["--kafka.partitions=0"], "not between 1"),
+        (["--kafka.replication=-1"], "not between 0"),
+        (["--kafka.compression=brotli"], "none of none, gzip"),
+        (["--kafka.commitInterval=4ms"], "too short: at least 0.005s"),
+        (["--kafka.commitInterval=61s"], "too long: at most 60s"),
+        (["--kafka.keyField=.wiki"], "no path of a field"),
+        (["--kafka.keyField=meta..domain"], "no path of a field"),
+        (["--kafka.keyField=meta. domain"], "no path of a field"),
+    ],
+)
+def test_a_wrong_kafka_flag_is_an_error(
+    capsys: pytest.CaptureFixture[str], arguments: list[str], says: str
+) -> None:
+    assert says in error_of(capsys, "--kafka.enable", *arguments)
+
+
+@pytest.mark.parametrize(
+    ("given", "brokers"),
+    [
+        ("a", "a:9092"),
+        ("a:1, b_2.example.org.:65535", "a:1,b_2.example.org.:65535"),
+        ("127.0.0.1:1", "127.0.0.1:1"),
+        ("[::1]", "[::1]:9092"),
+        ("[2001:db8::1]:1,a", "[2001:db8::1]:1,a:9092"),
+    ],
+)
+def test_every_broker_gets_a_port(given: str, brokers: str) -> None:
+    assert kafka_of(f"--kafka.broker={given}").brokers == brokers
+
+
+def test_the_longest_topic_leaves_room_for_its_dead_letters() -> None:
+    topic = kafka_of("--kafka.topic=" + "t" * 236).topic
+    assert len(topic + DEAD_LETTERS_SUFFIX) == 249
+
+
+AWKWARD = ["client.id=a, b", "sasl.username=[x, y]", 'ssl.providers="d"', "sasl.password=p=q, [r]"]
+AWKWARD_PAIRS = (
+    ("client.id", "a, b"),
+    ("sasl.username", "[x, y]"),
+    ("ssl.providers", '"d"'),
+    ("sasl.password", "p=q, [r]"),
+)
+
+
+def test_the_environment_gives_one_property_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PLEIADES_KAFKA_PROPERTY", "\n# a comment\n" + "\n".join(AWKWARD) + "\n")
+    assert kafka_of().properties == AWKWARD_PAIRS
+
+
+def test_brackets_around_the_environments_properties_are_not_taken_for_a_list(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("PLEIADES_KAFKA_PROPERTY", "client.id=[a,b]\nsasl.username=[c]")
+    assert kafka_of().properties == (("client.id", "[a,b]"), ("sasl.username", "[c]"))
+
+
+def test_the_file_gives_a_list_of_properties(tmp_path: Path) -> None:
+    config = toml(tmp_path, f"[kafka]\nenable = true\nproperty = {AWKWARD}\n")
+    assert kafka_of(config).properties == AWKWARD_PAIRS
+
+
+def test_the_file_may_give_properties_as_lines(tmp_path: Path) -> None:
+    config = toml(tmp_path, "[kafka]\nproperty = '''\n" + "\n".join(AWKWARD) + "\n'''\n")
+    assert kafka_of(config).properties == AWKWARD_PAIRS
+
+
+def test_a_property_of_the_files_list_can_not_hold_another_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = toml(tmp_path, '[kafka]\nproperty = ["client.id=hunter2\\nacks=1"]\n')
+    error = error_of(capsys, config, "--kafka.enable")
+    assert "a part of 'kafka.property' can't hold a line break" in error
+    assert "hunter2" not in error
+
+
+def test_properties_of_the_line_replace_those_of_the_environment_and_these_those_of_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = toml(tmp_path, '[kafka]\nproperty = ["client.id=file", "linger.ms=1"]\n')
+    assert kafka_of(config).properties == (("client.id", "file"), ("linger.ms", "1"))
+    monkeypatch.setenv("PLEIADES_KAFKA_PROPERTY", "client.id=environment")
+    assert kafka_of(config).properties == (("client.id", "environment"),)
+    line = kafka_of(config, "--kafka.property=client.id=line")
+    assert line.properties == (("client.id", "line"),)
+    monkeypatch.setenv("PLEIADES_KAFKA_PROPERTY", "")
+    assert kafka_of(config).properties == ()
+
+
+def test_the_commented_kafka_section_of_the_example_can_be_used(tmp_path: Path) -> None:
+    example = Path(__file__).resolve().parents[3] / "deploy" / "pleiades.toml"
+    section = re.search(r"^# \[kafka\]\n(?:# .*\n)+", example.read_text(), re.MULTILINE)
+    assert section is not None
+    secret = tmp_path / "kafka.properties"
+    secret.write_text("sasl.password=x\n")
+    text = re.sub("^# ?", "", section[0], flags=re.MULTILINE)
+    kafka = settings_of(toml(tmp_path, text), f"--kafka.config={secret}").kafka
+    assert kafka is not None
+    assert kafka.key_field == ("wiki",)
+    assert [name for name, _ in kafka.properties] == [
+        *("sasl.password", "security.protocol", "sasl.mechanism")
+    ]
+
+
+def test_a_command_can_lack_a_whole_group_of_flags(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    variation = Variation(fixed={"file.enable": True, "kafka.enable": False}, without=("kafka.",))
+    monkeypatch.setenv("PLEIADES_KAFKA_TOPIC", "not a topic")
+    parser = ingest_parser("x", "", variation)
+    assert "kafka" not in parser.format_help()
+    assert settings_from(parser.parse_args([])).kafka is None
+    with pytest.raises(SystemExit):
+        parser.parse_args(["--kafka.topic=t"])
+    assert "unrecognized arguments: --kafka.topic\n" in capsys.readouterr().err
+
+
+def test_demo_has_no_flag_of_kafka(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        demo.run(["--help"], "")
+    assert "--kafka" not in capsys.readouterr().out
+
+
+def test_an_unknown_argument_is_named_without_its_value(capsys: pytest.CaptureFixture[str]) -> None:
+    error = error_of(capsys, "--file.enable", "--nonsense=one", "-x", "--other", "two", "-three")
+    assert "unrecognized arguments: --nonsense, -x, --other, 2 without a flag before them" in error
+    assert not re.search("one|two|three", error.partition("error:")[2].replace("nonsense", ""))
 
 
 @pytest.mark.parametrize(
@@ -76,6 +260,8 @@ def test_kafka_flags_are_read() -> None:
         ("--metricsPort", "PLEIADES_METRICS_PORT"),
         ("--resume", "PLEIADES_RESUME"),
         ("--dedup.maxEntries", "PLEIADES_DEDUP_MAX_ENTRIES"),
+        ("--kafka.commitInterval", "PLEIADES_KAFKA_COMMIT_INTERVAL"),
+        ("--kafka.property", "PLEIADES_KAFKA_PROPERTY"),
     ],
 )
 def test_environment_names(flag: str, name: str) -> None:

@@ -1,0 +1,182 @@
+"""Reads a topic back: the part that a restart must know, or the tail where no position is stored.
+
+Law: what is read goes up to where the topic ended when reading began, so behind every record that an
+earlier producer of ours committed. A consumer of committed records stops at the first open transaction;
+ours are all ended by then, and somebody else's (a replay into the same topic) is waited for.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping
+from operator import attrgetter
+
+from confluent_kafka import (
+    OFFSET_END,
+    Consumer,
+    KafkaError,
+    KafkaException,
+    Message,
+    TopicPartition,
+)
+
+from pleiades.core.position import Checkpoint, Position, join
+from pleiades.sinks.kafka.records import Published, read_dead_letter, read_event
+from pleiades.sinks.kafka.topics import REQUEST_SECONDS, Topics
+from pleiades.sinks.kafka.trouble import Kind, kind_of
+
+log = logging.getLogger(__name__)
+
+MESSAGES_AT_ONCE = 10_000
+POLL_SECONDS = 0.25
+TAIL_RECORDS = 50_000
+"""How much of a topic without a stored position is looked at first."""
+TAIL_GROWTH = 4
+WAITING_SECONDS = 10.0
+"""After which it is said that reading takes its time, and why."""
+
+Ends = Mapping[tuple[str, int], int]
+
+
+class History:
+    """A topic and its dead letters, to be read back.
+
+    Args:
+        alive: called at least every half second.
+    """
+
+    def __init__(self, consumer: Consumer, topics: Topics, alive: Callable[[], None]) -> None:
+        self._consumer = consumer
+        self._topics = topics
+        self._alive = alive
+
+    def since(self, ends: Ends, since_ms: int) -> list[Published]:
+        """Everything from the first record on that is dated at or after `since_ms`.
+
+        Raises:
+            KafkaException: it can't be read now.
+        """
+        asked = [TopicPartition(topic, partition, max(since_ms, 0)) for topic, partition in ends]
+        found = self._consumer.offsets_for_times(asked, REQUEST_SECONDS)
+        begins = {}
+        for at in found:
+            if at.error is not None:
+                raise KafkaException(at.error)
+            if at.offset != OFFSET_END and at.offset >= 0:
+                begins[at.topic, at.partition] = at.offset
+        return self._read_all(begins, ends)
+
+    def tail(self, ends: Ends, records: int) -> tuple[list[Published], bool]:
+        """The last records, about that many over all partitions; and whether that is all there is.
+
+        Raises:
+            KafkaException: it can't be read now.
+        """
+        events = [at for at in ends if at[0] == self._topics.events]
+        each = -(-records // max(len(events), 1))
+        begins = {}
+        complete = True
+        for at in ends:
+            low, _ = self._consumer.get_watermark_offsets(TopicPartition(*at), REQUEST_SECONDS)
+            begins[at] = max(low, ends[at] - each)
+            complete = complete and begins[at] == low
+        return self._read_all(begins, ends), complete
+
+    def _read_all(self, begins: Mapping[tuple[str, int], int], ends: Ends) -> list[Published]:
+        # Partitions come in no order between them.
+        return sorted(self._read(begins, ends), key=attrgetter("published_ms"))
+
+    def _read(self, begins: Mapping[tuple[str, int], int], ends: Ends) -> Iterator[Published]:
+        unread = {at for at, begin in begins.items() if begin < ends[at]}
+        if not unread:
+            return
+        consumer = self._consumer
+        consumer.assign([TopicPartition(*at, begins[at]) for at in unread])
+        started, told, count = time.monotonic(), False, 0
+        try:
+            while unread:
+                self._alive()
+                for message in consumer.consume(MESSAGES_AT_ONCE, POLL_SECONDS):
+                    at = (message.topic() or "", message.partition() or 0)
+                    offset = message.offset() or 0
+                    error = message.error()
+                    if error is None:
+                        count += 1
+                        published = self._published(message)
+                        if published is not None:
+                            yield published
+                        if offset + 1 >= ends[at]:
+                            unread.discard(at)
+                    elif error.code() != KafkaError._PARTITION_EOF:
+                        if kind_of(error) is not Kind.TRANSIENT:
+                            raise KafkaException(error)
+                        log.debug("reading %s: %s", at, error)
+                    elif offset >= ends[at]:
+                        unread.discard(at)
+                if not told and time.monotonic() - started > WAITING_SECONDS:
+                    told = True
+                    log.info(
+                        "reading %s back: %d records so far; if it does not grow, another "
+                        "transaction is open on the topic and is waited for",
+                        self._topics.events,
+                        count,
+                    )
+        finally:
+            consumer.unassign()
+
+    def _published(self, message: Message) -> Published | None:
+        if message.topic() == self._topics.dead_letters:
+            return read_dead_letter(message)
+        return read_event(message)
+
+
+def covers(records: list[Published], checkpoint: Checkpoint, window_ms: int) -> bool:
+    """Whether records that begin somewhere in a topic reach back behind all that can be repeated.
+
+    Judged by the oldest of them: its id says how far each upstream topic was when it came.
+    """
+    if not records:
+        return False
+    return all(
+        (timestamp_ms or 0) < checkpoint.position.get(source, 0) - window_ms
+        for source, timestamp_ms in records[0].assignments
+    )
+
+
+def found_checkpoint(
+    records: list[Published], streams: tuple[str, ...], overlap_ms: int
+) -> Checkpoint | None:
+    """The position by the ids of records alone: their join. None if they say nothing of these streams.
+
+    Records of other streams do not count: upstream refuses an id that names a topic of another stream,
+    and a stream that the position leaves out would not be sent at all.
+    """
+    position: Position = {}
+    seen = set()
+    for record in records:
+        matching = [name for name in streams if _is_of(record.stream, name)]
+        if not matching:
+            continue
+        seen.update(matching)
+        position = join(position, {source: reached or 0 for source, reached in record.assignments})
+    reached = [timestamp_ms for timestamp_ms in position.values() if timestamp_ms]
+    if not reached:
+        return None
+    if len(seen) < len(streams):
+        log.warning(
+            "the topic has events of %s, but none of %s: it does not tell where to go on. Starting "
+            "where --since says; to leave no gap, start again with --resume=false --since=%d",
+            ", ".join(sorted(seen)),
+            ", ".join(sorted(set(streams) - seen)),
+            min(reached) - overlap_ms,
+        )
+        return None
+    # Before every position: else a topic would count as one that has delivered nothing from after the
+    # start, and what a reconnect repeats of it be taken for older than the start.
+    return Checkpoint(position, max(min(reached) - overlap_ms, 0), 0)
+
+
+def _is_of(meta_stream: str, name: str) -> bool:
+    """`mediawiki.recentchange` is of the stream `recentchange`; old events do not say theirs."""
+    return not meta_stream or meta_stream == name or meta_stream.endswith("." + name)

@@ -1,0 +1,326 @@
+"""Publishes into a Kafka topic, every event exactly once for whoever reads committed records.
+
+Laws:
+- Events, dead letters and the position are one transaction (KIP-98): all of it is there, or nothing.
+- The position is the metadata of an offset of the group `pleiades-<topic>-<stream>`. The offset itself
+  says nothing: nobody consumes with that group.
+- The topic is the window. What a restart must know of it begins at the publish time that stands beside
+  the position (`core.span`), and is read back up to the topic's end, after everything that an earlier
+  producer of ours left open has been ended (`init_transactions`).
+- The transactional id is the group's name, so a new instance fences the old one. A fenced one asks who
+  committed last: somebody else, then it ends with the status of its own; nobody else, then the broker
+  had ended its transaction, and it starts again.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from typing import NamedTuple, NoReturn, TypeVar
+
+from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicPartition
+
+from pleiades.core.backoff import Backoff
+from pleiades.core.position import Checkpoint, UnreadableCheckpoint
+from pleiades.core.span import Span
+from pleiades.core.wire import DeadLetter, Event
+from pleiades.runtime.errors import DestinationHeld, GenerationLost
+from pleiades.runtime.settings import KafkaSettings
+from pleiades.sinks.base import Opened, Remembered
+from pleiades.sinks.kafka.clients import Clients, new_writer
+from pleiades.sinks.kafka.history import (
+    TAIL_GROWTH,
+    TAIL_RECORDS,
+    Ends,
+    History,
+    covers,
+    found_checkpoint,
+)
+from pleiades.sinks.kafka.records import Published, key_by_field
+from pleiades.sinks.kafka.reporting import Reporting
+from pleiades.sinks.kafka.stored import Stored, read_metadata
+from pleiades.sinks.kafka.topics import Limits, Topics
+from pleiades.sinks.kafka.transaction import SLICE_SECONDS, Around, Transactions
+from pleiades.sinks.kafka.trouble import Kind, fatal, group_of, kind_of, said
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+CONNECT_SECONDS = 7.0
+"""How long a first start tries to reach the cluster: within 10 s it has told what is wrong."""
+REACH_SECONDS = 2.0
+REQUEST_SECONDS = 5.0
+RETRY_BACKOFF = Backoff(first_seconds=0.1, max_seconds=2.0)
+CREATE_TIME_SLACK_MS = 1000
+"""A record gets its time a moment after we looked at the clock, and a clock may be corrected."""
+APPEND_TIME_SLACK_MS = 60_000
+"""How far the broker's clock may be behind ours, where records carry the broker's time."""
+CLAIM_SECONDS = 5.0
+"""A new instance that has fenced the old one commits in its name at once; so long the old one waits."""
+
+
+class Session(NamedTuple):
+    """What is there from opening to closing."""
+
+    consumer: Consumer
+    producer: Producer
+    transactions: Transactions
+
+
+class KafkaSink:
+    """Publishes into a topic.
+
+    Args:
+        streams: those that are relayed, by the names they are asked for.
+        overlap_ms, window_ms: see `Course` and `Window`.
+        patient: the cluster was reached before, by this program: wait for it as long as it takes.
+    """
+
+    def __init__(
+        self,
+        settings: KafkaSettings,
+        streams: tuple[str, ...],
+        overlap_ms: int,
+        window_ms: int,
+        patient: bool,
+        reporting: Reporting,
+    ) -> None:
+        self._settings = settings
+        self._streams = streams
+        self._overlap_ms = overlap_ms
+        self._window_ms = window_ms
+        self._reporting = reporting
+        self._clients = Clients(settings)
+        self._group = group_of(settings)
+        self._writer = new_writer()
+        self._span = Span(0)
+        self._deadline = None if patient else time.monotonic() + CONNECT_SECONDS
+        self._session: Session | None = None
+
+    def open(self, resume: bool) -> Opened:
+        """See `Sink.open`."""
+        topics = self._reach_topics()
+        limits = self._until_done("ask what the topic takes", lambda: topics.limits(topics.events))
+        dead_limits = self._until_done(
+            "ask what the topic takes", lambda: topics.limits(topics.dead_letters)
+        )
+        self._session = self._begin_session(topics, limits, dead_limits)
+        stored = self._until_done("read the stored position", self._stored)
+        history = History(self._session.consumer, topics, self._reporting.alive)
+        ends = self._until_done(
+            "ask where the topic ends", lambda: topics.ends(topics.partitions())
+        )
+        if stored is None:
+            checkpoint, window = self._found(history, ends)
+            if checkpoint is not None and resume:
+                log.warning(
+                    "no position is stored as the group %s, but the topic is not empty: going on after "
+                    "its last events, as far as their keys tell",
+                    self._group,
+                )
+        else:
+            # As soon as it is fenced, the old instance looks for who did it.
+            self._claim(stored)
+            checkpoint, window = stored.checkpoint, self._read_back(history, ends, stored, limits)
+        return Opened(checkpoint if resume else None, window)
+
+    def is_published(self, event: Event | DeadLetter) -> bool:  # the contract's
+        """Everything is in the window that `open` gave."""
+        return False
+
+    def write(self, events: list[Event], dead_letters: list[DeadLetter]) -> None:
+        """See `Sink.write`."""
+        # The clock is read before and after, for librdkafka reads it in between.
+        self._span = self._span.publishing(_now_ms())
+        with self._reporting.writing():
+            self._opened().transactions.write(events, dead_letters)
+        self._span = self._span.publishing(_now_ms())
+
+    def commit(self, checkpoint: Checkpoint) -> list[DeadLetter]:
+        """See `Sink.commit`."""
+        span = self._span.committed(checkpoint, self._window_ms)
+        with self._reporting.committing():
+            letters = self._commit(Stored(checkpoint, span, self._writer))
+        self._span = span
+        return letters
+
+    def close(self) -> None:
+        """See `Sink.close`."""
+        # What is in flight is neither flushed nor aborted: the next start ends the transaction, and
+        # closing must not wait for a broker that is away.
+        if self._session is not None:
+            self._session.producer.purge()
+            self._session.consumer.close()
+            self._session = None
+
+    # ---- opening ----
+
+    def _reach_topics(self) -> Topics:
+        topics = Topics(self._clients.admin(), self._settings)
+        missing = self._until_done(
+            f"reach Kafka at {self._settings.brokers}", lambda: topics.missing(REACH_SECONDS)
+        )
+        # From here on the cluster is there: what is not, will be.
+        self._deadline = None
+        while missing:
+            self._until_done("make the topic", lambda made=missing: topics.make(made))  # type: ignore[misc]
+            missing = self._until_done("see the topic", lambda: topics.missing(REQUEST_SECONDS))
+        return topics
+
+    def _begin_session(self, topics: Topics, limits: Limits, dead_limits: Limits) -> Session:
+        producer = self._clients.producer(limits.max_batch_bytes, self._reporting.statistics)
+        # Ends what an earlier producer left open, and fences it.
+        self._until_done("begin transactions", lambda: producer.init_transactions(SLICE_SECONDS))
+        transactions = Transactions(
+            producer,
+            topics.events,
+            topics.dead_letters,
+            key_by_field(self._settings.key_field) if self._settings.key_field else None,
+            dead_limits.max_batch_bytes // 2,
+            Around(self._reporting.alive, self._reporting.pause, self._tell),
+        )
+        return Session(self._clients.consumer(), producer, transactions)
+
+    def _opened(self) -> Session:
+        if self._session is None:
+            raise AssertionError("the sink is not open")
+        return self._session
+
+    def _stored(self) -> Stored | None:
+        (found,) = self._opened().consumer.committed([self._position_partition()], REQUEST_SECONDS)
+        if found.error is not None:
+            raise KafkaException(found.error)
+        if found.offset < 0 or not found.metadata:
+            return None
+        try:
+            return read_metadata(found.metadata)
+        except UnreadableCheckpoint as error:
+            log.warning(
+                "the position stored as the group %s is unusable (%s): looking at the topic's end",
+                self._group,
+                error,
+            )
+            return None
+
+    def _claim(self, stored: Stored) -> None:
+        self._span = stored.span
+        self._commit(stored._replace(writer=self._writer))
+
+    def _read_back(
+        self, history: History, ends: Ends, stored: Stored, limits: Limits
+    ) -> list[Remembered]:
+        slack_ms = APPEND_TIME_SLACK_MS if limits.append_time else CREATE_TIME_SLACK_MS
+        since_ms = stored.span.since_ms - slack_ms
+        started = time.monotonic()
+        records = self._until_done("read the topic", lambda: history.since(ends, since_ms))
+        log.info(
+            "read %d events of the topic back in %.1f s to recognise repeats",
+            len(records),
+            time.monotonic() - started,
+        )
+        position = stored.checkpoint.position
+        return [
+            Remembered(
+                record.source,
+                # Within the slack a record may be from after the mark, whatever its time says.
+                stored.span.reached(record.source, record.published_ms + slack_ms, position),
+                record.identity,
+            )
+            for record in records
+        ]
+
+    def _found(self, history: History, ends: Ends) -> tuple[Checkpoint | None, list[Remembered]]:
+        """The position and the window by the topic's last records."""
+        wanted = TAIL_RECORDS
+        while True:
+            records, complete = self._until_done(
+                "read the topic",
+                lambda most=wanted: history.tail(ends, most),  # type: ignore[misc]
+            )
+            checkpoint = found_checkpoint(records, self._streams, self._overlap_ms)
+            if checkpoint is None or complete or covers(records, checkpoint, self._window_ms):
+                break
+            wanted *= TAIL_GROWTH
+        self._span = Span(min((record.published_ms for record in records), default=_now_ms()))
+        position = {} if checkpoint is None else checkpoint.position
+        return checkpoint, [_remembered(record, position) for record in records]
+
+    # ---- what every step meets ----
+
+    def _commit(self, stored: Stored) -> list[DeadLetter]:
+        session = self._opened()
+        position = self._position_partition(stored.metadata())
+        try:
+            return session.transactions.commit(position, session.consumer.consumer_group_metadata())
+        except KafkaException as error:
+            self._give_up("commit", error.args[0])
+
+    def _position_partition(self, metadata: str | None = None) -> TopicPartition:
+        topic = self._settings.topic
+        if metadata is None:
+            return TopicPartition(topic, 0)
+        return TopicPartition(topic, 0, 0, metadata)
+
+    def _tell(self, operation: str, error: KafkaError) -> None:
+        # What librdkafka says by itself tells more than that a call ran out of time.
+        timed_out = error.code() == KafkaError._TIMED_OUT
+        deeper = self._clients.last_error if timed_out else None
+        self._reporting.trouble(operation, said(deeper or error, self._settings), not timed_out)
+
+    def _until_done(self, operation: str, attempt: Callable[[], T]) -> T:
+        """Try until it works, or until it is known to be of no use."""
+        failures = 0
+        while True:
+            self._reporting.alive()
+            try:
+                done = attempt()
+            except KafkaException as raised:
+                error = raised.args[0]
+            else:
+                self._reporting.well()
+                return done
+            self._clients.listen()
+            reported = self._clients.last_error
+            if reported is not None and kind_of(reported) is Kind.FATAL:
+                error = reported
+            if kind_of(error) not in (Kind.TRANSIENT, Kind.ABORT):
+                self._give_up(operation, error)
+            if self._deadline is not None and time.monotonic() >= self._deadline:
+                raise fatal(operation, reported or error, self._settings)
+            self._tell(operation, error)
+            failures += 1
+            self._reporting.pause(RETRY_BACKOFF.pause_seconds(failures, jitter=1.0))
+
+    def _give_up(self, operation: str, error: KafkaError) -> NoReturn:
+        kind = kind_of(error)
+        if kind is Kind.FENCED:
+            self._explain_fence()
+        if kind is Kind.FATAL:
+            raise fatal(operation, error, self._settings)
+        raise GenerationLost(f"can't {operation}: {said(error, self._settings)}")
+
+    def _explain_fence(self) -> NoReturn:
+        deadline = time.monotonic() + CLAIM_SECONDS
+        while time.monotonic() < deadline:
+            stored = self._until_done("read the stored position", self._stored)
+            if stored is not None and stored.writer != self._writer:
+                raise DestinationHeld(
+                    f"another instance has taken over the topic {self._settings.topic} (transactional "
+                    f"id {self._group}). It goes on where this one stopped, nothing is lost. Two at "
+                    "once are of no use: find out who starts the other"
+                )
+            self._reporting.pause(SLICE_SECONDS)
+        raise GenerationLost(
+            "the broker has ended our transaction, because it took longer than transaction.timeout.ms"
+        )
+
+
+def _remembered(record: Published, position: dict[tuple[str, int], int]) -> Remembered:
+    reached = position.get(record.source, max(position.values(), default=0))
+    return Remembered(record.source, reached, record.identity)
+
+
+def _now_ms() -> int:
+    return time.time_ns() // 1_000_000

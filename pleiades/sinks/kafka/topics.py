@@ -1,0 +1,164 @@
+"""The topic and its dead letters: what is there, made where it is missing, and what it takes."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+
+from confluent_kafka import IsolationLevel, KafkaError, KafkaException, TopicPartition
+from confluent_kafka.admin import (  # type: ignore[attr-defined]  # its documented names
+    AdminClient,
+    ConfigResource,
+    NewTopic,
+    OffsetSpec,
+)
+
+from pleiades.runtime.errors import Fatal
+from pleiades.runtime.settings import KafkaSettings
+from pleiades.sinks.kafka.records import DEAD_LETTERS_SUFFIX
+from pleiades.sinks.kafka.trouble import advice, said
+
+log = logging.getLogger(__name__)
+
+REQUEST_SECONDS = 5.0
+DEFAULT_MAX_BATCH_BYTES = 1_000_000
+"""Of a topic that may not be asked for its own limit: a little below the broker's default."""
+_APPEND_TIME = "LogAppendTime"
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a topic takes."""
+
+    max_batch_bytes: int
+    append_time: bool
+    """Its records carry the broker's time, or it could not be asked whether they do."""
+
+
+class Topics:
+    """The two topics of a sink, through the admin client."""
+
+    def __init__(self, admin: AdminClient, settings: KafkaSettings) -> None:
+        self._admin = admin
+        self._settings = settings
+        self.events = settings.topic
+        self.dead_letters = settings.topic + DEAD_LETTERS_SUFFIX
+
+    def missing(self, timeout_seconds: float) -> list[NewTopic]:
+        """Which of the two must be made.
+
+        Raises:
+            KafkaException: the cluster can't be reached, or does not let this user see a topic.
+        """
+        replication = self._settings.replication or -1
+        return [
+            NewTopic(name, partitions, replication)
+            for name, partitions in (
+                (self.events, self._settings.partitions),
+                (self.dead_letters, 1),
+            )
+            if not self._exists(name, timeout_seconds)
+        ]
+
+    def _exists(self, topic: str, timeout_seconds: float) -> bool:
+        found = self._admin.list_topics(topic, timeout_seconds).topics[topic]
+        if found.error is None:
+            return True
+        if found.error.code() == KafkaError.UNKNOWN_TOPIC_OR_PART:
+            return False
+        raise KafkaException(found.error)
+
+    def make(self, topics: list[NewTopic]) -> None:
+        """Make them; one that somebody else made meanwhile is as good.
+
+        Raises:
+            KafkaException: it can't be done now, or this user may not.
+            Fatal: the cluster can't make such a topic.
+        """
+        pending = self._admin.create_topics(topics, request_timeout=REQUEST_SECONDS)
+        for name, made in pending.items():
+            try:
+                made.result()
+            except KafkaException as error:
+                self._not_made(name, error.args[0])
+            else:
+                log.info("made the topic %s", name)
+
+    def _not_made(self, name: str, error: KafkaError) -> None:
+        if error.code() == KafkaError.TOPIC_ALREADY_EXISTS:
+            return
+        if error.code() in (
+            KafkaError.INVALID_REPLICATION_FACTOR,
+            KafkaError.INVALID_PARTITIONS,
+            KafkaError.TOPIC_EXCEPTION,
+            KafkaError.POLICY_VIOLATION,
+            KafkaError.INVALID_CONFIG,
+        ):
+            raise Fatal(
+                f"can't make the topic {name}: {said(error, self._settings)}. Nothing was published; "
+                "look at --kafka.partitions and --kafka.replication, or make the topic yourself"
+            )
+        raise KafkaException(error)
+
+    def partitions(self) -> dict[str, list[int]]:
+        """The partitions of both topics.
+
+        Raises:
+            KafkaException: they can't be seen now.
+        """
+        found = {}
+        for topic in (self.events, self.dead_letters):
+            described = self._admin.list_topics(topic, REQUEST_SECONDS).topics[topic]
+            if described.error is not None:
+                raise KafkaException(described.error)
+            found[topic] = sorted(described.partitions)
+        return found
+
+    def ends(self, partitions: dict[str, list[int]]) -> dict[tuple[str, int], int]:
+        """Where each partition ends now, also behind what other transactions have not committed.
+
+        Raises:
+            KafkaException: they can't be asked now.
+        """
+        asked = {
+            TopicPartition(topic, partition): OffsetSpec.latest()  # type: ignore[no-untyped-call]
+            for topic, numbers in partitions.items()
+            for partition in numbers
+        }
+        answers = self._admin.list_offsets(
+            asked,
+            isolation_level=IsolationLevel.READ_UNCOMMITTED,
+            request_timeout=REQUEST_SECONDS,
+        )
+        return {(at.topic, at.partition): answer.result().offset for at, answer in answers.items()}
+
+    def limits(self, topic: str) -> Limits:
+        """What a topic takes; the usual limits where it may not be asked.
+
+        Raises:
+            KafkaException: it can't be asked now.
+        """
+        resource = ConfigResource(ConfigResource.Type.TOPIC, topic)
+        answer = self._admin.describe_configs([resource], request_timeout=REQUEST_SECONDS)
+        try:
+            entries = answer[resource].result()
+        except KafkaException as error:
+            if error.args[0].code() != KafkaError.TOPIC_AUTHORIZATION_FAILED:
+                raise
+            log.info(
+                "this user may not see the configuration of %s (DescribeConfigs): assuming that "
+                "it takes %d bytes at once",
+                topic,
+                DEFAULT_MAX_BATCH_BYTES,
+            )
+            return Limits(DEFAULT_MAX_BATCH_BYTES, append_time=True)
+        return Limits(
+            int(entries["max.message.bytes"].value),
+            entries["message.timestamp.type"].value == _APPEND_TIME,
+        )
+
+
+def hint(error: KafkaError, settings: KafkaSettings) -> str:
+    """An error with what to look at, for a report."""
+    advised = advice(error, settings)
+    return said(error, settings) + (f": {advised}" if advised else "")

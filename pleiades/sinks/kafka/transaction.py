@@ -1,0 +1,304 @@
+"""One transaction after the other, each with events, dead letters and the position.
+
+Laws:
+- Everything written since the last commit is kept until it is committed, and can be produced again: a
+  transaction that has to be aborted is begun anew with the same records in the same order.
+- Usually a batch is handed to librdkafka as a whole, and nobody asks for reports on its messages. What
+  went wrong in a transaction is found out by producing it again one by one, with reports.
+- An event is refused for its size only if the broker said so of a batch that held nothing else. It
+  then becomes a dead letter in the same transaction.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from confluent_kafka import KafkaError, KafkaException, Message, Producer, TopicPartition
+
+from pleiades.core.backoff import Backoff
+from pleiades.core.decoding import TOO_LARGE
+from pleiades.core.wire import DeadLetter, Event
+from pleiades.sinks.kafka.records import (
+    ID_HEADER,
+    MAX_ID_BYTES,
+    Headers,
+    KeyOf,
+    dead_letter_headers,
+)
+from pleiades.sinks.kafka.trouble import Kind, kind_of
+
+log = logging.getLogger(__name__)
+
+SLICE_SECONDS = 0.5
+"""How long one call may block; between two the process shows that it lives."""
+RETRY_BACKOFF = Backoff(first_seconds=0.1, max_seconds=5.0)
+
+
+class Record(NamedTuple):
+    """A message that is produced by itself."""
+
+    topic: str
+    key: bytes
+    value: bytes
+    headers: Headers
+
+
+@dataclass(frozen=True, slots=True)
+class Around:
+    """What a transaction needs from what is around it."""
+
+    alive: Callable[[], None]
+    """Called at least every second."""
+    pause: Callable[[float], None]
+    on_trouble: Callable[[str, KafkaError], None]
+    """Told of each error that is taken for transient or aborts: what could not be done, and why."""
+
+
+class Reports:
+    """What became of the messages of one careful try."""
+
+    def __init__(self) -> None:
+        self.expected = 0
+        self.delivered = 0
+        self.failed: list[tuple[Event | DeadLetter, KafkaError]] = []
+
+    @property
+    def complete(self) -> bool:
+        """Whether there is nothing left to wait for: after a failure the rest is not sent."""
+        return bool(self.failed) or self.delivered == self.expected
+
+    def on(self, written: Event | DeadLetter) -> Callable[[KafkaError | None, Message], None]:
+        """The delivery callback of one message."""
+        self.expected += 1
+
+        def note(error: KafkaError | None, _message: Message) -> None:
+            if error is None:
+                self.delivered += 1
+            else:
+                self.failed.append((written, error))
+
+        return note
+
+
+class Transactions:
+    """Events in, transactions out.
+
+    Args:
+        topic: where events go; dead letters go to `dead_letters_topic`.
+        key_of: None: the SSE id; else the id goes into a header.
+        max_dead_letter_bytes: a longer one is cut.
+    """
+
+    def __init__(
+        self,
+        producer: Producer,
+        topic: str,
+        dead_letters_topic: str,
+        key_of: KeyOf | None,
+        max_dead_letter_bytes: int,
+        around: Around,
+    ) -> None:
+        self._producer = producer
+        self._topic = topic
+        self._dead_letters_topic = dead_letters_topic
+        self._key_of = key_of
+        self._max_dead_letter_bytes = max_dead_letter_bytes
+        self._around = around
+        self._events: list[Event] = []
+        self._letters: list[DeadLetter] = []
+        self._begun = False
+        self._spoilt: KafkaError | None = None
+        """Why what was produced can't be committed."""
+        self._suspects: set[str] = set()
+        """Identities of events that may be too large: they are produced alone."""
+
+    def write(self, events: list[Event], letters: list[DeadLetter]) -> None:
+        """Produce, in the open transaction or a new one."""
+        self._events += events
+        self._letters += letters
+        if self._spoilt is not None:
+            return
+        try:
+            self._begin()
+            if self._key_of is None:
+                self._produce_batch(events)
+            else:
+                for event in events:
+                    self._produce(event)
+            for letter in letters:
+                self._produce(letter)
+            self._producer.poll(0)
+        except KafkaException as error:
+            # Whatever it is, the commit meets it too, and knows how to take it.
+            self._spoilt = error.args[0]
+
+    def commit(self, position: TopicPartition, group: object) -> list[DeadLetter]:
+        """Commit all that was written, and the position; waits for as long as it takes.
+
+        Returns the dead letters among it, with the events that the broker refused for their size.
+
+        Raises:
+            KafkaException: the sink must judge: fenced, lost or fatal.
+        """
+        failures = 0
+        while not self._try_to_commit(position, group):
+            failures += 1
+            if failures > 1:
+                self._around.pause(RETRY_BACKOFF.pause_seconds(failures - 1, jitter=1.0))
+        letters = self._letters
+        self._events, self._letters, self._suspects = [], [], set()
+        return letters
+
+    def _try_to_commit(self, position: TopicPartition, group: object) -> bool:
+        """Once; False if it has to be done again from the beginning."""
+        if self._spoilt is not None and not self._produce_again():
+            return False
+        producer = self._producer
+        try:
+            self._begin()
+            self._insist(
+                lambda: producer.send_offsets_to_transaction([position], group, SLICE_SECONDS)
+            )
+            # A commit that ran out of time goes on; to call it again is to wait for its end.
+            self._insist(lambda: producer.commit_transaction(SLICE_SECONDS))
+        except KafkaException as error:
+            if kind_of(error.args[0]) is not Kind.ABORT:
+                raise
+            self._spoil(error.args[0])
+            return False
+        self._begun = False
+        return True
+
+    def _spoil(self, error: KafkaError) -> None:
+        self._spoilt = error
+        if error.code() != KafkaError.MSG_SIZE_TOO_LARGE:
+            self._around.on_trouble("commit a transaction, which begins again", error)
+
+    def _begin(self) -> None:
+        if not self._begun:
+            self._producer.begin_transaction()
+            self._begun = True
+
+    def _insist(self, call: Callable[[], None]) -> None:
+        """Call again for as long as the error is one that passes."""
+        failures = 0
+        while True:
+            self._around.alive()
+            started = time.monotonic()
+            try:
+                call()
+            except KafkaException as error:
+                if kind_of(error.args[0]) is not Kind.TRANSIENT:
+                    raise
+                self._around.on_trouble("commit", error.args[0])
+                if time.monotonic() - started < SLICE_SECONDS / 2:
+                    failures += 1
+                    self._around.pause(RETRY_BACKOFF.pause_seconds(failures, jitter=1.0))
+            else:
+                return
+
+    # ---- producing, the quick way and the careful one ----
+
+    def _produce_batch(self, events: list[Event]) -> None:
+        messages = [{"key": event.key, "value": event.data} for event in events]
+        if messages and self._producer.produce_batch(self._topic, messages) < len(messages):
+            failed = next(message["_error"] for message in messages if "_error" in message)
+            raise KafkaException(failed)
+
+    def _produce(self, written: Event | DeadLetter, reports: Reports | None = None) -> None:
+        record = self._record(written)
+        on_delivery = None if reports is None else reports.on(written)
+        while True:
+            try:
+                self._producer.produce(
+                    record.topic,
+                    record.value,
+                    record.key,
+                    headers=record.headers,
+                    on_delivery=on_delivery,
+                )
+            except BufferError:
+                self._around.alive()
+                self._producer.poll(SLICE_SECONDS)
+            else:
+                return
+
+    def _record(self, written: Event | DeadLetter) -> Record:
+        if isinstance(written, DeadLetter):
+            most = self._max_dead_letter_bytes
+            headers = dead_letter_headers(written, most)
+            return Record(
+                self._dead_letters_topic, written.key[:MAX_ID_BYTES], written.data[:most], headers
+            )
+        if self._key_of is None:
+            return Record(self._topic, written.key, written.data, {})
+        return Record(self._topic, self._key_of(written), written.data, {ID_HEADER: written.key})
+
+    def _produce_again(self) -> bool:
+        """Abort, and produce all of it once more, one by one; whether all of it was delivered.
+
+        Raises:
+            KafkaException: the transaction can't be aborted, or a message not be delivered ever.
+        """
+        if self._begun:
+            self._insist(lambda: self._producer.abort_transaction(SLICE_SECONDS))
+            self._begun = False
+        reports = Reports()
+        try:
+            self._begin()
+            everything: list[Event | DeadLetter] = [*self._events, *self._letters]
+            for written in everything:
+                alone = written.identity in self._suspects
+                if alone:
+                    self._await(reports)
+                self._produce(written, reports)
+                self._producer.poll(0)
+                if alone:
+                    self._await(reports)
+                if reports.failed:
+                    break
+        except KafkaException as error:
+            # The transaction failed behind our back; the reports say of what, if it was a message.
+            self._spoilt = error.args[0]
+            self._producer.poll(SLICE_SECONDS)
+            if not reports.failed:
+                self._spoil(error.args[0])
+                return False
+        self._await(reports)
+        for written, failure in reports.failed:
+            self._learn(written, failure)
+        if reports.failed:
+            return False
+        self._spoilt = None
+        return True
+
+    def _await(self, reports: Reports) -> None:
+        while not reports.complete:
+            self._around.alive()
+            self._producer.flush(SLICE_SECONDS)
+
+    def _learn(self, written: Event | DeadLetter, error: KafkaError) -> None:
+        if error.code() != KafkaError.MSG_SIZE_TOO_LARGE:
+            if kind_of(error) is not Kind.TRANSIENT:
+                raise KafkaException(error)
+            self._around.on_trouble("deliver events", error)
+        elif isinstance(written, DeadLetter):
+            self._max_dead_letter_bytes = max(self._max_dead_letter_bytes // 2, 1)
+        elif written.identity not in self._suspects:
+            self._suspects.add(written.identity)
+        else:
+            self._events.remove(written)
+            self._letters.append(
+                DeadLetter(
+                    written.identity,
+                    written.source,
+                    written.timestamp_ms,
+                    TOO_LARGE,
+                    written.key,
+                    written.data,
+                )
+            )

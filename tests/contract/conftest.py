@@ -1,0 +1,20 @@
+"""What the suite needs around a sink."""
+
+from __future__ import annotations
+
+from multiprocessing import Pipe
+
+import pytest
+
+from pleiades.runtime.child import Life
+from tests.harness.kafka import kafka, topic
+from tests.unit.conftest import metrics
+
+__all__ = ["kafka", "life", "metrics", "topic"]
+
+
+@pytest.fixture
+def life() -> Life:
+    """A process whose beats nobody reads."""
+    _, nowhere = Pipe(duplex=False)
+    return Life(nowhere)

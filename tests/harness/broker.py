@@ -1,0 +1,253 @@
+"""A real Kafka of one's own, started by `scripts/kafka`, and what lies in its topics."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import select
+import signal
+import socket
+import subprocess
+import sys
+import time
+import uuid
+from pathlib import Path
+from typing import NamedTuple, cast
+
+import psutil
+from confluent_kafka import (
+    OFFSET_BEGINNING,
+    Consumer,
+    KafkaError,
+    KafkaException,
+    Message,
+    TopicPartition,
+)
+
+from tests.harness.waiting import until
+
+SCRIPT = Path(__file__).parents[2] / "scripts" / "kafka"
+
+# The script bounds its own waits; the first start of all also downloads Kafka.
+SCRIPT_TIMEOUT_SECONDS = 280
+KILL_TIMEOUT_SECONDS = 10
+
+# Between the script's own choices and the kernel's, for outgoing connections.
+LOWEST_PORT, HIGHEST_PORT = 16_384, 32_000
+PORT_TRIES = 100
+
+FETCH_MESSAGES = 10_000
+FETCH_SECONDS = 0.05
+
+# A broker is nobody's child: without this one it would outlive a test process that is killed.
+_GUARD = """
+import os, select, subprocess, sys
+owner, *stop = sys.argv[1:]
+try:
+    select.select([os.pidfd_open(int(owner))], [], [])
+except ProcessLookupError:
+    pass
+subprocess.run(stop)
+"""
+
+
+def free_port() -> int:
+    """A port on which nobody listens; the one after the next is free too, for SASL_SSL."""
+    for _ in range(PORT_TRIES):
+        port = LOWEST_PORT + secrets.randbelow(HIGHEST_PORT - LOWEST_PORT)
+        if all(_free(neighbour) for neighbour in (port, port + 2)):
+            return port
+    raise AssertionError(f"no free port found in {PORT_TRIES} tries")
+
+
+def _free(port: int) -> bool:
+    with socket.socket() as trial:
+        try:
+            trial.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
+
+
+def script_environment() -> dict[str, str]:
+    """This process's environment, but `scripts/kafka` starts a broker whatever the user uses."""
+    return {name: text for name, text in os.environ.items() if name != "KAFKA_BOOTSTRAP"}
+
+
+def guard_command(folder: Path, owner: int) -> list[str]:
+    """A process that waits for the end of the process `owner` and then stops the broker of a folder."""
+    return [sys.executable, "-c", _GUARD, str(owner), str(SCRIPT), "stop", "--dir", str(folder)]
+
+
+def run_script(*arguments: str) -> str:
+    """Run `scripts/kafka` and return what it said; its errors fail the test."""
+    done = subprocess.run(
+        [SCRIPT, *arguments],
+        env=script_environment(),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=SCRIPT_TIMEOUT_SECONDS,
+        check=False,
+    )
+    assert done.returncode == 0, f"scripts/kafka {' '.join(arguments)}: {done.stderr}"
+    return done.stdout
+
+
+class Broker:
+    """One broker; the `with` block starts and stops it, and it never outlives this process.
+
+    Args:
+        folder: its data, configuration and log; data of an earlier one are gone on with.
+        port: None: any free one.
+        secure: with the SASL_SSL listener too.
+    """
+
+    def __init__(self, folder: Path, port: int | None = None, secure: bool = False) -> None:
+        self.folder = folder
+        self.port = port or free_port()
+        self.bootstrap = f"127.0.0.1:{self.port}"
+        self.secure_config = folder / "client.properties"
+        self.nobody_config = folder / "nobody.properties"
+        self._secure = secure
+        self._guard: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> Broker:
+        try:
+            self.start()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    @property
+    def pid(self) -> int:
+        """The JVM."""
+        return int((self.folder / "pid").read_text())
+
+    def start(self) -> None:
+        """Start, or start again with the same data and port; returns when it answers."""
+        if self._guard is None:
+            # First: this process may be killed while the broker starts.
+            self._guard = subprocess.Popen(
+                guard_command(self.folder, os.getpid()),
+                env=script_environment(),
+                start_new_session=True,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+            )
+        secure = ["--secure"] if self._secure else []
+        run_script("start", "--dir", str(self.folder), "--port", str(self.port), *secure)
+
+    def stop(self) -> None:
+        """End it in order; a frozen one too, and one that does not run."""
+        run_script("stop", "--dir", str(self.folder))
+        if self._guard is not None:
+            self._guard.kill()
+            self._guard.wait(KILL_TIMEOUT_SECONDS)
+            self._guard = None
+
+    def kill(self) -> None:
+        """SIGKILL; returns when it is dead."""
+        process = os.pidfd_open(self.pid)
+        try:
+            signal.pidfd_send_signal(process, signal.SIGKILL)
+            ended, _, _ = select.select([process], [], [], KILL_TIMEOUT_SECONDS)
+        finally:
+            os.close(process)
+        assert ended, f"the broker {self.pid} survived SIGKILL"
+
+    def suspend(self) -> None:
+        """SIGSTOP; returns when it stands still."""
+        process = psutil.Process(self.pid)
+        process.suspend()
+        until(lambda: process.status() == psutil.STATUS_STOPPED, "the broker to stand still")
+
+    def resume(self) -> None:
+        """SIGCONT."""
+        psutil.Process(self.pid).resume()
+
+
+class Record(NamedTuple):
+    """A record as it lies in a topic."""
+
+    partition: int
+    offset: int
+    timestamp_ms: int
+    key: bytes | None
+    value: bytes | None
+    headers: list[tuple[str, bytes | None]]
+
+
+def _record(message: Message) -> Record:
+    partition, offset, headers = message.partition(), message.offset(), message.headers()
+    assert partition is not None
+    assert offset is not None
+    # The client's types allow here what only a producer may pass.
+    read = cast("list[tuple[str, bytes | None]]", headers or [])
+    return Record(
+        partition, offset, message.timestamp()[1], message.key(), message.value(), list(read)
+    )
+
+
+def topic_records(
+    bootstrap: str, topic: str, read_committed: bool = True, timeout_seconds: float = 30.0
+) -> list[Record]:
+    """Read a topic afresh, all partitions from the beginning to the end.
+
+    In each partition the records come in order. Offsets have gaps where transactions were committed
+    or aborted, by the markers of that.
+
+    Args:
+        bootstrap: host:port of the broker.
+        topic: a missing one is empty.
+        read_committed: leave out what transactions have not committed; a partition then ends where
+            its first open transaction begins. Otherwise everything is read, aborted records too.
+        timeout_seconds: for all of it.
+
+    Raises:
+        TimeoutError: the end was not reached in time.
+        KafkaException: the broker refuses, or does not answer.
+    """
+    deadline = time.monotonic() + timeout_seconds
+    consumer = Consumer(
+        {
+            "bootstrap.servers": bootstrap,
+            "group.id": f"test-{uuid.uuid4()}",
+            "enable.auto.commit": False,
+            "enable.partition.eof": True,
+            "isolation.level": "read_committed" if read_committed else "read_uncommitted",
+            # The broker tells the end of an empty partition only after this time: 500 otherwise.
+            "fetch.wait.max.ms": 10,
+        }
+    )
+    records: list[Record] = []
+    try:
+        described = consumer.list_topics(topic, timeout=timeout_seconds).topics[topic]
+        if described.error is not None:
+            if described.error.code() == KafkaError.UNKNOWN_TOPIC_OR_PART:
+                return []
+            raise KafkaException(described.error)
+        unfinished = set(described.partitions)
+        consumer.assign([TopicPartition(topic, part, OFFSET_BEGINNING) for part in unfinished])
+        while unfinished:
+            if time.monotonic() > deadline:
+                raise TimeoutError(
+                    f"{topic}: {len(records)} records in {timeout_seconds:g} s, "
+                    f"but not the end of the partitions {sorted(unfinished)}"
+                )
+            for message in consumer.consume(FETCH_MESSAGES, FETCH_SECONDS):
+                error = message.error()
+                if error is None:
+                    records.append(_record(message))
+                elif error.code() == KafkaError._PARTITION_EOF:
+                    unfinished.discard(message.partition())
+                else:
+                    raise KafkaException(error)
+    finally:
+        consumer.close()
+    return records

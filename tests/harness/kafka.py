@@ -1,0 +1,87 @@
+"""Fixtures: a Kafka for all tests of a run, a topic in it, a broker that a test may kill.
+
+A conftest imports those it wants to give to its tests.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import subprocess
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from confluent_kafka import KafkaError, KafkaException
+from confluent_kafka.admin import AdminClient
+
+from tests.harness.broker import Broker, free_port, guard_command, run_script, script_environment
+
+ADMIN_TIMEOUT_SECONDS = 30
+DEAD_LETTERS = "-dead-letters"
+
+
+@pytest.fixture(scope="session")
+def kafka(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """`host:port` of a broker that all workers of this run share: for topics of one's own only.
+
+    `KAFKA_BOOTSTRAP` if set. Otherwise the first test that needs one starts it, and it ends with
+    pytest's main process, whatever becomes of the workers.
+    """
+    if given := os.environ.get("KAFKA_BOOTSTRAP"):
+        return given
+    base, owner = tmp_path_factory.getbasetemp(), os.getpid()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        base, owner = base.parent, os.getppid()
+    folder = base / "kafka"
+    with (base / "kafka.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        _guard(folder, owner)
+        # Where another worker has started it, the script only says so.
+        port = _port_of(folder) or free_port()
+        run_script("start", "--dir", str(folder), "--port", str(port))
+    return f"127.0.0.1:{port}"
+
+
+def _port_of(folder: Path) -> int | None:
+    try:
+        return int((folder / "bootstrap").read_text().rpartition(":")[2])
+    except FileNotFoundError:
+        return None
+
+
+def _guard(folder: Path, owner: int) -> None:
+    """Each worker leaves one behind: another may have been killed before its own stood."""
+    subprocess.run(
+        ["setsid", "--fork", *guard_command(folder, owner)],
+        env=script_environment(),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        check=True,
+    )
+
+
+@pytest.fixture
+def topic(kafka: str) -> Iterator[str]:
+    """A name that no other test uses; its topics are deleted in the end, if somebody made them."""
+    name = f"test-{uuid.uuid4()}"
+    yield name
+    admin = AdminClient({"bootstrap.servers": kafka})
+    deletions = admin.delete_topics(
+        [name, name + DEAD_LETTERS], request_timeout=ADMIN_TIMEOUT_SECONDS
+    )
+    for deletion in deletions.values():
+        try:
+            deletion.result(ADMIN_TIMEOUT_SECONDS)
+        except KafkaException as error:
+            if error.args[0].code() != KafkaError.UNKNOWN_TOPIC_OR_PART:
+                raise
+
+
+@pytest.fixture
+def own_broker(tmp_path: Path) -> Iterator[Broker]:
+    """A broker that this test may kill, freeze and start again."""
+    with Broker(tmp_path / "kafka") as broker:
+        yield broker
