@@ -18,7 +18,14 @@ from confluent_kafka import KafkaError, Message, Producer
 from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewTopic
 
-from tests.harness.broker import SCRIPT, Broker, free_port, script_environment, topic_records
+from tests.harness.broker import (
+    SCRIPT,
+    SCRIPT_TIMEOUT_SECONDS,
+    Broker,
+    free_port,
+    script_environment,
+    topic_records,
+)
 from tests.harness.waiting import until
 
 CLIENT_TIMEOUT_SECONDS = 30
@@ -33,7 +40,7 @@ def run(*arguments: str | Path, bootstrap: str | None = None) -> subprocess.Comp
         env=environment,
         capture_output=True,
         text=True,
-        timeout=CLIENT_TIMEOUT_SECONDS,
+        timeout=SCRIPT_TIMEOUT_SECONDS,
         check=False,
     )
 

@@ -138,7 +138,7 @@ def test_dead_letters_are_published_once_and_said(
     with_letter = batch(0, 1)._replace(dead_letters=[letter])
     run([with_letter, with_letter._replace(sequence=1, connection=2)])
     assert [stored.data for stored in store.dead_letters] == [b"?"]
-    assert "lie, raw, with the dead letters" in caplog.text
+    assert "1 events could not be published as such (not_json)" in caplog.text
 
 
 def test_the_windows_bound_is_announced(run: Run, caplog: pytest.LogCaptureFixture) -> None:

@@ -122,6 +122,8 @@ class Clients:
             **usual,
             **dict(self.settings.properties),
             **needed,
+            # A look at a missing topic must not make it, with whatever partitions the broker likes.
+            "allow.auto.create.topics": False,
             "bootstrap.servers": self.settings.brokers,
             "error_cb": self._on_error,
         }

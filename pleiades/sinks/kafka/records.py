@@ -23,7 +23,6 @@ from pleiades.core.wire import (
     is_source,
 )
 
-DEAD_LETTERS_SUFFIX = "-dead-letters"
 ID_HEADER = "id"
 MAX_ID_BYTES = 4096
 """Of an SSE id in a dead letter; what a longer one has beyond that is cut."""

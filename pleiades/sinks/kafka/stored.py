@@ -10,13 +10,14 @@ from __future__ import annotations
 import base64
 import re
 import zlib
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import orjson
 
 from pleiades.core.position import Checkpoint, Position, UnreadableCheckpoint
 from pleiades.core.span import Mark, Span
-from pleiades.core.wire import MAX_TIMESTAMP_MS, is_source
+from pleiades.core.wire import MAX_TIMESTAMP_MS, TopicPartition, is_source
 from pleiades.runtime.errors import Fatal
 
 FORMAT_VERSION = 1
@@ -51,11 +52,17 @@ class Stored(NamedTuple):
                 None if source not in marked else reached - marked[source]
                 for source, reached in position
             ]
-            mark = [span.mark.time_ms, gained]
+            # After a start that ignored the position these have not come again yet.
+            others = marked.keys() - checkpoint.position.keys()
+            mark = [
+                span.mark.time_ms,
+                gained,
+                _listed(sorted((source, marked[source]) for source in others)),
+            ]
         plain = orjson.dumps(
             {
                 "version": FORMAT_VERSION,
-                "position": [[topic, partition, ms] for (topic, partition), ms in position],
+                "position": _listed(position),
                 "started_ms": checkpoint.started_ms,
                 "clock_ms": checkpoint.clock_ms,
                 "window_since_ms": span.since_ms,
@@ -87,14 +94,12 @@ def read_metadata(metadata: str) -> Stored:
         version = stored["version"]
         if type(version) is not int or version != FORMAT_VERSION:
             raise UnreadableCheckpoint(f"its format version is {str(version)[:20]}")
-        entries = [((topic, partition), ms) for topic, partition, ms in stored["position"]]
-        position = dict(entries)
-        if len(position) != len(entries) or not all(map(is_source, position)):
-            raise UnreadableCheckpoint("it holds values that are no position")
+        position = _position(stored["position"])
         times = [stored["started_ms"], stored["clock_ms"], stored["window_since_ms"]]
         mark = stored["mark"]
         if mark is not None:
-            mark = Mark(mark[0], _marked(entries, mark[1]))
+            time_ms, gained, others = mark
+            mark = Mark(time_ms, _marked(position, gained) | _position(others))
             times += [mark.time_ms, *mark.position.values()]
         if not all(map(_is_time, [*times, *position.values()])):
             raise UnreadableCheckpoint("it holds values that are no position")
@@ -121,10 +126,21 @@ def _unpacked(metadata: str) -> Any:
     return orjson.loads(plain)
 
 
-def _marked(entries: list[tuple[Any, int]], gained: list[int | None]) -> Position:
+def _listed(position: Iterable[tuple[TopicPartition, int]]) -> list[tuple[str, int, int]]:
+    return [(*source, reached) for source, reached in position]
+
+
+def _position(listed: Any) -> Position:
+    position = {(topic, partition): reached for topic, partition, reached in listed}
+    if len(position) != len(listed) or not all(map(is_source, position)):
+        raise UnreadableCheckpoint("it holds values that are no position")
+    return position
+
+
+def _marked(position: Position, gained: list[int | None]) -> Position:
     return {
         source: reached - since
-        for (source, reached), since in zip(entries, gained, strict=True)
+        for (source, reached), since in zip(position.items(), gained, strict=True)
         if since is not None
     }
 

@@ -14,8 +14,7 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]  # its documen
 )
 
 from pleiades.runtime.errors import Fatal
-from pleiades.runtime.settings import KafkaSettings
-from pleiades.sinks.kafka.records import DEAD_LETTERS_SUFFIX
+from pleiades.runtime.settings import DEAD_LETTERS_SUFFIX, KafkaSettings
 from pleiades.sinks.kafka.trouble import advice, said
 
 log = logging.getLogger(__name__)

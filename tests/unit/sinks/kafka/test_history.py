@@ -1,0 +1,89 @@
+"""What the last records of a topic say of the position."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+
+from pleiades.core.position import Checkpoint
+from pleiades.core.wire import Assignment
+from pleiades.sinks.kafka.history import covers, found_checkpoint
+from pleiades.sinks.kafka.records import Published
+
+EQIAD = ("eqiad.mediawiki.recentchange", 0)
+CODFW = ("codfw.mediawiki.recentchange", 0)
+OVERLAP_MS = 60
+NOW_MS = 1_000_000
+
+
+def record(
+    *reached: tuple[tuple[str, int], int | None], stream: str = "mediawiki.recentchange"
+) -> Published:
+    return Published("id", EQIAD, 1, tuple(Assignment(*each) for each in reached), stream)
+
+
+def test_the_position_is_the_join_of_the_ids() -> None:
+    records = [
+        record((EQIAD, NOW_MS + 5), (CODFW, None)),
+        record((EQIAD, NOW_MS + 9), (CODFW, NOW_MS)),
+        record((EQIAD, NOW_MS + 7), (CODFW, None)),
+    ]
+    found = found_checkpoint(records, ("recentchange",), OVERLAP_MS)
+    assert found == Checkpoint({EQIAD: NOW_MS + 9, CODFW: NOW_MS}, NOW_MS - OVERLAP_MS, 0)
+    assert found.started_ms < min(found.position.values()), "else its topics would count as young"
+
+
+def test_a_topic_that_delivered_nothing_stays_in_the_position() -> None:
+    found = found_checkpoint([record((EQIAD, NOW_MS), (CODFW, None))], ("recentchange",), 60)
+    assert found is not None
+    assert found.position == {EQIAD: NOW_MS, CODFW: 0}
+
+
+def test_records_of_other_streams_do_not_count() -> None:
+    other = record((("eqiad.mediawiki.page-create", 0), NOW_MS), stream="mediawiki.page-create")
+    assert found_checkpoint([other], ("recentchange",), OVERLAP_MS) is None
+    found = found_checkpoint([other, record((EQIAD, NOW_MS))], ("recentchange",), OVERLAP_MS)
+    assert found is not None
+    assert set(found.position) == {EQIAD}
+
+
+def test_old_events_do_not_say_their_stream() -> None:
+    assert found_checkpoint([record((EQIAD, NOW_MS), stream="")], ("recentchange",), OVERLAP_MS)
+
+
+def test_a_stream_that_is_missing_among_several_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    streams = ("recentchange", "page-create")
+    with caplog.at_level(logging.WARNING):
+        assert found_checkpoint([record((EQIAD, NOW_MS))], streams, OVERLAP_MS) is None
+    assert "none of page-create: it does not tell where to go on" in caplog.text
+    assert f"--since={NOW_MS - OVERLAP_MS}" in caplog.text
+
+
+def test_ids_without_any_timestamp_say_nothing() -> None:
+    assert found_checkpoint([record((EQIAD, None))], ("recentchange",), OVERLAP_MS) is None
+    assert found_checkpoint([], ("recentchange",), OVERLAP_MS) is None
+
+
+@pytest.mark.parametrize(
+    ("oldest_eqiad", "oldest_codfw", "enough"),
+    [
+        (NOW_MS - 601, NOW_MS - 601, True),
+        (NOW_MS - 600, NOW_MS - 601, False),
+        (NOW_MS - 601, NOW_MS - 600, False),
+        (NOW_MS - 601, None, True),
+    ],
+)
+def test_the_tail_must_reach_behind_what_can_be_repeated(
+    oldest_eqiad: int, oldest_codfw: int | None, enough: bool
+) -> None:
+    records = [
+        record((EQIAD, oldest_eqiad), (CODFW, oldest_codfw)),
+        record((EQIAD, NOW_MS), (CODFW, NOW_MS)),
+    ]
+    position = {EQIAD: NOW_MS, CODFW: NOW_MS}
+    assert covers(records, Checkpoint(position, 0, 0), 600) is enough
+
+
+def test_no_records_cover_nothing() -> None:
+    assert not covers([], Checkpoint({EQIAD: NOW_MS}, 0, 0), 600)
