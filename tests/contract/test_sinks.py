@@ -13,12 +13,11 @@ from pleiades.core.wire import DeadLetter, Event, compose_id
 from pleiades.runtime.child import Life
 from pleiades.runtime.errors import DestinationHeld
 from pleiades.runtime.metrics import Metrics
-from pleiades.runtime.settings import KafkaSettings
+from pleiades.runtime.settings import DEAD_LETTERS_SUFFIX, KafkaSettings
 from pleiades.sinks import files
 from pleiades.sinks.base import Remembered, Sink
 from pleiades.sinks.files import FilesSink, Surroundings
 from pleiades.sinks.kafka import KafkaSink
-from pleiades.sinks.kafka.records import DEAD_LETTERS_SUFFIX
 from pleiades.sinks.kafka.reporting import Reporting
 from pleiades.sinks.memory import MemorySink, MemoryStore
 from tests.harness.broker import topic_records

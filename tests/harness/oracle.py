@@ -1,15 +1,16 @@
-"""Compares a directory with the truth: the journal of the local upstream."""
+"""Compares a directory or a topic with the truth: the journal of the local upstream."""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Container
+from collections import Counter, defaultdict
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import orjson
 
 from pleiades.simulator.journal import JournalEntry
+from tests.harness.broker import Record, topic_records
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,7 @@ class Verdict:
     disordered: list[str]
     """Published before one that precedes it in its topic."""
     broken: list[str]
-    """Files that are no whole JSON with a newline at the end."""
+    """Files that are no whole JSON with a newline at the end; records that are not the event."""
     published: int
 
     @property
@@ -37,6 +38,9 @@ class Verdict:
             f"foreign {len(self.foreign)}, out of order {len(self.disordered)}, "
             f"broken {len(self.broken)}"
         )
+
+
+# ---- a directory ----
 
 
 def published_count(folder: Path) -> int:
@@ -62,6 +66,7 @@ def judge(
         journal: everything upstream appended.
         since_ms: where the relay was told to start. A topic is expected from its first event on
             that is dated at or after it, or from the first published one if that is earlier.
+        finished: everything must be there; otherwise up to the last published one of each topic.
     """
     appeared: dict[str, int] = {}
     seen: Counter[str] = Counter()
@@ -77,20 +82,114 @@ def judge(
             broken.append(path.name)
         seen[identity] += 1
         appeared[identity] = path.stat().st_ctime_ns
-    expected = _expected(journal, since_ms, seen)
+    expected = _expected(journal, since_ms, finished, seen)
+    return _verdict(journal, expected, seen, {0: appeared}, broken)
+
+
+# ---- a topic ----
+
+
+def committed_count(bootstrap: str, topic: str) -> int:
+    """Records that a reader of committed ones sees; reads all of them."""
+    return len(topic_records(bootstrap, topic))
+
+
+def judge_topic(
+    bootstrap: str, topic: str, journal: list[JournalEntry], since_ms: int, finished: bool = True
+) -> Verdict:
+    """Read a topic afresh, as a reader of committed records sees it.
+
+    The order is that of the offsets, in each partition for itself. A key must keep to one partition:
+    only so the records of a key have an order at all. The SSE id, which is the key or else the header
+    `id`, must give the event's own time to its own topic; the journal tells no more of it.
+
+    Args:
+        bootstrap: host:port of the broker.
+        topic: the topic of the relay.
+        journal, since_ms, finished: see `judge`.
+    """
+    records = topic_records(bootstrap, topic)
+    entries = {entry.identity: entry for entry in journal}
+    offsets: dict[int, dict[str, int]] = defaultdict(dict)
+    seen: Counter[str] = Counter()
+    broken = []
+    partition_of: dict[bytes | None, int] = {}
+    for record in records:
+        identity, as_sent = _read(record, entries)
+        seen[identity] += 1
+        # The first of a doubled one: that it is doubled is told anyway.
+        offsets[record.partition].setdefault(identity, record.offset)
+        if partition_of.setdefault(record.key, record.partition) != record.partition or not as_sent:
+            broken.append(identity)
+    expected = _expected(journal, since_ms, finished, seen)
+    return _verdict(journal, expected, seen, offsets, broken)
+
+
+def _read(record: Record, entries: Mapping[str, JournalEntry]) -> tuple[str, bool]:
+    """Which event a record holds, and whether its id and data are those of that event."""
+    try:
+        meta = orjson.loads(record.value or b"")["meta"]
+        identity: str = meta["id"]
+        reached = {
+            (entry["topic"], entry["partition"]): entry.get("timestamp")
+            for entry in orjson.loads(dict(record.headers).get("id", record.key) or b"")
+        }
+    except (orjson.JSONDecodeError, KeyError, TypeError, AttributeError):
+        return f"{record.partition}:{record.offset}", False
+    sent = entries.get(identity)
+    if sent is None:
+        return identity, False
+    # The real service asks for the event behind this one.
+    own = (meta["topic"], meta["partition"]) == sent.source
+    return identity, own and reached.get(sent.source) == sent.timestamp + 1
+
+
+# ---- both ----
+
+
+def _expected(
+    journal: list[JournalEntry], since_ms: int, finished: bool, seen: Container[str]
+) -> list[JournalEntry]:
+    """What must be published."""
+    expected = _begun(journal, since_ms, seen)
     if not finished:
         # The same from behind: up to the last published one of each topic.
-        expected = _expected(expected[::-1], None, seen)[::-1]
+        expected = _begun(expected[::-1], None, seen)[::-1]
+    return expected
+
+
+def _begun(
+    journal: list[JournalEntry], since_ms: int | None, seen: Container[str]
+) -> list[JournalEntry]:
+    """Of each topic, all from the first that is published or late enough."""
+    begun = set()
+    expected = []
+    for entry in journal:
+        if entry.identity in seen or (since_ms is not None and entry.timestamp >= since_ms):
+            begun.add(entry.source)
+        if entry.source in begun and not entry.canary:
+            expected.append(entry)
+    return expected
+
+
+def _verdict(
+    journal: list[JournalEntry],
+    expected: list[JournalEntry],
+    seen: Counter[str],
+    places: Mapping[int, Mapping[str, int]],
+    broken: list[str],
+) -> Verdict:
+    """`places`: for each sequence of published events, where in it each one stands."""
     disordered = []
-    latest: dict[tuple[str, int], int] = {}
-    for entry in expected:
-        source = entry.source
-        time_ns = appeared.get(entry.identity)
-        if time_ns is None:
-            continue
-        if time_ns < latest.get(source, 0):
-            disordered.append(entry.identity)
-        latest[source] = max(time_ns, latest.get(source, 0))
+    for place in places.values():
+        latest: dict[tuple[str, int], int] = {}
+        for entry in expected:
+            here = place.get(entry.identity)
+            if here is None:
+                continue
+            if here < latest.get(entry.source, here):
+                disordered.append(entry.identity)
+            latest[entry.source] = max(here, latest.get(entry.source, here))
     wanted = {entry.identity for entry in expected}
     return Verdict(
         lost=sorted(wanted - seen.keys()),
@@ -100,17 +199,3 @@ def judge(
         broken=broken,
         published=sum(seen.values()),
     )
-
-
-def _expected(
-    journal: list[JournalEntry], since_ms: int | None, seen: Container[str]
-) -> list[JournalEntry]:
-    """What must be published: of each topic, all from the first that is published or late enough."""
-    begun = set()
-    expected = []
-    for entry in journal:
-        if entry.identity in seen or (since_ms is not None and entry.timestamp >= since_ms):
-            begun.add(entry.source)
-        if entry.source in begun and not entry.canary:
-            expected.append(entry)
-    return expected
