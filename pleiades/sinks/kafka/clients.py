@@ -77,6 +77,8 @@ class Clients:
                 "queued.max.messages.kbytes": 32 * 1024,
                 "fetch.queue.backoff.ms": 5,
             },
+            # That a partition ends is known when the broker has nothing more to give: after this.
+            {"fetch.wait.max.ms": 10},
         )
         return consumer
 
