@@ -100,7 +100,7 @@ def kafka_place(bootstrap: str, topic: str, life: Life, metrics: Metrics) -> Pla
             ("recentchange",),
             overlap_ms=60_000,
             window_ms=600_000,
-            patient=False,
+            reached=False,
             reporting=Reporting(life, metrics),
         )
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from operator import attrgetter
 
@@ -33,6 +34,11 @@ POLL_SECONDS = 0.25
 TAIL_RECORDS = 50_000
 """How much of a topic without a stored position is looked at first."""
 TAIL_GROWTH = 4
+MAX_TAIL_RECORDS = 200_000
+"""The most of the tail: with their ids, these weigh about 150 MB."""
+MAX_RECORDS = 500_000
+"""The most that is kept of what is read; the oldest are let go. As many identities as are remembered
+by default (`--dedup.maxEntries`): about 100 MB."""
 WAITING_SECONDS = 10.0
 """After which it is said that reading takes its time, and why."""
 
@@ -65,7 +71,8 @@ class History:
                 raise KafkaException(at.error)
             if at.offset != OFFSET_END and at.offset >= 0:
                 begins[at.topic, at.partition] = at.offset
-        return self._read_all(begins, ends)
+        # Their ids are not needed, and are most of what they weigh.
+        return self._kept(record._replace(assignments=()) for record in self._read(begins, ends))
 
     def tail(self, ends: Ends, records: int) -> tuple[list[Published], bool]:
         """The last records, about that many over all partitions; and whether that is all there is.
@@ -81,11 +88,23 @@ class History:
             low, _ = self._consumer.get_watermark_offsets(TopicPartition(*at), REQUEST_SECONDS)
             begins[at] = max(low, ends[at] - each)
             complete = complete and begins[at] == low
-        return self._read_all(begins, ends), complete
+        return self._kept(self._read(begins, ends)), complete
 
-    def _read_all(self, begins: Mapping[tuple[str, int], int], ends: Ends) -> list[Published]:
+    def _kept(self, records: Iterator[Published]) -> list[Published]:
+        kept: deque[Published] = deque(maxlen=MAX_RECORDS)
+        let_go = 0
+        for record in records:
+            let_go += len(kept) == MAX_RECORDS
+            kept.append(record)
+        if let_go:
+            log.warning(
+                "more was published within the window than a start can know: of %d events the oldest %d "
+                "are forgotten, and if the upstream repeats them they are published twice",
+                len(kept) + let_go,
+                let_go,
+            )
         # Partitions come in no order between them.
-        return sorted(self._read(begins, ends), key=attrgetter("published_ms"))
+        return sorted(kept, key=attrgetter("published_ms"))
 
     def _read(self, begins: Mapping[tuple[str, int], int], ends: Ends) -> Iterator[Published]:
         unread = {at for at, begin in begins.items() if begin < ends[at]}

@@ -84,7 +84,7 @@ class Reporting:
 
     @contextlib.contextmanager
     def committing(self) -> Iterator[None]:
-        """Around a commit; after it, all is well."""
+        """Around a commit."""
         started = time.monotonic()
         yield
         now = time.monotonic()
@@ -92,7 +92,6 @@ class Reporting:
         _aggregate(self._metrics.kafka_write_seconds, self._write_seconds, self._written_seconds)
         _aggregate(self._metrics.kafka_wait_seconds, self._wait_seconds, now - started)
         self._written_seconds = 0.0
-        self.well()
 
     def well(self) -> None:
         """Kafka answers as it should."""

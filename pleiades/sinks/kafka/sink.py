@@ -16,12 +16,10 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
-from typing import NamedTuple, NoReturn, TypeVar
+from typing import NamedTuple, NoReturn
 
-from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicPartition
+from confluent_kafka import Consumer, KafkaException, Producer, TopicPartition
 
-from pleiades.core.backoff import Backoff
 from pleiades.core.position import Checkpoint, UnreadableCheckpoint
 from pleiades.core.span import Span
 from pleiades.core.wire import DeadLetter, Event
@@ -30,6 +28,7 @@ from pleiades.runtime.settings import KafkaSettings
 from pleiades.sinks.base import Opened, Remembered
 from pleiades.sinks.kafka.clients import Clients, new_writer
 from pleiades.sinks.kafka.history import (
+    MAX_TAIL_RECORDS,
     TAIL_GROWTH,
     TAIL_RECORDS,
     Ends,
@@ -37,22 +36,18 @@ from pleiades.sinks.kafka.history import (
     covers,
     found_checkpoint,
 )
+from pleiades.sinks.kafka.patience import Fenced, Patience
 from pleiades.sinks.kafka.records import Published, key_by_field
 from pleiades.sinks.kafka.reporting import Reporting
 from pleiades.sinks.kafka.stored import Stored, read_metadata
 from pleiades.sinks.kafka.topics import Limits, Topics
 from pleiades.sinks.kafka.transaction import SLICE_SECONDS, Around, Transactions
-from pleiades.sinks.kafka.trouble import Kind, fatal, group_of, kind_of, said
+from pleiades.sinks.kafka.trouble import group_of
 
 log = logging.getLogger(__name__)
 
-T = TypeVar("T")
-
-CONNECT_SECONDS = 7.0
-"""How long a first start tries to reach the cluster: within 10 s it has told what is wrong."""
 REACH_SECONDS = 2.0
 REQUEST_SECONDS = 5.0
-RETRY_BACKOFF = Backoff(first_seconds=0.1, max_seconds=2.0)
 CREATE_TIME_SLACK_MS = 1000
 """A record gets its time a moment after we looked at the clock, and a clock may be corrected."""
 APPEND_TIME_SLACK_MS = 60_000
@@ -75,7 +70,7 @@ class KafkaSink:
     Args:
         streams: those that are relayed, by the names they are asked for.
         overlap_ms, window_ms: see `Course` and `Window`.
-        patient: the cluster was reached before, by this program: wait for it as long as it takes.
+        reached: the cluster was reached before, by this program.
     """
 
     def __init__(
@@ -84,7 +79,7 @@ class KafkaSink:
         streams: tuple[str, ...],
         overlap_ms: int,
         window_ms: int,
-        patient: bool,
+        reached: bool,
         reporting: Reporting,
     ) -> None:
         self._settings = settings
@@ -96,20 +91,22 @@ class KafkaSink:
         self._group = group_of(settings)
         self._writer = new_writer()
         self._span = Span(0)
-        self._deadline = None if patient else time.monotonic() + CONNECT_SECONDS
+        self._patience = Patience(settings, self._clients, reporting, reached)
         self._session: Session | None = None
 
     def open(self, resume: bool) -> Opened:
         """See `Sink.open`."""
         topics = self._reach_topics()
-        limits = self._until_done("ask what the topic takes", lambda: topics.limits(topics.events))
-        dead_limits = self._until_done(
+        limits = self._patience.until_done(
+            "ask what the topic takes", lambda: topics.limits(topics.events)
+        )
+        dead_limits = self._patience.until_done(
             "ask what the topic takes", lambda: topics.limits(topics.dead_letters)
         )
         self._session = self._begin_session(topics, limits, dead_limits)
-        stored = self._until_done("read the stored position", self._stored)
+        stored = self._patience.until_done("read the stored position", self._stored)
         history = History(self._session.consumer, topics, self._reporting.alive)
-        ends = self._until_done(
+        ends = self._patience.until_done(
             "ask where the topic ends", lambda: topics.ends(topics.partitions())
         )
         if stored is None:
@@ -143,6 +140,7 @@ class KafkaSink:
         span = self._span.committed(checkpoint, self._window_ms)
         with self._reporting.committing():
             letters = self._commit(Stored(checkpoint, span, self._writer))
+            self._patience.well()
         self._span = span
         return letters
 
@@ -159,27 +157,30 @@ class KafkaSink:
 
     def _reach_topics(self) -> Topics:
         topics = Topics(self._clients.admin(), self._settings)
-        missing = self._until_done(
+        missing = self._patience.until_done(
             f"reach Kafka at {self._settings.brokers}", lambda: topics.missing(REACH_SECONDS)
         )
-        # From here on the cluster is there: what is not, will be.
-        self._deadline = None
+        self._patience.reached()
         while missing:
-            self._until_done("make the topic", lambda made=missing: topics.make(made))  # type: ignore[misc]
-            missing = self._until_done("see the topic", lambda: topics.missing(REQUEST_SECONDS))
+            self._patience.until_done("make the topic", lambda made=missing: topics.make(made))  # type: ignore[misc]
+            missing = self._patience.until_done(
+                "see the topic", lambda: topics.missing(REQUEST_SECONDS)
+            )
         return topics
 
     def _begin_session(self, topics: Topics, limits: Limits, dead_limits: Limits) -> Session:
         producer = self._clients.producer(limits.max_batch_bytes, self._reporting.statistics)
         # Ends what an earlier producer left open, and fences it.
-        self._until_done("begin transactions", lambda: producer.init_transactions(SLICE_SECONDS))
+        self._patience.until_done(
+            "begin transactions", lambda: producer.init_transactions(SLICE_SECONDS)
+        )
         transactions = Transactions(
             producer,
             topics.events,
             topics.dead_letters,
             key_by_field(self._settings.key_field) if self._settings.key_field else None,
             dead_limits.max_batch_bytes // 2,
-            Around(self._reporting.alive, self._reporting.pause, self._tell),
+            Around(self._reporting.alive, self._reporting.pause, self._patience.tell),
         )
         return Session(self._clients.consumer(), producer, transactions)
 
@@ -214,7 +215,7 @@ class KafkaSink:
         slack_ms = APPEND_TIME_SLACK_MS if limits.append_time else CREATE_TIME_SLACK_MS
         since_ms = stored.span.since_ms - slack_ms
         started = time.monotonic()
-        records = self._until_done("read the topic", lambda: history.since(ends, since_ms))
+        records = self._patience.until_done("read the topic", lambda: history.since(ends, since_ms))
         log.info(
             "read %d events of the topic back in %.1f s to recognise repeats",
             len(records),
@@ -235,14 +236,21 @@ class KafkaSink:
         """The position and the window by the topic's last records."""
         wanted = TAIL_RECORDS
         while True:
-            records, complete = self._until_done(
+            records, complete = self._patience.until_done(
                 "read the topic",
                 lambda most=wanted: history.tail(ends, most),  # type: ignore[misc]
             )
             checkpoint = found_checkpoint(records, self._streams, self._overlap_ms)
             if checkpoint is None or complete or covers(records, checkpoint, self._window_ms):
                 break
-            wanted *= TAIL_GROWTH
+            if wanted >= MAX_TAIL_RECORDS:
+                log.warning(
+                    "the last %d events of the topic do not reach back --dedup.window behind the "
+                    "position: what the upstream repeats from before them may be published twice",
+                    len(records),
+                )
+                break
+            wanted = min(wanted * TAIL_GROWTH, MAX_TAIL_RECORDS)
         self._span = Span(min((record.published_ms for record in records), default=_now_ms()))
         position = {} if checkpoint is None else checkpoint.position
         return checkpoint, [_remembered(record, position) for record in records]
@@ -255,7 +263,10 @@ class KafkaSink:
         try:
             return session.transactions.commit(position, session.consumer.consumer_group_metadata())
         except KafkaException as error:
-            self._give_up("commit", error.args[0])
+            try:
+                self._patience.give_up("commit", error.args[0])
+            except Fenced:
+                self._explain_fence()
 
     def _position_partition(self, metadata: str | None = None) -> TopicPartition:
         topic = self._settings.topic
@@ -263,48 +274,10 @@ class KafkaSink:
             return TopicPartition(topic, 0)
         return TopicPartition(topic, 0, 0, metadata)
 
-    def _tell(self, operation: str, error: KafkaError) -> None:
-        # What librdkafka says by itself tells more than that a call ran out of time.
-        timed_out = error.code() == KafkaError._TIMED_OUT
-        deeper = self._clients.last_error if timed_out else None
-        self._reporting.trouble(operation, said(deeper or error, self._settings), not timed_out)
-
-    def _until_done(self, operation: str, attempt: Callable[[], T]) -> T:
-        """Try until it works, or until it is known to be of no use."""
-        failures = 0
-        while True:
-            self._reporting.alive()
-            try:
-                done = attempt()
-            except KafkaException as raised:
-                error = raised.args[0]
-            else:
-                self._reporting.well()
-                return done
-            self._clients.listen()
-            reported = self._clients.last_error
-            if reported is not None and kind_of(reported) is Kind.FATAL:
-                error = reported
-            if kind_of(error) not in (Kind.TRANSIENT, Kind.ABORT):
-                self._give_up(operation, error)
-            if self._deadline is not None and time.monotonic() >= self._deadline:
-                raise fatal(operation, reported or error, self._settings)
-            self._tell(operation, error)
-            failures += 1
-            self._reporting.pause(RETRY_BACKOFF.pause_seconds(failures, jitter=1.0))
-
-    def _give_up(self, operation: str, error: KafkaError) -> NoReturn:
-        kind = kind_of(error)
-        if kind is Kind.FENCED:
-            self._explain_fence()
-        if kind is Kind.FATAL:
-            raise fatal(operation, error, self._settings)
-        raise GenerationLost(f"can't {operation}: {said(error, self._settings)}")
-
     def _explain_fence(self) -> NoReturn:
         deadline = time.monotonic() + CLAIM_SECONDS
         while time.monotonic() < deadline:
-            stored = self._until_done("read the stored position", self._stored)
+            stored = self._patience.until_done("read the stored position", self._stored)
             if stored is not None and stored.writer != self._writer:
                 raise DestinationHeld(
                     f"another instance has taken over the topic {self._settings.topic} (transactional "

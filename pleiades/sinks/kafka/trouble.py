@@ -78,7 +78,7 @@ _TRANSIENT = _UNREACHABLE | {
     KafkaError.THROTTLING_QUOTA_EXCEEDED,
 }
 
-_NO_TOPIC = frozenset(
+NO_TOPIC = frozenset(
     {
         KafkaError.UNKNOWN_TOPIC_OR_PART,
         KafkaError._UNKNOWN_TOPIC,
@@ -116,7 +116,7 @@ _ADVICE: list[tuple[Container[int], str]] = [
             "that the broker's certificate is for the host in --kafka.broker {brokers}"
         ),
     ),
-    (_NO_TOPIC, "check --kafka.topic {topic}: it has been deleted, or never was there"),
+    (NO_TOPIC, "check --kafka.topic {topic}: it has been deleted, or never was there"),
     (
         {KafkaError.INVALID_TRANSACTION_TIMEOUT},
         (
@@ -139,7 +139,7 @@ _ADVICE: list[tuple[Container[int], str]] = [
 
 _FATAL = (
     _LOG_IN
-    | _NO_TOPIC
+    | NO_TOPIC
     | _FORBIDDEN.keys()
     | {KafkaError._SSL, KafkaError.INVALID_TRANSACTION_TIMEOUT}
 )
