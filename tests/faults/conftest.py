@@ -1,5 +1,5 @@
 """The fixtures of the end-to-end tests serve here too."""
 
-from tests.integration.conftest import flags, folder, simulate
+from tests.integration.conftest import flags, folder, kafka, own_broker, simulate, to_topic, topic
 
-__all__ = ["flags", "folder", "simulate"]
+__all__ = ["flags", "folder", "kafka", "own_broker", "simulate", "to_topic", "topic"]

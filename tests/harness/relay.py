@@ -15,9 +15,31 @@ import psutil
 import requests
 from prometheus_client.parser import text_string_to_metric_families
 
+from pleiades.simulator.simulator import Simulator
 from tests.harness.waiting import until
 
 COMMAND = (sys.executable, "-m", "pleiades")
+
+
+def since_ms(upstream: Simulator) -> int:
+    """Where tests usually start: a minute before the upstream did."""
+    return upstream.started_ms - 60_000
+
+
+def ingest_flags(url: str, since: str | int) -> list[str]:
+    """What a run of the relay needs beside its destination."""
+    return [
+        "ingest",
+        f"--upstream.url={url}",
+        f"--since={since}",
+        "--metricsHost=127.0.0.1",
+        "--metricsPort=0",
+    ]
+
+
+def kafka_flags(bootstrap: str, topic: str) -> list[str]:
+    """The destination as a topic."""
+    return ["--kafka.enable", f"--kafka.broker={bootstrap}", f"--kafka.topic={topic}"]
 
 
 class Relay:

@@ -10,6 +10,10 @@ import pytest
 
 from pleiades.simulator.settings import Faults, SimulatorSettings
 from pleiades.simulator.simulator import Simulator
+from tests.harness.kafka import kafka, own_broker, topic
+from tests.harness.relay import ingest_flags, kafka_flags, since_ms
+
+__all__ = ["flags", "folder", "kafka", "own_broker", "simulate", "to_topic", "topic"]
 
 NO_CUTS = Faults(cut_every_seconds=0)
 
@@ -33,13 +37,18 @@ def flags(folder: Path) -> Callable[[Simulator], list[str]]:
 
     def arguments(upstream: Simulator) -> list[str]:
         return [
-            "ingest",
+            *ingest_flags(upstream.url, since_ms(upstream)),
             "--file.enable",
             f"--file.publishDir={folder}",
-            f"--upstream.url={upstream.url}",
-            f"--since={upstream.started_ms - 60_000}",
-            "--metricsHost=127.0.0.1",
-            "--metricsPort=0",
         ]
 
     return arguments
+
+
+@pytest.fixture
+def to_topic(kafka: str, topic: str) -> Callable[[Simulator], list[str]]:
+    """The same with this test's topic."""
+    return lambda upstream: [
+        *ingest_flags(upstream.url, since_ms(upstream)),
+        *kafka_flags(kafka, topic),
+    ]

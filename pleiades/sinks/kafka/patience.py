@@ -17,12 +17,12 @@ from pleiades.core.backoff import Backoff
 from pleiades.runtime.errors import GenerationLost
 from pleiades.runtime.settings import KafkaSettings
 from pleiades.sinks.kafka.clients import Clients
-from pleiades.sinks.kafka.reporting import Reporting
+from pleiades.sinks.kafka.reporting import Reporting, Trouble
 from pleiades.sinks.kafka.trouble import NO_TOPIC, Kind, fatal, kind_of, said
 
 T = TypeVar("T")
 
-CONNECT_SECONDS = 7.0
+CONNECT_SECONDS = 5.0
 """How long a first start tries to reach the cluster: within 10 s it has told what is wrong."""
 PROPAGATION_SECONDS = 10.0
 """A topic that was just made is not known to every broker at once."""
@@ -80,10 +80,12 @@ class Patience:
 
     def tell(self, operation: str, error: KafkaError) -> None:
         """Report what is waited for."""
-        timed_out = error.code() == KafkaError._TIMED_OUT
-        # What librdkafka says by itself tells more than that a call ran out of time.
-        deeper = self._clients.last_error if timed_out else None
-        self._reporting.trouble(operation, said(deeper or error, self._settings), not timed_out)
+        deeper = None
+        trouble = Trouble.BEGUN_AGAIN if kind_of(error) is Kind.ABORT else Trouble.REFUSED
+        if error.code() == KafkaError._TIMED_OUT:
+            # What librdkafka says by itself tells more than that a call ran out of time.
+            trouble, deeper = Trouble.NO_ANSWER, self._clients.last_error
+        self._reporting.trouble(operation, said(deeper or error, self._settings), trouble)
 
     def well(self) -> None:
         """Something worked: what was reported before it is over."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import enum
 import logging
 import time
 from collections import deque
@@ -18,7 +19,7 @@ from pleiades.runtime.metrics import Metrics
 log = logging.getLogger(__name__)
 
 PATIENCE_SECONDS = 5.0
-"""A wait of less than this for an answer is not worth a line."""
+"""What passes within this time is not worth a line."""
 WARNING_SECONDS = 30.0
 AGGREGATED = 300
 """Commits over which minimum, maximum and average are taken: a minute of them, usually."""
@@ -31,6 +32,17 @@ _TROUBLES = {
     "req_timeouts": "timeout",
     "disconnects": "disconnect",
 }
+
+
+class Trouble(enum.Enum):
+    """What kind of trouble is told of."""
+
+    NO_ANSWER = enum.auto()
+    """So far; no error yet."""
+    REFUSED = enum.auto()
+    """An error that passes, usually at once: a coordinator moves, a leader is elected."""
+    BEGUN_AGAIN = enum.auto()
+    """A transaction had to be aborted."""
 
 
 class Reporting:
@@ -56,14 +68,15 @@ class Reporting:
         """Wait, and show that it is on purpose."""
         self._life.pause(seconds)
 
-    def trouble(self, operation: str, why: str, is_error: bool) -> None:
-        """Something can't be done now and is tried again; not `is_error`: there is no answer yet."""
-        if is_error:
+    def trouble(self, operation: str, why: str, kind: Trouble) -> None:
+        """Something can't be done now and is tried again."""
+        if kind is not Trouble.NO_ANSWER:
             self._metrics.kafka_errors.inc()
         now = time.monotonic()
         if self._since is None:
             self._since = now
-        if not is_error and now - self._since < PATIENCE_SECONDS:
+        if kind is not Trouble.BEGUN_AGAIN and now - self._since < PATIENCE_SECONDS:
+            log.debug("can't %s: %s", operation, why)
             return
         self._in_trouble = True
         self._life.ready = False

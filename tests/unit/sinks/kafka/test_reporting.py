@@ -10,7 +10,7 @@ from prometheus_client import CollectorRegistry
 
 from pleiades.runtime.metrics import Metrics, collected
 from pleiades.sinks.kafka import reporting
-from pleiades.sinks.kafka.reporting import Reporting
+from pleiades.sinks.kafka.reporting import Reporting, Trouble
 from tests.unit.conftest import FakeLife
 
 
@@ -29,7 +29,7 @@ def test_a_short_wait_is_not_worth_a_line(
     life: FakeLife, metrics: Metrics, caplog: pytest.LogCaptureFixture
 ) -> None:
     said = Reporting(life, metrics)
-    said.trouble("commit", "no answer yet", is_error=False)
+    said.trouble("commit", "no answer yet", Trouble.NO_ANSWER)
     assert caplog.text == ""
     assert life.ready
     assert sample(collected(), "pleiades_kafka_writer_errors_total") == 0
@@ -45,7 +45,7 @@ def test_a_long_wait_is_said_and_its_end_too(
     said = Reporting(life, metrics)
     caplog.set_level(logging.INFO)
     for _ in range(3):
-        said.trouble("commit", "no answer yet", is_error=False)
+        said.trouble("commit", "no answer yet", Trouble.NO_ANSWER)
     ready_while_waiting = life.ready
     assert not ready_while_waiting
     assert caplog.text.count("can't commit: no answer yet. Nothing is lost") == 1
@@ -57,13 +57,15 @@ def test_a_long_wait_is_said_and_its_end_too(
     assert caplog.text == ""
 
 
-def test_errors_are_counted_and_said_at_once(
+def test_errors_are_counted_and_a_transaction_begun_again_is_said_at_once(
     life: FakeLife, metrics: Metrics, caplog: pytest.LogCaptureFixture
 ) -> None:
     said = Reporting(life, metrics)
-    said.trouble("commit", "broken", is_error=True)
+    said.trouble("commit", "broken", Trouble.REFUSED)
+    assert caplog.text == "", "it passes at once, usually"
+    said.trouble("commit", "broken", Trouble.BEGUN_AGAIN)
     assert "broken" in caplog.text
-    assert sample(collected(), "pleiades_kafka_writer_errors_total") == 1
+    assert sample(collected(), "pleiades_kafka_writer_errors_total") == 2
 
 
 def test_times_of_transactions(life: FakeLife, metrics: Metrics) -> None:
