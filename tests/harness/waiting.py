@@ -18,8 +18,12 @@ def until(condition: Callable[[], T], what: str, timeout_seconds: float = 30.0) 
         TimeoutError: it was not, with `what` was waited for.
     """
     deadline = time.monotonic() + timeout_seconds
-    while not (value := condition()):
-        if time.monotonic() > deadline:
+    while True:
+        asked = time.monotonic()
+        if value := condition():
+            return value
+        now = time.monotonic()
+        if now > deadline:
             raise TimeoutError(f"waited {timeout_seconds:g} s for {what}")
-        time.sleep(POLL_SECONDS)
-    return value
+        # A condition that is dear to ask must not take the processor from what it waits for.
+        time.sleep(max(POLL_SECONDS, 2 * (now - asked)))
