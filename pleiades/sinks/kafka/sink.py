@@ -26,7 +26,7 @@ from pleiades.core.wire import DeadLetter, Event
 from pleiades.runtime.errors import DestinationHeld, GenerationLost
 from pleiades.runtime.settings import KafkaSettings
 from pleiades.sinks.base import Opened, Remembered
-from pleiades.sinks.kafka.clients import Clients, new_writer
+from pleiades.sinks.kafka.clients import BATCH_OVERHEAD_BYTES, Clients, new_writer
 from pleiades.sinks.kafka.history import (
     MAX_TAIL_RECORDS,
     TAIL_GROWTH,
@@ -179,6 +179,7 @@ class KafkaSink:
             topics.events,
             topics.dead_letters,
             key_by_field(self._settings.key_field) if self._settings.key_field else None,
+            limits.max_batch_bytes - BATCH_OVERHEAD_BYTES,
             dead_limits.max_batch_bytes // 2,
             Around(self._reporting.alive, self._reporting.pause, self._patience.tell),
         )

@@ -90,6 +90,7 @@ class Transactions:
     Args:
         topic: where events go; dead letters go to `dead_letters_topic`.
         key_of: None: the SSE id; else the id goes into a header.
+        surely_taken_bytes: the topic takes an event of this size, however it compresses.
         max_dead_letter_bytes: a longer one is cut.
     """
 
@@ -99,6 +100,7 @@ class Transactions:
         topic: str,
         dead_letters_topic: str,
         key_of: KeyOf | None,
+        surely_taken_bytes: int,
         max_dead_letter_bytes: int,
         around: Around,
     ) -> None:
@@ -106,6 +108,7 @@ class Transactions:
         self._topic = topic
         self._dead_letters_topic = dead_letters_topic
         self._key_of = key_of
+        self._surely_taken_bytes = surely_taken_bytes
         self._max_dead_letter_bytes = max_dead_letter_bytes
         self._around = around
         self._events: list[Event] = []
@@ -114,7 +117,7 @@ class Transactions:
         self._spoilt: KafkaError | None = None
         """Why what was produced can't be committed."""
         self._suspects: set[str] = set()
-        """Identities of events that may be too large: they are produced alone."""
+        """Identities of events that were refused in company."""
 
     def write(self, events: list[Event], letters: list[DeadLetter]) -> None:
         """Produce, in the open transaction or a new one."""
@@ -146,7 +149,8 @@ class Transactions:
         """
         failures = 0
         while not self._try_to_commit(position, group):
-            failures += 1
+            # What is too large is found one by one; there is nothing to wait for.
+            failures = 0 if _is_size(self._spoilt) else failures + 1
             if failures > 1:
                 self._around.pause(RETRY_BACKOFF.pause_seconds(failures - 1, jitter=1.0))
         letters = self._letters
@@ -175,7 +179,7 @@ class Transactions:
 
     def _spoil(self, error: KafkaError) -> None:
         self._spoilt = error
-        if error.code() != KafkaError.MSG_SIZE_TOO_LARGE:
+        if not _is_size(error):
             self._around.on_trouble("commit a transaction, which begins again", error)
 
     def _begin(self) -> None:
@@ -252,7 +256,7 @@ class Transactions:
             self._begin()
             everything: list[Event | DeadLetter] = [*self._events, *self._letters]
             for written in everything:
-                alone = written.identity in self._suspects
+                alone = self._is_suspect(written)
                 if alone:
                     self._await(reports)
                 self._produce(written, reports)
@@ -269,36 +273,46 @@ class Transactions:
                 self._spoil(error.args[0])
                 return False
         self._await(reports)
-        for written, failure in reports.failed:
-            self._learn(written, failure)
         if reports.failed:
+            self._learn(reports.failed)
             return False
         self._spoilt = None
         return True
+
+    def _is_suspect(self, written: Event | DeadLetter) -> bool:
+        size_bytes = len(written.key) + len(written.data)
+        return size_bytes > self._surely_taken_bytes or written.identity in self._suspects
 
     def _await(self, reports: Reports) -> None:
         while not reports.complete:
             self._around.alive()
             self._producer.flush(SLICE_SECONDS)
 
-    def _learn(self, written: Event | DeadLetter, error: KafkaError) -> None:
-        if error.code() != KafkaError.MSG_SIZE_TOO_LARGE:
-            if kind_of(error) is not Kind.TRANSIENT:
-                raise KafkaException(error)
-            self._around.on_trouble("deliver events", error)
-        elif isinstance(written, DeadLetter):
-            self._max_dead_letter_bytes = max(self._max_dead_letter_bytes // 2, 1)
-        elif written.identity not in self._suspects:
-            self._suspects.add(written.identity)
-        else:
-            self._events.remove(written)
-            self._letters.append(
-                DeadLetter(
-                    written.identity,
-                    written.source,
-                    written.timestamp_ms,
-                    TOO_LARGE,
-                    written.key,
-                    written.data,
-                )
-            )
+    def _learn(self, failed: list[tuple[Event | DeadLetter, KafkaError]]) -> None:
+        too_large = [written for written, error in failed if _is_size(error)]
+        if not too_large:
+            self._spoilt = failed[0][1]
+            for _, error in failed:
+                if kind_of(error) is not Kind.TRANSIENT:
+                    raise KafkaException(error)
+            self._around.on_trouble("deliver events", failed[0][1])
+            return
+        # All others have failed with them.
+        self._spoilt = KafkaError(KafkaError.MSG_SIZE_TOO_LARGE)
+        for written in too_large:
+            if isinstance(written, DeadLetter):
+                self._max_dead_letter_bytes = max(self._max_dead_letter_bytes // 2, 1)
+            elif self._is_suspect(written):
+                self._events.remove(written)
+                self._letters.append(_too_large(written))
+            else:
+                self._suspects.add(written.identity)
+
+
+def _is_size(error: KafkaError | None) -> bool:
+    return error is not None and error.code() == KafkaError.MSG_SIZE_TOO_LARGE
+
+
+def _too_large(event: Event) -> DeadLetter:
+    identity, source, timestamp_ms, _, key, data = event
+    return DeadLetter(identity, source, timestamp_ms, TOO_LARGE, key, data)
