@@ -35,6 +35,13 @@ def ingest(arguments: Sequence[str]) -> int:
     return relay(settings)
 
 
+def check(arguments: Sequence[str]) -> int:
+    """Look whether `ingest` with these flags would work."""
+    from pleiades.check import run
+
+    return run(arguments, COMMANDS["check"].meaning)
+
+
 def simulate(arguments: Sequence[str]) -> int:
     """Serve a local upstream until stopped."""
     from pleiades.simulator import command
@@ -72,6 +79,7 @@ class Command(NamedTuple):
 
 COMMANDS = {
     "ingest": Command(ingest, "Relay EventStreams into files or Kafka, every event exactly once."),
+    "check": Command(check, "Try what ingest would use with the same flags; writes nothing."),
     "demo": Command(demo, "Relay from a local upstream into ./events: no internet, no Kafka."),
     "simulate": Command(simulate, "Serve a local upstream that speaks the EventStreams protocol."),
     "help": Command(explain, "Show this, or the flags of a command."),

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import http.client
 import logging
+import ssl
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from urllib.parse import urlsplit
 
 import orjson
 import requests
@@ -69,6 +71,8 @@ class Upstream:
     def __init__(self, settings: UpstreamSettings) -> None:
         self._settings = settings
         self._url = f"{settings.url}/{','.join(settings.streams)}"
+        self.address = _without_password(self._url)
+        """What is asked, fit to be shown."""
         self._session = requests.Session()
         self._session.headers.update(
             {
@@ -100,9 +104,10 @@ class Upstream:
             )
         except (requests.RequestException, urllib3.exceptions.HTTPError, ValueError) as error:
             # The latter two: what requests lets through of a redirect to nowhere.
+            cause = _cause(error)
             raise Transient(
-                f"can't reach {self._url}: {_short(_cause(error))}; nothing is lost while the upstream "
-                "keeps its history. Check the network and --upstream.url if this goes on",
+                f"can't reach {self.address}: {_short(cause)}; nothing is lost while the upstream "
+                f"keeps its history. {_advice(cause)}",
                 "connect",
             ) from None
         try:
@@ -118,7 +123,7 @@ class Upstream:
             kind = response.headers.get("Content-Type", "")
             if kind.partition(";")[0].strip().lower() != "text/event-stream":
                 raise Transient(
-                    f"{self._url} answered with {printable(kind or 'no content type')} instead of "
+                    f"{self.address} answered with {printable(kind or 'no content type')} instead of "
                     "an event stream; a proxy or a maintenance page may be in the way",
                     "content_type",
                 )
@@ -133,9 +138,14 @@ class Upstream:
                 ),
             )
         raise RefusedByUpstream(
-            f"the upstream refused {self._url} with status {status}: {said}. Nothing was lost; "
+            f"the upstream refused {self.address} with status {status}: {said}. Nothing was lost; "
             "the position is kept. Check --upstream.stream, --upstream.url and --upstream.contact"
         )
+
+
+def _without_password(url: str) -> str:
+    parts = urlsplit(url)
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
 
 
 def _detail(response: requests.Response) -> str:
@@ -157,6 +167,20 @@ def _cause(error: BaseException) -> BaseException:
     inner = error.args[0] if error.args else None
     reason = getattr(inner, "reason", inner)
     return reason if isinstance(reason, BaseException) else error
+
+
+def _advice(cause: BaseException) -> str:
+    """What an operator should look at."""
+    if isinstance(cause, urllib3.exceptions.NameResolutionError):
+        return "This host is not known: check its spelling in --upstream.url, and the DNS"
+    if isinstance(cause, (urllib3.exceptions.SSLError, ssl.SSLError)):
+        return (
+            "TLS did not come about: check --upstream.url, this machine's clock, and whether a proxy "
+            "wants its own certificates trusted (REQUESTS_CA_BUNDLE)"
+        )
+    if isinstance(cause, urllib3.exceptions.ProxyError):
+        return "Check the proxy that HTTPS_PROXY or HTTP_PROXY names"
+    return "Check the network and --upstream.url if this goes on"
 
 
 def _short(error: BaseException) -> str:

@@ -15,6 +15,7 @@ _SECONDS_PER_UNIT = {"s": 1.0, "m": 60.0, "h": 3_600.0, "d": 86_400.0}
 _DURATION = re.compile(r"([0-9]{1,12}(?:\.[0-9]{1,9})?) ?(ms|s|m|h|d)", re.ASCII)
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MILLISECOND = timedelta(milliseconds=1)
+_ROUGH = (("days", 86_400), ("h", 3_600), ("min", 60))
 _ZERO = re.compile(r"0(?:\.0{1,9})?", re.ASCII)
 
 
@@ -50,3 +51,22 @@ def parse_iso_time_ms(text: str) -> int:
         when = when.replace(tzinfo=UTC)
     # Whole numbers: a float of seconds times 1000 can lie just below the millisecond.
     return (when - _EPOCH) // _MILLISECOND
+
+
+def iso_time(milliseconds: int) -> str:
+    """A time as a person reads it, e.g. `2026-01-31T12:00:00.000Z`.
+
+    Args:
+        milliseconds: since 1970; from the years 1 to 9999.
+    """
+    when = _EPOCH + milliseconds * _MILLISECOND
+    return when.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def rough_duration(seconds: float) -> str:
+    """A duration as a person says it, rounded down: `3 s`, `12 min`, `5 h`, `9 days`."""
+    for name, size in _ROUGH:
+        # `100 min` says more than `1 h`.
+        if seconds >= 2 * size:
+            return f"{seconds // size:.0f} {name}"
+    return f"{max(seconds, 0) // 1:.0f} s"

@@ -31,7 +31,7 @@ class _Server(ThreadingHTTPServer):
     healthy: Check
     ready: Check
 
-    def __init__(self, host: str, port: int) -> None:
+    def __init__(self, host: str, port: int, serves: bool = True) -> None:
         self._free = threading.BoundedSemaphore(MAX_REQUESTS)
         if not host and socket.has_dualstack_ipv6():
             host = "::"
@@ -39,7 +39,7 @@ class _Server(ThreadingHTTPServer):
             host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )
         self.address_family, _, _, _, address = found[0]
-        super().__init__((str(address[0]), port), _Request)
+        super().__init__((str(address[0]), port), _Request, bind_and_activate=serves)
 
     def server_bind(self) -> None:
         if self.address_family == socket.AF_INET6:
@@ -123,11 +123,7 @@ class HealthServer:
         try:
             self._server = _Server(host, port)
         except OSError as error:
-            raise MetricsUnavailable(
-                f"can't serve metrics on {host or '*'}:{port}: {error}. Nothing was read or "
-                "written. Perhaps another Pleiades runs here; else choose another --metricsPort "
-                "(0: any free one) or --metricsHost"
-            ) from None
+            raise _unavailable(host, port, error) from None
         self._server.healthy = healthy
         self._server.ready = ready
         self.port: int = self._server.server_address[1]
@@ -140,3 +136,28 @@ class HealthServer:
         """Stop serving."""
         self._server.shutdown()
         self._server.server_close()
+
+
+def refuse_if_taken(host: str, port: int) -> None:
+    """Look whether there could be a `HealthServer`; nobody can connect meanwhile.
+
+    Raises:
+        MetricsUnavailable: there could not.
+    """
+    try:
+        server = _Server(host, port, serves=False)
+        try:
+            # Without listen(): it keeps nobody else from doing so.
+            server.server_bind()
+        finally:
+            server.server_close()
+    except OSError as error:
+        raise _unavailable(host, port, error) from None
+
+
+def _unavailable(host: str, port: int, error: OSError) -> MetricsUnavailable:
+    return MetricsUnavailable(
+        f"can't serve metrics on {host or '*'}:{port}: {error}. Nothing was read or "
+        "written. Perhaps another Pleiades runs here; else choose another --metricsPort "
+        "(0: any free one) or --metricsHost"
+    )

@@ -27,7 +27,7 @@ class CheckpointFile:
         if len(name) > MAX_NAME:
             name = "sha256-" + hashlib.sha256(name.encode()).hexdigest()
         self._folder = folder
-        self._path = folder / f"checkpoint-{name}"
+        self.path = folder / f"checkpoint-{name}"
         self._synced = synced
 
     def read(self) -> tuple[Checkpoint | None, bool]:
@@ -40,21 +40,40 @@ class CheckpointFile:
             OSError: it is there and can't be read or copied.
         """
         try:
-            with self._path.open("rb") as file:
-                encoded = file.read(MAX_CHECKPOINT_BYTES + 1)
-        except FileNotFoundError:
-            self._mention_others()
-            return None, False
-        try:
-            if len(encoded) > MAX_CHECKPOINT_BYTES:
-                raise UnreadableCheckpoint("it is too large")
-            return decode_checkpoint(encoded), False
+            checkpoint = self.look()
         except UnreadableCheckpoint as error:
-            changed_ns = self._path.stat().st_mtime_ns
-            aside = self._path.with_name(f"{self._path.name}.damaged-{changed_ns}")
-            shutil.copyfile(self._path, aside)
+            changed_ns = self.path.stat().st_mtime_ns
+            aside = self.path.with_name(f"{self.path.name}.damaged-{changed_ns}")
+            shutil.copyfile(self.path, aside)
             log.warning("the checkpoint is unusable (%s); it was set aside as %s", error, aside)
             return None, True
+        if checkpoint is None:
+            self._mention_others()
+        return checkpoint, False
+
+    def look(self) -> Checkpoint | None:
+        """The stored checkpoint if there is one; changes nothing.
+
+        Raises:
+            UnreadableCheckpoint: it is damaged.
+            OSError: it is there and can't be read.
+        """
+        try:
+            with self.path.open("rb") as file:
+                encoded = file.read(MAX_CHECKPOINT_BYTES + 1)
+        except FileNotFoundError:
+            return None
+        if len(encoded) > MAX_CHECKPOINT_BYTES:
+            raise UnreadableCheckpoint("it is too large")
+        return decode_checkpoint(encoded)
+
+    def others(self) -> list[str]:
+        """Names of the checkpoints that lie beside this one: of other streams, or of a demo."""
+        return sorted(
+            other.name
+            for other in self._folder.glob("checkpoint-*")
+            if "damaged" not in other.name and other != self.path
+        )
 
     def replace(self, checkpoint: Checkpoint) -> None:
         """Store a checkpoint.
@@ -62,16 +81,14 @@ class CheckpointFile:
         Raises:
             OSError: the old one still holds.
         """
-        replace_file(self._path, checkpoint.encoded() + b"\n", self._synced)
+        replace_file(self.path, checkpoint.encoded() + b"\n", self._synced)
 
     def _mention_others(self) -> None:
-        others = sorted(
-            other.name for other in self._folder.glob("checkpoint-*") if "damaged" not in other.name
-        )
+        others = self.others()
         if others:
             log.warning(
                 "nothing is stored as %s, only %s (of other streams, or of a demo): this run starts "
                 "where --since says, and leaves the others as they are",
-                self._path.name,
+                self.path.name,
                 ", ".join(others[:5]),
             )

@@ -89,15 +89,9 @@ class Lock:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            holder = os.pread(descriptor, 20, 0).decode(errors="replace").strip()
+            holder = _holder_in(descriptor)
             os.close(descriptor)
-            by = (
-                f"process {holder}" if holder.isascii() and holder.isdigit() else "another instance"
-            )
-            raise DestinationHeld(
-                f"{by} publishes into {place} already. This one has written nothing and leaves. "
-                "Stop the other, or choose another --file.publishDir"
-            ) from None
+            raise held(holder, place) from None
         except OSError:
             os.close(descriptor)
             raise
@@ -119,3 +113,36 @@ class Lock:
         except FileNotFoundError:
             return False
         return os.path.samestat(there, os.fstat(descriptor))
+
+
+def holder_of(path: Path) -> str | None:
+    """Who holds the lock at a path, in words; None if nobody does. Changes nothing there.
+
+    Raises:
+        OSError: it is there and can't be looked at.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    try:
+        # Shared, and given back at once: whoever starts in this very moment tries again.
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return _holder_in(descriptor)
+    finally:
+        os.close(descriptor)
+    return None
+
+
+def held(holder: str, place: Path) -> DestinationHeld:
+    """The end of an instance that found another one at work."""
+    return DestinationHeld(
+        f"{holder} publishes into {place} already. This one has written nothing and leaves. "
+        "Stop the other, or choose another --file.publishDir"
+    )
+
+
+def _holder_in(descriptor: int) -> str:
+    holder = os.pread(descriptor, 20, 0).decode(errors="replace").strip()
+    return f"process {holder}" if holder.isascii() and holder.isdigit() else "another instance"

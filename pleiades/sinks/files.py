@@ -27,7 +27,14 @@ from pleiades.runtime.errors import DestinationHeld, Fatal
 from pleiades.runtime.settings import SYNC_BATCH
 from pleiades.sinks.base import Opened
 from pleiades.sinks.checkpoints import CheckpointFile
-from pleiades.sinks.disk import Lock, sync_directory, sync_file_system, write_whole
+from pleiades.sinks.disk import (
+    Lock,
+    held,
+    holder_of,
+    sync_directory,
+    sync_file_system,
+    write_whole,
+)
 from pleiades.sinks.names import dead_letter_name, event_name
 from pleiades.sinks.recovery import recovered_checkpoint
 
@@ -36,6 +43,9 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 OWN_FOLDER = ".pleiades"
+LOCK = "lock"
+STAGING = "staging"
+DEAD_LETTERS = "dead-letters"
 RETRY_BACKOFF = Backoff(first_seconds=0.1, max_seconds=5.0)
 LOCK_WAIT_SECONDS = 4.0
 """How long a start waits for the lock: children of a SIGKILLed parent leave within two seconds."""
@@ -87,12 +97,12 @@ class FilesSink:
     ) -> None:
         self._publish_dir = publish_dir.absolute()
         own = self._publish_dir / OWN_FOLDER
-        self._staging = own / "staging"
-        self._dead_letters = own / "dead-letters"
+        self._staging = own / STAGING
+        self._dead_letters = own / DEAD_LETTERS
         self._synced = sync == SYNC_BATCH
         self._window_ms = window_ms
         self._around = around
-        self._lock = Lock(own / "lock")
+        self._lock = Lock(own / LOCK)
         self._checkpoints = CheckpointFile(own, position_name, self._synced)
         self._pending: list[tuple[Path, bytes]] = []
         self._letters: list[DeadLetter] = []
@@ -249,12 +259,9 @@ def refuse_if_held(publish_dir: Path) -> None:
     Raises:
         DestinationHeld: somebody does.
     """
-    lock = Lock(publish_dir / OWN_FOLDER / "lock")
-    try:
-        lock.acquire(publish_dir)
-    except FileNotFoundError:
-        return
-    lock.release()
+    holder = holder_of(publish_dir / OWN_FOLDER / LOCK)
+    if holder is not None:
+        raise held(holder, publish_dir)
 
 
 def _is_whole(path: Path) -> bool:

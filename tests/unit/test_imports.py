@@ -15,7 +15,7 @@ PACKAGE = Path(__file__).resolve().parents[2] / "pleiades"
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("pleiades.__main__",),
     ("pleiades.cli",),
-    ("pleiades.demo",),
+    ("pleiades.check", "pleiades.demo"),
     ("pleiades.pipeline",),
     ("pleiades.reader", "pleiades.parser", "pleiades.publisher", "pleiades.replay"),
     ("pleiades.upstream", "pleiades.sinks", "pleiades.simulator"),

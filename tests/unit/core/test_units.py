@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pleiades.core.units import parse_duration, parse_iso_time_ms
+from pleiades.core.units import iso_time, parse_duration, parse_iso_time_ms, rough_duration
 
 
 @pytest.mark.parametrize(
@@ -96,3 +96,26 @@ def test_iso_times(text: str, milliseconds: int) -> None:
 def test_no_iso_time(text: str) -> None:
     with pytest.raises(ValueError, match="isoformat|must be in"):
         parse_iso_time_ms(text)
+
+
+@given(st.integers(-62_135_596_800_000, 253_402_300_799_999))
+def test_a_time_is_read_back_as_it_was_written(milliseconds: int) -> None:
+    assert parse_iso_time_ms(iso_time(milliseconds)) == milliseconds
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (-5, "0 s"),
+        (0.9, "0 s"),
+        (119.9, "119 s"),
+        (120, "2 min"),
+        (7_199, "119 min"),
+        (7_200, "2 h"),
+        (172_799, "47 h"),
+        (172_800, "2 days"),
+        (31 * 86_400, "31 days"),
+    ],
+)
+def test_a_duration_is_said_roughly(seconds: float, text: str) -> None:
+    assert rough_duration(seconds) == text

@@ -1,0 +1,182 @@
+"""Looks at a directory as the file sink would find it.
+
+Law: nothing is made, written or kept locked.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+from pleiades.core.position import UnreadableCheckpoint
+from pleiades.core.units import iso_time
+from pleiades.runtime.errors import EXIT_HELD
+from pleiades.runtime.findings import Finding, note, ok, problem, warning
+from pleiades.runtime.settings import FilesSettings, Settings
+from pleiades.sinks import outlook
+from pleiades.sinks.checkpoints import CheckpointFile
+from pleiades.sinks.disk import holder_of
+from pleiades.sinks.files import DEAD_LETTERS, LOCK, OWN_FOLDER, STAGING
+from pleiades.sinks.outlook import PART
+from pleiades.sinks.recovery import recovered_checkpoint
+
+USUAL_EVENTS_PER_HOUR = 180_000
+"""Of recentchange: 50 a second."""
+USUAL_EVENT_BYTES = 4096
+"""What a file takes at least on most file systems; an event of recentchange has about 1,300 bytes."""
+
+
+class NoUse(Exception):
+    """The directory can't be used, and there is no more to look at."""
+
+
+def look(settings: Settings, files: FilesSettings) -> Iterator[Finding]:
+    """What a start would find."""
+    place = files.publish_dir.absolute()
+    try:
+        there = _nearest(place)
+        yield _directory(place, there)
+        yield from _room(there)
+        if there == place:
+            _same_file_system(place)
+            yield from _holder(place)
+            yield from _position(settings, files, place)
+        else:
+            now_ms = time.time_ns() // 1_000_000
+            yield from outlook.nothing_stored(settings, f"in {place}", now_ms)
+    except NoUse as error:
+        yield problem(PART, f"{error}. Choose another --file.publishDir or mend it")
+    except OSError as error:
+        yield problem(
+            PART,
+            f"can't look at {error.filename or place}: {error.strerror}. Choose another "
+            "--file.publishDir or mend its permissions",
+        )
+
+
+def _nearest(place: Path) -> Path:
+    """The directory itself, or the nearest one above it that exists."""
+    for path in (place, *place.parents):
+        try:
+            mode = path.stat().st_mode
+        except FileNotFoundError:
+            if path.is_symlink():
+                raise NoUse(f"{path} is a link to nowhere") from None
+        except NotADirectoryError:
+            # What is in the way stands above it.
+            continue
+        else:
+            if not stat.S_ISDIR(mode):
+                raise NoUse(f"{path} is in the way: it is no directory")
+            return path
+    raise AssertionError("there is a root directory")
+
+
+def _directory(place: Path, there: Path) -> Finding:
+    if there != place:
+        if not os.access(there, os.W_OK | os.X_OK, effective_ids=True):
+            raise NoUse(f"{place} does not exist, and this user may not make it in {there}")
+        return note(PART, f"{place} does not exist yet: it would be made in {there}")
+    own = place / OWN_FOLDER
+    for folder in (place, own, own / STAGING, own / DEAD_LETTERS, place / _folder_of_now()):
+        if folder.exists() and not folder.is_dir():
+            raise NoUse(f"{folder} is in the way: it is no directory")
+        if folder.exists() and not _is_writable(folder):
+            raise NoUse(f"this user may not write into {folder}")
+    lock = own / LOCK
+    if lock.exists() and not os.access(lock, os.R_OK | os.W_OK, effective_ids=True):
+        raise NoUse(f"this user may not open {lock}, which keeps a second instance out")
+    return ok(PART, f"{place} exists and can be written into")
+
+
+def _folder_of_now() -> str:
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H")
+
+
+def _is_writable(folder: Path) -> bool:
+    return os.access(folder, os.R_OK | os.W_OK | os.X_OK, effective_ids=True)
+
+
+def _same_file_system(place: Path) -> None:
+    """A file is written in one folder and renamed into another: that needs one file system."""
+    own = place / OWN_FOLDER
+    for folder in (own, own / STAGING, own / DEAD_LETTERS, place / _folder_of_now()):
+        if folder.exists() and folder.stat().st_dev != place.stat().st_dev:
+            raise NoUse(
+                f"{folder} lies on another file system than {place}: events could not be renamed "
+                "into their place"
+            )
+
+
+def _room(there: Path) -> Iterator[Finding]:
+    found = os.statvfs(there)
+    free_bytes = found.f_bavail * found.f_frsize
+    events = free_bytes // max(USUAL_EVENT_BYTES, found.f_frsize)
+    # Some file systems have no fixed number of files, and say 0 of 0.
+    files = f"{found.f_favail:,} more files" if found.f_files else "any number of files"
+    if found.f_files:
+        events = min(events, found.f_favail)
+    said = f"{free_bytes / 1e9:,.1f} GB and {files} are free"
+    if events < 1:
+        yield problem(PART, f"there is no room: {said}. {os.strerror(errno.ENOSPC)}: make room")
+        return
+    hours = events / USUAL_EVENTS_PER_HOUR
+    lasting = f"{hours / 24:,.0f} days" if hours >= 48 else f"{hours:,.1f} hours"  # noqa: PLR2004  # two days
+    text = f"{said}: room for about {events:,} events, {lasting} of recentchange"
+    yield warning(PART, text + ". Make room") if hours < 1 else ok(PART, text)
+
+
+def _holder(place: Path) -> Iterator[Finding]:
+    holder = holder_of(place / OWN_FOLDER / LOCK)
+    if holder is not None:
+        yield problem(
+            PART,
+            f"{holder} publishes into {place} already: a second instance would be refused. Stop that "
+            "one first, or choose another --file.publishDir",
+            EXIT_HELD,
+        )
+
+
+def _position(settings: Settings, files: FilesSettings, place: Path) -> Iterator[Finding]:
+    stored = CheckpointFile(place / OWN_FOLDER, files.position_name, synced=False)
+    now_ms = time.time_ns() // 1_000_000
+    try:
+        checkpoint = stored.look()
+    except UnreadableCheckpoint as error:
+        yield _damaged(settings, place, stored.path, str(error))
+        return
+    if checkpoint is not None:
+        stored_ms = stored.path.stat().st_mtime_ns // 1_000_000
+        yield from outlook.stored(settings, checkpoint, stored_ms, f"in {stored.path}", now_ms)
+        return
+    yield from outlook.nothing_stored(settings, f"in {stored.path}", now_ms)
+    others = stored.others()
+    if others:
+        yield note(
+            PART,
+            f"positions of other streams, or of a demo, lie beside it and are left as they are: "
+            f"{', '.join(others[:5])}",
+        )
+
+
+def _damaged(settings: Settings, place: Path, path: Path, why: str) -> Finding:
+    said = f"the position in {path} is unusable ({why})"
+    if not settings.resume:
+        return warning(PART, f"{said}; --resume=false ignores it anyway")
+    found = recovered_checkpoint(place, int(settings.window_seconds * 1000))
+    if found is None:
+        return warning(
+            PART,
+            f"{said}, and there are no files to find it again by: a start begins at --since, and what "
+            "came since the last run is missing unless you give --resume=false --since=TIME",
+        )
+    return warning(
+        PART,
+        f"{said}: a start finds it again by the newest files and asks the upstream from "
+        f"{iso_time(found.started_ms)} on; what is published already is dropped, nothing is lost",
+    )

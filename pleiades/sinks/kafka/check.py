@@ -1,0 +1,287 @@
+"""Looks at a cluster and its topics as the Kafka sink would find them; see `view` for what it may do.
+
+What can't be tried without disturbing a running instance is whether this user may begin transactions
+under our transactional id.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import NamedTuple
+
+from confluent_kafka import KafkaError, KafkaException
+
+from pleiades.core.position import UnreadableCheckpoint
+from pleiades.core.units import iso_time, rough_duration
+from pleiades.runtime.findings import Finding, note, ok, problem, warning
+from pleiades.runtime.settings import KafkaSettings, Settings
+from pleiades.sinks import outlook
+from pleiades.sinks.kafka.check_topics import look_at_topics, retention_ms
+from pleiades.sinks.kafka.clients import TRANSACTION_TIMEOUT_MS, Clients
+from pleiades.sinks.kafka.patience import CONNECT_SECONDS
+from pleiades.sinks.kafka.sink import APPEND_TIME_SLACK_MS, CREATE_TIME_SLACK_MS, REACH_SECONDS
+from pleiades.sinks.kafka.stored import MAX_METADATA_BYTES, Stored, read_metadata
+from pleiades.sinks.kafka.topics import DEFAULT_MAX_BATCH_BYTES, Topics
+from pleiades.sinks.kafka.trouble import Kind, advice, fatal, group_of, kind_of
+from pleiades.sinks.kafka.view import (
+    GROUPS_TOPIC,
+    Cluster,
+    Configuration,
+    Topic,
+    View,
+)
+from pleiades.sinks.outlook import PART
+
+RETRY_SECONDS = 0.2
+RUNNING_SECONDS = 30.0
+"""A position that was stored less than that ago may be a running instance's."""
+MOVE_SECONDS = 3.0
+"""How long is looked whether it moves."""
+MOVE_POLL_SECONDS = 0.1
+NOWHERE = "127.0.0.1:1"
+"""Where no broker is: for clients that are made to see whether they can be."""
+
+
+class Found(NamedTuple):
+    """What the looks at the position need of those before."""
+
+    events: Topic | None
+    configuration: Configuration
+    groups: bool | None
+    """Whether our group may hold a position; None: it was not asked, for that could make something."""
+
+
+def look(settings: Settings, kafka: KafkaSettings) -> Iterator[Finding]:
+    """What a start would find.
+
+    Raises:
+        UsageError: librdkafka refuses the properties.
+        Fatal: the cluster can't be reached.
+    """
+    _try_to_make_clients(kafka)
+    clients = Clients(kafka)
+    admin = clients.admin()
+    view = View(admin, kafka)
+    cluster = _reach(clients, view)
+    brokers = "1 broker" if len(cluster.broker_ids) == 1 else f"{len(cluster.broker_ids)} brokers"
+    yield ok(PART, f"Kafka at {kafka.brokers} answers: {brokers}")
+    topics = Topics(admin, kafka)
+    try:
+        described = view.topics([topics.events, topics.dead_letters, GROUPS_TOPIC])
+        groups = described.pop(GROUPS_TOPIC)
+        configurations = {
+            name: view.topic_configuration(name)
+            for name, topic in described.items()
+            if isinstance(topic, Topic)
+        }
+        yield from look_at_topics(settings, kafka, view, topics, described, configurations)
+        yield from _transactions(kafka, cluster, view)
+        events = described[topics.events]
+        configuration = configurations.get(topics.events, {})
+        found = Found(
+            events if isinstance(events, Topic) else None,
+            {} if isinstance(configuration, KafkaError) else configuration,
+            _may_hold_groups(events, groups),
+        )
+        yield from _position(settings, kafka, view, found)
+    except KafkaException as error:
+        raise fatal("look at the topics", error.args[0], kafka) from None
+
+
+def _try_to_make_clients(kafka: KafkaSettings) -> None:
+    """Properties that only the producer or the consumer refuses are refused at once, too."""
+    clients = Clients(replace(kafka, brokers=NOWHERE))
+    clients.producer(DEFAULT_MAX_BATCH_BYTES, lambda _: None).purge()
+    clients.consumer().close()
+
+
+def _reach(clients: Clients, view: View) -> Cluster:
+    deadline = time.monotonic() + CONNECT_SECONDS
+    while True:
+        try:
+            return view.cluster(REACH_SECONDS)
+        except KafkaException as raised:
+            error = raised.args[0]
+        # A refused log-in is no error of a call: librdkafka reports it by itself and tries again.
+        clients.listen()
+        told = clients.last_error or error
+        if Kind.FATAL in (kind_of(told), kind_of(error)) or time.monotonic() >= deadline:
+            raise fatal(f"reach Kafka at {clients.settings.brokers}", told, clients.settings)
+        time.sleep(RETRY_SECONDS)
+
+
+def _transactions(kafka: KafkaSettings, cluster: Cluster, view: View) -> Iterator[Finding]:
+    broker = view.broker_configuration(cluster.broker_ids[0])
+    own = dict(kafka.properties).get("transaction.timeout.ms", "")
+    timeout_ms = int(own) if own.isdecimal() else TRANSACTION_TIMEOUT_MS
+    wanted = f"transactions of up to {timeout_ms / 1000:g} s"
+    if isinstance(broker, KafkaError):
+        yield note(
+            PART,
+            f"this user may not see the brokers' settings (DescribeConfigs on the cluster): whether "
+            f"{wanted} are allowed tells the start",
+        )
+    else:
+        yield from _broker(kafka, broker, timeout_ms, wanted)
+    if not cluster.may_alter:
+        yield note(
+            PART,
+            "not tried, because it would end a running instance: whether this user has Describe and "
+            f"Write on the transactional id {group_of(kafka)}",
+        )
+
+
+def _broker(
+    kafka: KafkaSettings, broker: Configuration, timeout_ms: int, wanted: str
+) -> Iterator[Finding]:
+    allowed_ms = int(broker.get("transaction.max.timeout.ms", timeout_ms))
+    if timeout_ms > allowed_ms:
+        refused = KafkaError(KafkaError.INVALID_TRANSACTION_TIMEOUT)
+        yield problem(
+            PART,
+            f"{wanted} are not allowed, at most {allowed_ms / 1000:g} s: {advice(refused, kafka)}",
+        )
+    else:
+        yield ok(PART, f"{wanted} are allowed (transaction.max.timeout.ms: {allowed_ms})")
+    stored_bytes = int(broker.get("offset.metadata.max.bytes", MAX_METADATA_BYTES))
+    if stored_bytes < MAX_METADATA_BYTES:
+        yield warning(
+            PART,
+            f"the brokers keep only {stored_bytes} bytes with an offset (offset.metadata.max.bytes): "
+            f"the position of many streams needs up to {MAX_METADATA_BYTES}",
+        )
+
+
+# ---- the position ----
+
+
+def _may_hold_groups(events: Topic | KafkaError, groups: Topic | KafkaError) -> bool | None:
+    if isinstance(groups, Topic):
+        return True
+    if KafkaError.UNKNOWN_TOPIC_OR_PART in [
+        answer.code() for answer in (events, groups) if isinstance(answer, KafkaError)
+    ]:
+        # Kafka forgets the offsets of a topic that is deleted.
+        return False
+    # This user may not see the topic of all groups. Where there is ours, there will be that.
+    return True if isinstance(events, Topic) else None
+
+
+def _position(
+    settings: Settings, kafka: KafkaSettings, view: View, found: Found
+) -> Iterator[Finding]:
+    group = f"the group {group_of(kafka)}"
+    metadata = ""
+    if found.groups is None:
+        yield note(PART, f"whether {group} holds a position was not asked: the topic can't be seen")
+        return
+    if found.groups:
+        rights = view.group_rights()
+        refused = KafkaError(KafkaError.GROUP_AUTHORIZATION_FAILED)
+        if isinstance(rights, KafkaError):
+            yield problem(PART, str(fatal(f"see {group}", rights, kafka)))
+            return
+        if rights is not None and "READ" not in rights:
+            yield problem(PART, str(fatal(f"commit as {group}", refused, kafka)))
+        answer = view.metadata()
+        if isinstance(answer, KafkaError):
+            yield problem(PART, str(fatal(f"read the position of {group}", answer, kafka)))
+            return
+        metadata = answer
+    try:
+        stored = read_metadata(metadata) if metadata else None
+    except UnreadableCheckpoint as error:
+        yield warning(
+            PART,
+            f"the position stored as {group} is unusable ({error}): a start looks at the topic's end",
+        )
+        stored = None
+    if stored is None:
+        yield from _without_position(settings, kafka, view, found)
+        return
+    checkpoint, now_ms = stored.checkpoint, _now_ms()
+    yield from outlook.stored(settings, checkpoint, checkpoint.clock_ms, f"as {group}", now_ms)
+    yield from _read_back(kafka, view, found, stored)
+    if now_ms - checkpoint.clock_ms < RUNNING_SECONDS * 1000:
+        yield _running(view, metadata)
+
+
+def _without_position(
+    settings: Settings, kafka: KafkaSettings, view: View, found: Found
+) -> Iterator[Finding]:
+    records: int | KafkaError = 0
+    if found.events is not None:
+        records = view.records(found.events, None)
+    if isinstance(records, KafkaError):
+        yield _unreachable(kafka, records)
+        records = 0
+    if records and settings.resume:
+        yield note(
+            PART,
+            f"no position is stored as the group {group_of(kafka)}, but the topic holds about "
+            f"{records:,} records: a start goes on after the last ones, as far as their keys tell; else "
+            "it begins at --since",
+        )
+    else:
+        yield from outlook.nothing_stored(settings, f"as the group {group_of(kafka)}", _now_ms())
+
+
+def _read_back(kafka: KafkaSettings, view: View, found: Found, stored: Stored) -> Iterator[Finding]:
+    if found.events is None:
+        return
+    # As the sink does it. Where the topic may not be asked, it assumes the broker's time.
+    create_time = found.configuration.get("message.timestamp.type") == "CreateTime"
+    since_ms = stored.span.since_ms - (
+        CREATE_TIME_SLACK_MS if create_time else APPEND_TIME_SLACK_MS
+    )
+    records = view.records(found.events, since_ms)
+    if isinstance(records, KafkaError):
+        yield _unreachable(kafka, records)
+        return
+    age_ms = _now_ms() - since_ms
+    yield ok(
+        PART,
+        f"to recognise repeats a start reads about {records:,} records of the topic back, those since "
+        f"{iso_time(since_ms)}",
+    )
+    kept_ms = retention_ms(found.configuration)
+    if kept_ms is not None and age_ms > kept_ms:
+        yield warning(
+            PART,
+            f"that is {rough_duration(age_ms / 1000)} ago, but the topic keeps its records for only "
+            f"{rough_duration(kept_ms / 1000)} (retention.ms): what is gone of them may be published a "
+            "second time",
+        )
+
+
+def _unreachable(kafka: KafkaSettings, error: KafkaError) -> Finding:
+    return problem(
+        PART,
+        f"{fatal('ask the brokers that hold the topic', error, kafka)}. Also check the brokers' "
+        "advertised.listeners: their addresses must be reachable from here, each of them",
+    )
+
+
+def _running(view: View, metadata: str) -> Finding:
+    """Whether the position moves, and so somebody publishes."""
+    deadline = time.monotonic() + MOVE_SECONDS
+    while time.monotonic() < deadline:
+        later = view.metadata()
+        if not isinstance(later, KafkaError) and later != metadata:
+            return note(
+                PART,
+                "an instance is running, its position moves: a start would end it and go on in its "
+                "place. Nothing is lost by that, but two at once are of no use",
+            )
+        time.sleep(MOVE_POLL_SECONDS)
+    return note(
+        PART,
+        "an instance may be running, with nothing to publish at the moment: a start would end it and "
+        "go on in its place. Nothing is lost by that, but two at once are of no use",
+    )
+
+
+def _now_ms() -> int:
+    return time.time_ns() // 1_000_000

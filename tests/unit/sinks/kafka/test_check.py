@@ -1,0 +1,296 @@
+"""What `pleiades check` says of topics and positions that a test broker can't be brought to have."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from confluent_kafka import KafkaError, KafkaException
+
+from pleiades.core.position import Checkpoint
+from pleiades.core.span import Span
+from pleiades.runtime.arguments import ingest_parser, settings_from
+from pleiades.runtime.errors import Fatal
+from pleiades.runtime.findings import Finding, Kind
+from pleiades.runtime.settings import KafkaSettings, Settings
+from pleiades.sinks.kafka import check
+from pleiades.sinks.kafka.check import Found
+from pleiades.sinks.kafka.check_topics import look_at_topics
+from pleiades.sinks.kafka.clients import Clients
+from pleiades.sinks.kafka.stored import Stored
+from pleiades.sinks.kafka.view import Cluster, Configuration, Partition, Topic
+
+ALL = frozenset({"DESCRIBE", "READ", "WRITE", "DELETE"})
+WELL = Partition(0, True, 3, 3)
+DEFAULTS = {
+    "max.message.bytes": "1048588",
+    "cleanup.policy": "delete",
+    "retention.ms": "604800000",
+    "min.insync.replicas": "2",
+    "message.timestamp.type": "CreateTime",
+}
+
+Look = Callable[..., list[Finding]]
+
+
+@pytest.fixture
+def kafka_settings_of() -> Callable[..., tuple[Settings, KafkaSettings]]:
+    def settings(*flags: str) -> tuple[Settings, KafkaSettings]:
+        parsed = ingest_parser("check", "").parse_args(["--kafka.enable", *flags])
+        made = settings_from(parsed)
+        assert made.kafka is not None
+        return made, made.kafka
+
+    return settings
+
+
+SettingsOf = Callable[..., tuple[Settings, KafkaSettings]]
+
+
+@pytest.fixture
+def look(kafka_settings_of: SettingsOf) -> Look:
+    """What is said of one topic."""
+
+    def looked(
+        *partitions: Partition,
+        rights: frozenset[str] | None = ALL,
+        configuration: Configuration | KafkaError = DEFAULTS,
+        flags: tuple[str, ...] = (),
+    ) -> list[Finding]:
+        settings, kafka = kafka_settings_of(*flags)
+        topic = Topic("t", partitions or (WELL,), rights)
+        nobody: Any = None
+        return list(
+            look_at_topics(settings, kafka, nobody, nobody, {"t": topic}, {"t": configuration})
+        )
+
+    return looked
+
+
+def test_a_topic_that_is_well_is_one_line(look: Look) -> None:
+    (finding,) = look()
+    assert finding.kind is Kind.OK
+    assert finding.text == (
+        "topic t: 1 partition, 3 copies of each, takes 1,048,588 bytes per batch, keeps them for 7 days"
+    )
+
+
+def test_partitions_that_cannot_be_written_are_problems(look: Look) -> None:
+    _, *findings = look(WELL, Partition(1, False, 3, 0), Partition(2, True, 3, 1))
+    assert [finding.kind for finding in findings] == [Kind.PROBLEM, Kind.PROBLEM]
+    leaderless, short = findings
+    assert "partition 1 of t can't be written: no broker leads it" in leaderless.text
+    assert "partition 2 of t can't be written: fewer copies are in sync" in short.text
+
+
+@pytest.mark.parametrize(
+    ("rights", "says"),
+    [
+        (frozenset({"DESCRIBE", "READ"}), "(Write)"),
+        (frozenset({"DESCRIBE"}), "(Read and Write)"),
+        (frozenset(), "(Describe and Read and Write)"),
+        (None, ""),
+    ],
+)
+def test_missing_rights_are_named(look: Look, rights: frozenset[str] | None, says: str) -> None:
+    _, *findings = look(rights=rights)
+    assert [says in finding.text for finding in findings] == ([True] if says else [])
+
+
+def test_settings_that_may_not_be_seen_are_no_problem(look: Look) -> None:
+    refused = KafkaError(KafkaError.TOPIC_AUTHORIZATION_FAILED)
+    described, unseen = look(configuration=refused)
+    assert described.text == "topic t: 1 partition, 3 copies of each"
+    assert unseen.kind is Kind.NOTE
+    assert "1,000,000 bytes" in unseen.text
+
+
+def test_a_compacted_topic_loses_events(look: Look) -> None:
+    compacted = {**DEFAULTS, "cleanup.policy": "compact"}
+    _, by_id = look(configuration=compacted)
+    _, by_field = look(configuration=compacted, flags=("--kafka.keyField=wiki",))
+    assert by_id.kind is by_field.kind is Kind.WARNING
+    assert "events of one millisecond" in by_id.text
+    assert "--kafka.keyField" in by_field.text
+
+
+@pytest.mark.parametrize(
+    ("retention_ms", "warned"), [(-1, False), (1_199_999, True), (1_200_000, False)]
+)
+def test_what_is_kept_shorter_than_the_window_is_warned_of(
+    look: Look, retention_ms: int, warned: bool
+) -> None:
+    _, *findings = look(configuration={**DEFAULTS, "retention.ms": str(retention_ms)})
+    assert [finding.kind for finding in findings] == [Kind.WARNING] * warned
+
+
+def test_the_brokers_time_is_mentioned(look: Look) -> None:
+    (finding,) = look(configuration={**DEFAULTS, "message.timestamp.type": "LogAppendTime"})
+    assert "the broker's time" in finding.text
+
+
+# ---- the position ----
+
+
+class FakeView:
+    """Answers what it is told to."""
+
+    def __init__(
+        self,
+        records: int | KafkaError = 7,
+        metadata: tuple[str, ...] = ("",),
+        rights: frozenset[str] | None = ALL,
+        broker: Configuration | None = None,
+    ) -> None:
+        self.asked_since: list[int | None] = []
+        self._records = records
+        self._metadata = list(metadata)
+        self._rights = rights
+        self._broker = broker or {}
+
+    def records(self, topic: Topic, since_ms: int | None) -> int | KafkaError:
+        self.asked_since.append(since_ms)
+        return self._records
+
+    def metadata(self) -> str:
+        return self._metadata.pop(0) if len(self._metadata) > 1 else self._metadata[0]
+
+    def group_rights(self) -> frozenset[str] | None:
+        return self._rights
+
+    def broker_configuration(self, broker_id: int) -> Configuration:
+        return self._broker
+
+
+def stored(clock_ms: int) -> str:
+    checkpoint = Checkpoint({("t", 0): clock_ms}, 0, clock_ms)
+    return Stored(checkpoint, Span(clock_ms - 60_000), "ab").metadata()
+
+
+def position(
+    view: Any, of: tuple[Settings, KafkaSettings], configuration: Configuration = DEFAULTS
+) -> list[Finding]:
+    found = Found(Topic("t", (WELL,), ALL), configuration, True)
+    return list(check._position(*of, view, found))
+
+
+def test_a_position_that_moves_is_a_running_instances(kafka_settings_of: SettingsOf) -> None:
+    now_ms = check._now_ms()
+    view = FakeView(metadata=(stored(now_ms), stored(now_ms), stored(now_ms + 1)))
+    *_, running = position(view, kafka_settings_of())
+    assert "an instance is running" in running.text
+    assert view.asked_since == [now_ms - 61_000]
+
+
+def test_a_recent_position_that_stands_still_may_be_one(
+    kafka_settings_of: SettingsOf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(check, "MOVE_SECONDS", 0.0)
+    *_, running = position(FakeView(metadata=(stored(check._now_ms()),)), kafka_settings_of())
+    assert "an instance may be running" in running.text
+
+
+def test_an_older_position_is_nobodys(kafka_settings_of: SettingsOf) -> None:
+    view = FakeView(metadata=(stored(check._now_ms() - 31_000),))
+    findings = position(view, kafka_settings_of())
+    assert not [finding for finding in findings if "running" in finding.text]
+
+
+def test_a_window_that_the_topic_no_longer_has_is_warned_of(kafka_settings_of: SettingsOf) -> None:
+    view = FakeView(metadata=(stored(check._now_ms() - 3_600_000),))
+    *_, gone = position(view, kafka_settings_of(), {**DEFAULTS, "retention.ms": "3600000"})
+    assert gone.kind is Kind.WARNING
+    assert "may be published a second time" in gone.text
+
+
+def test_a_position_of_somebody_else_is_warned_of(kafka_settings_of: SettingsOf) -> None:
+    unusable, found = position(FakeView(metadata=("hello",)), kafka_settings_of())
+    assert unusable.kind is Kind.WARNING
+    assert "unusable" in unusable.text
+    assert "the topic holds about 7 records" in found.text
+
+
+def test_brokers_that_cannot_be_reached_by_their_own_addresses(
+    kafka_settings_of: SettingsOf,
+) -> None:
+    lost = KafkaError(KafkaError._TIMED_OUT)
+    for metadata in ("", stored(0)):
+        findings = position(FakeView(lost, (metadata,)), kafka_settings_of())
+        (problem,) = [finding for finding in findings if finding.kind is Kind.PROBLEM]
+        assert "advertised.listeners" in problem.text
+
+
+def test_a_group_that_may_not_be_written_is_a_problem(kafka_settings_of: SettingsOf) -> None:
+    view = FakeView(rights=frozenset({"DESCRIBE"}))
+    refused, *_ = position(view, kafka_settings_of())
+    assert refused.kind is Kind.PROBLEM
+    assert "Read on the group pleiades-pleiades-events-recentchange" in refused.text
+
+
+@pytest.mark.parametrize(
+    ("events", "groups", "expected"),
+    [
+        (None, None, True),
+        (None, KafkaError.TOPIC_AUTHORIZATION_FAILED, True),
+        (None, KafkaError.UNKNOWN_TOPIC_OR_PART, False),
+        (KafkaError.UNKNOWN_TOPIC_OR_PART, None, True),
+        (KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError.TOPIC_AUTHORIZATION_FAILED, False),
+        (KafkaError.TOPIC_AUTHORIZATION_FAILED, KafkaError.TOPIC_AUTHORIZATION_FAILED, None),
+        (KafkaError.TOPIC_AUTHORIZATION_FAILED, KafkaError.UNKNOWN_TOPIC_OR_PART, False),
+    ],
+)
+def test_a_group_is_asked_for_only_where_there_can_be_one(
+    events: int | None, groups: int | None, expected: bool | None
+) -> None:
+    seen = Topic("t", (WELL,), ALL)
+    answers = [seen if code is None else KafkaError(code) for code in (events, groups)]
+    assert check._may_hold_groups(answers[0], answers[1]) is expected
+
+
+# ---- the cluster ----
+
+
+@pytest.mark.parametrize(
+    ("broker", "kinds"),
+    [
+        ({"transaction.max.timeout.ms": "300000"}, [Kind.OK]),
+        ({"transaction.max.timeout.ms": "299999"}, [Kind.PROBLEM]),
+        ({}, [Kind.OK]),
+        ({"offset.metadata.max.bytes": "4096"}, [Kind.OK]),
+        ({"offset.metadata.max.bytes": "4095"}, [Kind.OK, Kind.WARNING]),
+    ],
+)
+def test_limits_of_the_brokers(
+    kafka_settings_of: SettingsOf, broker: Configuration, kinds: list[Kind]
+) -> None:
+    view: Any = FakeView(broker=broker)
+    _, kafka = kafka_settings_of()
+    findings = list(check._transactions(kafka, Cluster((1,), may_alter=True), view))
+    assert [finding.kind for finding in findings] == kinds
+
+
+def test_a_timeout_of_the_users_own_counts(kafka_settings_of: SettingsOf) -> None:
+    view: Any = FakeView(broker={"transaction.max.timeout.ms": "900000"})
+    _, kafka = kafka_settings_of("--kafka.property=transaction.timeout.ms=900001")
+    (finding,) = check._transactions(kafka, Cluster((1,), may_alter=True), view)
+    assert finding.kind is Kind.PROBLEM
+
+
+def test_nobody_answers_and_what_librdkafka_reported_is_told(
+    kafka_settings_of: SettingsOf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(check, "CONNECT_SECONDS", 0.0)
+    _, kafka = kafka_settings_of("--kafka.broker=nowhere.invalid")
+    clients = Clients(kafka)
+
+    class Silent:
+        def cluster(self, timeout_seconds: float) -> Cluster:
+            clients.last_error = KafkaError(KafkaError._RESOLVE)
+            raise KafkaException(KafkaError(KafkaError._TIMED_OUT))
+
+    silent: Any = Silent()
+    with pytest.raises(
+        Fatal, match="can't reach Kafka at nowhere.invalid:9092.*check its spelling"
+    ):
+        check._reach(clients, silent)

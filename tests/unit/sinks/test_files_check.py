@@ -1,0 +1,191 @@
+"""What `pleiades check` says of a directory; that it leaves it as it is."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from pleiades.core.position import Checkpoint
+from pleiades.runtime.findings import Finding, Kind
+from pleiades.runtime.settings import Settings
+from pleiades.sinks.checkpoints import CheckpointFile
+from pleiades.sinks.disk import Lock
+from pleiades.sinks.files_check import look
+from tests.harness.tree import tree
+
+NOON_MS = 1_769_860_800_000  # 2026-01-31T12:00:00Z
+CHECKPOINT = Checkpoint({("eqiad.mediawiki.recentchange", 0): NOON_MS + 1}, NOON_MS, NOON_MS)
+
+
+@pytest.fixture
+def found(tmp_path: Path, settings_of: Callable[..., Settings]) -> Callable[..., list[Finding]]:
+    """Looks at `events`, and sees to it that nothing is changed by that."""
+
+    def looked(*flags: str, below: str = "events") -> list[Finding]:
+        settings = settings_of(f"--file.publishDir={tmp_path / below}", *flags)
+        assert settings.files is not None
+        before = tree(tmp_path)
+        findings = list(look(settings, settings.files))
+        assert tree(tmp_path) == before
+        return findings
+
+    return looked
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> Path:
+    """`.pleiades`, as an earlier run left it."""
+    folder = tmp_path / "events" / ".pleiades"
+    for name in ("staging", "dead-letters"):
+        (folder / name).mkdir(parents=True)
+    (folder / "lock").write_text("1\n")
+    return folder
+
+
+Found = Callable[..., list[Finding]]
+
+
+def problems(findings: list[Finding]) -> list[tuple[int, str]]:
+    return [
+        (finding.exit_status, finding.text) for finding in findings if finding.kind is Kind.PROBLEM
+    ]
+
+
+def test_a_directory_that_can_be_made(found: Found, tmp_path: Path) -> None:
+    there, room, position = found(below="a/b/c")
+    assert f"it would be made in {tmp_path}" in there.text
+    assert "are free" in room.text
+    assert "no position is stored" in position.text
+    assert "with what comes from then on" in position.text
+
+
+def test_a_stored_position_is_told_with_its_age(found: Found, own: Path) -> None:
+    CheckpointFile(own, "recentchange", synced=False).replace(CHECKPOINT)
+    findings = found()
+    assert not problems(findings)
+    text = "\n".join(finding.text for finding in findings)
+    assert "position stored 0 s ago in" in text
+    # The overlap does not reach behind the start.
+    assert "asking the upstream from 2026-01-31T12:00:00.000Z on" in text
+    assert '"topic":"eqiad.mediawiki.recentchange"' in text
+    # It is of January, and the files lie there since now.
+    assert [finding for finding in findings if finding.kind is Kind.WARNING]
+    assert "Wikimedia keeps 7 days" in text
+
+
+def test_a_position_that_is_not_used_is_told_too(found: Found, own: Path) -> None:
+    CheckpointFile(own, "recentchange", synced=False).replace(CHECKPOINT)
+    text = "\n".join(finding.text for finding in found("--resume=false", "--since=-2h"))
+    assert "is ignored, as --resume=false says: a start begins at 2" in text
+    assert "2 h ago (--since)" in text or "119 min ago (--since)" in text
+
+
+def test_positions_of_other_streams_are_mentioned(found: Found, own: Path) -> None:
+    CheckpointFile(own, "page-create", synced=False).replace(CHECKPOINT)
+    *_, position, others = found()
+    assert "no position is stored" in position.text
+    assert "checkpoint-page-create" in others.text
+
+
+def test_a_damaged_position_is_left_in_place(found: Found, own: Path, tmp_path: Path) -> None:
+    (own / "checkpoint-recentchange").write_text("{damaged")
+    *_, lost = found()
+    assert lost.kind is Kind.WARNING
+    assert "no files to find it again by" in lost.text
+    hour = tmp_path / "events" / "2026-01-31T12"
+    hour.mkdir()
+    (hour / "20260131T120000.000Z-a.json").write_text('{"meta":{"topic":"t"}}')
+    *_, again = found()
+    assert again.kind is Kind.WARNING
+    assert "asks the upstream from 2026-01-31T11:50:00.000Z on" in again.text
+    *_, ignored = found("--resume=false")
+    assert "--resume=false ignores it anyway" in ignored.text
+
+
+def test_another_instance_is_the_status_of_its_own(found: Found, own: Path) -> None:
+    lock = Lock(own / "lock")
+    lock.acquire(own)
+    ((status, text),) = problems(found())
+    lock.release()
+    assert status == 4
+    assert f"process {os.getpid()} publishes into" in text
+    assert not problems(found())
+
+
+def test_what_is_in_the_way(found: Found, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    (tmp_path / "nowhere").symlink_to(tmp_path / "not there")
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    for below, says in (
+        ("file", "file is in the way: it is no directory"),
+        ("file/a/b", "file is in the way: it is no directory"),
+        ("nowhere", "is a link to nowhere"),
+        ("nowhere/a", "is a link to nowhere"),
+        ("loop", "symbolic links"),
+        ("x" * 300, "File name too long"),
+    ):
+        ((status, text),) = problems(found(below=below))
+        assert status == 1
+        assert says in text
+        assert "--file.publishDir" in text
+
+
+def test_something_else_in_the_place_of_own_folders(found: Found, own: Path) -> None:
+    shutil.rmtree(own / "staging")
+    (own / "staging").write_text("")
+    ((status, text),) = problems(found())
+    assert status == 1
+    assert "staging is in the way" in text
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_directory_without_permission(found: Found, own: Path, tmp_path: Path) -> None:
+    for locked, below, says in (
+        (tmp_path, "other/a", "may not make it in"),
+        (own.parent, "events", "may not write into"),
+        (own / "staging", "events", "may not write into"),
+    ):
+        locked.chmod(0o555)
+        ((status, text),) = problems(found(below=below))
+        locked.chmod(0o755)
+        assert status == 1
+        assert says in text
+
+
+def test_too_little_room(found: Found, own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = os.statvfs(own)
+
+    def with_room_for(events: int, files: int) -> list[Finding]:
+        values = list(real)
+        # f_frsize, f_bavail, f_files, f_favail: see statvfs(3).
+        values[1], values[4], values[5], values[7] = 4096, events, files, files
+        monkeypatch.setattr(os, "statvfs", lambda _: os.statvfs_result(values))
+        return found()
+
+    ((status, text),) = problems(with_room_for(0, 10**9))
+    assert status == 1
+    assert "there is no room" in text
+    _, room, *_ = with_room_for(10**9, 5)
+    assert (room.kind, "5 more files" in room.text) == (Kind.WARNING, True)
+    _, room, *_ = with_room_for(10**9, 0)
+    assert (room.kind, "any number of files" in room.text) == (Kind.OK, True)
+
+
+MEMORY = Path("/dev/shm")  # noqa: S108  # a file system of its own, on every Linux
+
+
+@pytest.mark.skipif(not MEMORY.is_dir(), reason="there is no second file system")
+def test_folders_on_different_file_systems(found: Found, own: Path) -> None:
+    if MEMORY.stat().st_dev == own.stat().st_dev:
+        pytest.skip("the temporary folder lies in the memory, too")
+    (own / "staging").rmdir()
+    with tempfile.TemporaryDirectory(dir=MEMORY) as elsewhere:
+        (own / "staging").symlink_to(elsewhere)
+        ((status, text),) = problems(found())
+    assert status == 1
+    assert "staging lies on another file system than" in text
