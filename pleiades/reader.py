@@ -140,9 +140,8 @@ class Reader:
             # An idle stream is normal: its reconnects are no news.
             log.log(
                 logging.DEBUG if self._idle else logging.INFO,
-                "connected to %s/%s%s",
-                self._settings.url,
-                ",".join(self._settings.streams),
+                "connected to %s%s",
+                self._upstream.address,
                 "" if asked is None else ", resuming",
             )
             # Makes the start durable before the first event comes, perhaps hours later.

@@ -262,9 +262,6 @@ class Metrics:
         for component in components:
             self.process_restarts.labels(component)
             self.goroutine_restarts.labels(component)
-        for aggregate in ("min", "max", "avg"):
-            self.kafka_write_seconds.labels(aggregate)
-            self.kafka_wait_seconds.labels(aggregate)
         for reason in REASONS:
             self.dead_letters.labels(reason)
         for kind in LINE_TYPES:

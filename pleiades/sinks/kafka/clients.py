@@ -138,7 +138,9 @@ class Clients:
             ) from None
 
     def _on_error(self, error: KafkaError) -> None:
-        self.last_error = error
+        # That all are down says less than why one is.
+        if error.code() != KafkaError._ALL_BROKERS_DOWN or self.last_error is None:
+            self.last_error = error
         log.debug("librdkafka: %s", said(error, self.settings))
 
 

@@ -84,6 +84,7 @@ def test_seldom_holds_back_all_but_the_first(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_levels(capsys: pytest.CaptureFixture[str]) -> None:
     before = logging.getLogger().handlers[:]
+    levels = {name: logging.getLogger(name).level for name in ("", "pleiades", "urllib3")}
     try:
         configure(logging.ERROR, "text", "parent")
         logging.getLogger("pleiades.y").warning("quiet")
@@ -93,6 +94,8 @@ def test_levels(capsys: pytest.CaptureFixture[str]) -> None:
         logging.getLogger("pleiades.y").debug("verbose")
     finally:
         logging.getLogger().handlers[:] = before
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)
         logging.captureWarnings(False)
     said = capsys.readouterr().err
     assert "loud" in said
