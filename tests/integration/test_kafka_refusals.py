@@ -1,0 +1,98 @@
+"""Clusters that can't be reached or don't let us in, and one with TLS and SCRAM that does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from pleiades.simulator.settings import SimulatorSettings
+from pleiades.simulator.simulator import Simulator
+from tests.harness.broker import Broker, free_port, topic_records
+from tests.harness.oracle import judge_topic
+from tests.harness.relay import Relay, ingest_flags, kafka_flags, since_ms
+
+Simulate = Callable[[SimulatorSettings], Simulator]
+
+NO_UPSTREAM = ingest_flags("http://127.0.0.1:1/v2/stream", "now")
+
+
+@pytest.fixture(scope="module")
+def secure(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
+    with Broker(tmp_path_factory.mktemp("secure") / "kafka", secure=True) as broker:
+        yield broker
+
+
+def refused(*flags: str, status: int = 1) -> str:
+    """The log of a start that must end by itself."""
+    with Relay(*NO_UPSTREAM, "--kafka.enable", *flags) as relay:
+        assert relay.wait(30) == status, relay.log
+    assert "Traceback" not in relay.log
+    return relay.log
+
+
+def password_in(properties: Path) -> str:
+    lines = properties.read_text().splitlines()
+    return next(line.partition("=")[2].strip() for line in lines if "sasl.password" in line)
+
+
+def test_a_wrong_address_names_what_to_check() -> None:
+    address = f"127.0.0.1:{free_port()}"
+    said = refused(f"--kafka.broker={address}")
+    assert f"can't reach Kafka at {address}" in said
+    assert "check host and port in --kafka.broker" in said
+
+
+def test_an_unknown_host_names_what_to_check() -> None:
+    said = refused("--kafka.broker=name.invalid:9092")
+    assert "the host name in --kafka.broker name.invalid:9092 is not known" in said
+
+
+def test_a_misspelled_property_is_a_usage_error() -> None:
+    said = refused("--kafka.property=sasl.mecanisms=PLAIN", status=2)
+    assert 'No such configuration property: "sasl.mecanisms"' in said
+
+
+def test_tls_and_scram_by_a_file_of_properties(simulate: Simulate, secure: Broker) -> None:
+    upstream = simulate(SimulatorSettings(rate=300, max_events=600))
+    source = ingest_flags(upstream.url, since_ms(upstream))
+    # The file says where the brokers are, too.
+    target = ["--kafka.enable", "--kafka.topic=secret", f"--kafka.config={secure.secure_config}"]
+    with Relay(*source, *target, "-v") as relay:
+        count = sum(not entry.canary for entry in upstream.journal())
+        relay.until(
+            lambda: relay.metric("pleiades_kafka_publish_events_total") >= count, "events", 60
+        )
+        page = str(relay.metrics())
+        assert relay.stop() == 0
+    verdict = judge_topic(
+        secure.bootstrap, "secret", upstream.journal(), since_ms(upstream), finished=False
+    )
+    assert verdict.flawless, f"{verdict}\n{relay.log}"
+    password = password_in(secure.secure_config)
+    assert password
+    assert password not in relay.log + page
+
+
+def test_a_wrong_password_says_so_and_prints_no_secret(secure: Broker, tmp_path: Path) -> None:
+    password = password_in(secure.secure_config)
+    wrong = tmp_path / "wrong.properties"
+    wrong.write_text(secure.secure_config.read_text().replace(password, "hunter2hunter2"))
+    said = refused(f"--kafka.config={wrong}", "-v")
+    assert "the broker refused the log-in: check sasl.mechanisms, sasl.username" in said
+    assert "hunter2" not in said
+
+
+def test_a_user_without_rights_is_told_which(secure: Broker) -> None:
+    said = refused(f"--kafka.config={secure.nobody_config}", "--kafka.topic=forbidden")
+    assert "allow Describe, Read and Write" in said
+    assert "forbidden and forbidden-dead-letters" in said
+    assert password_in(secure.nobody_config) not in said
+    assert topic_records(secure.bootstrap, "forbidden") == []
+
+
+def test_a_replication_that_the_cluster_has_no_brokers_for(kafka: str, topic: str) -> None:
+    said = refused(*kafka_flags(kafka, topic), "--kafka.replication=3")
+    assert f"can't make the topic {topic}" in said
+    assert "look at --kafka.partitions and --kafka.replication" in said
