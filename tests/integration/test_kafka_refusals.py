@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -47,6 +48,38 @@ def test_a_wrong_address_names_what_to_check() -> None:
 def test_an_unknown_host_names_what_to_check() -> None:
     said = refused("--kafka.broker=name.invalid:9092")
     assert "the host name in --kafka.broker name.invalid:9092 is not known" in said
+
+
+def test_a_port_of_another_kind_names_what_to_check(
+    simulate: Simulate, secure: Broker, tmp_path: Path
+) -> None:
+    """HTTP, TLS where we speak plainly, plain speech where we want TLS."""
+    http = simulate(SimulatorSettings()).url.split("/")[2]
+    tls = tmp_path / "tls.properties"
+    tls.write_text(
+        secure.secure_config.read_text().replace(f":{secure.port + 2}", f":{secure.port}")
+    )
+    wrong = {
+        f"127.0.0.1:{secure.port + 2}": f"--kafka.broker=127.0.0.1:{secure.port + 2}",
+        secure.bootstrap: f"--kafka.config={tls}",
+        http: f"--kafka.broker={http}",
+    }
+    # Each of them tries for a while.
+    with ThreadPoolExecutor() as pool:
+        for address, said in zip(wrong, pool.map(refused, wrong.values()), strict=True):
+            assert f"can't reach Kafka at {address}" in said
+            assert "whether it wants TLS or a log-in (--kafka.config)" in said, said
+
+
+def test_an_unknown_certificate_names_what_to_check(secure: Broker, tmp_path: Path) -> None:
+    # The broker's own, which is not that of the authority that signed it.
+    other = str(secure.folder / "tls" / "server.crt")
+    properties = tmp_path / "other.properties"
+    properties.write_text(
+        secure.secure_config.read_text().replace(str(secure.folder / "tls" / "ca.pem"), other)
+    )
+    said = refused(f"--kafka.config={properties}")
+    assert "TLS did not come about: check security.protocol and ssl.ca.location" in said
 
 
 def test_a_misspelled_property_is_a_usage_error() -> None:

@@ -120,6 +120,9 @@ class Clients:
     ) -> Any:
         configuration: dict[str, Any] = {
             "retry.backoff.ms": RETRY_BACKOFF_MS,
+            # With the other strategy, librdkafka's default, a commit that met a broker's restart gets
+            # no answer any more: it forgets the coordinator with all brokers (seen with 2.16).
+            "metadata.recovery.strategy": "none",
             "client.id": f"pleiades-{__version__}",
             **usual,
             **dict(self.settings.properties),

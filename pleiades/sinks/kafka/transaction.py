@@ -14,6 +14,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -22,6 +23,7 @@ from confluent_kafka import KafkaError, KafkaException, Message, Producer, Topic
 from pleiades.core.backoff import Backoff
 from pleiades.core.decoding import TOO_LARGE
 from pleiades.core.wire import DeadLetter, Event
+from pleiades.runtime.errors import GenerationLost
 from pleiades.sinks.kafka.records import (
     ID_HEADER,
     MAX_ID_BYTES,
@@ -35,6 +37,9 @@ log = logging.getLogger(__name__)
 
 SLICE_SECONDS = 0.5
 """How long one call may block; between two the process shows that it lives."""
+ANSWER_SECONDS = 90.0
+"""After that long without an answer a new process is the better bet: it looks for the cluster afresh.
+A broker that is frozen for a minute is waited for here."""
 RETRY_BACKOFF = Backoff(first_seconds=0.1, max_seconds=5.0)
 
 
@@ -52,7 +57,7 @@ class Around:
     """What a transaction needs from what is around it."""
 
     alive: Callable[[], None]
-    """Called at least every second."""
+    """Called at least every second, always from the same thread."""
     pause: Callable[[float], None]
     on_trouble: Callable[[str, KafkaError], None]
     """Told of each error that is taken for transient or aborts: what could not be done, and why."""
@@ -113,6 +118,7 @@ class Transactions:
         self._around = around
         self._events: list[Event] = []
         self._letters: list[DeadLetter] = []
+        self._caller = ThreadPoolExecutor(1, "librdkafka")
         self._begun = False
         self._spoilt: KafkaError | None = None
         """Why what was produced can't be committed."""
@@ -146,6 +152,7 @@ class Transactions:
 
         Raises:
             KafkaException: the sink must judge: fenced, lost or fatal.
+            GenerationLost: a new process is needed.
         """
         failures = 0
         while not self._try_to_commit(position, group):
@@ -191,10 +198,9 @@ class Transactions:
         """Call again for as long as the error is one that passes."""
         failures = 0
         while True:
-            self._around.alive()
             started = time.monotonic()
             try:
-                call()
+                self._answered(call)
             except KafkaException as error:
                 if kind_of(error.args[0]) is not Kind.TRANSIENT:
                     raise
@@ -204,6 +210,26 @@ class Transactions:
                     self._around.pause(RETRY_BACKOFF.pause_seconds(failures, jitter=1.0))
             else:
                 return
+
+    def _answered(self, call: Callable[[], None]) -> None:
+        """Call in another thread: while a broker is away, librdkafka may ignore our timeout.
+
+        Raises:
+            GenerationLost: no answer came for so long that none is to be expected.
+        """
+        answer = self._caller.submit(call)
+        deadline = time.monotonic() + ANSWER_SECONDS
+        while True:
+            self._around.alive()
+            try:
+                return answer.result(2 * SLICE_SECONDS)
+            except TimeoutError:
+                self._around.on_trouble("commit", KafkaError(KafkaError._TIMED_OUT))
+            if time.monotonic() >= deadline:
+                raise GenerationLost(
+                    f"librdkafka did not answer for {ANSWER_SECONDS:.0f} s to what should take less "
+                    "than one"
+                )
 
     # ---- producing, the quick way and the careful one ----
 
