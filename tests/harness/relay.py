@@ -167,7 +167,8 @@ class Relay:
         except psutil.Error:
             return ""
         match = re.fullmatch(r"pleiades: ([a-z]+(?:-\d+)?)\s*", title)
-        return match[1] if match else ""
+        # A child that was forked and has not begun yet still bears the parent's title.
+        return match[1] if match and match[1] != "parent" else ""
 
     def child(self, role: str, timeout_seconds: float = 30.0) -> psutil.Process:
         """The living process of a role."""

@@ -34,7 +34,13 @@ class Kind(enum.Enum):
 
 
 _FENCED = frozenset(
-    {KafkaError._FENCED, KafkaError.PRODUCER_FENCED, KafkaError.INVALID_PRODUCER_EPOCH}
+    {
+        KafkaError._FENCED,
+        KafkaError.PRODUCER_FENCED,
+        KafkaError.INVALID_PRODUCER_EPOCH,
+        # So a commit is answered whose transaction the broker has ended.
+        KafkaError.INVALID_TXN_STATE,
+    }
 )
 
 _UNREACHABLE = frozenset(

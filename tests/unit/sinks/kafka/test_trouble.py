@@ -35,6 +35,7 @@ def settings() -> KafkaSettings:
         (KafkaError._FENCED, Kind.FENCED),
         (KafkaError.PRODUCER_FENCED, Kind.FENCED),
         (KafkaError.INVALID_PRODUCER_EPOCH, Kind.FENCED),
+        (KafkaError.INVALID_TXN_STATE, Kind.FENCED),
         (KafkaError._AUTHENTICATION, Kind.FATAL),
         (KafkaError.TOPIC_AUTHORIZATION_FAILED, Kind.FATAL),
         (KafkaError.UNKNOWN_TOPIC_OR_PART, Kind.FATAL),
