@@ -10,6 +10,7 @@ from contextlib import ExitStack
 from functools import partial
 
 import psutil
+import pytest
 from confluent_kafka import IsolationLevel, TopicPartition
 from confluent_kafka.admin import (  # type: ignore[attr-defined]  # its documented names
     AdminClient,
@@ -68,56 +69,45 @@ def wait_for_events(upstream: Simulator, count: int) -> None:
 # ---- the relay is killed ----
 
 
+@pytest.mark.parametrize(
+    "partitioning",
+    [[], ["--kafka.partitions=3", "--kafka.keyField=wiki"]],
+    ids=["1 partition", "3 partitions by wiki"],
+)
 def test_40_kills_of_children_and_5_of_the_parent_under_load(
-    simulate: Simulate, own_broker: Broker
+    simulate: Simulate, kafka: str, topic: str, partitioning: list[str]
 ) -> None:
-    """Into one partition, and into three by wiki, at the same time: most of it is waiting."""
     seed = random.randrange(2**32)
     chance = random.Random(seed)
     upstream = simulate(SimulatorSettings(rate=RATE, faults=Faults(cut_every_seconds=2)))
-    # Two seconds must do for what a reconnect repeats.
-    short = [*ingest_flags(upstream.url, since_ms(upstream)), "--upstream.overlap=3s"]
-    short.append("--dedup.window=3s")
-    topics = ("one", "three")
-    more = {"one": [], "three": ["--kafka.partitions=3", "--kafka.keyField=wiki"]}
+    # Three seconds must do for what a reconnect repeats.
+    flags = [*ingest_flags(upstream.url, since_ms(upstream)), *kafka_flags(kafka, topic)]
+    flags += ["--upstream.overlap=3s", "--dedup.window=3s", *partitioning]
     killed: list[str] = []
     for life in range(LIVES):
-        with (
-            Relay(*short, *kafka_flags(own_broker.bootstrap, "one"), *more["one"]) as one,
-            Relay(*short, *kafka_flags(own_broker.bootstrap, "three"), *more["three"]) as three,
-        ):
-            relays = (one, three)
-            for relay in relays:
-                relay.wait_ready()
+        with Relay(*flags) as relay:
+            relay.wait_ready()
             for number in range(CHILD_KILLS // LIVES):
-                for relay in relays:
-                    relay.until(partial(restarted, relay, number), f"restart {number}", 60)
-                    # Every other one may hit a start: one that reads back, or fences.
-                    if number % 2 == 1:
-                        wait_for_progress(relay)
-                for relay in relays:
-                    wait_for_events(upstream, chance.randrange(RATE // 4))
-                    victim = chance.choice(until(relay.children, "children"))
-                    killed.append(relay.role(victim))
-                    victim.kill()
-            for relay in relays:
-                relay.until(partial(restarted, relay, CHILD_KILLS // LIVES), "the last restart", 60)
-            for relay in relays:
-                if life % 2 == 0:
-                    wait_for_events(upstream, chance.randrange(RATE // 2))
-                    relay.signal(signal.SIGKILL)
-                    killed.append("parent")
-                else:
-                    assert relay.stop() == 0
-    assert killed.count("parent") == PARENT_KILLS * len(topics)
-    assert len(killed) == (PARENT_KILLS + CHILD_KILLS) * len(topics)
-    journal = upstream.journal()
-    for topic in topics:
-        verdict = judge_topic(
-            own_broker.bootstrap, topic, journal, since_ms(upstream), finished=False
-        )
-        print(f"seed {seed}: {topic}: {verdict}")  # noqa: T201
-        assert verdict.flawless, f"seed {seed}, killed {killed}: {topic}: {verdict}"
+                relay.until(partial(restarted, relay, number), f"restart {number}", 60)
+                # Every other one may hit a start: one that reads back, or fences.
+                if number % 2 == 1:
+                    wait_for_progress(relay)
+                wait_for_events(upstream, chance.randrange(RATE // 4))
+                victim = chance.choice(until(relay.children, "children"))
+                killed.append(relay.role(victim))
+                victim.kill()
+            relay.until(partial(restarted, relay, CHILD_KILLS // LIVES), "the last restart", 60)
+            if life % 2 == 0:
+                wait_for_events(upstream, chance.randrange(RATE // 2))
+                relay.signal(signal.SIGKILL)
+                killed.append("parent")
+            else:
+                assert relay.stop() == 0
+    assert killed.count("parent") == PARENT_KILLS
+    assert len(killed) == PARENT_KILLS + CHILD_KILLS
+    verdict = judge_topic(kafka, topic, upstream.journal(), since_ms(upstream), finished=False)
+    print(f"seed {seed}: {verdict}")  # noqa: T201
+    assert verdict.flawless, f"seed {seed}, killed {killed}: {verdict}"
 
 
 # ---- the broker is killed, or stands still ----

@@ -184,7 +184,7 @@ class Relay:
         """Send a signal to the parent."""
         self.process.send_signal(number)
 
-    def stop(self, timeout_seconds: float = 15.0) -> int:
+    def stop(self, timeout_seconds: float = 40.0) -> int:
         """SIGTERM, and wait for the end; returns the exit status."""
         if self.process.poll() is None:
             self.signal(signal.SIGTERM)

@@ -44,7 +44,13 @@ _FENCED = frozenset(
 )
 
 _UNREACHABLE = frozenset(
-    {KafkaError._TRANSPORT, KafkaError._ALL_BROKERS_DOWN, KafkaError._TIMED_OUT}
+    {
+        KafkaError._TRANSPORT,
+        KafkaError._ALL_BROKERS_DOWN,
+        KafkaError._TIMED_OUT,
+        # The answer was not Kafka's: HTTP, or TLS.
+        KafkaError._BAD_MSG,
+    }
 )
 
 _LOG_IN = frozenset(
