@@ -37,9 +37,11 @@ log = logging.getLogger(__name__)
 
 SLICE_SECONDS = 0.5
 """How long one call may block; between two the process shows that it lives."""
-ANSWER_SECONDS = 90.0
-"""After that long without an answer a new process is the better bet: it looks for the cluster afresh.
-A broker that is frozen for a minute is waited for here."""
+ANSWER_SECONDS = 20.0
+"""After that long without an answer none is to be expected (librdkafka issues 5456 and 5511). A new
+process looks for the cluster afresh, and waits for it as long as it takes."""
+TROUBLE_SECONDS = 300.0
+"""So long one step of a commit is tried again, while it is answered with errors that should pass."""
 RETRY_BACKOFF = Backoff(first_seconds=0.1, max_seconds=5.0)
 
 
@@ -195,8 +197,13 @@ class Transactions:
             self._begun = True
 
     def _insist(self, call: Callable[[], None]) -> None:
-        """Call again for as long as the error is one that passes."""
+        """Call again while the error is one that passes.
+
+        Raises:
+            GenerationLost: it does not pass.
+        """
         failures = 0
+        deadline = time.monotonic() + TROUBLE_SECONDS
         while True:
             started = time.monotonic()
             try:
@@ -204,6 +211,10 @@ class Transactions:
             except KafkaException as error:
                 if kind_of(error.args[0]) is not Kind.TRANSIENT:
                     raise
+                if time.monotonic() >= deadline:
+                    raise GenerationLost(
+                        f"can't commit for {TROUBLE_SECONDS:.0f} s: {error.args[0].name()}"
+                    ) from None
                 self._around.on_trouble("commit", error.args[0])
                 if time.monotonic() - started < SLICE_SECONDS / 2:
                     failures += 1
