@@ -196,8 +196,9 @@ def test_a_stalled_destination_does_not_hold_up_a_stop(
         relay.until(lambda: published_count(folder) > 100, "events", 30)
         relay.child("publisher").suspend()
         relay.signal(signal.SIGTERM)
-        assert relay.wait(10) == 0
-    assert "could not finish within" in relay.log
+        # The 9 s are the parent's to keep, and the log tells that it did; how fast this machine is, is not.
+        assert relay.wait(40) == 0
+    assert "could not finish within 9 s" in relay.log
     with Relay(*flags(upstream)) as relay:
         relay.until(
             lambda: (
