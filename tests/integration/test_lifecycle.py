@@ -510,6 +510,8 @@ def test_the_position_is_on_metrics_with_everything_the_readme_names(
     with Relay(*flags(upstream)) as relay:
         relay.until(lambda: published_count(folder) > 100, "events", 30)
         relay.wait_ready()
+        # They are set a moment after the commit whose files are seen; this is the last of them.
+        relay.until(lambda: relay.metric("pleiades_window_identities") > 0, "gauges", 30)
         samples = relay.metrics()
         assert relay.stop() == 0
     names = {name for name, _ in samples}
