@@ -97,13 +97,13 @@ class _Collector(MultiProcessCollector):  # untyped in the library
 
     def collect(self) -> Any:
         files = [str(file) for file in Path(self._path).glob("*.db") if file.stat().st_size]
-        return self.merge(files, accumulate=True)  # type: ignore[no-untyped-call]
+        return self.merge(files, accumulate=True)  # type: ignore[no-untyped-call]  # as above
 
 
 def collected() -> CollectorRegistry:
     """A registry that reads all processes' files when it is scraped."""
     registry = CollectorRegistry()
-    _Collector(registry)  # type: ignore[no-untyped-call]
+    _Collector(registry)  # type: ignore[no-untyped-call]  # untyped in the library
     return registry
 
 

@@ -89,11 +89,6 @@ def judge(
 # ---- a topic ----
 
 
-def committed_count(bootstrap: str, topic: str) -> int:
-    """Records that a reader of committed ones sees; reads all of them."""
-    return len(topic_records(bootstrap, topic))
-
-
 def judge_topic(
     bootstrap: str, topic: str, journal: list[JournalEntry], since_ms: int, finished: bool = True
 ) -> Verdict:

@@ -120,7 +120,7 @@ class Topics:
             KafkaException: they can't be asked now.
         """
         asked = {
-            TopicPartition(topic, partition): OffsetSpec.latest()  # type: ignore[no-untyped-call]
+            TopicPartition(topic, partition): OffsetSpec.latest()  # type: ignore[no-untyped-call]  # untyped in the library
             for topic, numbers in partitions.items()
             for partition in numbers
         }
