@@ -1,0 +1,86 @@
+"""Processes are killed and frozen, two are started at once, one is told to stop at a bad moment."""
+
+from __future__ import annotations
+
+import signal
+import time
+
+import psutil
+
+from pleiades.simulator.settings import Faults
+from tests.faults.matrix import row
+from tests.faults.trial import Trial, restarted, restarts
+from tests.harness.relay import Relay
+from tests.harness.waiting import until
+
+RATE = 500
+ROLES = ("reader", "parser-0", "parser-1", "publisher")
+"""One life of a parent: each child in turn, then itself. More would meet the growing pauses between
+restarts, which are there so that a relay that crashes time and again does not hurry."""
+SHORT_OVERLAP = ["--upstream.overlap=3s", "--dedup.window=3s"]
+"""What a reconnect repeats must not be more than upstream makes meanwhile."""
+
+
+@row("SIGKILL at a random moment, each child and the parent in turn", long=True)
+def kills(trial: Trial) -> None:
+    """The parent comes back as an orchestrator would bring it back: at once."""
+    upstream = trial.simulate(rate=RATE, faults=Faults(cut_every_seconds=5))
+    flags = [*trial.flags(upstream), "--parsers=2", *SHORT_OVERLAP]
+    relay = trial.relay(*flags)
+    trial.wait_for_more(relay)
+    for number in range(trial.times(200, at_least=10)):
+        trial.wait_for_upstream(upstream, trial.chance.randrange(RATE // 2))
+        turn = number % (len(ROLES) + 1)
+        if turn < len(ROLES):
+            victim = relay.child(ROLES[turn])
+            with trial.recovery(upstream, relay):
+                victim.kill()
+        else:
+            orphans = relay.children()
+            with trial.recovery(upstream):
+                relay.signal(signal.SIGKILL)
+                relay.wait()
+                relay = trial.relay(*flags)
+            assert not psutil.wait_procs(orphans, timeout=5)[1], "children outlived their parent"
+        trial.survived()
+    trial.finish(upstream, relay)
+
+
+@row("SIGSTOP of each child for longer than its heartbeat allows")
+def frozen_child(trial: Trial) -> None:
+    """A child that hangs is killed by its parent, and the pipeline starts afresh."""
+    upstream = trial.simulate(rate=RATE)
+    quick = ["--hangTimeout=2s", "--upstream.idleTimeout=1s"]
+    for _ in range(trial.times(3, at_least=1)):
+        relay = trial.relay(*trial.flags(upstream), *quick)
+        trial.wait_for_more(relay)
+        for number, role in enumerate(("reader", "parser-0", "publisher"), 1):
+            # Who is silent beyond its announced wait is looked for; which one is named, see
+            # `Supervisor._first_to_end`.
+            relay.child(role).suspend()
+            trial.wait(restarted(relay, number), f"the restart after {role} froze", relay)
+            with trial.recovery(upstream, relay):
+                pass
+            trial.survived()
+        assert relay.log.count(" hangs: no sign of life") == 3, relay.log
+        assert relay.stop() == 0
+    trial.finish(upstream)
+
+
+@row("SIGSTOP of all processes for 60 s, the parent too", long=True)
+def frozen_relay(trial: Trial) -> None:
+    """A machine that was suspended, a container that was paused."""
+    upstream = trial.simulate(rate=RATE)
+    relay = trial.relay(*trial.flags(upstream), "--hangTimeout=2s")
+    trial.wait_for_more(relay)
+    family = [psutil.Process(relay.process.pid), *relay.children()]
+    for process in family:
+        process.suspend()
+    frozen_seconds = trial.seconds(60, at_least=4)
+    trial.wait_for_upstream(upstream, int(RATE * frozen_seconds))
+    with trial.recovery(upstream, relay):
+        for process in reversed(family):
+            process.resume()
+    trial.survived()
+    trial.note(f"frozen for {frozen_seconds:.0f} s, {restarts(relay)} restarts")
+    trial.finish(upstream, relay)

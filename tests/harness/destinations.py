@@ -1,0 +1,162 @@
+"""Where a relay publishes to, seen from outside: how many events are there, and are they the right ones."""
+
+from __future__ import annotations
+
+import os
+import re
+import uuid
+from pathlib import Path
+from typing import Protocol
+
+from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, TopicPartition
+
+from pleiades.simulator.journal import JournalEntry
+from tests.harness.broker import FETCH_MESSAGES, topic_records
+from tests.harness.oracle import Verdict, judge, judge_topic
+from tests.harness.relay import kafka_flags
+
+_HOUR = re.compile(r"\d{4}-\d\d-\d\dT\d\d")
+DEAD_LETTERS = "-dead-letters"
+METADATA_SECONDS = 2.0
+FOLLOW_SECONDS = 0.02
+
+
+class Destination(Protocol):
+    """What every row of the fault matrix can ask of either kind."""
+
+    name: str
+    flags: list[str]
+    """The relay's, to publish here."""
+    published_metric: str
+    errors_metric: str
+
+    def count(self) -> int:
+        """Events that a reader can see now."""
+        ...
+
+    def judge(self, journal: list[JournalEntry], since_ms: int, finished: bool) -> Verdict:
+        """Read everything afresh and compare; see `oracle.judge`."""
+        ...
+
+    def values(self) -> list[bytes]:
+        """What was published, the events' bytes, in no particular order."""
+        ...
+
+    def dead_letters(self) -> int:
+        """How many lie set apart."""
+        ...
+
+    def close(self) -> None:
+        """End what watches it."""
+        ...
+
+
+class Directory:
+    """One file per event."""
+
+    name = "files"
+    published_metric = "pleiades_file_publish_events_total"
+    errors_metric = "pleiades_file_publish_errors_total"
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.flags = ["--file.enable", f"--file.publishDir={folder}"]
+
+    def count(self) -> int:
+        """Names in the hourly folders."""
+        try:
+            hours = [name for name in os.listdir(self.folder) if _HOUR.fullmatch(name)]  # noqa: PTH208
+        except FileNotFoundError:
+            return 0
+        return sum(len(os.listdir(self.folder / name)) for name in hours)  # noqa: PTH208  # 100,000 of them, time and again
+
+    def judge(self, journal: list[JournalEntry], since_ms: int, finished: bool) -> Verdict:
+        """See `oracle.judge`."""
+        return judge(self.folder, journal, since_ms, finished)
+
+    def values(self) -> list[bytes]:
+        """Without the newline that each file ends with."""
+        return [path.read_bytes().removesuffix(b"\n") for path in self.folder.glob("[0-9]*/*.json")]
+
+    def dead_letters(self) -> int:
+        """Files in their folder."""
+        letters = self.folder / ".pleiades" / "dead-letters"
+        return len(list(letters.iterdir())) if letters.is_dir() else 0
+
+    def close(self) -> None:
+        """Nothing watches it."""
+
+
+class Topic:
+    """A topic of a real Kafka, followed by a reader of committed records."""
+
+    name = "kafka"
+    published_metric = "pleiades_kafka_publish_events_total"
+    errors_metric = "pleiades_kafka_writer_errors_total"
+
+    def __init__(self, bootstrap: str, topic: str | None = None) -> None:
+        self.bootstrap = bootstrap
+        self.topic = topic or f"faults-{uuid.uuid4()}"
+        self.flags = kafka_flags(bootstrap, self.topic)
+        self._follower: Consumer | None = None
+        self._seen = 0
+
+    def count(self) -> int:
+        """Records that a follower has been given since the beginning."""
+        if self._follower is None:
+            self._follower = self._follow()
+            if self._follower is None:
+                return 0
+        while messages := self._follower.consume(FETCH_MESSAGES, FOLLOW_SECONDS):
+            self._seen += sum(message.error() is None for message in messages)
+        return self._seen
+
+    def _follow(self) -> Consumer | None:
+        follower = Consumer(
+            {
+                "bootstrap.servers": self.bootstrap,
+                "group.id": f"follower-{uuid.uuid4()}",
+                "enable.auto.commit": False,
+                "isolation.level": "read_committed",
+                "reconnect.backoff.max.ms": 200,
+                # What it complains of is the relay's to tell.
+                "log_level": 0,
+            }
+        )
+        try:
+            described = follower.list_topics(self.topic, timeout=METADATA_SECONDS)
+        except KafkaException:
+            follower.close()
+            return None
+        found = described.topics[self.topic]
+        if found.error is not None:
+            follower.close()
+            return None
+        follower.assign(
+            [TopicPartition(self.topic, number, OFFSET_BEGINNING) for number in found.partitions]
+        )
+        return follower
+
+    def judge(self, journal: list[JournalEntry], since_ms: int, finished: bool) -> Verdict:
+        """See `oracle.judge_topic`."""
+        return judge_topic(self.bootstrap, self.topic, journal, since_ms, finished)
+
+    def values(self) -> list[bytes]:
+        """The committed records' values."""
+        return [record.value or b"" for record in topic_records(self.bootstrap, self.topic)]
+
+    def dead_letters(self) -> int:
+        """Committed records of their topic."""
+        return len(topic_records(self.bootstrap, self.topic + DEAD_LETTERS))
+
+    def close(self) -> None:
+        """End the follower."""
+        if self._follower is not None:
+            self._follower.close()
+            self._follower = None
+
+
+def gone(error: KafkaException) -> bool:
+    """Whether a topic was asked for that is not there."""
+    code: int = error.args[0].code()
+    return code in (KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPIC)
