@@ -1,7 +1,8 @@
-"""Every metric there is, in one place, each with what it means; prometheus-client in multiprocess mode.
+"""Every metric there is, in one place, each with what it means.
 
 Each process writes files named by its role, not by its pid: a restarted child, even one that was
-SIGKILLed, goes on with its predecessor's counters, and files don't pile up.
+SIGKILLed, goes on with its predecessor's counters, and files don't pile up. How they are written
+stands in `metric_files`, how they are read in `metric_scrape`.
 """
 
 from __future__ import annotations
@@ -12,16 +13,20 @@ import os
 import platform
 import shutil
 import tempfile
+import time
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from prometheus_client import Counter, Gauge, Histogram, values
-from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import CollectorRegistry
 
 from pleiades import __version__
 from pleiades.core.decoding import LINE_TYPES, REASONS
+from pleiades.runtime.errors import MetricsUnavailable
+from pleiades.runtime.metric_files import SUFFIX, UNFINISHED_SUFFIX, Ledger, values_in
+from pleiades.runtime.metric_scrape import ScrapeCollector
 
 FOLDER_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
 LAG_BUCKETS_SECONDS = (0.1, 0.2, 0.3, 0.5, 0.75, 1, 2, 3, 5, 10, 30, 60, 300, 900, 3600, 86400)
@@ -54,6 +59,9 @@ RECV_ERRORS = (
     "upstream",
 )
 
+STARTING_SECONDS = 10.0
+"""So long after a start or restart a process may not have made its files."""
+
 _OWN_PREFIX = "pleiades-metrics-"
 _LOCK = "lock"
 
@@ -65,21 +73,24 @@ def metrics_folder() -> Iterator[None]:
     The one named by `PROMETHEUS_MULTIPROC_DIR`, which is left behind; else a temporary one. A lock in
     the latter says that its owner lives (a pid would not: containers that share a temporary folder
     count their processes each for itself), and folders without an owner are removed.
+
+    Raises:
+        MetricsUnavailable: there can be no such folder. One that is full, or that can't be written, is
+            no reason to relay nothing: see `metric_files`.
     """
     chosen = os.environ.get(FOLDER_VARIABLE)
     if chosen:
-        Path(chosen).mkdir(parents=True, exist_ok=True)
-        for left in Path(chosen).glob("*.db"):
-            left.unlink(missing_ok=True)
+        _empty(Path(chosen))
         yield
         return
-    for left in Path(tempfile.gettempdir()).glob(_OWN_PREFIX + "*"):
-        with contextlib.suppress(OSError), (left / _LOCK).open("r+b") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            shutil.rmtree(left, ignore_errors=True)
-    folder = tempfile.mkdtemp(prefix=_OWN_PREFIX)
-    with (Path(folder) / _LOCK).open("w+b") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    try:
+        folder, lock = _temporary_folder()
+    except OSError as error:
+        raise MetricsUnavailable(
+            f"can't make a folder for the metrics' files: {error}. Nothing was read or written. "
+            f"Make room for a few KB there, or name another folder by TMPDIR or {FOLDER_VARIABLE}"
+        ) from None
+    with lock:
         os.environ[FOLDER_VARIABLE] = folder
         try:
             yield
@@ -88,22 +99,67 @@ def metrics_folder() -> Iterator[None]:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-class _Collector(MultiProcessCollector):  # untyped in the library
-    """Reads all processes' files, but for those that are empty.
+def _empty(chosen: Path) -> None:
+    try:
+        chosen.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise MetricsUnavailable(
+            f"can't make the folder that {FOLDER_VARIABLE} names: {error}. Nothing was read or "
+            "written. Name one that can be made, or none: then it is a temporary one"
+        ) from None
+    for left in (*chosen.glob(f"*{SUFFIX}"), *chosen.glob(f"*{UNFINISHED_SUFFIX}")):
+        # What can't be removed is no file of ours, or shows at the first scrape.
+        with contextlib.suppress(OSError):
+            left.unlink()
 
-    A process makes its file in two steps, and between them there is nothing in it: a scrape at that
-    moment would fail, and after a SIGKILL at that moment every scrape until its successor began.
-    """
 
-    def collect(self) -> Any:
-        files = [str(file) for file in Path(self._path).glob("*.db") if file.stat().st_size]
-        return self.merge(files, accumulate=True)  # type: ignore[no-untyped-call]  # as above
+def _temporary_folder() -> tuple[str, IO[bytes]]:
+    for left in Path(tempfile.gettempdir()).glob(_OWN_PREFIX + "*"):
+        with contextlib.suppress(OSError), (left / _LOCK).open("r+b") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(left, ignore_errors=True)
+    folder = tempfile.mkdtemp(prefix=_OWN_PREFIX)
+    held = (Path(folder) / _LOCK).open("w+b")
+    fcntl.flock(held, fcntl.LOCK_EX)
+    return folder, held
+
+
+@dataclass
+class _Run:
+    """What this process knows of its own figures, and the parent of those that must be there."""
+
+    ledger: Ledger | None = None
+    expected: frozenset[str] = frozenset()
+    """The roles of this generation."""
+    since: float = 0.0
+    """When it began, by the monotonic clock."""
+
+    def roles(self) -> frozenset[str]:
+        """Those of all processes that there should be."""
+        return self.expected if self.ledger is None else self.expected | {self.ledger.role}
+
+    def unwritten(self, roles: set[str], incomplete: set[str]) -> int:
+        """How many processes' figures are not all in files, by what a scrape found there."""
+        begun = time.monotonic() - self.since > STARTING_SECONDS
+        missing = self.expected - roles if begun else frozenset()
+        own = self.ledger
+        failed = {own.role} if own is not None and not own.all_written else set()
+        return len(incomplete | missing | failed)
+
+
+_run = _Run()
 
 
 def collected() -> CollectorRegistry:
-    """A registry that reads all processes' files when it is scraped."""
+    """A registry that reads all processes' files when it is scraped.
+
+    Its own the parent makes good before: it counts too seldom to notice otherwise.
+    """
+    if _run.ledger is not None:
+        _run.ledger.look()
     registry = CollectorRegistry()
-    _Collector(registry)  # type: ignore[no-untyped-call]  # untyped in the library
+    folder = Path(os.environ[FOLDER_VARIABLE])
+    registry.register(ScrapeCollector(folder, _run.roles(), _run.unwritten))
     return registry
 
 
@@ -116,7 +172,9 @@ class Metrics:
     """
 
     def __init__(self, role: str) -> None:
-        values.ValueClass = values.MultiProcessValue(lambda: role)  # type: ignore[no-untyped-call]  # the documented way to name files other than by pid
+        _run.ledger = Ledger(Path(os.environ[FOLDER_VARIABLE]), role)
+        # Where prometheus-client's own metrics look up what keeps a figure.
+        values.ValueClass = values_in(_run.ledger)
         registry = CollectorRegistry()
 
         def counter(name: str, meaning: str, *labels: str) -> Counter:
@@ -259,6 +317,9 @@ class Metrics:
 
         The parent does it, with the names of the processes that it starts.
         """
+        components = list(components)
+        _run.expected = frozenset(components)
+        _run.since = time.monotonic()
         for component in components:
             self.process_restarts.labels(component)
             self.goroutine_restarts.labels(component)

@@ -195,7 +195,9 @@ def base_url(text: str) -> str:
     except ValueError:
         readable = False
     if not readable:
-        raise ValueError(f"{text!r} is no URL such as http://127.0.0.1:8080/v2/stream")
+        # Before the last @ there may be a password, with or without a scheme in front of it.
+        shown = re.sub(r"^([a-zA-Z]*://)?.*@", r"\1…@", text, flags=re.DOTALL)
+        raise ValueError(f"{shown!r} is no URL such as http://127.0.0.1:8080/v2/stream")
     if parts.query or parts.fragment:
         raise ValueError("must be a base URL without ? and #; the streams are put after it")
     return text.rstrip("/")

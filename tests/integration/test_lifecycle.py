@@ -530,21 +530,6 @@ def test_the_position_is_on_metrics_with_everything_the_readme_names(
     assert abs(samples[key] - time.time()) < 60
 
 
-def test_metrics_that_can_not_be_read_say_so_and_the_relay_goes_on(
-    simulate: Simulate, flags: Flags, folder: Path, tmp_path: Path
-) -> None:
-    upstream = simulate(SimulatorSettings(rate=200))
-    metrics = tmp_path / "metrics"
-    with Relay(*flags(upstream), environment={"PROMETHEUS_MULTIPROC_DIR": str(metrics)}) as relay:
-        relay.until(lambda: published_count(folder) > 20, "events", 30)
-        # It claims 64 used bytes and holds none of the entries that should lie there.
-        (metrics / "counter_damaged.db").write_bytes(b"\x40\0\0\0" + b"\x7f" * 96)
-        assert relay.status("/metrics") == 500
-        before = published_count(folder)
-        relay.until(lambda: published_count(folder) > before, "new events", 30)
-        assert relay.stop() == 0
-
-
 def test_the_default_metrics_folder_is_removed_at_the_end_and_after_a_kill(
     simulate: Simulate, flags: Flags, tmp_path: Path
 ) -> None:
