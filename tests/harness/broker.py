@@ -51,11 +51,11 @@ subprocess.run(stop)
 """
 
 
-def free_port() -> int:
-    """A port on which nobody listens; the one after the next is free too, for SASL_SSL."""
+def free_port(span: int = 3) -> int:
+    """A port on which nobody listens, nor on those behind it: for SASL_SSL, or for more nodes."""
     for _ in range(PORT_TRIES):
         port = LOWEST_PORT + secrets.randbelow(HIGHEST_PORT - LOWEST_PORT)
-        if all(_free(neighbour) for neighbour in (port, port + 2)):
+        if all(_free(neighbour) for neighbour in range(port, port + span)):
             return port
     raise AssertionError(f"no free port found in {PORT_TRIES} tries")
 
@@ -94,62 +94,44 @@ def run_script(*arguments: str) -> str:
     return done.stdout
 
 
-class Broker:
-    """One broker; the `with` block starts and stops it, and it never outlives this process.
+class Guard:
+    """Stops the Kafka of a folder when this process ends, in whatever way."""
 
-    Args:
-        folder: its data, configuration and log; data of an earlier one are gone on with.
-        port: None: any free one.
-        secure: with the SASL_SSL listener too.
-    """
+    def __init__(self, folder: Path) -> None:
+        self._command = guard_command(folder, os.getpid())
+        self._process: subprocess.Popen[bytes] | None = None
 
-    def __init__(self, folder: Path, port: int | None = None, secure: bool = False) -> None:
-        self.folder = folder
-        self.port = port or free_port()
-        self.bootstrap = f"127.0.0.1:{self.port}"
-        self.secure_config = folder / "client.properties"
-        self.nobody_config = folder / "nobody.properties"
-        self._secure = secure
-        self._guard: subprocess.Popen[bytes] | None = None
-
-    def __enter__(self) -> Broker:
-        try:
-            self.start()
-        except BaseException:
-            self.stop()
-            raise
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.stop()
-
-    @property
-    def pid(self) -> int:
-        """The JVM."""
-        return int((self.folder / "pid").read_text())
-
-    def start(self) -> None:
-        """Start, or start again with the same data and port; returns when it answers."""
-        if self._guard is None:
-            # First: this process may be killed while the broker starts.
-            self._guard = subprocess.Popen(
-                guard_command(self.folder, os.getpid()),
+    def post(self) -> None:
+        """Before the start: this process may be killed in the middle of it."""
+        if self._process is None:
+            self._process = subprocess.Popen(
+                self._command,
                 env=script_environment(),
                 start_new_session=True,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
             )
-        secure = ["--secure"] if self._secure else []
-        run_script("start", "--dir", str(self.folder), "--port", str(self.port), *secure)
 
-    def stop(self) -> None:
-        """End it in order; a frozen one too, and one that does not run."""
-        run_script("stop", "--dir", str(self.folder))
-        if self._guard is not None:
-            self._guard.kill()
-            self._guard.wait(KILL_TIMEOUT_SECONDS)
-            self._guard = None
+    def dismiss(self) -> None:
+        """After the stop."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait(KILL_TIMEOUT_SECONDS)
+            self._process = None
+
+
+class Node:
+    """The JVM of a broker, or of one among several."""
+
+    def __init__(self, folder: Path, port: int) -> None:
+        self.folder = folder
+        self.port = port
+
+    @property
+    def pid(self) -> int:
+        """The JVM."""
+        return int((self.folder / "pid").read_text())
 
     def kill(self) -> None:
         """SIGKILL; returns when it is dead."""
@@ -170,6 +152,58 @@ class Broker:
     def resume(self) -> None:
         """SIGCONT."""
         psutil.Process(self.pid).resume()
+
+
+class Broker(Node):
+    """One broker; the `with` block starts and stops it, and it never outlives this process.
+
+    Args:
+        folder: its data, configuration and log; data of an earlier one are gone on with.
+        port: None: any free one.
+        secure: with the SASL_SSL listener too.
+        advertise: host:port of a proxy in front of it, to which it sends its clients.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        port: int | None = None,
+        secure: bool = False,
+        advertise: str | None = None,
+    ) -> None:
+        super().__init__(folder, port or free_port())
+        self.bootstrap = f"127.0.0.1:{self.port}"
+        self.secure_config = folder / "client.properties"
+        self.nobody_config = folder / "nobody.properties"
+        self._options = ["--secure"] if secure else []
+        self._options += ["--advertise", advertise] if advertise else []
+        self._guard = Guard(folder)
+
+    def __enter__(self) -> Broker:
+        try:
+            self.start()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    @property
+    def direct(self) -> str:
+        """Where it is found past the proxy, for those who look from outside."""
+        return (self.folder / "bootstrap-direct").read_text().strip()
+
+    def start(self) -> None:
+        """Start, or start again with the same data and port; returns when it answers."""
+        self._guard.post()
+        run_script("start", "--dir", str(self.folder), "--port", str(self.port), *self._options)
+
+    def stop(self) -> None:
+        """End it in order; a frozen one too, and one that does not run."""
+        run_script("stop", "--dir", str(self.folder))
+        self._guard.dismiss()
 
 
 class Record(NamedTuple):

@@ -26,6 +26,7 @@ from tests.harness.broker import (
     script_environment,
     topic_records,
 )
+from tests.harness.cluster import Cluster, java_hash
 from tests.harness.waiting import until
 
 CLIENT_TIMEOUT_SECONDS = 30
@@ -46,11 +47,12 @@ def run(*arguments: str | Path, bootstrap: str | None = None) -> subprocess.Comp
 
 
 def brokers_of(folder: Path) -> list[int]:
-    """Processes with the configuration of that folder."""
+    """Processes with the configuration of that folder, or of a node's folder in it."""
     return [
         process.pid
         for process in psutil.process_iter(["cmdline"])
-        if str(folder / "server.properties") in (process.info["cmdline"] or [])
+        for argument in process.info["cmdline"] or []
+        if argument.endswith("/server.properties") and Path(argument).is_relative_to(folder)
     ]
 
 
@@ -159,10 +161,21 @@ def test_a_start_that_fails_shows_the_cause_and_leaves_nothing(tmp_path: Path) -
 
 @pytest.mark.parametrize(
     "arguments",
-    [[], ["restart"], ["start", "--port", "x"], ["start", "--port", "65535"], ["start", "--fast"]],
+    [
+        [],
+        ["restart"],
+        ["start", "--port", "x"],
+        ["start", "--port", "65535"],
+        ["start", "--fast"],
+        ["start", "--nodes", "10"],
+        ["start", "--nodes", "3", "--secure"],
+        ["start", "--nodes", "3", "--advertise", "localhost:1"],
+        ["start", "--secure", "--advertise", "localhost:1"],
+        ["start", "--advertise", "localhost"],
+    ],
 )
-def test_wrong_arguments(arguments: list[str]) -> None:
-    wrong = run(*arguments)
+def test_wrong_arguments(arguments: list[str], tmp_path: Path) -> None:
+    wrong = run(*arguments, "--dir", tmp_path)
     assert (wrong.returncode, wrong.stdout) == (2, "")
     assert "usage: scripts/kafka start|stop|status" in wrong.stderr
 
@@ -186,6 +199,70 @@ def test_secure_lets_in_whom_it_should(tmp_path: Path) -> None:
         )
         until(lambda: stranger.poll(0.1) or errors, "the broker's word on a wrong password")
         assert errors[0] == KafkaError._AUTHENTICATION
+
+
+TRANSACTIONAL_ID = "pleiades-events-recentchange"
+
+
+def test_three_nodes_of_which_one_may_be_missing(tmp_path: Path) -> None:
+    with Cluster(tmp_path / "kafka") as cluster:
+        status = run("status", "--dir", cluster.folder)
+        assert status.stdout == f"{cluster.bootstrap}\n"
+        assert len(brokers_of(cluster.folder)) == 3
+        plain: Configuration = {"bootstrap.servers": cluster.bootstrap}
+        topic = make_topic(plain)
+        cluster.wait_in_sync(topic)
+        assert cluster.in_sync(topic) == {1, 2, 3}
+        producer = Producer(plain | {"transactional.id": TRANSACTIONAL_ID})
+        producer.init_transactions(CLIENT_TIMEOUT_SECONDS)
+
+        def commit(value: bytes) -> None:
+            producer.begin_transaction()
+            producer.produce(topic, value)
+            producer.commit_transaction(CLIENT_TIMEOUT_SECONDS)
+
+        first = cluster.transaction_coordinator(TRANSACTIONAL_ID)
+        second = cluster.move_transaction_coordinator(TRANSACTIONAL_ID)
+        assert second != first
+        commit(b"after the move")
+        assert cluster.kill_transaction_coordinator(TRANSACTIONAL_ID) == second
+        assert len(brokers_of(cluster.folder)) == 2
+        commit(b"after the kill")
+        assert cluster.transaction_coordinator(TRANSACTIONAL_ID) != second
+        others = {cluster.nodes[number].pid for number in {1, 2, 3} - {second}}
+        again = run("start", "--dir", cluster.folder, "--port", str(cluster.port))
+        assert again.returncode == 0, again.stderr
+        assert others < set(brokers_of(cluster.folder))
+        cluster.wait_in_sync(topic)
+        other_size = run("start", "--dir", cluster.folder, "--nodes", "2")
+        assert other_size.returncode == 1
+        assert "consists of 3 node(s), not of 2" in other_size.stderr
+        cluster.stop(second)
+        assert len(brokers_of(cluster.folder)) == 2
+        read = topic_records(cluster.bootstrap, topic)
+        assert [record.value for record in read] == [b"after the move", b"after the kill"]
+    assert brokers_of(cluster.folder) == []
+
+
+def test_java_hash() -> None:
+    # As Java's String.hashCode() gives them.
+    assert java_hash("hello") == 99162322
+    assert java_hash("polygenelubricants") == -(2**31)
+
+
+def test_sends_its_clients_where_it_should(tmp_path: Path) -> None:
+    elsewhere = f"127.0.0.1:{free_port()}"
+    with Broker(tmp_path / "kafka", advertise=elsewhere) as broker:
+        for bootstrap, said in ((broker.bootstrap, elsewhere), (broker.direct, broker.direct)):
+            admin = AdminClient({"bootstrap.servers": bootstrap, "log_level": 0})
+            (node,) = admin.list_topics(timeout=CLIENT_TIMEOUT_SECONDS).brokers.values()
+            assert f"{node.host}:{node.port}" == said
+        other = run(
+            *("start", "--dir", broker.folder, "--port", str(broker.port)),
+            *("--advertise", broker.bootstrap),
+        )
+        assert other.returncode == 1
+        assert f"without --advertise {broker.bootstrap}: stop it first" in other.stderr
 
 
 def test_uses_a_broker_that_is_there(tmp_path: Path) -> None:

@@ -1,0 +1,323 @@
+"""Connections that are slow, torn or silent: a proxy between a client and a server of one's own.
+
+What comes from the server flows `downstream`, what goes to it `upstream`; a toxic spoils one of the two,
+of connections that are open already and of those to come, until it is removed.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import requests
+
+from tests.harness.broker import free_port
+from tests.harness.waiting import until
+
+SCRIPT = Path(__file__).parents[2] / "scripts" / "toxiproxy"
+
+# The script's, where there is neither a server nor what it is built with.
+NO_GO = 3
+BUILD_SECONDS = 300
+ASK_SECONDS = 10
+STOP_SECONDS = 10
+
+Direction = Literal["upstream", "downstream"]
+
+# Ends the server with this process, in whatever way that ends, or when its own input is closed.
+_KEEPER = """
+import os, select, subprocess, sys
+try:
+    owner = [os.pidfd_open(int(sys.argv[1]))]
+except ProcessLookupError:
+    sys.exit()
+server = subprocess.Popen(sys.argv[2:], stdin=subprocess.DEVNULL)
+select.select([sys.stdin, os.pidfd_open(server.pid), *owner], [], [])
+server.kill()
+"""
+
+
+class NoToxiproxy(Exception):
+    """There is none here, and no Go to build it with."""
+
+
+def server_path() -> Path:
+    """The server's program; the first call of all builds it.
+
+    Raises:
+        NoToxiproxy: it can't be built.
+    """
+    done = subprocess.run(
+        [SCRIPT],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=BUILD_SECONDS,
+        check=False,
+    )
+    if done.returncode == NO_GO:
+        raise NoToxiproxy(done.stderr.strip())
+    assert done.returncode == 0, done.stderr
+    return Path(done.stdout.strip())
+
+
+# ---- toxics ----
+
+
+class Toxic(Protocol):
+    """What spoils a connection."""
+
+    kind: str
+
+    def attributes(self) -> dict[str, int]:
+        """As Toxiproxy calls them."""
+        ...
+
+
+@dataclass(frozen=True)
+class ResetPeer:
+    """Once data comes, wait, then end the connection: RST, what was on its way is lost."""
+
+    after_seconds: float = 0
+    kind = "reset_peer"
+
+    def attributes(self) -> dict[str, int]:
+        """In ms."""
+        return {"timeout": _ms(self.after_seconds)}
+
+
+@dataclass(frozen=True)
+class Timeout:
+    """Swallow all data. The connection stays open (half-open: nobody is told), by default for ever.
+
+    What was swallowed can't come later: when the toxic is removed, its connections are closed.
+    """
+
+    close_after_seconds: float = 0
+    kind = "timeout"
+
+    def attributes(self) -> dict[str, int]:
+        """In ms; 0 is for ever."""
+        return {"timeout": _ms(self.close_after_seconds)}
+
+
+@dataclass(frozen=True)
+class SlowClose:
+    """Data pass, but the end of the connection is told late."""
+
+    delay_seconds: float
+    kind = "slow_close"
+
+    def attributes(self) -> dict[str, int]:
+        """In ms."""
+        return {"delay": _ms(self.delay_seconds)}
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Everything comes later, by `seconds` plus or minus up to `jitter_seconds`; in order."""
+
+    seconds: float
+    jitter_seconds: float = 0
+    kind = "latency"
+
+    def attributes(self) -> dict[str, int]:
+        """In ms."""
+        return {"latency": _ms(self.seconds), "jitter": _ms(self.jitter_seconds)}
+
+
+@dataclass(frozen=True)
+class Bandwidth:
+    """No more than that in a second."""
+
+    kilobytes_per_second: int
+    kind = "bandwidth"
+
+    def attributes(self) -> dict[str, int]:
+        """In KB/s."""
+        return {"rate": self.kilobytes_per_second}
+
+
+@dataclass(frozen=True)
+class LimitData:
+    """Each connection ends after that many bytes of it."""
+
+    size_bytes: int
+    kind = "limit_data"
+
+    def attributes(self) -> dict[str, int]:
+        """In bytes."""
+        return {"bytes": self.size_bytes}
+
+
+@dataclass(frozen=True)
+class Slicer:
+    """Data come in small pieces, of `average_bytes` plus or minus `variation_bytes`, with pauses."""
+
+    average_bytes: int
+    variation_bytes: int = 0
+    delay_seconds: float = 0
+    kind = "slicer"
+
+    def attributes(self) -> dict[str, int]:
+        """In bytes, and in µs."""
+        return {
+            "average_size": self.average_bytes,
+            "size_variation": self.variation_bytes,
+            "delay": round(self.delay_seconds * 1_000_000),
+        }
+
+
+def _ms(seconds: float) -> int:
+    return round(seconds * 1000)
+
+
+# ---- proxies ----
+
+
+class Proxy:
+    """One address, and where its connections lead."""
+
+    def __init__(self, api: str, name: str, listen: str, upstream: str) -> None:
+        self.name = name
+        self.listen = listen
+        """host:port for clients."""
+        self.upstream = upstream
+        """host:port of the server."""
+        self._at = f"{api}/proxies/{name}"
+
+    @property
+    def port(self) -> int:
+        """Of `listen`."""
+        return int(self.listen.rpartition(":")[2])
+
+    def add(self, toxic: Toxic, direction: Direction = "downstream") -> None:
+        """Spoil what flows in that direction. Of each kind there is at most one for a direction."""
+        wanted = {
+            "name": _name(toxic, direction),
+            "type": toxic.kind,
+            "stream": direction,
+            "attributes": toxic.attributes(),
+        }
+        _ask("POST", f"{self._at}/toxics", wanted)
+
+    def remove(self, toxic: Toxic, direction: Direction = "downstream") -> None:
+        """Spoil it no more."""
+        _ask("DELETE", f"{self._at}/toxics/{_name(toxic, direction)}")
+
+    @contextmanager
+    def spoiled(self, toxic: Toxic, *directions: Direction) -> Iterator[None]:
+        """With that toxic during the `with` block; both ways where no direction is given."""
+        added: list[Direction] = []
+        try:
+            for direction in directions or ("upstream", "downstream"):
+                self.add(toxic, direction)
+                added.append(direction)
+            yield
+        finally:
+            for direction in added:
+                self.remove(toxic, direction)
+
+    def disable(self) -> None:
+        """Cut all connections and refuse new ones."""
+        _ask("POST", self._at, {"enabled": False})
+
+    def enable(self) -> None:
+        """Let them in again, at the same address."""
+        _ask("POST", self._at, {"enabled": True})
+
+    def cut(self) -> None:
+        """End all connections; new ones are welcome."""
+        self.disable()
+        self.enable()
+
+
+def _name(toxic: Toxic, direction: Direction) -> str:
+    return f"{toxic.kind}-{direction}"
+
+
+class Toxiproxy:
+    """The server of all proxies; ends with the `with` block, and never outlives this process.
+
+    Args:
+        folder: where its log goes.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._log = folder / "toxiproxy.log"
+        self._port = free_port(1)
+        self._api = f"http://127.0.0.1:{self._port}"
+        self._keeper: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> Toxiproxy:
+        try:
+            self.start()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def start(self) -> None:
+        """Start it; returns when it answers.
+
+        Raises:
+            NoToxiproxy: it can't be built here.
+        """
+        server = [str(server_path()), "-host", "127.0.0.1", "-port", str(self._port)]
+        self._log.parent.mkdir(parents=True, exist_ok=True)
+        with self._log.open("wb") as log:
+            keeper = subprocess.Popen(
+                [sys.executable, "-c", _KEEPER, str(os.getpid()), *server],
+                start_new_session=True,
+                stdin=subprocess.PIPE,
+                stdout=log,
+                stderr=log,
+            )
+        self._keeper = keeper
+        until(lambda: keeper.poll() is not None or self._answers(), "Toxiproxy to answer")
+        assert keeper.poll() is None, f"Toxiproxy ended: {self._log.read_text()}"
+
+    def stop(self) -> None:
+        """End it and all connections through it."""
+        if self._keeper is not None:
+            assert self._keeper.stdin is not None
+            self._keeper.stdin.close()
+            self._keeper.wait(STOP_SECONDS)
+            self._keeper = None
+
+    def proxy(self, upstream: str, name: str = "proxy", port: int | None = None) -> Proxy:
+        """Make one that leads to host:port `upstream`.
+
+        Args:
+            upstream: nobody needs to listen there yet.
+            name: of its own for each.
+            port: where it listens, on 127.0.0.1; None: any free one.
+        """
+        listen = f"127.0.0.1:{port or 0}"
+        made = _ask(
+            "POST",
+            f"{self._api}/proxies",
+            {"name": name, "listen": listen, "upstream": upstream, "enabled": True},
+        )
+        return Proxy(self._api, name, made["listen"], upstream)
+
+    def _answers(self) -> bool:
+        try:
+            return requests.get(f"{self._api}/version", timeout=ASK_SECONDS).ok
+        except requests.ConnectionError:
+            return False
+
+
+def _ask(method: str, url: str, wanted: dict[str, Any] | None = None) -> Any:
+    answer = requests.request(method, url, json=wanted, timeout=ASK_SECONDS)
+    assert answer.ok, f"{method} {url} {wanted}: {answer.status_code} {answer.text}"
+    return answer.json() if answer.content else None
