@@ -11,6 +11,7 @@ from pleiades.core.admission import Admission
 from pleiades.core.position import Checkpoint
 from pleiades.core.window import Window
 from pleiades.core.wire import Batch, DeadLetter, End, Event, compose_id
+from pleiades.runtime import faultpoints
 from pleiades.runtime.channel import POLL_SECONDS, Channel
 from pleiades.runtime.child import Life
 from pleiades.runtime.logs import Seldom
@@ -177,6 +178,7 @@ class Publisher:
         if not (admitted.events or admitted.dead_letters or moved):
             return
         self._sink.write(admitted.events, admitted.dead_letters)
+        faultpoints.passing(faultpoints.WRITTEN)
         if self._in_flight is None:
             self._in_flight = InFlight(time.monotonic(), [])
         self._in_flight.size_bytes += sum(len(event.data) for event in admitted.events)
@@ -199,6 +201,7 @@ class Publisher:
             return
         with self._life.busy(COMMIT_ALLOWED_SECONDS), self._metrics.commit_seconds.time():
             dead_letters = self._sink.commit(self._checkpoint)
+            faultpoints.passing(faultpoints.COMMITTED)
             published = len(flying.events) - (len(dead_letters) - flying.dead_letters)
             self._life.committed_total += 1
             self._life.published_total += published

@@ -7,10 +7,15 @@ generation of the pipeline gets new channels, and no channel has two writers or 
 
 from __future__ import annotations
 
+import os
+import pickle
 import queue
+import struct
 from collections.abc import Callable
 from multiprocessing.context import SpawnContext
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar
+
+from pleiades.runtime import faultpoints
 
 if TYPE_CHECKING:
     from multiprocessing.queues import Queue
@@ -37,6 +42,8 @@ class Channel(Generic[T]):
 
         `alive` may raise to end the wait; the item is then not in the channel.
         """
+        if faultpoints.armed(faultpoints.SENT + self.name):
+            self._die_half_written(item)
         while True:
             alive()
             try:
@@ -58,6 +65,16 @@ class Channel(Generic[T]):
             return self._queue.qsize()
         except NotImplementedError:
             return 0
+
+    def _die_half_written(self, item: T) -> NoReturn:
+        """What a SIGKILL inside the write of the queue's own thread leaves behind."""
+        inside: Any = self._queue
+        message = pickle.dumps(item)
+        # The length as `multiprocessing.connection` writes it, and less than that.
+        half = struct.pack("!i", len(message)) + message[: len(message) // 2]
+        with inside._wlock:  # noqa: SLF001  # where the queue's own thread would be
+            os.write(inside._writer.fileno(), half)  # noqa: SLF001  # as above
+        faultpoints.die()
 
     def flush(self) -> None:
         """Wait until everything put is in the pipe. For an orderly end of the writer; at every other

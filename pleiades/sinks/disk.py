@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import fcntl
 import os
 from pathlib import Path
 
+from pleiades.runtime import faultpoints
 from pleiades.runtime.errors import DestinationHeld
 
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
@@ -32,7 +34,9 @@ def replace_file(path: Path, content: bytes, synced: bool) -> None:
             os.fsync(descriptor)
     finally:
         os.close(descriptor)
+    faultpoints.passing(faultpoints.CHECKPOINT_STAGED)
     staged.replace(path)
+    faultpoints.passing(faultpoints.CHECKPOINT_REPLACED)
     if synced:
         sync_directory(path.parent)
 
@@ -84,6 +88,7 @@ class Lock:
         if self._descriptor is not None:
             if self._is_in_place(self._descriptor):
                 return False
+            self.check(place)
             self.release()
         descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         try:
@@ -100,6 +105,24 @@ class Lock:
         os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
         return True
 
+    def check(self, place: Path) -> None:
+        """Look whether the file that is locked is where it was: whether `place` still is the same.
+
+        A removed one passes, for `acquire` takes a new one.
+
+        Raises:
+            FileNotFoundError: it is elsewhere, or hidden. What were written now would be missing when
+                the directory or its volume is put back, and the position would not tell.
+        """
+        held = self._descriptor
+        if held is not None and not self._is_in_place(held) and os.fstat(held).st_nlink:
+            raise FileNotFoundError(
+                errno.ENOENT,
+                "the directory was moved, replaced, or its volume unmounted: put it back, or stop "
+                "this relay and start another to publish into a new one",
+                str(place),
+            )
+
     def release(self) -> None:
         """Give the lock back, if it is held."""
         if self._descriptor is not None:
@@ -110,7 +133,7 @@ class Lock:
         # The lock of a file that was removed keeps nobody out: a newcomer makes a new one.
         try:
             there = self._path.stat()
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return False
         return os.path.samestat(there, os.fstat(descriptor))
 

@@ -6,6 +6,9 @@ Laws:
 - A name appears when all bytes behind it are written and, with `sync` = batch, on the disk.
 - The checkpoint is replaced, by a rename, only after the events that it covers have their names.
 - One commit can be tried again from its start as often as it takes: every step asks what is done.
+- All of it goes into the directory that was opened. If another one is in its place (it was moved, its
+  volume unmounted) nothing is written until it is back: what lay elsewhere would be missing, and the
+  position would cover it.
 """
 
 from __future__ import annotations
@@ -23,6 +26,7 @@ from typing import TypeVar
 from pleiades.core.backoff import Backoff
 from pleiades.core.position import Checkpoint
 from pleiades.core.wire import DeadLetter, Event
+from pleiades.runtime import faultpoints
 from pleiades.runtime.errors import DestinationHeld, Fatal
 from pleiades.runtime.settings import SYNC_BATCH
 from pleiades.sinks.base import Opened
@@ -157,7 +161,7 @@ class FilesSink:
             self._until_done("publish events in", self._publish)
             self._pending = []
             self._tried = False
-        self._until_done("store the position in", lambda: self._checkpoints.replace(checkpoint))
+        self._until_done("store the position in", lambda: self._store(checkpoint))
         letters, self._letters = self._letters, []
         return letters
 
@@ -188,6 +192,7 @@ class FilesSink:
     def _prepare(self) -> None:
         """Make and take what must be there; also again, if somebody removed it meanwhile."""
         self._folders.clear()
+        self._lock.check(self._publish_dir)
         for folder in (self._staging, self._dead_letters):
             folder.mkdir(parents=True, exist_ok=True)
         if self._lock.acquire(self._publish_dir):
@@ -196,16 +201,19 @@ class FilesSink:
                 left.unlink()
 
     def _publish(self) -> None:
+        self._lock.check(self._publish_dir)
         pending = self._pending
         if self._tried:
             pending = [(path, content) for path, content in pending if not _is_whole(path)]
         self._tried = True
         for path, content in pending:
             write_whole(self._staged(path), content)
+            faultpoints.passing(faultpoints.STAGED)
         if self._synced:
             # Before any name appears: after a power failure a name without its bytes would
             # pass for a published event. (rename(2) alone does not order the two.)
             sync_file_system(self._staging)
+        faultpoints.passing(faultpoints.SYNCED)
         # Of all of them: an earlier try may have renamed some and failed to sync their folder.
         touched = {path.parent for path, _ in self._pending}
         new = touched - self._folders
@@ -216,10 +224,18 @@ class FilesSink:
                 sync_directory(parent)
         for path, _ in pending:
             self._staged(path).replace(path)
+            faultpoints.passing(faultpoints.NAMED)
         if self._synced:
             for folder in touched:
                 sync_directory(folder)
+        # Once more: perhaps not all of them came into the same directory.
+        self._lock.check(self._publish_dir)
+        faultpoints.passing(faultpoints.PUBLISHED)
         self._folders = touched
+
+    def _store(self, checkpoint: Checkpoint) -> None:
+        self._lock.check(self._publish_dir)
+        self._checkpoints.replace(checkpoint)
 
     def _staged(self, path: Path) -> Path:
         # Not .json: a search through all folders must not find half an event.

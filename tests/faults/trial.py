@@ -6,12 +6,14 @@ import random
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from pleiades.simulator.journal import JournalEntry
 from pleiades.simulator.settings import Faults, SimulatorSettings
@@ -19,7 +21,7 @@ from pleiades.simulator.simulator import Simulator
 from tests.harness.broker import Broker
 from tests.harness.destinations import Destination, Directory, Topic
 from tests.harness.oracle import Verdict
-from tests.harness.relay import Relay, ingest_flags, since_ms
+from tests.harness.relay import Relay, Upstream, ingest_flags, since_ms
 from tests.harness.waiting import until
 
 FULL_MINUTES = 20.0
@@ -92,6 +94,7 @@ class Trial:
         self.destination: Destination = (
             Directory(folder / "events") if destination == FILES else Topic(bootstrap)
         )
+        self.minutes = minutes
         self._share = minutes / FULL_MINUTES
         self._stack = ExitStack()
         self._relays: list[Relay] = []
@@ -150,19 +153,19 @@ class Trial:
 
     def simulate(self, **settings: Any) -> Simulator:
         """A local upstream; no cuts unless the settings have faults."""
-        settings = {"seed": self.outcome.seed, "faults": NO_CUTS} | settings
-        upstream: Simulator = self.enter(Simulator(SimulatorSettings(**settings)))
+        usual: dict[str, Any] = {"seed": self.outcome.seed, "faults": NO_CUTS}
+        upstream: Simulator = self.enter(Simulator(SimulatorSettings(**(usual | settings))))
         return upstream
 
-    def flags(self, upstream: Simulator) -> list[str]:
+    def flags(self, upstream: Upstream) -> list[str]:
         """What a relay of all that this upstream has needs."""
         return [*ingest_flags(upstream.url, since_ms(upstream)), *self.destination.flags]
 
-    def relay(self, *flags: str, **more: Any) -> Relay:
-        """Start the command as a user does."""
+    def relay(self, *flags: str, before: Sequence[str] = (), **more: Any) -> Relay:
+        """Start the command as a user does; `before`: what runs it, such as `nice`."""
         installed = Path(sys.executable).with_name("pleiades")
         command = [str(installed)] if installed.exists() else [sys.executable, "-m", "pleiades"]
-        relay = Relay(*flags, **({"command": command} | more))
+        relay = Relay(*flags, command=[*before, *command], **more)
         self._relays.append(relay)
         self.enter(relay)
         return relay
@@ -189,13 +192,18 @@ class Trial:
         else:
             until(condition, what, RECOVERY_SECONDS)
 
+    def suspend(self, process: psutil.Process) -> None:
+        """SIGSTOP; returns when it stands still."""
+        process.suspend()
+        self.wait(lambda: process.status() == psutil.STATUS_STOPPED, f"{process} to stand still")
+
     def wait_for_upstream(self, upstream: Simulator, events: int) -> None:
         """Wait until upstream has that many events more."""
         goal = upstream.stats().events_appended_total + events
         upstream.wait_until(lambda stats: stats.events_appended_total >= goal, RECOVERY_SECONDS)
 
     @contextmanager
-    def recovery(self, upstream: Simulator, relay: Relay | None = None) -> Iterator[None]:
+    def recovery(self, upstream: Upstream, relay: Relay | None = None) -> Iterator[None]:
         """Measure from the end of the block until the relay has caught up with upstream.
 
         That is: as much is published as upstream had at the end of the block, and more. A dying
@@ -207,7 +215,7 @@ class Trial:
         self.wait(lambda: self.destination.count() > appended, "all of upstream", relay)
         self.outcome.recoveries.append(time.monotonic() - begun)
 
-    def finish(self, upstream: Simulator, *relays: Relay) -> None:
+    def finish(self, upstream: Upstream, *relays: Relay) -> None:
         """Stop the relays, read the destination afresh and compare it with what upstream had."""
         for relay in relays:
             assert relay.stop() == 0, relay.log

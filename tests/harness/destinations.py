@@ -1,4 +1,4 @@
-"""Where a relay publishes to, seen from outside: how many events are there, and are they the right ones."""
+"""Where a relay publishes to, seen from outside: how many events are there, and the right ones?"""
 
 from __future__ import annotations
 
@@ -69,6 +69,10 @@ class Directory:
         except FileNotFoundError:
             return 0
         return sum(len(os.listdir(self.folder / name)) for name in hours)  # noqa: PTH208  # 100,000 of them, time and again
+
+    def identities(self) -> set[str]:
+        """By the names, which are `<UTC time>-<identity>.json`."""
+        return {path.stem.partition("-")[2] for path in self.folder.glob("[0-9]*/*.json")}
 
     def judge(self, journal: list[JournalEntry], since_ms: int, finished: bool) -> Verdict:
         """See `oracle.judge`."""

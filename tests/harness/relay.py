@@ -10,18 +10,42 @@ import sys
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Protocol
 
 import psutil
 import requests
 from prometheus_client.parser import text_string_to_metric_families
 
-from pleiades.simulator.simulator import Simulator
+from pleiades.simulator.journal import JournalEntry
+from pleiades.simulator.server import Stats
 from tests.harness.waiting import until
 
 COMMAND = (sys.executable, "-m", "pleiades")
 
 
-def since_ms(upstream: Simulator) -> int:
+class Upstream(Protocol):
+    """What a relay can be tried with: a `Simulator`, a `Tape`."""
+
+    @property
+    def url(self) -> str:
+        """What a client puts a slash and its streams behind."""
+        ...
+
+    @property
+    def started_ms(self) -> int:
+        """The start, ms since 1970."""
+        ...
+
+    def journal(self) -> list[JournalEntry]:
+        """Everything appended so far, in that order."""
+        ...
+
+    def stats(self) -> Stats:
+        """A copy of the counters."""
+        ...
+
+
+def since_ms(upstream: Upstream) -> int:
     """Where tests usually start: a minute before the upstream did."""
     return upstream.started_ms - 60_000
 

@@ -26,6 +26,7 @@ from pleiades.core.wire import (
 ID_HEADER = "id"
 MAX_ID_BYTES = 4096
 """Of an SSE id in a dead letter; what a longer one has beyond that is cut."""
+MAX_PARTITION_DIGITS = 10
 
 KeyOf: TypeAlias = Callable[[Event], bytes]
 Headers: TypeAlias = dict[str, str | bytes | None]
@@ -98,7 +99,10 @@ def read_dead_letter(message: Message) -> Published | None:
         topic, _, partition = headers["source"].decode("ascii").partition(":")
     except (KeyError, UnicodeDecodeError):
         return None
-    source = (topic, int(partition)) if partition.isdecimal() else UNKNOWN_SOURCE
+    source = UNKNOWN_SOURCE
+    # The length first: int() refuses thousands of digits, and anybody can write into a topic.
+    if partition.isdecimal() and len(partition) <= MAX_PARTITION_DIGITS:
+        source = (topic, int(partition))
     if not is_source(source):
         source = UNKNOWN_SOURCE
     return Published(identity, source, message.timestamp()[1], (), "")

@@ -23,6 +23,7 @@ from confluent_kafka import KafkaError, KafkaException, Message, Producer, Topic
 from pleiades.core.backoff import Backoff
 from pleiades.core.decoding import TOO_LARGE
 from pleiades.core.wire import DeadLetter, Event
+from pleiades.runtime import faultpoints
 from pleiades.runtime.errors import GenerationLost
 from pleiades.sinks.kafka.records import (
     ID_HEADER,
@@ -173,9 +174,11 @@ class Transactions:
         producer = self._producer
         try:
             self._begin()
+            faultpoints.passing(faultpoints.PRODUCED)
             self._insist(
                 lambda: producer.send_offsets_to_transaction([position], group, SLICE_SECONDS)
             )
+            faultpoints.passing(faultpoints.POSITION_SENT)
             # A commit that ran out of time goes on; to call it again is to wait for its end.
             self._insist(lambda: producer.commit_transaction(SLICE_SECONDS))
         except KafkaException as error:

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import signal
-import time
 
 import psutil
 
+from pleiades.runtime import faultpoints
 from pleiades.simulator.settings import Faults
 from tests.faults.matrix import row
-from tests.faults.trial import Trial, restarted, restarts
-from tests.harness.relay import Relay
-from tests.harness.waiting import until
+from tests.faults.trial import KAFKA, Trial, restarted, restarts
 
 RATE = 500
 ROLES = ("reader", "parser-0", "parser-1", "publisher")
@@ -44,6 +42,38 @@ def kills(trial: Trial) -> None:
             assert not psutil.wait_procs(orphans, timeout=5)[1], "children outlived their parent"
         trial.survived()
     trial.finish(upstream, relay)
+
+
+@row("SIGKILL inside a queue's write, a transaction, a commit, a checkpoint's replace")
+def kill_points(trial: Trial) -> None:
+    """Between two steps that must not come apart: see `runtime.faultpoints`."""
+    absent: tuple[str, ...] = faultpoints.KAFKA_POINTS
+    if trial.destination.name == KAFKA:
+        absent = faultpoints.FILES_POINTS
+    points = [point for point in faultpoints.POINTS if point not in absent]
+    armed = trial.folder / "armed"
+    armed.mkdir()
+    upstream = trial.simulate(rate=RATE, faults=Faults(cut_every_seconds=5))
+    flags = [*trial.flags(upstream), *SHORT_OVERLAP]
+    for _ in range(trial.times(5, at_least=1)):
+        trial.chance.shuffle(points)
+        for life in (points[:4], points[4:8], points[8:]):
+            relay = trial.relay(*flags, environment={faultpoints.FOLDER_VARIABLE: str(armed)})
+            trial.wait_for_more(relay)
+            for point in life:
+                trial.wait_for_upstream(upstream, trial.chance.randrange(RATE // 4))
+                died = restarts(relay)
+                (armed / point).touch()
+                if point.endswith("resume"):
+                    # It is passed once in a life, at the start.
+                    relay.child("reader").kill()
+                    died += 1
+                with trial.recovery(upstream, relay):
+                    trial.wait(restarted(relay, died + 1), f"a death at {point}", relay)
+                assert not (armed / point).exists(), f"{point} was not passed"
+                trial.survived()
+            assert relay.stop() == 0, relay.log
+    trial.finish(upstream)
 
 
 @row("SIGSTOP of each child for longer than its heartbeat allows")

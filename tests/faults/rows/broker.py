@@ -1,0 +1,237 @@
+"""Kafka's own troubles: brokers die, freeze, fill up and change places; topics go, and refuse events."""
+
+from __future__ import annotations
+
+import os
+import time
+
+from confluent_kafka import IsolationLevel, TopicPartition
+from confluent_kafka.admin import (  # type: ignore[attr-defined]  # its documented names
+    AdminClient,
+    NewTopic,
+    OffsetSpec,
+)
+
+from pleiades.simulator.settings import Faults
+from pleiades.simulator.simulator import Simulator
+from tests.faults.matrix import row
+from tests.faults.rows.disk import fill, mount_tmpfs
+from tests.faults.rows.stalling import require_replicas
+from tests.faults.taped import tape
+from tests.faults.trial import KAFKA, RECOVERY_SECONDS, Trial, restarts, without_tracebacks
+from tests.harness.broker import Broker
+from tests.harness.cluster import Cluster
+from tests.harness.destinations import Topic
+from tests.harness.waiting import until
+
+RATE = 500
+ADMIN_SECONDS = 30
+SHORT_WINDOW = ["--upstream.overlap=3s", "--dedup.window=3s"]
+"""What a start reads back: not the whole of a topic that is a minute old."""
+DISK_BYTES = 128 * 1024 * 1024
+SMALL_EVENT_BYTES = 5_000
+"""`max.message.bytes` of a topic that refuses what is larger; events are about 1,000."""
+LARGE_EVENT_BYTES = 20_000
+
+
+def busy(trial: Trial) -> Simulator:
+    """An upstream that cuts, too."""
+    return trial.simulate(rate=RATE, faults=Faults(cut_every_seconds=5))
+
+
+def in_transaction(trial: Trial) -> bool:
+    """Whether something lies in the topic that is neither committed nor aborted."""
+    admin = AdminClient({"bootstrap.servers": trial.topic.bootstrap})
+    first = TopicPartition(trial.topic.topic, 0)
+    latest = {first: OffsetSpec.latest()}  # type: ignore[no-untyped-call]
+
+    def end(isolation: IsolationLevel) -> int:
+        found = admin.list_offsets(latest, isolation_level=isolation, request_timeout=ADMIN_SECONDS)
+        return int(found[first].result().offset)
+
+    return end(IsolationLevel.READ_COMMITTED) < end(IsolationLevel.READ_UNCOMMITTED)
+
+
+@row("broker killed inside a transaction and started again", on=(KAFKA,))
+def broker_killed(trial: Trial) -> None:
+    """Recovery is measured from when the broker answers again."""
+    broker = trial.own_broker()
+    upstream = busy(trial)
+    relay = trial.relay(*trial.flags(upstream), *SHORT_WINDOW, "--kafka.commitInterval=500ms")
+    trial.wait_for_more(relay)
+    for _ in range(trial.times(10, at_least=1)):
+        trial.wait(lambda: in_transaction(trial), "a transaction", relay)
+        broker.kill()
+        trial.survived()
+        with trial.recovery(upstream, relay):
+            broker.start()
+        trial.wait_for_more(relay, RATE)
+    without_tracebacks([relay])
+    assert " hangs" not in relay.log, relay.log
+    trial.note(f"{restarts(relay)} restarts")
+    trial.finish(upstream, relay)
+
+
+@row("broker frozen beyond message.timeout.ms and transaction.timeout.ms", on=(KAFKA,), long=True)
+def broker_frozen(trial: Trial) -> None:
+    """It answers nothing and closes nothing; when it wakes, it ends the transaction itself."""
+    broker = trial.own_broker()
+    upstream = busy(trial)
+    timeouts = ["--kafka.property=transaction.timeout.ms=5000"]
+    timeouts += ["--kafka.property=message.timeout.ms=5000"]
+    relay = trial.relay(*trial.flags(upstream), *SHORT_WINDOW, *timeouts)
+    trial.wait_for_more(relay)
+    frozen_seconds = trial.seconds(60, at_least=8)
+    for _ in range(trial.times(2, at_least=1)):
+        broker.suspend()
+        begun = time.monotonic()
+        trial.wait(lambda: time.monotonic() - begun > frozen_seconds, "the freeze", relay)  # noqa: B023  # waited for here
+        assert relay.status("/readyz") == 503
+        trial.survived()
+        with trial.recovery(upstream, relay):
+            broker.resume()
+    trial.note(f"frozen for {frozen_seconds:.0f} s; {restarts(relay)} restarts")
+    without_tracebacks([relay])
+    trial.finish(upstream, relay)
+
+
+@row("disk full at the broker, then freed and the broker started again", on=(KAFKA,))
+def broker_disk_full(trial: Trial) -> None:
+    """Kafka halts when it can't write."""
+    folder = trial.folder / "kafka"
+    (folder / "data").mkdir(parents=True)
+    mount_tmpfs(trial, folder / "data", DISK_BYTES)
+    broker: Broker = trial.enter(Broker(folder))
+    trial.publish_to(Topic(broker.bootstrap))
+    upstream = busy(trial)
+    relay = trial.relay(*trial.flags(upstream), *SHORT_WINDOW)
+    for _ in range(trial.times(3, at_least=1)):
+        trial.wait_for_more(relay, RATE)
+        pid = broker.pid
+        filling = fill(folder / "data")
+        trial.wait(lambda: not _runs(pid), "the broker to halt", relay)  # noqa: B023  # waited for here
+        trial.survived()
+        filling.unlink()
+        with trial.recovery(upstream, relay):
+            broker.start()
+    without_tracebacks([relay])
+    trial.note(f"{restarts(relay)} restarts")
+    trial.finish(upstream, relay)
+
+
+def _runs(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+@row("too few replicas in sync, then enough", on=(KAFKA,))
+def too_few_replicas(trial: Trial) -> None:
+    """The broker answers each batch with an error that passes."""
+    upstream = busy(trial)
+    relay = trial.relay(*trial.flags(upstream), *SHORT_WINDOW)
+    trial.wait_for_more(relay)
+    for _ in range(trial.times(3, at_least=1)):
+        require_replicas(trial, 2)
+        trial.wait(lambda: relay.status("/readyz") == 503, "the relay to say so", relay)
+        trial.survived()
+        with trial.recovery(upstream, relay):
+            require_replicas(trial, 1)
+    assert restarts(relay) == 0, relay.log
+    without_tracebacks([relay])
+    trial.finish(upstream, relay)
+
+
+@row("transaction coordinator moved, and killed (3 brokers)", on=(KAFKA,), long=True)
+def coordinator_moved(trial: Trial) -> None:
+    """In order, as at a rolling restart, and by the death of the broker that it is on."""
+    cluster: Cluster = trial.enter(Cluster(trial.folder / "cluster"))
+    trial.publish_to(Topic(cluster.bootstrap, "events"))
+    upstream = busy(trial)
+    relay = trial.relay(*trial.flags(upstream), *SHORT_WINDOW)
+    trial.wait_for_more(relay)
+    name = "pleiades-events-recentchange"
+    for _ in range(trial.times(3, at_least=1)):
+        with trial.recovery(upstream, relay):
+            cluster.move_transaction_coordinator(name)
+        trial.survived()
+        with trial.recovery(upstream, relay):
+            cluster.move_leader("events")
+        trial.survived()
+        with trial.recovery(upstream, relay):
+            killed = cluster.kill_transaction_coordinator(name)
+        trial.survived()
+        cluster.start(killed)
+        for topic in ("events", "__transaction_state", "__consumer_offsets"):
+            cluster.wait_in_sync(topic)
+    without_tracebacks([relay])
+    trial.note(f"{restarts(relay)} restarts")
+    trial.finish(upstream, relay)
+
+
+@row("two of three brokers killed, then back", on=(KAFKA,), long=True)
+def two_of_three_killed(trial: Trial) -> None:
+    """No majority: nothing can be committed until one of them returns."""
+    cluster: Cluster = trial.enter(Cluster(trial.folder / "cluster"))
+    trial.publish_to(Topic(cluster.bootstrap, "events"))
+    upstream = busy(trial)
+    relay = trial.relay(*trial.flags(upstream), *SHORT_WINDOW)
+    trial.wait_for_more(relay)
+    for _ in range(trial.times(2, at_least=1)):
+        killed = trial.chance.sample(sorted(cluster.nodes), 2)
+        for number in killed:
+            cluster.nodes[number].kill()
+        trial.wait(lambda: relay.status("/readyz") == 503, "the relay to say so", relay)
+        trial.survived()
+        with trial.recovery(upstream, relay):
+            cluster.start()
+        for topic in ("events", "__transaction_state", "__consumer_offsets"):
+            cluster.wait_in_sync(topic)
+    without_tracebacks([relay])
+    trial.note(f"{restarts(relay)} restarts")
+    trial.finish(upstream, relay)
+
+
+@row("events larger than the topic takes", on=(KAFKA,))
+def message_too_large(trial: Trial) -> None:
+    """Each becomes a dead letter in the same transaction; its neighbours are published."""
+    admin = AdminClient({"bootstrap.servers": trial.topic.bootstrap})
+    small = NewTopic(trial.topic.topic, 1, 1, config={"max.message.bytes": str(SMALL_EVENT_BYTES)})
+    for made in admin.create_topics([small]).values():
+        made.result(ADMIN_SECONDS)
+    upstream = tape(trial)
+    large = trial.times(20, at_least=3)
+    places = []
+    for _ in range(large):
+        upstream.write(times=trial.chance.randrange(1, 20))
+        places.append(len(upstream))
+        # No compression makes this small.
+        upstream.write(text=trial.chance.randbytes(LARGE_EVENT_BYTES).hex())
+    upstream.write(times=10)
+    relay = trial.relay(*trial.flags(upstream), *SHORT_WINDOW)
+    kept = len(upstream) - large
+    trial.wait(lambda: trial.destination.count() >= kept, "all that fits", relay)
+    relay.child("publisher").kill()
+    upstream.write(times=10)
+    trial.wait(lambda: trial.destination.count() >= kept + 10, "the rest", relay)
+    trial.survived(large)
+    assert relay.stop() == 0, relay.log
+    without_tracebacks([relay])
+    journal = [entry for place, entry in enumerate(upstream.journal()) if place not in places]
+    trial.compare(journal, upstream.started_ms)
+    assert trial.outcome.dead_letters == large
+
+
+@row("topic deleted under the relay, then made again", on=(KAFKA,))
+def topic_deleted(trial: Trial) -> None:
+    """What was in it is gone by somebody's hand; it is said, and what comes then is published."""
+    upstream = busy(trial)
+    relay = trial.relay(*trial.flags(upstream), *SHORT_WINDOW)
+    trial.wait_for_more(relay, RATE)
+    admin = AdminClient({"bootstrap.servers": trial.topic.bootstrap})
+    for deleted in admin.delete_topics([trial.topic.topic]).values():
+        deleted.result(ADMIN_SECONDS)
+    relay.wait_for("topic", 60)
+    until(lambda: relay.process.poll() is not None, "the end", RECOVERY_SECONDS)

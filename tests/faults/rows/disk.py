@@ -1,0 +1,306 @@
+"""The directory that is published into: full, read-only, forbidden, gone, blocked, damaged."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import stat
+import subprocess
+from pathlib import Path
+
+import orjson
+
+from tests.faults.matrix import row
+from tests.faults.trial import FILES, NotHere, Trial, without_tracebacks
+from tests.harness.relay import Relay, since_ms
+
+RATE = 200
+DISK_BYTES = 512 * 1024 * 1024
+MOUNT_SECONDS = 30
+CHECKPOINT = "checkpoint-recentchange"
+
+
+class SmallDisk:
+    """A file system of its own for the publish directory, which can be full, and have room again."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def fill(self) -> None:
+        """Leave not one byte."""
+        self._filling = fill(self.folder)
+
+    def free(self) -> None:
+        """Give the room back."""
+        self._filling.unlink()
+
+    def move(self, place: Path) -> None:
+        """Mount it elsewhere, with what is open in it."""
+        run("mount", "--move", str(self.folder), str(place))
+
+
+def run(*command: str) -> None:
+    """Run a command that must succeed."""
+    subprocess.run(command, check=True, timeout=MOUNT_SECONDS)
+
+
+def unmount_all(folder: Path) -> None:
+    """Whatever a failed trial left there."""
+    while folder.is_mount():
+        run("umount", "--lazy", str(folder))
+
+
+def fill(folder: Path) -> Path:
+    """Leave not one byte on a folder's file system; the file that is returned has it all."""
+    filling = folder / "filling"
+    descriptor = os.open(filling, os.O_WRONLY | os.O_CREAT)
+    try:
+        for step_bytes in (1024 * 1024, 4096):
+            with contextlib.suppress(OSError):
+                while True:
+                    end = os.lseek(descriptor, 0, os.SEEK_END)
+                    os.posix_fallocate(descriptor, end, step_bytes)
+    finally:
+        os.close(descriptor)
+    return filling
+
+
+def small_disk(trial: Trial) -> SmallDisk:
+    """The trial's directory as a file system of its own."""
+    folder = trial.directory.folder
+    folder.mkdir()
+    mount_tmpfs(trial, folder, DISK_BYTES)
+    return SmallDisk(folder)
+
+
+def mount_tmpfs(trial: Trial, folder: Path, size_bytes: int) -> None:
+    """Mount one there, until the trial ends.
+
+    Raises:
+        NotHere: this user may not.
+    """
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={size_bytes}", "tmpfs", str(folder)]
+    if os.geteuid() != 0 or subprocess.run(mount, check=False, capture_output=True).returncode:
+        raise NotHere("needs the right to mount a tmpfs")
+    # Its propagation may be shared: then it can't be moved.
+    run("mount", "--make-private", str(folder))
+    trial.at_the_end(lambda: unmount_all(folder))
+
+
+def trouble_more_than(relay: Relay, before: float) -> bool:
+    """Whether it has said of more failed attempts."""
+    return relay.metric("pleiades_file_publish_errors_total") > before
+
+
+def wait_for_trouble(trial: Trial, relay: Relay) -> None:
+    """Wait until the relay has tried in vain, twice, and lives."""
+    before = relay.metric("pleiades_file_publish_errors_total")
+    trial.wait(lambda: trouble_more_than(relay, before + 1), "two failed attempts", relay)
+    assert relay.status("/healthz") == 200, relay.log
+    trial.survived()
+
+
+@row("disk full, then freed", on=(FILES,))
+def disk_full(trial: Trial) -> None:
+    """It is waited for; meanwhile not half an event is to be seen, and none is skipped."""
+    disk = small_disk(trial)
+    upstream = trial.simulate(rate=RATE)
+    relay = trial.relay(*trial.flags(upstream))
+    trial.wait_for_more(relay)
+    for _ in range(trial.times(4, at_least=1)):
+        disk.fill()
+        wait_for_trouble(trial, relay)
+        seen = trial.directory.judge(upstream.journal(), since_ms(upstream), finished=False)
+        assert seen.flawless, seen
+        with trial.recovery(upstream, relay):
+            disk.free()
+    assert "No space left on device" in relay.log
+    without_tracebacks([relay])
+    trial.finish(upstream, relay)
+
+
+@row("disk mounted read-only, then writable", on=(FILES,))
+def disk_read_only(trial: Trial) -> None:
+    """As ext4 does after an error of the device."""
+    disk = small_disk(trial)
+    upstream = trial.simulate(rate=RATE)
+    relay = trial.relay(*trial.flags(upstream))
+    trial.wait_for_more(relay)
+    for _ in range(trial.times(4, at_least=1)):
+        publisher = relay.child("publisher")
+        trial.suspend(publisher)
+        # A file open for writing, the lock, forbids a remount; a bind mount over it does not.
+        run("mount", "--bind", str(disk.folder), str(disk.folder))
+        run("mount", "-o", "remount,bind,ro", str(disk.folder))
+        publisher.resume()
+        wait_for_trouble(trial, relay)
+        with trial.recovery(upstream, relay):
+            run("umount", str(disk.folder))
+    assert "Read-only file system" in relay.log
+    without_tracebacks([relay])
+    trial.finish(upstream, relay)
+
+
+@row("permission to write lost, then given back", on=(FILES,))
+def permission_lost(trial: Trial) -> None:
+    """Somebody changes the owner or the mode of the directory."""
+    upstream = trial.simulate(rate=RATE)
+    relay = _as_ordinary_user(trial, *trial.flags(upstream))
+    trial.wait_for_more(relay)
+    staging = trial.directory.folder / ".pleiades" / "staging"
+    for _ in range(trial.times(4, at_least=1)):
+        mode = stat.S_IMODE(staging.stat().st_mode)
+        staging.chmod(0o500)
+        wait_for_trouble(trial, relay)
+        with trial.recovery(upstream, relay):
+            staging.chmod(mode)
+    assert "Permission denied" in relay.log
+    without_tracebacks([relay])
+    trial.finish(upstream, relay)
+
+
+def _as_ordinary_user(trial: Trial, *flags: str) -> Relay:
+    """Root may write everywhere: it is started without that right."""
+    if os.geteuid() != 0:
+        return trial.relay(*flags)
+    setpriv = shutil.which("setpriv")
+    if setpriv is None:
+        raise NotHere("needs setpriv of util-linux, or another user than root")
+    without = "-dac_override,-dac_read_search"
+    return trial.relay(
+        *flags, before=[setpriv, f"--bounding-set={without}", f"--inh-caps={without}"]
+    )
+
+
+@row("directory moved away, then put back", on=(FILES,))
+def directory_moved(trial: Trial) -> None:
+    """An unmounted volume, a wrong mv: nothing is to be published into a new, empty one."""
+    upstream = trial.simulate(rate=RATE)
+    relay = trial.relay(*trial.flags(upstream))
+    trial.wait_for_more(relay)
+    folder = trial.directory.folder
+    elsewhere = folder.with_name("elsewhere")
+    for _ in range(trial.times(4, at_least=1)):
+        folder.rename(elsewhere)
+        wait_for_trouble(trial, relay)
+        assert not folder.exists(), "made anew without the events that say what is published"
+        with trial.recovery(upstream, relay):
+            elsewhere.rename(folder)
+    without_tracebacks([relay])
+    trial.finish(upstream, relay)
+
+
+@row("volume unmounted under the relay, then mounted again", on=(FILES,))
+def volume_unmounted(trial: Trial) -> None:
+    """What were written into the empty mount point would be hidden for ever by the next mount."""
+    disk = small_disk(trial)
+    upstream = trial.simulate(rate=RATE)
+    relay = trial.relay(*trial.flags(upstream))
+    trial.wait_for_more(relay)
+    elsewhere = trial.folder / "elsewhere"
+    elsewhere.mkdir()
+    for _ in range(trial.times(4, at_least=1)):
+        disk.move(elsewhere)
+        wait_for_trouble(trial, relay)
+        assert not list(trial.directory.folder.iterdir()), "written into the bare mount point"
+        with trial.recovery(upstream, relay):
+            SmallDisk(elsewhere).move(trial.directory.folder)
+    without_tracebacks([relay])
+    trial.finish(upstream, relay)
+
+
+@row("directory removed with all that is in it", on=(FILES,))
+def directory_removed(trial: Trial) -> None:
+    """What somebody removes is gone; all that was not yet published comes, in a new directory."""
+    upstream = trial.simulate(rate=RATE)
+    relay = trial.relay(*trial.flags(upstream))
+    removed: set[str] = set()
+    for _ in range(trial.times(4, at_least=1)):
+        trial.wait_for_more(relay, RATE)
+        publisher = relay.child("publisher")
+        trial.suspend(publisher)
+        removed |= trial.directory.identities()
+        shutil.rmtree(trial.directory.folder)
+        publisher.resume()
+        trial.wait(lambda: trial.directory.count() > 0, "a new directory", relay)
+        trial.survived()
+    assert "No such file or directory" in relay.log
+    assert relay.stop() == 0
+    without_tracebacks([relay])
+    left = [entry for entry in upstream.journal() if entry.identity not in removed]
+    trial.compare(left, since_ms(upstream), finished=False)
+
+
+@row("foreign files in the way of events, then removed", on=(FILES,))
+def foreign_file(trial: Trial) -> None:
+    """A file bears the name of an hour's folder, and a folder that of the position's next version."""
+    upstream = trial.simulate(rate=RATE)
+    relay = trial.relay(*trial.flags(upstream))
+    trial.wait_for_more(relay)
+    folder = trial.directory.folder
+    for _ in range(trial.times(4, at_least=1)):
+        for name in (_an_hour(folder), f".pleiades/{CHECKPOINT}.new", ".pleiades/staging"):
+            publisher = relay.child("publisher")
+            trial.suspend(publisher)
+            place, aside = folder / name, trial.folder / "aside"
+            if place.exists():
+                place.rename(aside)
+            if name.endswith(".new"):
+                place.mkdir()
+            else:
+                place.write_text("not a folder")
+            publisher.resume()
+            wait_for_trouble(trial, relay)
+            trial.suspend(publisher)
+            if name.endswith(".new"):
+                place.rmdir()
+            else:
+                place.unlink()
+            if aside.exists():
+                aside.rename(place)
+            with trial.recovery(upstream, relay):
+                publisher.resume()
+    without_tracebacks([relay])
+    trial.finish(upstream, relay)
+
+
+def _an_hour(folder: Path) -> str:
+    return max(path.name for path in folder.glob("2*"))
+
+
+@row("checkpoint cut short, empty, of foreign bytes, or of a newer format", on=(FILES,))
+def checkpoint_damaged(trial: Trial) -> None:
+    """The position is found again by the newest files; the damaged one is kept for a look at it."""
+    upstream = trial.simulate(rate=RATE)
+    flags = trial.flags(upstream)
+    checkpoint = trial.directory.folder / ".pleiades" / CHECKPOINT
+    relay = trial.relay(*flags)
+    for damage in (_cut_short, _emptied, _foreign, _newer):
+        trial.wait_for_more(relay, RATE)
+        assert relay.stop() == 0, relay.log
+        checkpoint.write_bytes(damage(checkpoint.read_bytes()))
+        trial.survived()
+        relay = trial.relay(*flags)
+        with trial.recovery(upstream, relay):
+            relay.wait_for("checkpoint is unusable")
+        without_tracebacks([relay])
+    assert len(list(checkpoint.parent.glob("*.damaged-*"))) == trial.outcome.faults
+    trial.finish(upstream, relay)
+
+
+def _cut_short(whole: bytes) -> bytes:
+    return whole[: len(whole) // 2]
+
+
+def _emptied(_: bytes) -> bytes:
+    return b""
+
+
+def _foreign(_: bytes) -> bytes:
+    return bytes(range(256))
+
+
+def _newer(whole: bytes) -> bytes:
+    content = orjson.loads(whole)
+    return orjson.dumps(content | {"version": content["version"] + 1})

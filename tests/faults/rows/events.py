@@ -1,0 +1,93 @@
+"""Events that are none, or try to be more than one: set apart or published as they are, each once."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import orjson
+
+from tests.faults.matrix import row
+from tests.faults.taped import tape
+from tests.faults.trial import FILES, Trial, without_tracebacks
+from tests.harness.tape import Tape
+
+NOT_JSON = [
+    b"{",
+    b"not json at all",
+    b'{"meta":{"id":"invalid UTF-8: \xff\xfe"}}',
+    b'{"meta":{"id":"half a pair, raw: \xed\xa0\x80"}}',
+    b'{"meta":{"id":"half a pair: \\ud800"}}',
+    b"[" * 100_000 + b"]" * 100_000,
+    b'{"meta":{"id":"deep"},"a":' + b'{"a":' * 100_000 + b"1" + b"}" * 100_001,
+]
+NO_OBJECTS = [b'"a string"', b"[1, 2]", b"7", b"null"]
+HOSTILE_IDS = [
+    "../../x",
+    "/etc/passwd",
+    "a\0b",
+    "x" * 10_000,
+    "",
+    ".hidden",
+    "a/b",
+    "\u202egnp",
+    "é",
+    "line\nend",
+    "\x1b[31mred",
+    "%s%n",
+]
+NO_META = [b"{}", b'{"meta":null}', b'{"meta":[]}', b'{"meta":{"id":7,"dt":{}}}', b'{"meta":{}}']
+TWICE = [
+    b'{"meta":{"id":"first"},"meta":{"id":"second"}}',
+    b'{"meta":{"id":"one","id":"other"}}',
+    b'{"meta":{"id":"nested"},"a":' + b"[" * 200 + b"]" * 200 + b"}",
+]
+BEYOND_THE_LIMIT_BYTES = 10 * 1024 * 1024
+LARGE = b'{"meta":{"id":"large"},"a":"' + b"x" * 5_000_000 + b'"}'
+FILLERS = 20
+
+
+@row("not JSON, 10 MB, nested 100,000 deep, no meta, hostile meta.id, lone surrogates, keys twice")
+def bad_events(trial: Trial) -> None:
+    """Among good ones; then all of them once more after a restart, by the overlap."""
+    upstream = tape(trial)
+    odd = [orjson.dumps({"meta": {"id": identity, "n": identity}}) for identity in HOSTILE_IDS]
+    odd += [*NO_META, *TWICE, LARGE]
+    apart = [*NOT_JSON, *NO_OBJECTS]
+    everything = [*odd, *apart]
+    trial.chance.shuffle(everything)
+    upstream.write(times=FILLERS)
+    for data in everything:
+        upstream.append(data)
+        upstream.write()
+    upstream.append(b'{"meta":{"id":"beyond"},"a":"' + b"x" * BEYOND_THE_LIMIT_BYTES + b'"}')
+    upstream.write(times=FILLERS)
+    relay = trial.relay(*trial.flags(upstream))
+    expected = len(upstream) - len(apart) - 1
+    trial.wait(lambda: trial.destination.count() >= expected, "all events", relay)
+    assert relay.metric("pleiades_oversized_frames_total") == 1
+    relay.child("publisher").kill()
+    upstream.write(times=FILLERS)
+    trial.wait(lambda: trial.destination.count() >= expected + FILLERS, "the rest", relay)
+    trial.survived(len(everything) + 1)
+    assert relay.stop() == 0, relay.log
+    without_tracebacks([relay])
+    _compare(trial, upstream, apart)
+
+
+def _compare(trial: Trial, upstream: Tape, apart: list[bytes]) -> None:
+    """By the bytes: what has no identity of its own no journal can tell."""
+    wanted = Counter(value for value in upstream.values() if len(value) < BEYOND_THE_LIMIT_BYTES)
+    wanted -= Counter(apart)
+    found = Counter(trial.destination.values())
+    outcome = trial.outcome
+    outcome.published = found.total()
+    outcome.lost = (wanted - found).total()
+    outcome.doubled = sum(found[value] - 1 for value in found if value in wanted)
+    outcome.broken = sum(count for value, count in found.items() if value not in wanted)
+    outcome.dead_letters = trial.destination.dead_letters()
+    assert found == wanted, f"{outcome}\n{trial.logs()}"
+    assert outcome.dead_letters == len(apart), outcome.dead_letters
+    if trial.destination.name == FILES:
+        folder = trial.directory.folder
+        outside = {path.name for path in folder.parent.iterdir()} - {folder.name}
+        assert outside <= {"out"}, f"written outside of the directory: {outside}"

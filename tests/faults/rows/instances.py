@@ -1,0 +1,58 @@
+"""Two instances at once, and one that is told to stop at the worst moment."""
+
+from __future__ import annotations
+
+import time
+
+from tests.faults.matrix import row
+from tests.faults.rows.stalling import (
+    finish_history,
+    frozen,
+    history_flags,
+    simulate_history,
+    wait_for_full_queues,
+)
+from tests.faults.trial import KAFKA, Trial, restarts
+
+RATE = 500
+GRACE_SECONDS = 30
+"""Kubernetes' default `terminationGracePeriodSeconds`; the relay promises a third of it."""
+
+
+@row("two instances at once")
+def two_instances(trial: Trial) -> None:
+    """One of them leaves with status 4 and is not restarted; which one, the destination decides."""
+    upstream = trial.simulate(rate=RATE)
+    flags = trial.flags(upstream)
+    running = trial.relay(*flags)
+    trial.wait_for_more(running)
+    for _ in range(trial.times(5, at_least=1)):
+        second = trial.relay(*flags)
+        # A directory is locked; a topic fences the producer that was there before.
+        leaving, staying = (
+            (running, second) if trial.destination.name == KAFKA else (second, running)
+        )
+        assert leaving.wait(60) == 4, leaving.log
+        assert restarts(leaving) == 0, leaving.log
+        with trial.recovery(upstream, staying):
+            trial.survived()
+        running = staying
+    trial.finish(upstream, running)
+
+
+@row("SIGTERM with full queues and a destination that is stalled")
+def stop_while_stalled(trial: Trial) -> None:
+    """What can't be committed in time is left for the next start."""
+    stall = frozen(trial)
+    upstream = simulate_history(trial)
+    flags = history_flags(trial, upstream)
+    relay = trial.relay(*flags)
+    trial.wait_for_more(relay)
+    stall.begin()
+    wait_for_full_queues(trial, relay)
+    told = time.monotonic()
+    assert relay.stop(GRACE_SECONDS) == 0, relay.log
+    trial.note(f"left after {time.monotonic() - told:.1f} s")
+    stall.end()
+    trial.survived()
+    finish_history(trial, upstream, trial.relay(*flags))

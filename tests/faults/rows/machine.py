@@ -1,0 +1,129 @@
+"""The machine around the relay: its clock, its memory, the folder of its metrics."""
+
+from __future__ import annotations
+
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+
+from tests.faults.matrix import row
+from tests.faults.rows.stalling import (
+    finish_history,
+    history_flags,
+    refusing,
+    simulate_history,
+    wait_for_full_queues,
+)
+from tests.faults.trial import NotHere, Trial, restarted, restarts
+from tests.harness.relay import Relay
+
+RATE = 300
+HOUR_SECONDS = 3600
+SAMPLE_SECONDS = 0.5
+LEAST_SECONDS = 15
+SLACK_SECONDS = 30
+LEAST_NOISE_BYTES = 1e6
+SETTLING_PART = 0.25
+"""Of the time: until the interpreter's and the allocator's own growth is over."""
+MOST_BYTES = 250e6
+"""Of all processes together."""
+COMPILE_SECONDS = 60
+CLOCK_SOURCE = Path(__file__).parents[2] / "harness" / "clock.c"
+
+
+@row("clock set 1 h ahead and 1 h back during the run, with a restart after each")
+def clock(trial: Trial) -> None:
+    """The relay's clock alone: upstream and broker keep theirs, as when a host's NTP goes wrong."""
+    clock = Clock(trial.folder)
+    environment = clock.environment
+    upstream = trial.simulate(rate=RATE)
+    # Less than what the clock is set by, so that window and overlap are affected.
+    flags = [*trial.flags(upstream), "--upstream.overlap=10s", "--dedup.window=10s"]
+    relay = trial.relay(*flags, environment=environment)
+    trial.wait_for_more(relay)
+    for _ in range(trial.times(3, at_least=1)):
+        for hours in (1, 0, -1, 0):
+            clock.set_ahead(hours * HOUR_SECONDS)
+            trial.wait_for_more(relay, RATE)
+            upstream.cut_all()
+            trial.survived()
+            with trial.recovery(upstream, relay):
+                died = restarts(relay)
+                relay.child("publisher").kill()
+                trial.wait(restarted(relay, died + 1), "the restart", relay)
+            trial.wait_for_more(relay, RATE)
+        assert relay.stop() == 0, relay.log
+        relay = trial.relay(*flags, environment=environment)
+        trial.wait_for_more(relay)
+    trial.finish(upstream, relay)
+
+
+class Clock:
+    """A wall clock that can be set, for the processes that get its environment; see `clock.c`."""
+
+    def __init__(self, folder: Path) -> None:
+        compiler = shutil.which("cc") or shutil.which("gcc")
+        if compiler is None:
+            raise NotHere("needs a C compiler: apt-get install gcc libc6-dev")
+        library = folder / "clock.so"
+        command = [compiler, "-O2", "-shared", "-fPIC", "-o", str(library), str(CLOCK_SOURCE)]
+        subprocess.run(command, check=True, timeout=COMPILE_SECONDS)
+        self._ahead = folder / "ahead"
+        self.set_ahead(0)
+        self.environment = {"LD_PRELOAD": str(library), "CLOCK_AHEAD_FILE": str(self._ahead)}
+
+    def set_ahead(self, seconds: int) -> None:
+        """From now on, for all of them at once."""
+        # In place, for they have it mapped.
+        with self._ahead.open("r+b" if self._ahead.exists() else "wb") as file:
+            file.write(seconds.to_bytes(8, sys.byteorder, signed=True))
+
+
+@row("memory with the destination stalled and upstream at full speed", long=True, alone=True)
+def memory(trial: Trial) -> None:
+    """Whatever upstream could send: what is taken is bounded, and does not grow with time."""
+    stall = refusing(trial)
+    upstream = simulate_history(trial)
+    relay = trial.relay(*history_flags(trial, upstream))
+    trial.wait_for_more(relay)
+    stall.begin()
+    wait_for_full_queues(trial, relay)
+    seconds = max(trial.minutes * 60, LEAST_SECONDS)
+    samples = _samples(relay, seconds)
+    stall.end()
+    trial.survived()
+    settled = samples[int(len(samples) * SETTLING_PART) :]
+    moments, sizes = zip(*settled, strict=True)
+    slope, intercept = statistics.linear_regression(moments, sizes)
+    noise = statistics.pstdev(size - slope * moment - intercept for moment, size in settled)
+    most = max(size for _, size in samples)
+    trial.note(
+        f"stalled for {seconds / 60:.1f} min, {len(samples)} samples: RSS {most / 1e6:.0f} MB at "
+        f"most, slope {slope * 60 / 1e6:+.3f} MB/min, noise {noise / 1e6:.2f} MB"
+    )
+    assert most < MOST_BYTES, trial.outcome.notes
+    # What a single sample is off by; a page or two where all lie on the line.
+    grown = slope * (moments[-1] - moments[0])
+    assert grown < max(3 * noise, LEAST_NOISE_BYTES), trial.outcome.notes
+    finish_history(trial, upstream, relay)
+
+
+def _samples(relay: Relay, seconds: float) -> list[tuple[float, int]]:
+    """Moments, and the resident size of all processes together at each."""
+    begun = time.monotonic()
+    samples: list[tuple[float, int]] = []
+
+    def over() -> bool:
+        passed = time.monotonic() - begun
+        if not samples or passed - samples[-1][0] >= SAMPLE_SECONDS:
+            family = [psutil.Process(relay.process.pid), *relay.children()]
+            samples.append((passed, sum(process.memory_info().rss for process in family)))
+        return passed >= seconds
+
+    relay.until(over, f"{seconds:.0f} s of a stalled destination", seconds + SLACK_SECONDS)
+    return samples

@@ -1,0 +1,278 @@
+"""The upstream breaks off, misdates its events, moves to another data centre, forgets."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterable
+from itertools import chain, cycle, islice
+
+from pleiades.simulator.settings import Cut
+from tests.faults.matrix import row
+from tests.faults.taped import all_published, finish, reconnect, recovery_of, tape
+from tests.faults.trial import Trial
+from tests.harness.relay import Relay
+from tests.harness.script import Answer, Ending, Stop, Stream, refusal
+from tests.harness.tape import HOME, OTHER, Tape
+
+LEAST = ["--upstream.overlap=1ms", "--dedup.window=1ms"]
+"""The least for which the guarantee is given: nothing is saved by asking for more than is needed."""
+QUICK = [*LEAST, "--upstream.idleTimeout=300ms"]
+ROW_OF_CUTS = 3
+"""So many connections in a row are cut. Between more of them the reader pauses ever longer, so as not
+to run against an upstream that ends all of them; one that only falls silent is no reason to, and the
+next row begins."""
+LEAST_SHARE = 0.8
+"""Of the cuts that are planned so many must come about."""
+CUTS = (Ending.RESET, Ending.CLOSE, Ending.CLEAN)
+
+BURST_EVENTS = 200
+RUN_EVENTS = 100
+"""One each millisecond, between two that are misdated."""
+FEW_EVENTS = 20
+OTHERS_SHARE = 0.2
+BACK_MS = 20_000
+YEARS_MS = 8 * 365 * 86_400_000
+HOUR_MS = 3_600_000
+RATE = 200
+HISTORY_EVENTS = 2000
+HISTORY_SECONDS = 50.0
+
+AWKWARD = 'Zürich \u2028 東京 \u2029 🦀 \x85 "é"'
+"""Two, three and four bytes of UTF-8, what others take for line ends, and an escape."""
+JOINED = ("eqiad.mediawiki.page-create", "codfw.mediawiki.page-create")
+"""A second stream's topics."""
+
+
+def cuts_at(stops: Iterable[tuple[int, int]]) -> list[Answer]:
+    """A cut at each (place, byte), in all ways in turn, with a silence after every few."""
+    answers: list[Answer] = []
+    chunked = cycle((True, False))
+    for number, ((place, byte), ending) in enumerate(zip(stops, cycle(CUTS), strict=False), 1):
+        answers.append(Stream(Stop(place, byte, ending), next(chunked)))
+        if number % ROW_OF_CUTS == 0:
+            answers.append(Stream(Stop(place, 0, Ending.SILENT)))
+    return answers
+
+
+def through_cuts(trial: Trial, upstream: Tape, relay: Relay, planned: int) -> dict[str, int]:
+    """All is published in spite of these cuts, the upstream's answers; returns what `finish` does."""
+    seen = finish(trial, upstream, relay)
+    # On a machine that is busy elsewhere the relay now and then takes a late answer for silence, and
+    # has left before it is cut.
+    cut = upstream.stats().cuts_total
+    assert planned * LEAST_SHARE <= cut <= planned, f"{cut} cuts instead of {planned}"
+    if cut < planned:
+        trial.note(f"the relay left before {planned - cut} of {planned} cuts")
+    trial.survived(cut)
+    return seen
+
+
+# ---- cuts ----
+
+
+@row("Cut at every byte of an event, by reset, close and clean end, chunked or not", long=True)
+def cut_every_byte(trial: Trial) -> None:
+    """A half event that is published is corrupt, and one whose id counts already is lost.
+
+    Each connection brings the event whole that the one before it was cut in, and is cut in the next
+    one, a byte later.
+    """
+    upstream = tape(trial)
+    first_ms = upstream.started_ms - RUN_EVENTS
+    upstream.write(timestamp_ms=first_ms, text=AWKWARD)
+    length = len(upstream.frame(0))
+    step = max(length // trial.times(length, at_least=length // 16), 1)
+    places = range(trial.chance.randrange(step), length + 1, step)
+    for number in range(1, len(places) + 1):
+        upstream.write(timestamp_ms=first_ms + number, text=AWKWARD)
+    upstream.answer(*cuts_at((number, byte) for number, byte in enumerate(places, 1)))
+    relay = trial.relay(*trial.flags(upstream), *QUICK)
+    seen = through_cuts(trial, upstream, relay, len(places))
+    assert seen["cut"], seen
+    assert seen["closed"], seen
+    trial.note(f"an event of {length} bytes, cut at {len(places)} places")
+
+
+@row("Bursts of 200 events of one millisecond, cut inside")
+def bursts(trial: Trial) -> None:
+    """An id is the event's millisecond + 1: whoever asks by it skips the rest of the burst."""
+    upstream = tape(trial)
+    stops: list[tuple[int, int]] = []
+    bursts = trial.times(60, at_least=6)
+    for number in range(bursts):
+        first = len(upstream)
+        upstream.write(timestamp_ms=upstream.started_ms - bursts + number, times=BURST_EVENTS)
+        upstream.write(OTHER, upstream.started_ms - bursts + number)
+        inside = sorted(trial.chance.sample(range(first + 1, first + BURST_EVENTS), 2))
+        stops += [(place, trial.chance.randrange(len(upstream.frame(place)))) for place in inside]
+    upstream.answer(*cuts_at(stops))
+    relay = trial.relay(*trial.flags(upstream), *QUICK)
+    through_cuts(trial, upstream, relay, len(stops))
+
+
+# ---- dates ----
+
+
+def misdated(trial: Trial, by_ms: int) -> None:
+    """One misdated event after each run of usual ones; a cut soon after it and a cut in the run."""
+    upstream = tape(trial)
+    runs = trial.times(40, at_least=4)
+    first_ms = upstream.started_ms - (runs + 1) * RUN_EVENTS
+    stops: list[tuple[int, int]] = []
+    for run in range(runs + 1):
+        for number in range(RUN_EVENTS):
+            topic = OTHER if trial.chance.random() < OTHERS_SHARE else HOME
+            upstream.write(topic, first_ms + run * RUN_EVENTS + number)
+        if run == runs:
+            break
+        place = len(upstream)
+        upstream.write(OTHER if run % 2 else HOME, first_ms + (run + 1) * RUN_EVENTS + by_ms)
+        # The first of them before anything but the misdated one has come.
+        stops += [(place + 1, 0), (place + trial.chance.randrange(2, RUN_EVENTS), 7)]
+    upstream.answer(*cuts_at(stops))
+    relay = trial.relay(*trial.flags(upstream), *QUICK)
+    through_cuts(trial, upstream, relay, len(stops))
+
+
+@row("Timestamps 20 s back, cut after them")
+def timestamps_back_20_seconds(trial: Trial) -> None:
+    """A position that follows them repeats 20 s of events, which a small window has forgotten."""
+    misdated(trial, -BACK_MS)
+
+
+@row("Timestamps 1 h ahead, cut after them")
+def timestamps_ahead_1_hour(trial: Trial) -> None:
+    """Each reconnect of that hour repeats everything since: more than a fixed number of identities
+    holds, and more than a window that only looks at the clock."""
+    misdated(trial, HOUR_MS)
+
+
+@row("Timestamps 8 years back, cut after them")
+def timestamps_back_8_years(trial: Trial) -> None:
+    """An imported edit: a position that follows it repeats all history that the upstream has."""
+    misdated(trial, -YEARS_MS)
+
+
+@row("The first event of a topic is 8 years old, and there is history from before the start")
+def first_event_8_years_back(trial: Trial) -> None:
+    """All that the topic delivered is older than the start: to lose nothing it must be asked for from
+    then on, and brings what the relay never took up, and must not now."""
+    upstream = tape(trial)
+    before_ms = upstream.started_ms - HOUR_MS
+    for number in range(RUN_EVENTS):
+        upstream.write(OTHER, before_ms + number)
+    history = range(len(upstream))
+    upstream.write()
+    relay = trial.relay(*trial.flags(upstream), *LEAST)
+    trial.wait_for_more(relay)
+    upstream.write(OTHER, upstream.started_ms - YEARS_MS)
+    trial.wait_for_more(relay)
+    for _ in range(trial.times(20, at_least=3)):
+        upstream.write()
+        trial.wait_for_more(relay)
+        with recovery_of(trial, RUN_EVENTS, relay):
+            upstream.cut_all()
+            upstream.write(OTHER, upstream.started_ms - YEARS_MS + 1, times=RUN_EVENTS)
+        trial.survived()
+    seen = finish(trial, upstream, relay, without=history)
+    dropped = seen["before_start_events_dropped"]
+    assert dropped >= len(history), seen
+    trial.note(f"{dropped} events from before the start were dropped")
+
+
+# ---- data centres ----
+
+
+@row("The service moves to the other data centre: other offsets, a mirror 30 s behind", long=True)
+def switch_of_data_centre(trial: Trial) -> None:
+    """Offsets mean other events there, and the latest ones are not there yet: an id says `offset: -1`
+    of a topic that had delivered, and what was delivered comes again when it is mirrored."""
+    behind_seconds = trial.seconds(30, at_least=1)
+    # Older than the window: who goes back to the start publishes it twice.
+    upstream = trial.simulate(
+        rate=RATE, second_share=0.5, history_events=HISTORY_EVENTS, history_seconds=HISTORY_SECONDS
+    )
+    upstream.set_faults(mirror_lag_seconds=behind_seconds)
+    # The other data centre goes on behind the position by as much as it mirrors late.
+    window = f"--dedup.window={behind_seconds + 2:.0f}s"
+    relay = trial.relay(*trial.flags(upstream), "--upstream.overlap=100ms", window)
+    trial.wait_for_more(relay, HISTORY_EVENTS)
+    for number in range(trial.times(10, at_least=4)):
+        # Some switches come while all is repeated still, some when what is new has come too.
+        stay_seconds = behind_seconds * trial.chance.uniform(0, 1.5)
+        trial.wait_for_upstream(upstream, int(RATE * stay_seconds))
+        with trial.recovery(upstream, relay):
+            upstream.set_faults(other_cluster_rate=float(number % 2 == 0))
+            upstream.cut_all(trial.chance.choice(list(Cut)))
+        trial.survived()
+    repeated = relay.metric("pleiades_duplicate_events_dropped_total")
+    trial.note(f"the mirror is {behind_seconds:g} s behind, {repeated:.0f} repeated events dropped")
+    trial.finish(upstream, relay)
+    assert "Traceback" not in relay.log, relay.log
+
+
+@row("An idle data centre wakes while the relay is away", long=True)
+def idle_data_centre_wakes(trial: Trial) -> None:
+    """Its entry in the id is `offset: -1`, the end: who resumes by that loses what came meanwhile.
+
+    At first it never had an event. Later it had, and where the relay is served from then on nothing of
+    it is mirrored yet, so that the ids say `offset: -1` once more.
+    """
+    upstream = tape(trial, (HOME, OTHER, *JOINED))
+    upstream.write_on(RATE, [HOME])
+    flags = [*trial.flags(upstream), *LEAST]
+    relay = trial.relay(*flags)
+    idle = (OTHER, *JOINED)
+    woken: set[str] = set()
+    first = zip(idle, (signal.SIGTERM, signal.SIGKILL, None), strict=True)
+    again = [(OTHER, signal.SIGKILL), (JOINED[1], None), (JOINED[0], signal.SIGTERM), (OTHER, None)]
+    for topic, ending in chain(first, islice(cycle(again), trial.times(40, at_least=2))):
+        trial.wait_for_more(relay, FEW_EVENTS)
+        if topic in woken:
+            reconnect(trial, upstream, relay, Stream(behind=frozenset(idle)))
+            trial.wait_for_more(relay, FEW_EVENTS)
+        if ending is None:
+            reconnect(trial, upstream, relay, refusal(503))
+        else:
+            relay.signal(ending)
+            relay.wait()
+        upstream.write(topic, times=FEW_EVENTS)
+        woken.add(topic)
+        with trial.recovery(upstream):
+            if ending is not None:
+                relay = trial.relay(*flags)
+        trial.survived()
+    finish(trial, upstream, relay)
+
+
+# ---- history ----
+
+
+@row("The position is older than what the upstream still has")
+def history_gone(trial: Trial) -> None:
+    """Nobody can bring those events back. What can be done is to say so, and to take all the rest."""
+    upstream = tape(trial)
+    first_ms = upstream.started_ms - 3 * RUN_EVENTS
+    flags = [*trial.flags(upstream), *LEAST]
+
+    def write() -> range:
+        first = len(upstream)
+        for place in range(first, first + RUN_EVENTS):
+            upstream.write(HOME if place % 2 else OTHER, first_ms + place)
+        return range(first, len(upstream))
+
+    write()
+    relay = trial.relay(*flags)
+    all_published(trial, upstream, relay)
+    assert relay.stop() == 0, relay.log
+    gone = write()
+    write()
+    upstream.forget(gone.stop)
+    with recovery_of(trial, RUN_EVENTS):
+        relay = trial.relay(*flags)
+    trial.survived()
+    seen = finish(trial, upstream, relay, without=gone)
+    assert seen["upstream_gaps"] == len((HOME, OTHER)), seen
+    for topic in (HOME, OTHER):
+        assert relay.log.count(f"{topic}/0 resumed 0 s after the position") == 1, relay.log
+    trial.note(f"{len(gone)} events had expired: those the relay said are lost")

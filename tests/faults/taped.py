@@ -1,0 +1,92 @@
+"""What rows have in common whose upstream is a `Tape`: they know each byte that must be published."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from functools import partial
+
+from tests.faults.trial import Trial
+from tests.harness.relay import Relay, since_ms
+from tests.harness.script import Answer
+from tests.harness.tape import HOME, OTHER, Tape
+
+COUNTED = ("upstream_gaps", "before_start_events_dropped", "oversized_frames")
+RECONNECTS = "pleiades_upstream_reconnects_total"
+REASONS = ("closed", "cut", "decode", "idle")
+
+
+def tape(trial: Trial, topics: Iterable[str] = (HOME, OTHER)) -> Tape:
+    """An upstream that ends with the trial."""
+    made: Tape = trial.enter(Tape(trial.outcome.seed, topics))
+    return made
+
+
+def all_published(trial: Trial, upstream: Tape, relay: Relay, without: int = 0) -> None:
+    """Wait until the upstream has said all it was to say, and as much is published as it has."""
+    left = missing(trial, upstream, without)
+    while any(left):
+        trial.wait(partial(moved, trial, upstream, without, left), "the next event", relay)
+        left = missing(trial, upstream, without)
+
+
+def missing(trial: Trial, upstream: Tape, without: int) -> tuple[int, int]:
+    """How many events are not published yet, and how many answers not given."""
+    events = len(upstream) - without - trial.destination.count()
+    return max(events, 0), upstream.unanswered()
+
+
+def moved(trial: Trial, upstream: Tape, without: int, left: tuple[int, int]) -> bool:
+    """Whether something else is missing than was."""
+    return missing(trial, upstream, without) != left
+
+
+def reconnect(trial: Trial, upstream: Tape, relay: Relay, *answers: Answer) -> None:
+    """Cut the connection, and wait until the next requests have been answered so."""
+    upstream.answer(*answers)
+    upstream.cut_all()
+    trial.wait(lambda: not upstream.unanswered(), "these answers", relay)
+
+
+@contextmanager
+def recovery_of(trial: Trial, events: int, relay: Relay | None = None) -> Iterator[None]:
+    """Like `Trial.recovery`, for an upstream that has only so many events more, and then rests."""
+    goal = trial.destination.count() + events
+    yield
+    begun = time.monotonic()
+    trial.wait(lambda: trial.destination.count() >= goal, f"{events} more events", relay)
+    trial.outcome.recoveries.append(time.monotonic() - begun)
+
+
+def finish(trial: Trial, upstream: Tape, relay: Relay, without: range = range(0)) -> dict[str, int]:
+    """Let the upstream rest and stop the relay: the bytes of all events are published, and no others.
+
+    Args:
+        trial: whose.
+        upstream: what there was.
+        relay: the last one.
+        without: places in the log of what was never to be published.
+
+    Returns:
+        What the relay counted of the upstream.
+    """
+    upstream.rest()
+    # The verdict says better what is missing than that it was waited for.
+    with suppress(AssertionError):
+        all_published(trial, upstream, relay, len(without))
+    metrics = relay.metrics()
+    seen = {name: int(metrics.get((f"pleiades_{name}_total", ()), 0)) for name in COUNTED}
+    seen |= {reason: int(metrics.get((RECONNECTS, (("reason", reason),)), 0)) for reason in REASONS}
+    assert relay.stop() == 0, relay.log
+    kept = [place for place in range(len(upstream)) if place not in without]
+    journal, values = upstream.journal(), upstream.values()
+    trial.compare([journal[place] for place in kept], since_ms(upstream))
+    # What the oracle says of files is said of names and identities.
+    foreign = Counter(trial.destination.values()) - Counter(values[place] for place in kept)
+    assert not foreign, f"other bytes than those of the events are published: {list(foreign)[:3]}"
+    assert trial.outcome.dead_letters == 0, "half an event is set apart"
+    assert "Traceback" not in trial.logs(sys.maxsize), trial.logs()
+    return seen
