@@ -15,7 +15,7 @@ from tenacity import RetryCallState, Retrying, retry_if_exception_type
 
 from pleiades.core.backoff import Backoff
 from pleiades.core.framing import Framer, ids_in, retry_in
-from pleiades.core.position import Checkpoint, Course
+from pleiades.core.position import Checkpoint, Course, Position
 from pleiades.core.wire import Assignment, End, Frames, MalformedId, TopicPartition, parse_id
 from pleiades.runtime.channel import POLL_SECONDS, Channel
 from pleiades.runtime.child import Life
@@ -60,6 +60,10 @@ class Reader:
         self._idle = False
         self._short = 0
         self._last_event_id = b""
+        self._delivered = 0
+        """Events that came on this connection, repeated ones too."""
+        self._most_delivered = 0
+        """The most that any one brought since the position last moved."""
         self._retry_ms = 0
         self._clock_ms = 0
         self._course = Course(0, int(settings.upstream.overlap_seconds * 1000))
@@ -125,7 +129,8 @@ class Reader:
             Transient: it could not be opened, or ended soon and brought nothing new: back off.
         """
         begun = time.monotonic()
-        before = dict(self._course.position)
+        before = dict(self._course.position), self._last_event_id
+        self._delivered = 0
         started = self._now_ms()
         asked = self._course.last_event_id(started)
         self._life.beat()
@@ -157,12 +162,25 @@ class Reader:
         self._short = self._short + 1 if short and not self._idle else 0
         if self._idle:
             log.debug("silent for %.0f s: reconnecting", self._settings.idle_timeout_seconds)
-        elif short and self._course.position == before:
-            # What is repeated after a reconnect is nothing new: an upstream that closes at once
-            # would otherwise be asked again without a pause.
+        elif short and not self._brought_something_new(*before):
             raise Transient(f"the connection ended ({reason}) without anything new", "empty")
         else:
             log.info("the connection ended (%s): reconnecting", reason)
+
+    def _brought_something_new(self, position: Position, last_event_id: bytes) -> bool:
+        """Whether a connection, now over, was of use; if not, an upstream that closes at once would be
+        asked again without a pause.
+
+        What is repeated after a reconnect is nothing new, and ends with the id that the last connection
+        ended with. The position alone does not tell: after an event that is dated ahead, what comes is
+        new and does not move it. Nor does the id, where many events have one millisecond.
+        """
+        moved = self._course.position != position
+        more = self._delivered > self._most_delivered
+        self._most_delivered = (
+            self._delivered if moved else max(self._delivered, self._most_delivered)
+        )
+        return moved or more or (self._delivered > 0 and self._last_event_id != last_event_id)
 
     def _start_lay_ahead(self, server_ms: int | None, now_ms: int) -> bool:
         """Whether the start was in the upstream's future, and is now set back: ask again.
@@ -222,6 +240,7 @@ class Reader:
         if retry_ms is not None:
             self._retry_ms = min(retry_ms, MAX_RETRY_FIELD_MS)
         ids = ids_in(blob)
+        self._delivered += len(ids)
         before = self._last_event_id
         for sse_id in ids:
             try:

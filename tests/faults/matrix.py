@@ -27,20 +27,27 @@ class Row:
     """It takes minutes in a full run: to be begun first."""
     alone: bool
     """It lasts as long as the run and costs no processor time: it goes on beside all others."""
+    within_seconds: float | None
+    """What is promised of the worst recovery, on a machine that is not overloaded."""
 
 
 ROWS: dict[str, Row] = {}
 
 
 def row(
-    what: str, on: tuple[str, ...] = BOTH, long: bool = False, alone: bool = False
+    what: str,
+    on: tuple[str, ...] = BOTH,
+    *,
+    long: bool = False,
+    alone: bool = False,
+    within_seconds: float | None = None,
 ) -> Callable[[Scenario], Scenario]:
     """Enter a function into the matrix; its name, with hyphens, is the row's."""
 
     def enter(scenario: Scenario) -> Scenario:
         name = scenario.__name__.replace("_", "-")
         assert name not in ROWS, name
-        ROWS[name] = Row(name, what, on, scenario, long, alone)
+        ROWS[name] = Row(name, what, on, scenario, long, alone, within_seconds)
         return scenario
 
     return enter

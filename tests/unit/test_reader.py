@@ -103,6 +103,25 @@ def test_a_first_cut_reconnects_at_once_and_many_short_ones_pause(
     assert life.pauses[-1] <= 1.0
 
 
+@pytest.mark.parametrize("step_ms", [1000, 0], ids=["later and later", "in one millisecond"])
+def test_what_is_new_is_seen_although_the_position_stands_still(
+    answer: Answer, make: Make, step_ms: int
+) -> None:
+    """One event is dated an hour ahead; those that come then do not move the position."""
+    ahead = frame(START_MS + 3_600_000)
+    events = [frame(START_MS + number * step_ms) for number in range(1, 9)]
+    server = answer(*(ahead + b"".join(events[:more]) for more in range(9)))
+    reader, life, _ = make(server, pauses=6)
+    reader.run()
+    assert max(life.pauses) <= 1.0, "short connections that bring something"
+
+
+def test_what_is_repeated_is_nothing_new(answer: Answer, make: Make) -> None:
+    reader, life, _ = make(answer(frame(START_MS + 2000) + frame(START_MS + 1000)), pauses=6)
+    reader.run()
+    assert life.pauses[-1] > 1.0, "it is asked less and less often"
+
+
 def test_a_reconnect_asks_for_position_less_overlap_of_every_topic(
     answer: Answer, make: Make
 ) -> None:

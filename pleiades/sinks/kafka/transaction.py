@@ -38,7 +38,7 @@ log = logging.getLogger(__name__)
 
 SLICE_SECONDS = 0.5
 """How long one call may block; between two the process shows that it lives."""
-ANSWER_SECONDS = 20.0
+ANSWER_SECONDS = 10.0
 """After that long without an answer none is to be expected (librdkafka issues 5456 and 5511). A new
 process looks for the cluster afresh, and waits for it as long as it takes."""
 TROUBLE_SECONDS = 300.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import statistics
 import subprocess
@@ -12,6 +13,7 @@ from pathlib import Path
 import psutil
 
 from tests.faults.matrix import row
+from tests.faults.rows.disk import fill, mount_tmpfs
 from tests.faults.rows.stalling import (
     finish_history,
     history_flags,
@@ -19,7 +21,7 @@ from tests.faults.rows.stalling import (
     simulate_history,
     wait_for_full_queues,
 )
-from tests.faults.trial import NotHere, Trial, restarted, restarts
+from tests.faults.trial import NotHere, Trial, restarted, restarts, without_tracebacks
 from tests.harness.relay import Relay
 
 RATE = 300
@@ -30,6 +32,8 @@ SLACK_SECONDS = 30
 LEAST_NOISE_BYTES = 1e6
 SETTLING_PART = 0.25
 """Of the time: until the interpreter's and the allocator's own growth is over."""
+METRICS_BYTES = 1024 * 1024
+UNWRITTEN = "pleiades_metrics_processes_unwritten"
 MOST_BYTES = 250e6
 """Of all processes together."""
 COMPILE_SECONDS = 60
@@ -82,6 +86,53 @@ class Clock:
         # In place, for they have it mapped.
         with self._ahead.open("r+b" if self._ahead.exists() else "wb") as file:
             file.write(seconds.to_bytes(8, sys.byteorder, signed=True))
+
+
+@row("metrics folder full, then damaged in every way")
+def metrics_folder(trial: Trial) -> None:
+    """/metrics says so, and the relay goes on: no event depends on a figure."""
+    folder = trial.folder / "metrics"
+    folder.mkdir()
+    mount_tmpfs(trial, folder, METRICS_BYTES)
+    filling = fill(folder)
+    upstream = trial.simulate(rate=RATE)
+    environment = {"PROMETHEUS_MULTIPROC_DIR": str(folder)}
+    relay = trial.relay(*trial.flags(upstream), environment=environment)
+    trial.wait_for_more(relay, RATE)
+    assert relay.metric(UNWRITTEN) >= 1, "it does not say that figures are missing"
+    trial.survived()
+    filling.unlink()
+    trial.wait(lambda: relay.metric(UNWRITTEN) == 0, "the figures to be whole again", relay)
+    for damage in (_truncate, _overwrite, _remove):
+        damage(folder)
+        trial.survived()
+        with trial.recovery(upstream, relay):
+            pass
+        trial.wait(lambda: _counted(trial, relay), "the figures to be whole again", relay)
+    assert restarts(relay) == 0, relay.log
+    without_tracebacks([relay])
+    trial.finish(upstream, relay)
+
+
+def _counted(trial: Trial, relay: Relay) -> bool:
+    """Whether /metrics counts no less than what is published."""
+    seen = trial.destination.count()
+    return relay.metric(trial.destination.published_metric) >= seen
+
+
+def _truncate(folder: Path) -> None:
+    for file in folder.glob("*.db"):
+        os.truncate(file, 0)
+
+
+def _overwrite(folder: Path) -> None:
+    for file in folder.glob("*.db"):
+        file.write_bytes(b"\xff" * file.stat().st_size)
+
+
+def _remove(folder: Path) -> None:
+    for file in folder.glob("*.db"):
+        file.unlink()
 
 
 @row("memory with the destination stalled and upstream at full speed", long=True, alone=True)

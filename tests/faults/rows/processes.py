@@ -15,18 +15,39 @@ RATE = 500
 ROLES = ("reader", "parser-0", "parser-1", "publisher")
 """One life of a parent: each child in turn, then itself. More would meet the growing pauses between
 restarts, which are there so that a relay that crashes time and again does not hurry."""
+CHILD_SECONDS = 5.0
+"""After the SIGKILL of any process."""
 SHORT_OVERLAP = ["--upstream.overlap=3s", "--dedup.window=3s"]
 """What a reconnect repeats must not be more than upstream makes meanwhile."""
 
 
-@row("SIGKILL at a random moment, each child and the parent in turn", long=True)
+@row(
+    "SIGKILL at a random moment, each child and the parent in turn",
+    long=True,
+    within_seconds=CHILD_SECONDS,
+)
 def kills(trial: Trial) -> None:
     """The parent comes back as an orchestrator would bring it back: at once."""
+    kill_in_turn(trial, trial.times(200, at_least=5))
+
+
+@row(
+    "the same, with 3 partitions and the key of a field", on=(KAFKA,), within_seconds=CHILD_SECONDS
+)
+def kills_keyed(trial: Trial) -> None:
+    """What is repeated must be recognised in whatever partition it lies, and keep to it."""
+    kill_in_turn(
+        trial, trial.times(50, at_least=5), "--kafka.partitions=3", "--kafka.keyField=wiki"
+    )
+
+
+def kill_in_turn(trial: Trial, times: int, *more_flags: str) -> None:
+    """Each child of a life, then the parent, which ends it."""
     upstream = trial.simulate(rate=RATE, faults=Faults(cut_every_seconds=5))
-    flags = [*trial.flags(upstream), "--parsers=2", *SHORT_OVERLAP]
+    flags = [*trial.flags(upstream), "--parsers=2", *SHORT_OVERLAP, *more_flags]
     relay = trial.relay(*flags)
     trial.wait_for_more(relay)
-    for number in range(trial.times(200, at_least=10)):
+    for number in range(times):
         trial.wait_for_upstream(upstream, trial.chance.randrange(RATE // 2))
         turn = number % (len(ROLES) + 1)
         if turn < len(ROLES):
@@ -44,7 +65,10 @@ def kills(trial: Trial) -> None:
     trial.finish(upstream, relay)
 
 
-@row("SIGKILL inside a queue's write, a transaction, a commit, a checkpoint's replace")
+@row(
+    "SIGKILL inside a queue's write, a transaction, a commit, a checkpoint's replace",
+    within_seconds=CHILD_SECONDS,
+)
 def kill_points(trial: Trial) -> None:
     """Between two steps that must not come apart: see `runtime.faultpoints`."""
     absent: tuple[str, ...] = faultpoints.KAFKA_POINTS
@@ -79,7 +103,8 @@ def kill_points(trial: Trial) -> None:
 @row("SIGSTOP of each child for longer than its heartbeat allows")
 def frozen_child(trial: Trial) -> None:
     """A child that hangs is killed by its parent, and the pipeline starts afresh."""
-    upstream = trial.simulate(rate=RATE)
+    # A commit in which it freezes is allowed a minute: few commits last long at this rate.
+    upstream = trial.simulate(rate=RATE / 5)
     quick = ["--hangTimeout=2s", "--upstream.idleTimeout=1s"]
     for _ in range(trial.times(3, at_least=1)):
         relay = trial.relay(*trial.flags(upstream), *quick)

@@ -1,0 +1,216 @@
+"""`./scripts/faults`: the whole matrix, each cell in a process of its own, and a table at the end."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+
+from rich.console import Console
+
+from tests.faults import rows  # noqa: F401  # enters them into the matrix
+from tests.faults.matrix import ROWS, Row
+from tests.faults.table import LEAST_WIDTH, line, markdown, result, table, total
+from tests.faults.trial import FULL_MINUTES, KAFKA, Outcome
+from tests.harness.broker import Broker
+
+FOLDER = Path(__file__).parents[2] / ".faults"
+"""Logs and files of each cell that failed; not in the temporary folder, which may be in memory."""
+LONGEST_SECONDS = 1200.0
+"""A cell that has not ended then, beyond what it lasts by itself, is killed and has failed."""
+NO_KAFKA = "none:0"
+
+Cell = tuple[Row, str]
+
+
+class Cells:
+    """Runs cells, each in a session of its own, so that nothing of it stays behind."""
+
+    def __init__(self, seed: int, minutes: float, bootstrap: str) -> None:
+        self._seed = seed
+        self._minutes = minutes
+        self._bootstrap = bootstrap
+        self._guard = threading.Lock()
+        self._running: set[int] = set()
+        self._over = False
+
+    def run(self, row: Row, destination: str) -> Outcome:
+        """Try one; whatever happens to its process, there is an outcome."""
+        folder = FOLDER / f"{row.name}-{destination}"
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        command = [sys.executable, "-m", "tests.faults.cell", row.name, destination, str(folder)]
+        command += [f"--seed={self._seed}", f"--minutes={self._minutes}"]
+        command.append(f"--kafka={self._bootstrap}")
+        with (folder / "out").open("wb") as out:
+            with self._guard:
+                if self._over:
+                    return Outcome(row.name, destination, self._seed, skipped="interrupted")
+                process = subprocess.Popen(
+                    command,
+                    stdin=subprocess.DEVNULL,
+                    stdout=out,
+                    stderr=out,
+                    start_new_session=True,
+                )
+                self._running.add(process.pid)
+            longest = LONGEST_SECONDS + (self._minutes * 60 if row.alone else 0)
+            try:
+                process.wait(longest)
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+            with self._guard:
+                self._running.discard(process.pid)
+        return self._outcome(row, destination, folder)
+
+    def _outcome(self, row: Row, destination: str, folder: Path) -> Outcome:
+        try:
+            outcome = Outcome(**json.loads((folder / "outcome.json").read_text()))
+        except FileNotFoundError:
+            said = (folder / "out").read_text(errors="replace")
+            error = f"the cell's process ended without an outcome\n{said}"
+            return Outcome(row.name, destination, self._seed, error=error)
+        if outcome.ok:
+            shutil.rmtree(folder, ignore_errors=True)
+        return outcome
+
+    def end(self) -> None:
+        """Kill what runs, and start nothing more."""
+        with self._guard:
+            self._over = True
+            for pid in self._running:
+                os.killpg(pid, signal.SIGKILL)
+
+
+@contextmanager
+def kafka(needed: bool) -> Iterator[str]:
+    """`host:port` of a broker for all cells that do no harm to it."""
+    if given := os.environ.get("KAFKA_BOOTSTRAP"):
+        yield given
+    elif not needed:
+        yield NO_KAFKA
+    else:
+        shutil.rmtree(FOLDER / "kafka", ignore_errors=True)
+        with Broker(FOLDER / "kafka") as broker:
+            yield broker.bootstrap
+        shutil.rmtree(FOLDER / "kafka", ignore_errors=True)
+
+
+def try_all(cells: list[Cell], runner: Cells, jobs: int, console: Console) -> list[Outcome]:
+    """Run them side by side; those that cost nothing beside all others."""
+    alone = [cell for cell in cells if cell[0].alone]
+    others = sorted(
+        (cell for cell in cells if not cell[0].alone), key=lambda cell: not cell[0].long
+    )
+    outcomes: dict[Cell, Outcome] = {}
+    with ThreadPoolExecutor(jobs) as pool, ThreadPoolExecutor(max(len(alone), 1)) as beside:
+        futures: dict[Future[Outcome], Cell] = {}
+        futures |= {beside.submit(runner.run, *cell): cell for cell in alone}
+        futures |= {pool.submit(runner.run, *cell): cell for cell in others}
+        try:
+            for future in as_completed(futures):
+                outcome = outcomes[futures[future]] = future.result()
+                console.print(line(outcome), highlight=False)
+        except KeyboardInterrupt:
+            runner.end()
+            raise
+    return [outcomes[cell] for cell in cells]
+
+
+def chosen(names: list[str], destination: str | None) -> list[Cell]:
+    """The cells in the order of the table."""
+    return [
+        (row, on)
+        for row in ROWS.values()
+        for on in row.on
+        if (not names or row.name in names) and destination in (None, on)
+    ]
+
+
+def explain(outcome: Outcome, minutes: float, console: Console) -> None:
+    """Of a failed cell: why, and how to see it again."""
+    console.rule(f"{outcome.row} on {outcome.destination}: {result(outcome)}")
+    console.print(outcome.error, markup=False, highlight=False)
+    console.print(
+        f"Again: ./scripts/faults --only {outcome.row} --on {outcome.destination} "
+        f"--seed {outcome.seed} --minutes {minutes:g}   Logs: "
+        f"{FOLDER.name}/{outcome.row}-{outcome.destination}",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def arguments() -> argparse.ArgumentParser:
+    """The flags."""
+    parser = argparse.ArgumentParser(
+        prog="./scripts/faults",
+        description="Brings about every fault of the matrix under the real relay, and compares what it "
+        "published, read afresh, with what the upstream had.",
+    )
+    add = parser.add_argument
+    add(
+        "--minutes",
+        type=float,
+        default=FULL_MINUTES,
+        help="length of the run, about, on two cores: repeats and waits are in proportion "
+        f"(default: {FULL_MINUTES:g})",
+    )
+    add("--seed", type=int, help="same victims and moments as in another run (default: any)")
+    add("--only", action="append", choices=ROWS, metavar="NAME", help="this row; may be repeated")
+    add("--on", choices=("files", "kafka"), help="this destination (default: both)")
+    add("--jobs", type=int, default=os.cpu_count() or 1, help="cells at a time (default: cores)")
+    add("--json", type=Path, metavar="FILE", help="write the outcomes there")
+    add("--markdown", type=Path, metavar="FILE", help="write the table there")
+    add("--list", action="store_true", help="say what rows there are")
+    return parser
+
+
+def main() -> int:
+    """Run it; 0 if all went well, 1 otherwise."""
+    given = arguments().parse_args()
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=LEAST_WIDTH)
+    if given.list:
+        for row in ROWS.values():
+            console.print(f"{row.name:28} {', '.join(row.on):14} {row.what}", highlight=False)
+        return 0
+    seed = random.randrange(2**31) if given.seed is None else given.seed
+    cells = chosen(given.only or [], given.on)
+    console.print(
+        f"{len(cells)} cells, seed {seed}, {given.minutes:g} minutes, {given.jobs} at a time; "
+        f"Python {platform.python_version()}, {os.cpu_count()} cores, {platform.machine()}",
+        highlight=False,
+    )
+    with kafka(needed=any(on == KAFKA for _, on in cells)) as bootstrap:
+        outcomes = try_all(cells, Cells(seed, given.minutes, bootstrap), given.jobs, console)
+    console.print(table(outcomes))
+    console.print(total(outcomes), highlight=False)
+    if given.json:
+        given.json.write_text(json.dumps([asdict(outcome) for outcome in outcomes], indent=1))
+    if given.markdown:
+        given.markdown.write_text(markdown(outcomes))
+    bad = [outcome for outcome in outcomes if not outcome.skipped and result(outcome) != "ok"]
+    for outcome in bad:
+        explain(outcome, given.minutes, console)
+    return 1 if bad else 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit(130)
