@@ -78,7 +78,7 @@ def _sink_of(settings: Settings, reached: bool) -> Callable[[Life, Metrics], Sin
         return partial(_kafka, settings.kafka, settings, reached)
     if settings.files is None:
         raise AssertionError("settings_from sees to it that there is a publisher")
-    return partial(_files, settings.files, int(settings.window_seconds * 1000))
+    return partial(_files, settings.files, int(settings.window_seconds * 1000), reached)
 
 
 def _kafka(
@@ -99,7 +99,9 @@ def _kafka(
     )
 
 
-def _files(files: FilesSettings, window_ms: int, life: Life, metrics: Metrics) -> Sink:
+def _files(
+    files: FilesSettings, window_ms: int, reached: bool, life: Life, metrics: Metrics
+) -> Sink:
 
     def on_trouble(operation: str, error: OSError, pause_seconds: float) -> None:
         metrics.file_errors.inc()
@@ -118,4 +120,5 @@ def _files(files: FilesSettings, window_ms: int, life: Life, metrics: Metrics) -
         files.position_name,
         window_ms,
         Surroundings(life.pause, on_trouble),
+        reached,
     )

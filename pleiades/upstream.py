@@ -157,7 +157,8 @@ def _detail(response: requests.Response) -> str:
         answer = orjson.loads(body)
         said = [answer.get(key) for key in ("type", "name", "detail", "message")]
         text = ", ".join(str(part) for part in said if part)
-    except (orjson.JSONDecodeError, AttributeError):
+    # RecursionError: what orjson reads can be nested deeper than Python shows.
+    except (orjson.JSONDecodeError, AttributeError, RecursionError):
         text = body.decode(errors="replace")
     return text or "(it gave no explanation)"
 

@@ -108,7 +108,8 @@ def kafka_settings(flag: Mapping[str, Any], position_name: str) -> KafkaSettings
             "take one of them away"
         )
     timeout_ms = dict(others).get("transaction.timeout.ms", "")
-    if timeout_ms.isdecimal() and int(timeout_ms) <= flag["kafka.commitInterval"] * 1000:
+    # Cut, for int() refuses thousands of digits; librdkafka says what is wrong with so long a number.
+    if timeout_ms.isdecimal() and int(timeout_ms[:18]) <= flag["kafka.commitInterval"] * 1000:
         raise UsageError(
             "the Kafka property transaction.timeout.ms must be longer than --kafka.commitInterval: "
             "otherwise the cluster would break off each transaction before its end"

@@ -27,14 +27,19 @@ class TomlFile(configargparse.ConfigFileParser):  # type: ignore[misc]  # untype
         """The values by the flags' names without dashes; no error shows one of them."""
         name = getattr(stream, "name", "the configuration file")
         try:
-            tables = tomllib.loads(stream.read())
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            entries = list(_flattened(tomllib.loads(stream.read()), ""))
+        except RecursionError:
+            raise configargparse.ConfigFileParserException(
+                f"{name} is nested too deeply to be read"
+            ) from None
+        # Not only TOML's own: a number of thousands of digits, and what is not UTF-8.
+        except ValueError as error:
             raise configargparse.ConfigFileParserException(
                 f"{name} is not valid TOML: {error}"
             ) from None
         found: OrderedDict[str, str] = OrderedDict()
         keys = self.keys()
-        for key, value in _flattened(tables, ""):
+        for key, value in entries:
             if key not in keys:
                 near = difflib.get_close_matches(key, keys, 1)
                 hint = f"; did you mean {near[0]!r}?" if near else ""
@@ -54,6 +59,10 @@ def _flattened(table: dict[str, Any], prefix: str) -> Iterable[tuple[str, Any]]:
 def _as_text(name: str, key: str, value: Any, joint: str) -> str:
     if isinstance(value, bool):
         return str(value).lower()
+    if isinstance(value, int) and not -(2**63) <= value < 2**63:
+        raise configargparse.ConfigFileParserException(
+            f"{name}: {key!r} can't be a number of more than 64 bits"
+        )
     if isinstance(value, str | int | float):
         return str(value)
     if isinstance(value, list) and all(isinstance(part, str) for part in value):

@@ -6,7 +6,6 @@ is not part of the line): U+2028 and U+0085 are text.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,13 +13,10 @@ from typing import Any, NamedTuple
 import orjson
 
 from pleiades.core.units import parse_iso_time_ms
-from pleiades.core.wire import Assignment, MalformedId, TopicPartition, parse_id
+from pleiades.core.wire import Assignment, MalformedId, TopicPartition, is_source, parse_id
 from pleiades.runtime.errors import UsageError
 from pleiades.simulator.log import Fresh
 from pleiades.simulator.settings import SimulatorSettings, topics_of
-
-# Kafka's own rule for topic names: anything else must not reach a log line.
-_TOPIC = re.compile(r"[a-zA-Z0-9._-]{1,249}", re.ASCII)
 
 
 class RecordedEvent(NamedTuple):
@@ -94,9 +90,10 @@ def _recorded(data: bytes, sse_id: bytes, default_topic: str, last_ms: int) -> R
         meta = {}
     topic, partition = meta.get("topic"), meta.get("partition")
     source = (
-        topic if isinstance(topic, str) and _TOPIC.fullmatch(topic) else default_topic,
-        partition if type(partition) is int and partition >= 0 else 0,
+        topic if is_source((topic, 0)) else default_topic,
+        partition if is_source((default_topic, partition)) else 0,
     )
+    identity = meta.get("id")
     timestamp_ms = _id_ms(sse_id, source)
     if timestamp_ms is None:
         timestamp_ms = _dt_ms(meta.get("dt"))
@@ -105,7 +102,8 @@ def _recorded(data: bytes, sse_id: bytes, default_topic: str, last_ms: int) -> R
         # An event without any date happened when the one before it did.
         last_ms if timestamp_ms is None else timestamp_ms,
         data,
-        str(meta.get("id", "")),
+        # What is neither may be nested too deeply to be shown.
+        str(identity) if isinstance(identity, str | int | float) else "",
         meta.get("domain") == "canary",
     )
 
@@ -122,8 +120,10 @@ def _id_ms(sse_id: bytes, source: TopicPartition) -> int | None:
 
 
 def _dt_ms(dt: object) -> int | None:
+    if not isinstance(dt, str):
+        return None
     try:
-        return parse_iso_time_ms(str(dt))
+        return parse_iso_time_ms(dt)
     except (ValueError, OverflowError):
         return None
 

@@ -115,7 +115,12 @@ def _kafka_error(status: int, name: str, message: str, **more: object) -> Refusa
     body = {"message": message, "origin": "KafkaSSE", "name": name, **more, "statusCode": status}
     # The reason phrase is the error's text upstream; a line end in it would split the header.
     reason = re.sub(r"[^ -~]", "?", f"{name}: {message}")[:200]
-    return Refusal(status, orjson.dumps(body) + b"\n", None, reason=reason)
+    try:
+        said = orjson.dumps(body)
+    except orjson.JSONEncodeError:
+        # It reads what is nested deeper than it writes; then it is not repeated.
+        said = orjson.dumps({**body, **dict.fromkeys(more)})
+    return Refusal(status, said + b"\n", None, reason=reason)
 
 
 def check_user_agent(agent: str) -> None:

@@ -116,12 +116,16 @@ class Lock:
         """
         held = self._descriptor
         if held is not None and not self._is_in_place(held) and os.fstat(held).st_nlink:
-            raise FileNotFoundError(
-                errno.ENOENT,
-                "the directory was moved, replaced, or its volume unmounted: put it back, or stop "
-                "this relay and start another to publish into a new one",
-                str(place),
-            )
+            raise _gone(place)
+
+    def check_there(self, place: Path) -> None:
+        """Look whether the file is there at all; for a process whose predecessor had locked it.
+
+        Raises:
+            FileNotFoundError: it is not.
+        """
+        if not self._path.exists():
+            raise _gone(place)
 
     def release(self) -> None:
         """Give the lock back, if it is held."""
@@ -136,6 +140,15 @@ class Lock:
         except (FileNotFoundError, NotADirectoryError):
             return False
         return os.path.samestat(there, os.fstat(descriptor))
+
+
+def _gone(place: Path) -> FileNotFoundError:
+    return FileNotFoundError(
+        errno.ENOENT,
+        "the directory was moved, replaced, or its volume unmounted: put it back, or stop this relay "
+        "and start another to publish into a new one",
+        str(place),
+    )
 
 
 def holder_of(path: Path) -> str | None:

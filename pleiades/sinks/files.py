@@ -89,6 +89,7 @@ class FilesSink:
         position_name: what the position is stored under: different ones never mix.
         window_ms: how far a position found by the names on disk goes back behind them.
         around: see `Surroundings`.
+        reached: an earlier process of this program had opened it: then it is not made, but waited for.
     """
 
     def __init__(
@@ -98,6 +99,7 @@ class FilesSink:
         position_name: str,
         window_ms: int,
         around: Surroundings,
+        reached: bool = False,
     ) -> None:
         self._publish_dir = publish_dir.absolute()
         own = self._publish_dir / OWN_FOLDER
@@ -106,6 +108,7 @@ class FilesSink:
         self._synced = sync == SYNC_BATCH
         self._window_ms = window_ms
         self._around = around
+        self._must_be_there = reached
         self._lock = Lock(own / LOCK)
         self._checkpoints = CheckpointFile(own, position_name, self._synced)
         self._pending: list[tuple[Path, bytes]] = []
@@ -192,10 +195,14 @@ class FilesSink:
     def _prepare(self) -> None:
         """Make and take what must be there; also again, if somebody removed it meanwhile."""
         self._folders.clear()
+        if self._must_be_there:
+            self._lock.check_there(self._publish_dir)
         self._lock.check(self._publish_dir)
         for folder in (self._staging, self._dead_letters):
             folder.mkdir(parents=True, exist_ok=True)
-        if self._lock.acquire(self._publish_dir):
+        taken = self._lock.acquire(self._publish_dir)
+        self._must_be_there = False
+        if taken:
             # From now on nobody else writes here: what is staged is a crash's leftover.
             for left in self._staging.iterdir():
                 left.unlink()

@@ -1,0 +1,1 @@
+"""Everything that reads foreign bytes, given any bytes."""

@@ -1,0 +1,1 @@
+"""The targets, by what the bytes are: see `tests.fuzz.registry`."""

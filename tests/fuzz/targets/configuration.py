@@ -1,0 +1,186 @@
+"""What the operator writes: the configuration file, the file of Kafka's properties, single values."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import math
+import re
+import tempfile
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from functools import cache
+from pathlib import Path
+from typing import Any, TypeVar
+
+import requests
+
+from pleiades.core.units import iso_time, parse_duration, parse_iso_time_ms, rough_duration
+from pleiades.core.wire import MAX_TIMESTAMP_MS
+from pleiades.runtime import properties
+from pleiades.runtime import settings as read
+from pleiades.runtime.arguments import ingest_parser, settings_from
+from pleiades.runtime.errors import EXIT_USAGE, UsageError
+from pleiades.runtime.kafka_arguments import kafka_settings
+from pleiades.runtime.logs import printable
+from pleiades.runtime.settings import Settings, UpstreamSettings
+from pleiades.upstream import Upstream
+from tests.fuzz.target import lossless
+
+NOW = datetime(2026, 1, 2, 12, 0, tzinfo=UTC)
+SECRET = b"HUNTER2"
+"""No property's name can be that, for it is in capitals: wherever it stands, no error may show it."""
+
+MAX_SECONDS = 10**12 * 86_400
+T = TypeVar("T")
+
+FIRST_MS = -62_135_596_800_000
+"""The year 1."""
+
+
+@contextlib.contextmanager
+def _file(content: bytes) -> Iterator[str]:
+    with tempfile.NamedTemporaryFile(suffix=".toml") as file:
+        file.write(content)
+        file.flush()
+        yield file.name
+
+
+@cache
+def _parser() -> argparse.ArgumentParser:
+    return ingest_parser("ingest", "")
+
+
+def _parsed(*arguments: str) -> argparse.Namespace:
+    # Without the environment, which may say anything.
+    parse: Callable[..., argparse.Namespace] = _parser().parse_args
+    return parse(arguments, env_vars={})
+
+
+# ---- the configuration file ----
+
+
+def config(raw: bytes) -> None:
+    """The file of `--config`: settings, or one error with exit status 2."""
+    said = io.StringIO()
+    with _file(raw) as name, contextlib.redirect_stderr(said):
+        try:
+            settings = settings_from(_parsed("--config", name))
+        except UsageError as error:
+            assert str(error)
+            return
+        except SystemExit as left:
+            assert left.code == EXIT_USAGE
+            assert "error: " in said.getvalue()
+            return
+    _sound_settings(settings)
+
+
+def _sound_settings(settings: Settings) -> None:
+    assert (settings.files is None) != (settings.kafka is None)
+    assert settings.upstream.overlap_seconds >= read.MIN_OVERLAP_SECONDS
+    assert 1 <= settings.parsers <= read.MAX_PARSERS
+    assert 0 <= settings.metrics_port <= read.MAX_PORT
+    assert all(SAFE_STREAM.fullmatch(stream) for stream in settings.upstream.streams)
+    Upstream(settings.upstream)
+
+
+SAFE_STREAM = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+
+
+# ---- properties for Kafka ----
+
+
+@cache
+def _flags() -> dict[str, Any]:
+    return vars(_parsed("--kafka.enable"))
+
+
+def kafka_config(raw: bytes) -> None:
+    """The file of `--kafka.config`: properties, or a `UsageError` that shows no value."""
+    with _file(raw) as name:
+        try:
+            found = kafka_settings(_flags() | {"kafka.config": name}, "x").properties
+        except UsageError as error:
+            assert SECRET.decode() not in str(error), "a value is shown"
+            return
+    for key, value in found:
+        assert re.fullmatch(r"[a-z0-9_.]+", key)
+        # To librdkafka these are C strings.
+        assert "\0" not in key + value
+        value.encode()
+        shown = properties.without_values(f"wrong: '{value}'", found)
+        assert not (value and properties.is_secret(key) and value in shown), "a secret is shown"
+    properties.refuse(found)
+    secret = properties.secret_in([f"--kafka.property={key}={value}" for key, value in found])
+    assert (secret is not None) or not any(properties.is_secret(key) for key, _ in found)
+
+
+# ---- single values ----
+
+
+def values(raw: bytes) -> None:
+    """A flag's value: what is accepted is what the flag promises; else `ValueError` with a reason."""
+    text = lossless(raw)
+    seconds = _accepted(parse_duration, text)
+    if seconds is not None:
+        assert math.isfinite(seconds)
+        assert 0 <= seconds <= MAX_SECONDS
+        assert rough_duration(seconds)
+    start = _accepted(lambda text: read.since(text, NOW), text)
+    assert start is None or 0 <= start <= MAX_TIMESTAMP_MS
+    number = _accepted(read.integer(1, 64), text)
+    assert number is None or 1 <= number <= 64
+    _accepted(read.duration(0.1, 9), text)
+    _accepted(read.boolean, text)
+    _accepted(read.choice("a", "b"), text)
+    _accepted(read.key_field, text)
+    directory = _accepted(read.directory, text)
+    assert directory is None or Path(directory) == directory
+    topic = _accepted(read.topic, text)
+    assert topic is None or re.fullmatch(r"[A-Za-z0-9._-]{1,249}", topic + read.DEAD_LETTERS_SUFFIX)
+    brokers = _accepted(read.brokers, text)
+    assert brokers is None or all(
+        re.fullmatch(r".+:[0-9]{1,5}", broker) for broker in brokers.split(",")
+    )
+    _address(text)
+    _time(text)
+    _printable(raw, text)
+
+
+def _accepted(reads: Callable[[str], T], text: str) -> T | None:
+    try:
+        return reads(text)
+    except ValueError as error:
+        assert str(error)
+        return None
+
+
+def _address(text: str) -> None:
+    url = _accepted(read.base_url, text) or "http://localhost"
+    streams = _accepted(read.streams, text) or ("recentchange",)
+    contact = _accepted(read.contact, text) or "https://example.org"
+    upstream = Upstream(UpstreamSettings(url, streams, contact, 60, 5, False))
+    # These two are told apart from a bug when it connects.
+    with contextlib.suppress(requests.RequestException, ValueError):
+        upstream._session.prepare_request(requests.Request("GET", upstream._url))
+    assert all(SAFE_STREAM.fullmatch(stream) for stream in streams)
+
+
+def _time(text: str) -> None:
+    try:
+        time_ms = parse_iso_time_ms(text)
+    except (ValueError, OverflowError):
+        return
+    assert FIRST_MS <= time_ms <= MAX_TIMESTAMP_MS
+    assert parse_iso_time_ms(iso_time(time_ms)) == time_ms
+
+
+def _printable(raw: bytes, text: str) -> None:
+    for foreign in (raw, text):
+        shown = printable(foreign, 40)
+        # An escape has six characters.
+        assert len(shown) <= 41 * 6
+        assert not re.search("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\ud800-\udfff]", shown)
+        shown.encode()

@@ -1,0 +1,197 @@
+"""What Pleiades reads back: checkpoints, file names, offsets' metadata, records of a topic."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, cast
+
+from confluent_kafka import Message
+
+from pleiades.core.decoding import decode
+from pleiades.core.framing import Framer
+from pleiades.core.position import Checkpoint, UnreadableCheckpoint, decode_checkpoint
+from pleiades.core.wire import (
+    MAX_TIMESTAMP_MS,
+    UNKNOWN_SOURCE,
+    Event,
+    Frames,
+    TopicPartition,
+    is_source,
+)
+from pleiades.runtime.errors import Fatal
+from pleiades.sinks.kafka.records import (
+    MAX_ID_BYTES,
+    Published,
+    dead_letter_headers,
+    key_by_field,
+    read_dead_letter,
+    read_event,
+)
+from pleiades.sinks.kafka.stored import MAX_METADATA_BYTES, read_metadata
+from pleiades.sinks.names import identity_in, is_event_folder, time_in
+from tests.fuzz.target import lossless, parts
+
+TIME_MS = 1_790_000_000_000
+MAX_CUT_BYTES = 100
+
+
+# ---- checkpoints ----
+
+
+def checkpoint(raw: bytes) -> None:
+    """A checkpoint's bytes are one, and stored again the same one; or `UnreadableCheckpoint`."""
+    try:
+        read = decode_checkpoint(raw)
+    except UnreadableCheckpoint as error:
+        _says_why(error)
+        return
+    _plausible(read)
+    assert decode_checkpoint(read.encoded()) == read
+
+
+def metadata(raw: bytes) -> None:
+    """The same of an offset's metadata, which is text to Kafka's client."""
+    try:
+        read = read_metadata(raw.decode(errors="replace"))
+    except UnreadableCheckpoint as error:
+        _says_why(error)
+        return
+    _plausible(read.checkpoint)
+    span = read.span
+    assert _is_time(span.since_ms)
+    if span.mark is not None:
+        assert _is_time(span.mark.time_ms)
+        _plausible_position(span.mark.position)
+        assert span.reached(UNKNOWN_SOURCE, 0, read.checkpoint.position) >= 0
+    try:
+        again = read.metadata()
+    except Fatal:
+        return  # It was packed better than we do.
+    assert len(again.encode()) <= MAX_METADATA_BYTES
+    assert read_metadata(again) == read
+
+
+def _says_why(error: UnreadableCheckpoint) -> None:
+    # It is logged.
+    assert 0 < len(str(error)) < 200
+
+
+def _plausible(read: Checkpoint) -> None:
+    _plausible_position(read.position)
+    assert _is_time(read.started_ms)
+    assert _is_time(read.clock_ms)
+
+
+def _plausible_position(position: dict[TopicPartition, int]) -> None:
+    assert all(is_source(source) and _is_time(reached) for source, reached in position.items())
+
+
+def _is_time(number: object) -> bool:
+    return type(number) is int and 0 <= number <= MAX_TIMESTAMP_MS
+
+
+# ---- names of files ----
+
+
+def name(raw: bytes) -> None:
+    """Whatever lies in the directory, its name is one of an event or it is not."""
+    found = lossless(raw)
+    is_event_folder(found)
+    time_ms, identity = time_in(found), identity_in(found)
+    if time_ms is not None:
+        assert -62_135_596_800_000 <= time_ms <= MAX_TIMESTAMP_MS
+        assert identity
+
+
+# ---- records of a topic ----
+
+
+class Record:
+    """As much of a `confluent_kafka.Message` as is read of it."""
+
+    def __init__(
+        self, key: bytes | None, value: bytes | None, headers: dict[str, Any] | None = None
+    ) -> None:
+        self._key, self._value, self._headers = key, value, headers
+
+    def key(self) -> bytes | None:
+        """The key."""
+        return self._key
+
+    def value(self) -> bytes | None:
+        """The value; None: a tombstone."""
+        return self._value
+
+    def headers(self) -> list[tuple[str, bytes | None]] | None:
+        """None where there are none."""
+        return None if self._headers is None else list(self._headers.items())
+
+    def timestamp(self) -> tuple[int, int]:
+        """Kind and time."""
+        return 1, TIME_MS
+
+
+def _event(record: Record) -> Published | None:
+    return read_event(cast(Message, record))
+
+
+def _dead_letter(record: Record) -> Published | None:
+    return read_dead_letter(cast(Message, record))
+
+
+def records(raw: bytes) -> None:
+    """Key, value, then headers `identity`, `source`, `id`, and a field's path: of anybody's record."""
+    key, value, identity, source, sse_id, path = parts(raw, 6)
+    headers = {"identity": identity or None, "source": source, "id": sse_id or None}
+    for record in (
+        Record(key, value),
+        Record(key or None, value or None),
+        Record(key, value, headers),
+        Record(None, value, {"source": source}),
+    ):
+        for read in (_event(record), _dead_letter(record)):
+            _sound(read)
+    field = tuple(path.decode(errors="replace").split("."))
+    assert type(key_by_field(field)(Event("i", ("t", 0), 1, 1, key, value))) is bytes
+
+
+def _sound(read: Published | None) -> None:
+    if read is not None:
+        assert read.source == UNKNOWN_SOURCE or is_source(read.source)
+        assert read.published_ms == TIME_MS
+        assert all(is_source(source) for source, _ in read.assignments)
+
+
+def republished(raw: bytes) -> None:
+    """A stream: what is published of it, in either way of keying, is recognised when read back."""
+    blob = Framer().feed(raw + b"\n\n")
+    batch = decode(Frames(0, 1, blob, b"", 0, 0), True).batch
+    for event in batch.events:
+        field = key_by_field(("meta", "domain"))(event)
+        for record in (Record(event.key, event.data), Record(field, event.data, {"id": event.key})):
+            read = _event(record)
+            assert read is not None
+            assert (read.identity, read.source) == (event.identity, event.source)
+    for letter in batch.dead_letters:
+        for cut in (len(letter.data), MAX_CUT_BYTES):
+            headers = dead_letter_headers(letter, cut)
+            assert len(cast(bytes, headers["id"])) <= MAX_ID_BYTES
+            read = _dead_letter(Record(letter.key, letter.data[:cut], headers))
+            assert read is not None
+            assert (read.identity, read.source) == (letter.identity, letter.source)
+
+
+# ---- recorded events, for the local upstream ----
+
+
+def recorded(raw: bytes) -> None:
+    """A file of `simulate --file`: its first byte says which of both kinds it is."""
+    from pleiades.simulator import recorded as file  # needs aiohttp, as no other target does
+
+    kind, text = raw[:1], raw[1:]
+    pairs = file._sse(text) if kind > b"m" else file._ndjson(text)
+    for data, sse_id in pairs:
+        event = file._recorded(data, sse_id, "eqiad.x", 7)
+        assert event.data == data
+        assert is_source(event.source)
+        json.dumps(event.identity)
