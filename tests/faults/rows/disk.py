@@ -12,7 +12,7 @@ from pathlib import Path
 import orjson
 
 from tests.faults.matrix import row
-from tests.faults.trial import FILES, NotHere, Trial, without_tracebacks
+from tests.faults.trial import FILES, NotHere, Trial, restarted, restarts, without_tracebacks
 from tests.harness.relay import Relay, since_ms
 
 RATE = 200
@@ -183,6 +183,11 @@ def directory_moved(trial: Trial) -> None:
     elsewhere = folder.with_name("elsewhere")
     for _ in range(trial.times(4, at_least=1)):
         folder.rename(elsewhere)
+        wait_for_trouble(trial, relay)
+        # Its successor does not hold the lock of what is gone, and must not make a new one either.
+        died = restarts(relay)
+        relay.child("publisher").kill()
+        trial.wait(restarted(relay, died + 1), "the restart", relay)
         wait_for_trouble(trial, relay)
         assert not folder.exists(), "made anew without the events that say what is published"
         with trial.recovery(upstream, relay):

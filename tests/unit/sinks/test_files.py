@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -167,8 +168,6 @@ def test_a_partly_written_line_is_written_to_its_end(
 
 
 def test_a_removed_directory_is_made_again(folder: Path, sink: FilesSink, world: World) -> None:
-    import shutil
-
     sink.open(resume=True)
     sink.write([event(1)], [])
     sink.commit(CHECKPOINT)
@@ -184,6 +183,74 @@ def test_a_removed_directory_is_made_again(folder: Path, sink: FilesSink, world:
             second.open(resume=True)
     finally:
         files.LOCK_WAIT_SECONDS = files_wait
+
+
+@pytest.mark.parametrize("replaced", [False, True], ids=["moved", "another in its place"])
+def test_a_directory_that_was_moved_is_waited_for(
+    folder: Path, sink: FilesSink, world: World, replaced: bool
+) -> None:
+    """As a volume that is unmounted: what were written beneath it, the next mount would hide."""
+    sink.open(resume=True)
+    sink.write([event(1)], [])
+    sink.commit(CHECKPOINT)
+    elsewhere = folder.with_name("elsewhere")
+    folder.rename(elsewhere)
+    if replaced:
+        (folder / ".pleiades" / "staging").mkdir(parents=True)
+        (folder / ".pleiades" / "lock").touch()
+    written: list[Path] = []
+
+    def put_back() -> None:
+        if len(world.troubles) == 3:
+            written.extend(path for path in folder.rglob("*.json"))
+            if replaced:
+                shutil.rmtree(folder)
+            elsewhere.rename(folder)
+
+    world.mend = put_back
+    sink.write([event(2)], [])
+    sink.commit(CHECKPOINT)
+    assert len(world.troubles) == 3
+    assert not written
+    assert len(names(folder)) == 2
+
+
+def test_a_restarted_publisher_waits_for_the_directory_of_the_one_before(
+    folder: Path, world: World
+) -> None:
+    commit_once(folder, world)
+    elsewhere = folder.with_name("elsewhere")
+    folder.rename(elsewhere)
+
+    def put_back() -> None:
+        elsewhere.rename(folder)
+
+    world.mend = put_back
+    around = Surroundings(world.pause, world.on_trouble)
+    again = FilesSink(folder, "batch", "recentchange", 600_000, around, reached=True)
+    assert again.open(resume=True).checkpoint == CHECKPOINT
+    assert len(world.troubles) == 1
+
+
+def test_the_position_does_not_go_into_another_directory(
+    folder: Path, sink: FilesSink, world: World
+) -> None:
+    sink.open(resume=True)
+    sink.commit(CHECKPOINT)
+    elsewhere = folder.with_name("elsewhere")
+    folder.rename(elsewhere)
+    shutil.copytree(elsewhere, folder)
+    other = folder / ".pleiades" / "checkpoint-recentchange"
+    before = other.stat()
+
+    def put_back() -> None:
+        assert other.stat() == before
+        shutil.rmtree(folder)
+        elsewhere.rename(folder)
+
+    world.mend = put_back
+    sink.commit(CHECKPOINT)
+    assert len(world.troubles) == 1
 
 
 def test_a_foreign_file_in_the_way_is_waited_for(
