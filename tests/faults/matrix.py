@@ -7,6 +7,7 @@ import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 
 from tests.faults.trial import FILES, KAFKA, NotHere, Outcome, Trial
 
@@ -51,6 +52,14 @@ def row(
         return scenario
 
     return enter
+
+
+def in_order(*modules: ModuleType) -> None:
+    """Sort the rows by the modules that they stand in; within one they stay as they stand there."""
+    places = {module.__name__: place for place, module in enumerate(modules)}
+    ordered = sorted(ROWS.items(), key=lambda entry: places[entry[1].scenario.__module__])
+    ROWS.clear()
+    ROWS.update(ordered)
 
 
 def attempt(

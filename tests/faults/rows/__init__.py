@@ -1,25 +1,16 @@
-"""All rows of the matrix; importing them enters them into it, in the order of the table."""
+"""All rows of the matrix; importing this enters them into it, in the order of the table."""
 
-from tests.faults.rows import (  # isort: skip
-    processes,
-    instances,
-    upstream,
+from tests.faults.matrix import in_order
+from tests.faults.rows import (
     answers,
-    network,
-    events,
     broker,
     disk,
+    events,
+    instances,
     machine,
+    network,
+    processes,
+    upstream,
 )
 
-__all__ = [
-    "answers",
-    "broker",
-    "disk",
-    "events",
-    "instances",
-    "machine",
-    "network",
-    "processes",
-    "upstream",
-]
+in_order(processes, instances, upstream, answers, network, events, broker, disk, machine)
