@@ -16,8 +16,10 @@ RESTART_BACKOFF = Backoff(first_seconds=0.2, max_seconds=10.0)
 HEALTHY_SECONDS = 60.0
 """After a generation that lived this long the pauses begin short again. Progress alone does not
 shorten them: a pipeline that commits a little and crashes, time and again, must not hurry."""
-STABLE_SECONDS = 600.0
-"""A generation that lived this long counts as progress: an idle stream has nothing to commit."""
+STABLE_SECONDS = 120.0
+"""A generation that lived this long counts as progress: an idle stream has nothing to commit, and a
+cluster that refuses commits for hours (a new process tries it every 300 s) is waited for. More than a
+hung commit takes to be noticed (90 s), so that one that hangs time and again ends the program."""
 
 
 @dataclass(frozen=True, slots=True)

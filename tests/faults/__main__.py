@@ -171,7 +171,12 @@ def arguments() -> argparse.ArgumentParser:
     add("--seed", type=int, help="same victims and moments as in another run (default: any)")
     add("--only", action="append", choices=ROWS, metavar="NAME", help="this row; may be repeated")
     add("--on", choices=("files", "kafka"), help="this destination (default: both)")
-    add("--jobs", type=int, default=os.cpu_count() or 1, help="cells at a time (default: cores)")
+    add(
+        "--jobs",
+        type=int,
+        default=(os.cpu_count() or 1) + 1,
+        help="cells at a time (default: one more than cores, for each waits much of its time)",
+    )
     add("--json", type=Path, metavar="FILE", help="write the outcomes there")
     add("--markdown", type=Path, metavar="FILE", help="write the table there")
     add("--list", action="store_true", help="say what rows there are")

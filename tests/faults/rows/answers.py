@@ -71,7 +71,7 @@ def waited_for(upstream: Simulator, counter: str, more: int) -> Iterator[None]:
 def throttled_429(trial: Trial) -> None:
     """Who asks again too soon is throttled for longer, or shut out."""
     upstream, relay, _ = growing(trial)
-    for _ in range(trial.times(10, at_least=1)):
+    for _ in range(trial.times(5, at_least=1)):
         throttled = refusal(
             429, THROTTLED, f"Retry-After: {RETRY_AFTER_SECONDS}", kind="application/json"
         )
@@ -90,7 +90,7 @@ def errors_500(trial: Trial) -> None:
     upstream = trial.simulate(rate=RATE)
     relay = trial.relay(*trial.flags(upstream))
     trial.wait_for_more(relay)
-    for _ in range(trial.times(10, at_least=1)):
+    for _ in range(trial.times(5, at_least=1)):
         with waited_for(upstream, "refused_total", 2):
             upstream.set_faults(error_rate=1.0)
             upstream.cut_all()
@@ -106,7 +106,7 @@ def errors_500(trial: Trial) -> None:
 def bad_gateway_502(trial: Trial) -> None:
     """A proxy speaks for the service; its page is no event, nor the words of a refusal."""
     upstream, relay, _ = growing(trial)
-    for _ in range(trial.times(10, at_least=1)):
+    for _ in range(trial.times(5, at_least=1)):
         answered(trial, upstream, relay, *[refusal(502, PAGE)] * 2)
     assert relay.metric("pleiades_recv_errors_total", type="status_5xx") == trial.outcome.faults
     finish(trial, upstream, relay)
@@ -116,7 +116,7 @@ def bad_gateway_502(trial: Trial) -> None:
 def forbidden_403(trial: Trial) -> None:
     """Asking on would make it worse: the relay ends, says why, and keeps the position."""
     upstream, relay, flags = growing(trial)
-    for _ in range(trial.times(10, at_least=1)):
+    for _ in range(trial.times(5, at_least=1)):
         upstream.answer(refusal(403, FORBIDDEN, kind="text/plain"))
         upstream.cut_all()
         assert relay.wait() == REFUSED_BY_UPSTREAM, relay.log
@@ -133,7 +133,7 @@ def not_an_event_stream(trial: Trial) -> None:
     """A captive portal or a page about maintenance, of which no line is an event."""
     upstream, relay, _ = growing(trial)
     pages = [refusal(200, PAGE), refusal(200, b"data: {}\n\n", kind="text/plain")]
-    for _ in range(trial.times(10, at_least=1)):
+    for _ in range(trial.times(5, at_least=1)):
         answered(trial, upstream, relay, *pages)
     assert relay.metric("pleiades_recv_errors_total", type="content_type") == trial.outcome.faults
     finish(trial, upstream, relay)
@@ -148,7 +148,7 @@ def no_headers(trial: Trial) -> None:
     upstream = trial.simulate(rate=RATE)
     relay = trial.relay(*trial.flags(upstream), IDLE)
     trial.wait_for_more(relay)
-    for _ in range(trial.times(10, at_least=1)):
+    for _ in range(trial.times(5, at_least=1)):
         # The third shows that the first two were given up.
         with waited_for(upstream, "requests_total", 3):
             upstream.set_faults(hang_rate=1.0)
@@ -167,7 +167,7 @@ def silence(trial: Trial) -> None:
     upstream = trial.simulate(rate=RATE)
     relay = trial.relay(*trial.flags(upstream), IDLE)
     trial.wait_for_more(relay)
-    for _ in range(trial.times(10, at_least=1)):
+    for _ in range(trial.times(5, at_least=1)):
         with waited_for(upstream, "connections_total", 3):
             upstream.set_faults(silence_rate=1.0)
             upstream.cut_all()

@@ -55,7 +55,7 @@ def network_upstream(trial: Trial) -> None:
     flags = [flag.replace(proxy.upstream, proxy.listen) for flag in trial.flags(upstream)]
     relay = trial.relay(*flags, *SHORT)
     trial.wait_for_more(relay)
-    lasts_seconds = trial.seconds(10, at_least=1)
+    lasts_seconds = trial.seconds(6, at_least=1)
     for toxic in TOXICS:
         with trial.recovery(upstream, relay), proxy.spoiled(toxic):
             proxy.cut()
@@ -79,7 +79,7 @@ def network_kafka(trial: Trial) -> None:
     flags = [flag.replace(broker.direct, proxy.listen) for flag in trial.flags(upstream)]
     relay = trial.relay(*flags, *SHORT)
     trial.wait_for_more(relay)
-    lasts_seconds = trial.seconds(15, at_least=1)
+    lasts_seconds = trial.seconds(10, at_least=1)
     for toxic in TOXICS:
         with trial.recovery(upstream, relay), proxy.spoiled(toxic):
             begun = time.monotonic()

@@ -116,7 +116,7 @@ def bursts(trial: Trial) -> None:
 def misdated(trial: Trial, by_ms: int) -> None:
     """One misdated event after each run of usual ones; a cut soon after it and a cut in the run."""
     upstream = tape(trial)
-    runs = trial.times(40, at_least=4)
+    runs = trial.times(20, at_least=4)
     first_ms = upstream.started_ms - (runs + 1) * RUN_EVENTS
     stops: list[tuple[int, int]] = []
     for run in range(runs + 1):
@@ -197,7 +197,7 @@ def switch_of_data_centre(trial: Trial) -> None:
     window = f"--dedup.window={behind_seconds + 2:.0f}s"
     relay = trial.relay(*trial.flags(upstream), "--upstream.overlap=100ms", window)
     trial.wait_for_more(relay, HISTORY_EVENTS)
-    for number in range(trial.times(10, at_least=4)):
+    for number in range(trial.times(6, at_least=4)):
         # Some switches come while all is repeated still, some when what is new has come too.
         stay_seconds = behind_seconds * trial.chance.uniform(0, 1.5)
         trial.wait_for_upstream(upstream, int(RATE * stay_seconds))
@@ -226,7 +226,7 @@ def idle_data_centre_wakes(trial: Trial) -> None:
     woken: set[str] = set()
     first = zip(idle, (signal.SIGTERM, signal.SIGKILL, None), strict=True)
     again = [(OTHER, signal.SIGKILL), (JOINED[1], None), (JOINED[0], signal.SIGTERM), (OTHER, None)]
-    for topic, ending in chain(first, islice(cycle(again), trial.times(40, at_least=2))):
+    for topic, ending in chain(first, islice(cycle(again), trial.times(15, at_least=2))):
         trial.wait_for_more(relay, FEW_EVENTS)
         if topic in woken:
             reconnect(trial, upstream, relay, Stream(behind=frozenset(idle)))
