@@ -49,7 +49,7 @@ class Cells:
     def run(self, row: Row, destination: str) -> Outcome:
         """Try one; whatever happens to its process, there is an outcome."""
         folder = FOLDER / f"{row.name}-{destination}"
-        shutil.rmtree(folder, ignore_errors=True)
+        clear(folder)
         folder.mkdir(parents=True)
         command = [sys.executable, "-m", "tests.faults.cell", row.name, destination, str(folder)]
         command += [f"--seed={self._seed}", f"--minutes={self._minutes}"]
@@ -84,7 +84,7 @@ class Cells:
             error = f"the cell's process ended without an outcome\n{said}"
             return Outcome(row.name, destination, self._seed, error=error)
         if outcome.ok:
-            shutil.rmtree(folder, ignore_errors=True)
+            clear(folder)
         return outcome
 
     def end(self) -> None:
@@ -95,6 +95,15 @@ class Cells:
                 os.killpg(pid, signal.SIGKILL)
 
 
+def clear(folder: Path) -> None:
+    """Remove a cell's folder, and the file systems that a killed one left mounted in it."""
+    mounts = [line.split()[1] for line in Path("/proc/self/mounts").read_text().splitlines()]
+    for mount in reversed(mounts):
+        if Path(mount).is_relative_to(folder):
+            subprocess.run(["umount", "--lazy", mount], check=False)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
 @contextmanager
 def kafka(needed: bool) -> Iterator[str]:
     """`host:port` of a broker for all cells that do no harm to it."""
@@ -103,10 +112,10 @@ def kafka(needed: bool) -> Iterator[str]:
     elif not needed:
         yield NO_KAFKA
     else:
-        shutil.rmtree(FOLDER / "kafka", ignore_errors=True)
+        clear(FOLDER / "kafka")
         with Broker(FOLDER / "kafka") as broker:
             yield broker.bootstrap
-        shutil.rmtree(FOLDER / "kafka", ignore_errors=True)
+        clear(FOLDER / "kafka")
 
 
 def try_all(cells: list[Cell], runner: Cells, jobs: int, console: Console) -> list[Outcome]:
