@@ -158,11 +158,12 @@ class Reader:
             self._metrics.connected.set(0)
         self._metrics.reconnects.labels(reason).inc()
         self._idle = reason == "idle"
+        useful = self._brought_something_new(*before)
         short = time.monotonic() - begun < MIN_CONNECTION_SECONDS
         self._short = self._short + 1 if short and not self._idle else 0
         if self._idle:
             log.debug("silent for %.0f s: reconnecting", self._settings.idle_timeout_seconds)
-        elif short and not self._brought_something_new(*before):
+        elif short and not useful:
             raise Transient(f"the connection ended ({reason}) without anything new", "empty")
         else:
             log.info("the connection ended (%s): reconnecting", reason)

@@ -1,7 +1,8 @@
 """What the parent does after a pipeline has ended by itself.
 
 Law: a generation that made progress starts the count of failures anew; after `MAX_RESTARTS` restarts
-in a row without progress it is the orchestrator's turn. A fatal error is never answered by a restart.
+in a row without progress it is the orchestrator's turn. A fatal error is never answered by a restart,
+and trouble at the destination that passes always is.
 """
 
 from __future__ import annotations
@@ -16,10 +17,8 @@ RESTART_BACKOFF = Backoff(first_seconds=0.2, max_seconds=10.0)
 HEALTHY_SECONDS = 60.0
 """After a generation that lived this long the pauses begin short again. Progress alone does not
 shorten them: a pipeline that commits a little and crashes, time and again, must not hurry."""
-STABLE_SECONDS = 120.0
-"""A generation that lived this long counts as progress: an idle stream has nothing to commit, and a
-cluster that refuses commits for hours (a new process tries it every 300 s) is waited for. More than a
-hung commit takes to be noticed (90 s), so that one that hangs time and again ends the program."""
+STABLE_SECONDS = 600.0
+"""A generation that lived this long counts as progress: an idle stream has nothing to commit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +32,8 @@ class Ended:
     progressed: bool
     """Something was committed in this generation."""
     lived_seconds: float
+    waiting: bool = False
+    """It ended because of trouble at the destination, which passes: for that there is no giving up."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +65,7 @@ class RestartPolicy:
             self.failures = 0
         if ended.lived_seconds >= HEALTHY_SECONDS:
             self.restarts = 0
-        self.failures += 1
+        self.failures += not ended.waiting
         self.restarts += 1
         if self.failures > MAX_RESTARTS:
             return GiveUp()

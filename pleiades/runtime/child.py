@@ -36,6 +36,8 @@ BEAT_SECONDS = 0.25
 _PR_SET_PDEATHSIG = 1
 EXIT_ORPHANED = 70
 """A child's own exit status when its parent is gone; nobody is left to read it."""
+EXIT_WAITING = 75
+"""A child's own exit status after a `GenerationLost` (`EX_TEMPFAIL` of sysexits.h)."""
 EXIT_FATAL_BASE = 100
 """A child that ended with a `Fatal` exits with this plus the program's exit status, so that a
 Python traceback (1) or a usage error of the interpreter (2) is not taken for one."""
@@ -178,6 +180,7 @@ def run(
         log.error("%s", error)
         status = EXIT_FATAL_BASE + error.exit_status
     except GenerationLost as error:
+        status = EXIT_WAITING
         log.error("%s; the pipeline starts again from the durable position", error)
     except Stopped:
         status = 0

@@ -63,7 +63,7 @@ def armed(point: str) -> bool:
         return False
     try:
         (Path(_folder) / point).unlink()
-    except FileNotFoundError:
+    except OSError:
         return False
     return True
 

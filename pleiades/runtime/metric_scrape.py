@@ -12,7 +12,7 @@ import json
 import logging
 import os
 import re
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Container, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -172,8 +172,7 @@ class ScrapeCollector(Collector):
             with os.scandir(self._folder) as entries:
                 found = [
                     (_kind_and_role(Path(entry.name))[1] not in self._roles, _size_of(entry), entry)
-                    for entry in itertools.islice(entries, MAX_NAMES)
-                    if entry.name.endswith(SUFFIX)
+                    for entry in _first_ours(entries, self._roles)
                 ]
         except OSError as error:
             unreadable["."] = str(error)
@@ -197,6 +196,21 @@ class ScrapeCollector(Collector):
 
 
 _SELDOM = Seldom(WARNING_SECONDS)
+
+
+def _first_ours(
+    entries: Iterable[os.DirEntry[str]], roles: Container[str]
+) -> Iterator[os.DirEntry[str]]:
+    """All files of our own processes, and of the others no more than `MAX_NAMES`."""
+    others = 0
+    for entry in entries:
+        if not entry.name.endswith(SUFFIX):
+            continue
+        if _kind_and_role(Path(entry.name))[1] not in roles:
+            others += 1
+            if others > MAX_NAMES:
+                continue
+        yield entry
 
 
 def _size_of(entry: os.DirEntry[str]) -> int:
@@ -231,6 +245,8 @@ def _series(kind: str, key: str) -> Series:
     try:
         metric, name, labels, meaning = json.loads(key)
         labels = tuple(sorted(labels.items()))
+        # Half a surrogate pair is text to JSON, and none to UTF-8, in which a scrape is answered.
+        "".join((meaning, *dict(labels).values())).encode()
         if kind == HISTOGRAM and name == f"{metric}_bucket":
             float(dict(labels)["le"])
         sound = (

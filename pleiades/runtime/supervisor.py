@@ -24,7 +24,7 @@ from multiprocessing.context import SpawnContext
 from setproctitle import setproctitle
 
 from pleiades.core.restart import Ended, GiveUp, RestartPolicy
-from pleiades.runtime.child import STOP_SIGNALS
+from pleiades.runtime.child import EXIT_WAITING, STOP_SIGNALS
 from pleiades.runtime.errors import EXIT_FAILED, EXIT_STOPPED
 from pleiades.runtime.health import HealthServer
 from pleiades.runtime.liveline import LiveLine
@@ -234,7 +234,13 @@ class Supervisor:
         committed = self._end_children()
         if self._stops and fatal_status is None:
             return None
-        return Ended(first.spec.name, fatal_status is not None, committed > 0, lived_seconds)
+        return Ended(
+            first.spec.name,
+            fatal_status is not None,
+            committed > 0,
+            lived_seconds,
+            exit_status == EXIT_WAITING,
+        )
 
     def _end_children(self) -> int:
         """Kill all that live; returns how often this generation committed something."""

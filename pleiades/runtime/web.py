@@ -154,10 +154,16 @@ class WebServer:
                 return
             if len(self._clients) >= MAX_CONNECTIONS:
                 self._part(next(iter(self._clients.values())))
-            connection.setblocking(False)
+            try:
+                connection.setblocking(False)
+                self._selector.register(connection, selectors.EVENT_READ)
+            except OSError as error:
+                # The kernel has no room for another watch, say.
+                log.debug("could not let a client of /metrics in: %s", error)
+                connection.close()
+                return
             client = _Client(connection, str(address[0]), time.monotonic())
             self._clients[connection.fileno()] = client
-            self._selector.register(connection, selectors.EVENT_READ)
 
     def _attend(self, client: _Client) -> None:
         """Do what can be done without waiting."""

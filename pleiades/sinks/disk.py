@@ -145,8 +145,8 @@ class Lock:
 def _gone(place: Path) -> FileNotFoundError:
     return FileNotFoundError(
         errno.ENOENT,
-        "the directory was moved, replaced, or its volume unmounted: put it back, or stop this relay "
-        "and start another to publish into a new one",
+        "the directory was moved, replaced or removed, or its volume unmounted: put it back, or stop "
+        "this relay and start another to publish into a new one",
         str(place),
     )
 

@@ -208,11 +208,12 @@ class FilesSink:
                 left.unlink()
 
     def _publish(self) -> None:
-        self._lock.check(self._publish_dir)
         pending = self._pending
-        if self._tried:
+        # What was looked for while another directory was in its place may be there, too.
+        tried, self._tried = self._tried, True
+        self._lock.check(self._publish_dir)
+        if tried:
             pending = [(path, content) for path, content in pending if not _is_whole(path)]
-        self._tried = True
         for path, content in pending:
             write_whole(self._staged(path), content)
             faultpoints.passing(faultpoints.STAGED)

@@ -14,7 +14,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 
@@ -70,7 +70,8 @@ class Cells:
             try:
                 process.wait(longest)
             except subprocess.TimeoutExpired:
-                os.killpg(process.pid, signal.SIGKILL)
+                with suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
             with self._guard:
                 self._running.discard(process.pid)
@@ -79,7 +80,7 @@ class Cells:
     def _outcome(self, row: Row, destination: str, folder: Path) -> Outcome:
         try:
             outcome = Outcome(**json.loads((folder / "outcome.json").read_text()))
-        except FileNotFoundError:
+        except (FileNotFoundError, ValueError):
             said = (folder / "out").read_text(errors="replace")
             error = f"the cell's process ended without an outcome\n{said}"
             return Outcome(row.name, destination, self._seed, error=error)
@@ -92,7 +93,9 @@ class Cells:
         with self._guard:
             self._over = True
             for pid in self._running:
-                os.killpg(pid, signal.SIGKILL)
+                # It may have ended just now.
+                with suppress(ProcessLookupError):
+                    os.killpg(pid, signal.SIGKILL)
 
 
 def clear(folder: Path) -> None:
@@ -119,24 +122,41 @@ def kafka(needed: bool) -> Iterator[str]:
 
 
 def try_all(cells: list[Cell], runner: Cells, jobs: int, console: Console) -> list[Outcome]:
-    """Run them side by side; those that cost nothing beside all others."""
+    """Run them side by side: first those whose recovery is measured against a promise, no more of them
+    than there are processors; then the others, which wait most of their time; and beside all of
+    these, those that cost nothing.
+    """
     alone = [cell for cell in cells if cell[0].alone]
-    others = sorted(
-        (cell for cell in cells if not cell[0].alone), key=lambda cell: not cell[0].long
-    )
+    measured = [cell for cell in cells if cell[0].within_seconds is not None]
+    others = [cell for cell in cells if cell not in measured and cell not in alone]
     outcomes: dict[Cell, Outcome] = {}
-    with ThreadPoolExecutor(jobs) as pool, ThreadPoolExecutor(max(len(alone), 1)) as beside:
-        futures: dict[Future[Outcome], Cell] = {}
-        futures |= {beside.submit(runner.run, *cell): cell for cell in alone}
-        futures |= {pool.submit(runner.run, *cell): cell for cell in others}
+    with ThreadPoolExecutor(max(len(alone), 1)) as beside:
         try:
-            for future in as_completed(futures):
-                outcome = outcomes[futures[future]] = future.result()
-                console.print(line(outcome), highlight=False)
+            for group, width in ((measured, jobs), (others, 2 * jobs)):
+                with ThreadPoolExecutor(width) as pool:
+                    futures = {pool.submit(runner.run, *cell): cell for cell in by_length(group)}
+                    if group is measured:
+                        waiting = {beside.submit(runner.run, *cell): cell for cell in alone}
+                    show(futures, outcomes, console)
+            show(waiting, outcomes, console)
         except KeyboardInterrupt:
             runner.end()
             raise
     return [outcomes[cell] for cell in cells]
+
+
+def by_length(cells: list[Cell]) -> list[Cell]:
+    """The long ones first."""
+    return sorted(cells, key=lambda cell: not cell[0].long)
+
+
+def show(
+    futures: dict[Future[Outcome], Cell], outcomes: dict[Cell, Outcome], console: Console
+) -> None:
+    """Say what came of each as soon as it is there."""
+    for future in as_completed(futures):
+        outcome = outcomes[futures[future]] = future.result()
+        console.print(line(outcome), highlight=False)
 
 
 def chosen(names: list[str], destination: str | None) -> list[Cell]:
@@ -183,8 +203,8 @@ def arguments() -> argparse.ArgumentParser:
     add(
         "--jobs",
         type=int,
-        default=(os.cpu_count() or 1) + 1,
-        help="cells at a time (default: one more than cores, for each waits much of its time)",
+        default=os.cpu_count() or 1,
+        help="cells at a time where recovery is measured; twice as many where not (default: cores)",
     )
     add("--json", type=Path, metavar="FILE", help="write the outcomes there")
     add("--markdown", type=Path, metavar="FILE", help="write the table there")
@@ -195,6 +215,8 @@ def arguments() -> argparse.ArgumentParser:
 def main() -> int:
     """Run it; 0 if all went well, 1 otherwise."""
     given = arguments().parse_args()
+    # Whoever ends this otherwise than by Ctrl-C wants its cells to end, too.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     console = Console()
     if not console.is_terminal:
         console = Console(width=LEAST_WIDTH)

@@ -100,14 +100,17 @@ def markdown(outcomes: Iterable[Outcome]) -> str:
 
 def total(outcomes: Iterable[Outcome]) -> str:
     """The last line."""
+    outcomes = list(outcomes)
     ran = [outcome for outcome in outcomes if not outcome.skipped]
     sums = {
         name: sum(getattr(outcome, name) for outcome in ran)
         for name in ("faults", "published", "lost", "doubled", "disordered", "broken")
     }
     failed = sum(not outcome.ok for outcome in ran)
+    late = sum(outcome.ok and is_late(outcome) for outcome in ran)
     return (
         f"{sums['faults']:,} faults, {sums['published']:,} events: lost {sums['lost']}, "
         f"doubled {sums['doubled']}, out of order {sums['disordered']}, "
-        f"half-written {sums['broken']}; {len(ran)} cells, {failed} failed"
+        f"half-written {sums['broken']}; {len(ran)} cells, {failed} failed, {late} late, "
+        f"{len(outcomes) - len(ran)} not run"
     )

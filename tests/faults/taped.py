@@ -85,7 +85,10 @@ def finish(trial: Trial, upstream: Tape, relay: Relay, without: range = range(0)
     journal, values = upstream.journal(), upstream.values()
     trial.compare([journal[place] for place in kept], since_ms(upstream))
     # What the oracle says of files is said of names and identities.
-    foreign = Counter(trial.destination.values()) - Counter(values[place] for place in kept)
+    found, wanted = Counter(trial.destination.values()), Counter(values[place] for place in kept)
+    lost = wanted - found
+    assert not lost, f"lost: {list(lost)[:3]}"
+    foreign = found - wanted
     assert not foreign, f"other bytes than those of the events are published: {list(foreign)[:3]}"
     assert trial.outcome.dead_letters == 0, "half an event is set apart"
     assert "Traceback" not in trial.logs(sys.maxsize), trial.logs()

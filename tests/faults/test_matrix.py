@@ -12,11 +12,13 @@ from tests.faults.matrix import ROWS, attempt
 from tests.faults.table import line
 from tests.faults.trial import KAFKA
 
-SHORT_MINUTES = 0.5
+SHORT_MINUTES = 0.25
 """Each row does what it does as seldom as it may."""
 
+LONGEST_SECONDS = 900
+
 CELLS = [
-    pytest.param(row.name, on, id=f"{row.name} on {on}")
+    pytest.param(row.name, on, id=f"{row.name} on {on}", marks=pytest.mark.timeout(LONGEST_SECONDS))
     for row in sorted(ROWS.values(), key=lambda row: not row.long)
     for on in row.on
 ]
@@ -30,4 +32,7 @@ def test_row(name: str, destination: str, tmp_path: Path, request: pytest.Fixtur
     if outcome.skipped:
         pytest.skip(outcome.skipped)
     print(line(outcome))  # noqa: T201
-    assert outcome.ok, f"seed {seed}: {line(outcome)}\n{outcome.error}"
+    again = (
+        f"./scripts/faults --only {name} --on {destination} --seed {seed} --minutes {SHORT_MINUTES}"
+    )
+    assert outcome.ok, f"{line(outcome)}\n{outcome.error}\nAgain: {again}"

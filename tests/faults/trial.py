@@ -216,10 +216,23 @@ class Trial:
         self.outcome.recoveries.append(time.monotonic() - begun)
 
     def finish(self, upstream: Upstream, *relays: Relay) -> None:
-        """Stop the relays, read the destination afresh and compare it with what upstream had."""
+        """Wait for all that upstream has now, stop, read the destination afresh and compare.
+
+        What upstream goes on to make until the relays stop need not be there: of each topic it is
+        looked for up to the last one published. What it had before must be, of every topic.
+        """
+        had, since = upstream.journal(), since_ms(upstream)
         for relay in relays:
+            self.wait(
+                lambda: not self.destination.judge(had, since, finished=True).lost,
+                "all that upstream had",
+                relay,
+            )
             assert relay.stop() == 0, relay.log
-        self.compare(upstream.journal(), since_ms(upstream), finished=False)
+        lost = self.destination.judge(had, since, finished=True).lost
+        self.outcome.lost = len(lost)
+        assert not lost, f"lost {lost[:5]} of {len(had)}\n{self.logs()}"
+        self.compare(upstream.journal(), since, finished=False)
 
     def compare(self, journal: list[JournalEntry], since: int, finished: bool = True) -> Verdict:
         """Read the destination afresh; anything wrong fails the trial."""

@@ -78,6 +78,9 @@ def judge(
         except (orjson.JSONDecodeError, KeyError, TypeError):
             broken.append(path.name)
             continue
+        if not isinstance(identity, str):
+            broken.append(path.name)
+            continue
         if not content.endswith(b"\n"):
             broken.append(path.name)
         seen[identity] += 1
@@ -124,12 +127,14 @@ def _read(record: Record, entries: Mapping[str, JournalEntry]) -> tuple[str, boo
     """Which event a record holds, and whether its id and data are those of that event."""
     try:
         meta = orjson.loads(record.value or b"")["meta"]
-        identity: str = meta["id"]
+        identity = meta["id"]
         reached = {
             (entry["topic"], entry["partition"]): entry.get("timestamp")
             for entry in orjson.loads(dict(record.headers).get("id", record.key) or b"")
         }
     except (orjson.JSONDecodeError, KeyError, TypeError, AttributeError):
+        return f"{record.partition}:{record.offset}", False
+    if not isinstance(identity, str):
         return f"{record.partition}:{record.offset}", False
     sent = entries.get(identity)
     if sent is None:

@@ -156,7 +156,7 @@ class Relay:
         """The HTTP status of a path; 0 where nothing answers."""
         try:
             return requests.get(self.address + path, timeout=5).status_code
-        except requests.ConnectionError:
+        except (requests.ConnectionError, requests.Timeout):
             return 0
 
     def metrics(self) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:

@@ -16,7 +16,8 @@ from tests.faults.trial import FILES, NotHere, Trial, restarted, restarts, witho
 from tests.harness.relay import Relay, since_ms
 
 RATE = 200
-DISK_BYTES = 512 * 1024 * 1024
+DISK_BYTES = 192 * 1024 * 1024
+"""Room for 30,000 files of a page each, and no more than a machine's memory takes three times."""
 MOUNT_SECONDS = 30
 CHECKPOINT = "checkpoint-recentchange"
 
@@ -231,8 +232,13 @@ def directory_removed(trial: Trial) -> None:
         trial.wait(lambda: trial.directory.count() > 0, "a new directory", relay)
         trial.survived()
     assert "No such file or directory" in relay.log
+    had = upstream.journal()
+    trial.wait_for_more(relay, 2 * RATE)
     assert relay.stop() == 0
     without_tracebacks([relay])
+    assert not trial.directory.judge(
+        [entry for entry in had if entry.identity not in removed], since_ms(upstream), finished=True
+    ).lost
     left = [entry for entry in upstream.journal() if entry.identity not in removed]
     trial.compare(left, since_ms(upstream), finished=False)
 

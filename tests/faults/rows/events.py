@@ -93,6 +93,11 @@ def _compare(trial: Trial, upstream: Tape, apart: list[bytes]) -> None:
     outcome.doubled = sum(found[value] - 1 for value in found if value in wanted)
     outcome.broken = sum(count for value, count in found.items() if value not in wanted)
     outcome.dead_letters = trial.destination.dead_letters()
+    # Of those with an identity the oracle knows the order, too.
+    known = [entry for entry in upstream.journal() if entry.identity]
+    verdict = trial.destination.judge(known, upstream.started_ms, finished=True)
+    outcome.disordered = len(verdict.disordered)
+    assert not verdict.disordered
     assert found == wanted, f"{outcome}\n{trial.logs()}"
     assert outcome.dead_letters == len(apart), outcome.dead_letters
     if trial.destination.name == FILES:

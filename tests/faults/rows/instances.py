@@ -15,6 +15,10 @@ from tests.faults.rows.stalling import (
 from tests.faults.trial import KAFKA, Trial, restarts
 
 RATE = 500
+STOP_SECONDS = 10
+"""What the README promises."""
+SLACK_SECONDS = 5
+"""For a machine that is busy with other rows."""
 GRACE_SECONDS = 30
 """Kubernetes' default `terminationGracePeriodSeconds`; the relay promises a third of it."""
 
@@ -52,7 +56,9 @@ def stop_while_stalled(trial: Trial) -> None:
     wait_for_full_queues(trial, relay)
     told = time.monotonic()
     assert relay.stop(GRACE_SECONDS) == 0, relay.log
-    trial.note(f"left after {time.monotonic() - told:.1f} s")
+    seconds = time.monotonic() - told
+    trial.note(f"left after {seconds:.1f} s")
+    assert seconds < STOP_SECONDS + SLACK_SECONDS
     stall.end()
     trial.survived()
     finish_history(trial, upstream, trial.relay(*flags))

@@ -8,6 +8,7 @@ from tests.faults.matrix import row
 from tests.faults.trial import KAFKA, NotHere, Trial, restarts, without_tracebacks
 from tests.harness.broker import Broker, free_port
 from tests.harness.destinations import Topic
+from tests.harness.relay import Relay
 from tests.harness.toxiproxy import (
     Bandwidth,
     Latency,
@@ -31,7 +32,7 @@ TOXICS: tuple[Toxic, ...] = (
     LimitData(50_000),
     Slicer(100, 50),
 )
-SHORT = ["--upstream.idleTimeout=2s", "--upstream.overlap=3s", "--dedup.window=3s"]
+SHORT = ["--upstream.idleTimeout=1s", "--upstream.overlap=3s", "--dedup.window=3s"]
 
 
 def toxiproxy(trial: Trial) -> Toxiproxy:
@@ -47,20 +48,29 @@ def toxiproxy(trial: Trial) -> Toxiproxy:
     return started
 
 
+def trouble(relay: Relay) -> float:
+    """How often a connection has ended, or not come about."""
+    names = ("pleiades_upstream_reconnects_total", "pleiades_recv_errors_total")
+    return sum(value for (name, _), value in relay.metrics().items() if name in names)
+
+
 @row("network to the upstream: reset, half-open, slow close, latency, bandwidth, cut after n bytes")
 def network_upstream(trial: Trial) -> None:
     """Each toxic for a while, in both directions, with a cut so that a connection is made under it."""
     upstream = trial.simulate(rate=RATE)
     proxy = toxiproxy(trial).proxy(upstream.url.split("/")[2])
     flags = [flag.replace(proxy.upstream, proxy.listen) for flag in trial.flags(upstream)]
+    assert f"--upstream.url=http://{proxy.listen}/v2/stream" in flags
     relay = trial.relay(*flags, *SHORT)
     trial.wait_for_more(relay)
-    lasts_seconds = trial.seconds(6, at_least=1)
+    lasts_seconds = trial.seconds(6, at_least=1.5)
     for toxic in TOXICS:
         with trial.recovery(upstream, relay), proxy.spoiled(toxic):
             proxy.cut()
-            begun = time.monotonic()
+            begun, before = time.monotonic(), trouble(relay)
             trial.wait(lambda: time.monotonic() - begun > lasts_seconds, "the toxic", relay)  # noqa: B023  # waited for here
+            if isinstance(toxic, (ResetPeer, Timeout, LimitData)):
+                trial.wait(lambda: trouble(relay) > before, f"{toxic} to be felt", relay)  # noqa: B023  # as above
         trial.survived()
     assert restarts(relay) == 0, relay.log
     without_tracebacks([relay])
@@ -77,6 +87,7 @@ def network_kafka(trial: Trial) -> None:
     trial.publish_to(topic)
     upstream = trial.simulate(rate=RATE)
     flags = [flag.replace(broker.direct, proxy.listen) for flag in trial.flags(upstream)]
+    assert f"--kafka.broker={proxy.listen}" in flags
     relay = trial.relay(*flags, *SHORT)
     trial.wait_for_more(relay)
     lasts_seconds = trial.seconds(10, at_least=1)
@@ -84,6 +95,8 @@ def network_kafka(trial: Trial) -> None:
         with trial.recovery(upstream, relay), proxy.spoiled(toxic):
             begun = time.monotonic()
             trial.wait(lambda: time.monotonic() - begun > lasts_seconds, "the toxic", relay)  # noqa: B023  # waited for here
+            if isinstance(toxic, (ResetPeer, Timeout)):
+                trial.wait(lambda: relay.status("/readyz") == 503, f"{toxic} to be felt", relay)
         trial.survived()
     trial.note(f"{restarts(relay)} restarts")
     without_tracebacks([relay])

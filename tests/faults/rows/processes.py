@@ -12,9 +12,9 @@ from tests.faults.matrix import row
 from tests.faults.trial import KAFKA, Trial, restarted, restarts
 
 RATE = 500
-ROLES = ("reader", "parser-0", "parser-1", "publisher")
-"""One life of a parent: each child in turn, then itself. More would meet the growing pauses between
-restarts, which are there so that a relay that crashes time and again does not hurry."""
+TURNS = ("reader", "parser-0", "parent", "parser-1", "publisher", "parent")
+"""Two children in one life of a parent: more would meet the growing pauses between restarts, which are
+there so that a relay that crashes time and again does not hurry."""
 CHILD_SECONDS = 5.0
 """After the SIGKILL of any process."""
 SHORT_OVERLAP = ["--upstream.overlap=3s", "--dedup.window=3s"]
@@ -28,7 +28,7 @@ SHORT_OVERLAP = ["--upstream.overlap=3s", "--dedup.window=3s"]
 )
 def kills(trial: Trial) -> None:
     """The parent comes back as an orchestrator would bring it back: at once."""
-    kill_in_turn(trial, trial.times(200, at_least=5))
+    kill_in_turn(trial, trial.times(200, at_least=6))
 
 
 @row(
@@ -37,7 +37,7 @@ def kills(trial: Trial) -> None:
 def kills_keyed(trial: Trial) -> None:
     """What is repeated must be recognised in whatever partition it lies, and keep to it."""
     kill_in_turn(
-        trial, trial.times(50, at_least=5), "--kafka.partitions=3", "--kafka.keyField=wiki"
+        trial, trial.times(30, at_least=3), "--kafka.partitions=3", "--kafka.keyField=wiki"
     )
 
 
@@ -49,9 +49,9 @@ def kill_in_turn(trial: Trial, times: int, *more_flags: str) -> None:
     trial.wait_for_more(relay)
     for number in range(times):
         trial.wait_for_upstream(upstream, trial.chance.randrange(RATE // 2))
-        turn = number % (len(ROLES) + 1)
-        if turn < len(ROLES):
-            victim = relay.child(ROLES[turn])
+        turn = TURNS[number % len(TURNS)]
+        if turn != "parent":
+            victim = relay.child(turn)
             with trial.recovery(upstream, relay):
                 victim.kill()
         else:
@@ -81,7 +81,7 @@ def kill_points(trial: Trial) -> None:
     flags = [*trial.flags(upstream), *SHORT_OVERLAP]
     for _ in range(trial.times(5, at_least=1)):
         trial.chance.shuffle(points)
-        for life in (points[:4], points[4:8], points[8:]):
+        for life in (points[:3], points[3:6], points[6:9], points[9:]):
             relay = trial.relay(*flags, environment={faultpoints.FOLDER_VARIABLE: str(armed)})
             trial.wait_for_more(relay)
             for point in life:
@@ -92,12 +92,13 @@ def kill_points(trial: Trial) -> None:
                     # It is passed once in a life, at the start.
                     relay.child("reader").kill()
                     died += 1
+                trial.wait(lambda: not (armed / point).exists(), f"somebody at {point}", relay)  # noqa: B023  # waited for here
                 with trial.recovery(upstream, relay):
-                    trial.wait(restarted(relay, died + 1), f"a death at {point}", relay)
-                assert not (armed / point).exists(), f"{point} was not passed"
+                    pass
+                assert restarts(relay) == died + 1, relay.log
                 trial.survived()
             assert relay.stop() == 0, relay.log
-    trial.finish(upstream)
+    trial.finish(upstream, trial.relay(*flags))
 
 
 @row("SIGSTOP of each child for longer than its heartbeat allows")
@@ -106,20 +107,24 @@ def frozen_child(trial: Trial) -> None:
     # A commit in which it freezes is allowed a minute: few commits last long at this rate.
     upstream = trial.simulate(rate=RATE / 5)
     quick = ["--hangTimeout=2s", "--upstream.idleTimeout=1s"]
-    for _ in range(trial.times(3, at_least=1)):
+    for _ in range(trial.times(2, at_least=1)):
         relay = trial.relay(*trial.flags(upstream), *quick)
         trial.wait_for_more(relay)
-        for number, role in enumerate(("reader", "parser-0", "publisher"), 1):
+        for role in ("reader", "parser-0", "publisher"):
             # Who is silent beyond its announced wait is looked for; which one is named, see
             # `Supervisor._first_to_end`.
-            relay.child(role).suspend()
-            trial.wait(restarted(relay, number), f"the restart after {role} froze", relay)
+            died = restarts(relay)
+            victim = relay.child(role)
+            victim.suspend()
+            # A busy machine may make another one look hung first: it is this one that must go.
+            trial.wait(lambda: not victim.is_running(), f"the end of {role}", relay)  # noqa: B023  # waited for here
+            trial.wait(restarted(relay, died + 1), f"the restart after {role} froze", relay)
             with trial.recovery(upstream, relay):
                 pass
             trial.survived()
-        assert relay.log.count(" hangs: no sign of life") == 3, relay.log
+        assert relay.log.count(" hangs: no sign of life") >= 3, relay.log
         assert relay.stop() == 0
-    trial.finish(upstream)
+    trial.finish(upstream, trial.relay(*trial.flags(upstream)))
 
 
 @row("SIGSTOP of all processes for 60 s, the parent too", long=True)

@@ -165,11 +165,11 @@ def first_event_8_years_back(trial: Trial) -> None:
     upstream.write()
     relay = trial.relay(*trial.flags(upstream), *LEAST)
     trial.wait_for_more(relay)
-    upstream.write(OTHER, upstream.started_ms - YEARS_MS)
-    trial.wait_for_more(relay)
+    with recovery_of(trial, 1, relay):
+        upstream.write(OTHER, upstream.started_ms - YEARS_MS)
     for _ in range(trial.times(20, at_least=3)):
-        upstream.write()
-        trial.wait_for_more(relay)
+        with recovery_of(trial, 1, relay):
+            upstream.write()
         with recovery_of(trial, RUN_EVENTS, relay):
             upstream.cut_all()
             upstream.write(OTHER, upstream.started_ms - YEARS_MS + 1, times=RUN_EVENTS)
@@ -197,7 +197,7 @@ def switch_of_data_centre(trial: Trial) -> None:
     window = f"--dedup.window={behind_seconds + 2:.0f}s"
     relay = trial.relay(*trial.flags(upstream), "--upstream.overlap=100ms", window)
     trial.wait_for_more(relay, HISTORY_EVENTS)
-    for number in range(trial.times(6, at_least=4)):
+    for number in range(trial.times(4, at_least=4)):
         # Some switches come while all is repeated still, some when what is new has come too.
         stay_seconds = behind_seconds * trial.chance.uniform(0, 1.5)
         trial.wait_for_upstream(upstream, int(RATE * stay_seconds))
@@ -207,6 +207,7 @@ def switch_of_data_centre(trial: Trial) -> None:
         trial.survived()
     repeated = relay.metric("pleiades_duplicate_events_dropped_total")
     trial.note(f"the mirror is {behind_seconds:g} s behind, {repeated:.0f} repeated events dropped")
+    assert repeated > 0, "each data centre repeats what the other has mirrored"
     trial.finish(upstream, relay)
     assert "Traceback" not in relay.log, relay.log
 

@@ -15,6 +15,7 @@ CRASHED = Ended("parser-0", fatal=False, progressed=False, lived_seconds=1.0)
 PROGRESSED = Ended("reader", fatal=False, progressed=True, lived_seconds=1.0)
 HEALTHY = Ended("reader", fatal=False, progressed=True, lived_seconds=HEALTHY_SECONDS)
 STABLE = Ended("reader", fatal=False, progressed=False, lived_seconds=STABLE_SECONDS)
+WAITING = Ended("publisher", fatal=False, progressed=False, lived_seconds=20.0, waiting=True)
 FATAL = Ended("publisher", fatal=True, progressed=True, lived_seconds=STABLE_SECONDS)
 GIVEN_UP = "given up"
 
@@ -31,6 +32,8 @@ GIVEN_UP = "given up"
         ([CRASHED, CRASHED, STABLE, CRASHED], [0.1, 0.2, 0.1, 0.2]),
         ([PROGRESSED] * 20, [0.1, 0.2, 0.4, 0.8, 1.6, 3.2, *[5.0] * 14]),
         ([HEALTHY] * 20, [0.1] * 20),
+        ([WAITING] * 20, [0.1, 0.2, 0.4, 0.8, 1.6, 3.2, *[5.0] * 14]),
+        ([CRASHED] * 5 + [WAITING, CRASHED], [0.1, 0.2, 0.4, 0.8, 1.6, 3.2, GIVEN_UP]),
         ([FATAL], [GIVEN_UP]),
         ([CRASHED, FATAL], [0.1, GIVEN_UP]),
     ],
