@@ -458,6 +458,8 @@ STRANGE = {
         file_of(entry('["m", "m_total", [], "help"]')),
         file_of(entry('["m", "other_total", {}, "help"]')),
         file_of(entry('["m\\n# evil 1", "m\\n# evil 1_total", {}, "help"]')),
+        file_of(entry('["m", "m_total", {"a": "\\ud800"}, "help"]')),
+        file_of(entry('["m", "m_total", {}, "\\ud800"]')),
         file_of(entry('["pleiades_connected", "pleiades_connected_total", {"é": "a"}, "help"]')),
     ],
     "histogram_x.db": [
@@ -512,6 +514,22 @@ def test_many_large_files_crowd_out_none_of_ours(
         (tmp_path / f"counter_a{number}.db").write_bytes(file_of() + bytes(60_000))
     assert shown(EVENTS) == 3
     assert shown(UNREADABLE) == 4
+
+
+def test_many_names_crowd_out_none_of_ours(
+    metrics: Metrics, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    metrics.file_events.inc(3)
+    monkeypatch.setattr(metric_scrape, "MAX_NAMES", 2)
+    for number in range(50):
+        (tmp_path / f"counter_a{number}.db").write_bytes(file_of())
+    # They are listed in any order: once with ours at either end.
+    with os.scandir(tmp_path) as found:
+        entries = sorted(found, key=lambda entry: entry.name)
+    for order in (entries, entries[::-1]):
+        kept = list(metric_scrape._first_ours(order, {"test"}))
+        assert {entry.name for entry in kept} > {COUNTERS}
+        assert sum(entry.name.startswith("counter_a") for entry in kept) == 2
 
 
 # ---- the folder ----
