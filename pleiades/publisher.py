@@ -105,7 +105,9 @@ class Publisher:
                 self._metrics.queue_depth.labels(channel.name).set(channel.depth())
                 if isinstance(batch, End):
                     break
-                if batch is not None:
+                if batch is None:
+                    self._sink.tend()
+                else:
                     self._take(batch)
                 self._commit_if_due()
             self._commit()

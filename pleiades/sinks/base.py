@@ -74,5 +74,8 @@ class Sink(Protocol):
             GenerationLost: a new process can, this one can't.
         """
 
+    def tend(self) -> None:
+        """Called at least every half second while there is nothing to write."""
+
     def close(self) -> None:
         """Let go of the destination; what is not committed is forgotten."""

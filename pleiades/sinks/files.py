@@ -168,6 +168,9 @@ class FilesSink:
         letters, self._letters = self._letters, []
         return letters
 
+    def tend(self) -> None:
+        """See `Sink.tend`: nothing grows here."""
+
     def close(self) -> None:
         """See `Sink.close`."""
         self._pending = []

@@ -71,6 +71,9 @@ class MemorySink:
         self._events, self._dead_letters = [], []
         return letters
 
+    def tend(self) -> None:
+        """See `Sink.tend`."""
+
     def close(self) -> None:
         """See `Sink.close`."""
         if self._opened:

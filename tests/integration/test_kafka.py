@@ -28,6 +28,7 @@ from tests.harness.oracle import judge_topic
 from tests.harness.relay import Relay, ingest_flags, kafka_flags, since_ms
 
 Simulate = Callable[[SimulatorSettings], Simulator]
+Flags = Callable[[Simulator], list[str]]
 ToTopic = Callable[[Simulator], list[str]]
 
 PUBLISHED = "pleiades_kafka_publish_events_total"
@@ -87,6 +88,18 @@ def sent_by(upstream: Simulator) -> list[Event]:
             if received >= count:
                 return events
     raise AssertionError(f"{received} of {count} events came")
+
+
+def test_what_librdkafka_reports_is_taken_although_nothing_comes(
+    simulate: Simulate, to_topic: Flags
+) -> None:
+    """What nobody takes it keeps: its statistics of an idle stream are 7 MB an hour."""
+    with Relay(*to_topic(simulate(SimulatorSettings()))) as relay:
+        relay.wait_ready()
+        relay.until(
+            lambda: any("broker_rtt" in name for name, _ in relay.metrics()), "statistics", 60
+        )
+        assert relay.stop() == 0
 
 
 def test_keys_and_values_are_what_was_received_and_a_restart_goes_on(

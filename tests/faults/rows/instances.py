@@ -53,7 +53,7 @@ def stop_while_stalled(trial: Trial) -> None:
     relay = trial.relay(*flags)
     trial.wait_for_more(relay)
     stall.begin()
-    wait_for_full_queues(trial, relay)
+    wait_for_full_queues(trial, upstream, relay)
     told = time.monotonic()
     assert relay.stop(GRACE_SECONDS) == 0, relay.log
     seconds = time.monotonic() - told

@@ -21,8 +21,9 @@ from tests.faults.matrix import row
 from tests.faults.rows.disk import fill, mount_tmpfs
 from tests.faults.rows.stalling import (
     finish_history,
+    frozen,
     history_flags,
-    refusing,
+    is_held_back,
     simulate_history,
     wait_for_full_queues,
 )
@@ -163,14 +164,15 @@ def _remove(folder: Path) -> None:
 @row("memory with the destination stalled and upstream at full speed", long=True, alone=True)
 def memory(trial: Trial) -> None:
     """Whatever upstream could send: what is taken is bounded, and does not grow with time."""
-    stall = refusing(trial)
+    stall = frozen(trial)
     upstream = simulate_history(trial)
     relay = trial.relay(*history_flags(trial, upstream))
     trial.wait_for_more(relay)
     stall.begin()
-    wait_for_full_queues(trial, relay)
+    wait_for_full_queues(trial, upstream, relay)
     seconds = max(trial.minutes * 60, LEAST_SECONDS)
     samples = _samples(relay, seconds)
+    assert is_held_back(upstream), "it was not stalled all the time"
     stall.end()
     trial.survived()
     most = max(sample.size_bytes for sample in samples)

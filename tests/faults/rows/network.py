@@ -92,11 +92,12 @@ def network_kafka(trial: Trial) -> None:
     trial.wait_for_more(relay)
     lasts_seconds = trial.seconds(10, at_least=1)
     for toxic in TOXICS:
+        said = len(relay.lines)
         with trial.recovery(upstream, relay), proxy.spoiled(toxic):
             begun = time.monotonic()
             trial.wait(lambda: time.monotonic() - begun > lasts_seconds, "the toxic", relay)  # noqa: B023  # waited for here
             if isinstance(toxic, (ResetPeer, Timeout)):
-                trial.wait(lambda: relay.status("/readyz") == 503, f"{toxic} to be felt", relay)
+                relay.wait_for("can't |did not answer", 60, after=said)
         trial.survived()
     trial.note(f"{restarts(relay)} restarts")
     without_tracebacks([relay])

@@ -106,7 +106,7 @@ def frozen_child(trial: Trial) -> None:
     """A child that hangs is killed by its parent, and the pipeline starts afresh."""
     # A commit in which it freezes is allowed a minute: few commits last long at this rate.
     upstream = trial.simulate(rate=RATE / 5)
-    quick = ["--hangTimeout=2s", "--upstream.idleTimeout=1s"]
+    quick = ["--hangTimeout=3s", "--upstream.idleTimeout=1s"]
     for _ in range(trial.times(2, at_least=1)):
         relay = trial.relay(*trial.flags(upstream), *quick)
         trial.wait_for_more(relay)

@@ -5,25 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from confluent_kafka.admin import (  # type: ignore[attr-defined]  # its documented names
-    AdminClient,
-    AlterConfigOpType,
-    ConfigEntry,
-    ConfigResource,
-    ResourceType,
-)
-
 from pleiades.simulator.simulator import Simulator
 from tests.faults.rows.disk import small_disk
-from tests.faults.trial import KAFKA, Trial
+from tests.faults.trial import FILES, KAFKA, Trial
 from tests.harness.relay import Relay, since_ms
 
-HISTORY_EVENTS = 30_000
-"""More than all channels and buffers between upstream and a stalled destination hold."""
+HISTORY_EVENTS = {FILES: 30_000, KAFKA: 150_000}
+"""More than goes through before it is stalled, and than what lies between holds."""
 HISTORY_SECONDS = 600
 FULL_CHANNEL = 7
 """Batches: with the one in its writer's hand all the places that there are."""
-ADMIN_SECONDS = 10
 
 
 @dataclass(frozen=True)
@@ -43,27 +34,10 @@ def frozen(trial: Trial) -> Stall:
     return Stall(disk.fill, disk.free)
 
 
-def refusing(trial: Trial) -> Stall:
-    """A cluster that answers, and takes nothing: too few replicas in sync; a disk without room."""
-    if trial.destination.name == KAFKA:
-        return Stall(lambda: require_replicas(trial, 2), lambda: require_replicas(trial, 1))
-    return frozen(trial)
-
-
-def require_replicas(trial: Trial, number: int) -> None:
-    """Set the topic's `min.insync.replicas`; with more than it has it takes nothing."""
-    admin = AdminClient({"bootstrap.servers": trial.topic.bootstrap})
-    entry = ConfigEntry(
-        "min.insync.replicas", str(number), incremental_operation=AlterConfigOpType.SET
-    )
-    topic = ConfigResource(ResourceType.TOPIC, trial.topic.topic, incremental_configs=[entry])
-    for done in admin.incremental_alter_configs([topic]).values():
-        done.result(ADMIN_SECONDS)
-
-
 def simulate_history(trial: Trial) -> Simulator:
     """An upstream whose events are all there from the start."""
-    return trial.simulate(history_events=HISTORY_EVENTS, history_seconds=HISTORY_SECONDS)
+    events = HISTORY_EVENTS[trial.destination.name]
+    return trial.simulate(history_events=events, history_seconds=HISTORY_SECONDS)
 
 
 def history_flags(trial: Trial, upstream: Simulator) -> list[str]:
@@ -79,13 +53,20 @@ def history_since_ms(upstream: Simulator) -> int:
     return since_ms(upstream) - HISTORY_SECONDS * 1000
 
 
-def wait_for_full_queues(trial: Trial, relay: Relay) -> None:
+def wait_for_full_queues(trial: Trial, upstream: Simulator, relay: Relay) -> None:
     """Wait until the pressure has gone back to the reader."""
     trial.wait(
         lambda: relay.metric("pleiades_queue_depth", channel="frames-0") >= FULL_CHANNEL,
         "full queues",
         relay,
     )
+    assert is_held_back(upstream), "there was nothing left to be stalled"
+
+
+def is_held_back(upstream: Simulator) -> bool:
+    """Whether upstream has something that nobody takes."""
+    stats = upstream.stats()
+    return stats.events_served_total < stats.events_appended_total
 
 
 def finish_history(trial: Trial, upstream: Simulator, relay: Relay) -> None:
