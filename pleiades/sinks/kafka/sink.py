@@ -148,7 +148,7 @@ class KafkaSink:
         """See `Sink.tend`."""
         # Of an idle stream, too, librdkafka makes statistics, and keeps them until they are taken:
         # 7 MB an hour.
-        self._opened().producer.poll(0)
+        self._opened().transactions.tend()
 
     def close(self) -> None:
         """See `Sink.close`."""

@@ -148,6 +148,14 @@ class Transactions:
             # Whatever it is, the commit meets it too, and knows how to take it.
             self._spoilt = error.args[0]
 
+    def tend(self) -> None:
+        """Take what librdkafka reports while nothing is written."""
+        try:
+            self._producer.poll(0)
+        except KafkaException as error:
+            # As in `write`.
+            self._spoilt = error.args[0]
+
     def commit(self, position: TopicPartition, group: object) -> list[DeadLetter]:
         """Commit all that was written, and the position; waits for as long as it takes.
 
