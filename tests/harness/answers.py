@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import threading
+from contextlib import suppress
 
 
 class Server:
@@ -23,7 +24,8 @@ class Server:
                 connection, _ = self._socket.accept()
             except OSError:
                 return
-            with connection:
+            # A client that leaves before it has read all is served again when it returns.
+            with connection, suppress(ConnectionError):
                 request = b""
                 while b"\r\n\r\n" not in request and (part := connection.recv(65536)):
                     request += part
