@@ -13,7 +13,6 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]  # its documen
     OffsetSpec,
 )
 
-from pleiades.simulator.server import Stats
 from pleiades.simulator.settings import SimulatorSettings
 from pleiades.simulator.simulator import Simulator
 from tests.harness.oracle import judge_topic
@@ -22,12 +21,6 @@ from tests.harness.waiting import until
 
 Simulate = Callable[[SimulatorSettings], Simulator]
 Flags = Callable[[Simulator], list[str]]
-
-LIVES = 10
-"""Of the parent: the pauses between restarts grow within each."""
-CHILD_KILLS = 40
-PARENT_KILLS = 5
-RATE = 2000
 
 PUBLISHED = "pleiades_kafka_publish_events_total"
 
@@ -48,17 +41,8 @@ def restarted(relay: Relay, times: int) -> bool:
     return restarts(relay) == times
 
 
-def appended_more(stats: Stats, than: int) -> bool:
-    return stats.events_appended_total > than
-
-
 def wait_for_progress(relay: Relay) -> None:
     relay.until(partial(published_more, relay, published(relay)), "new events", 60)
-
-
-def wait_for_events(upstream: Simulator, count: int) -> None:
-    goal = upstream.stats().events_appended_total + count
-    upstream.wait_until(lambda stats: stats.events_appended_total > goal, 30)
 
 
 class Ends:

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from pleiades.simulator.server import Stats
 from pleiades.simulator.settings import SimulatorSettings
 from pleiades.simulator.simulator import Simulator
 from tests.harness.oracle import more_than, published_count
@@ -16,24 +15,9 @@ from tests.harness.waiting import until
 Simulate = Callable[[SimulatorSettings], Simulator]
 Flags = Callable[[Simulator], list[str]]
 
-CHILD_KILLS = 30
-LIVES = 10
-"""Of the parent: the pauses between restarts grow within each."""
-PARENT_KILLS = 5
-
-
-def appended_more_than(count: int) -> Callable[[Stats], bool]:
-    return lambda stats: stats.events_appended_total > count
-
 
 def restarted_once(relay: Relay, role: str) -> bool:
     return relay.metric("pleiades_process_restarts_total", component=role) == 1
-
-
-def wait_for_progress(relay: Relay) -> None:
-    name = "pleiades_file_publish_events_total"
-    before = relay.metric(name)
-    relay.until(lambda: relay.metric(name) > before, "new events", 60)
 
 
 def test_restarts_are_counted_by_component_and_metrics_survive(

@@ -8,7 +8,7 @@ import uuid
 from pathlib import Path
 from typing import Protocol
 
-from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, TopicPartition
+from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaException, TopicPartition
 
 from pleiades.simulator.journal import JournalEntry
 from tests.harness.broker import FETCH_MESSAGES, topic_records
@@ -28,7 +28,6 @@ class Destination(Protocol):
     flags: list[str]
     """The relay's, to publish here."""
     published_metric: str
-    errors_metric: str
 
     def count(self) -> int:
         """Events that a reader can see now."""
@@ -56,7 +55,6 @@ class Directory:
 
     name = "files"
     published_metric = "pleiades_file_publish_events_total"
-    errors_metric = "pleiades_file_publish_errors_total"
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -96,7 +94,6 @@ class Topic:
 
     name = "kafka"
     published_metric = "pleiades_kafka_publish_events_total"
-    errors_metric = "pleiades_kafka_writer_errors_total"
 
     def __init__(self, bootstrap: str, topic: str | None = None) -> None:
         self.bootstrap = bootstrap
@@ -158,9 +155,3 @@ class Topic:
         if self._follower is not None:
             self._follower.close()
             self._follower = None
-
-
-def gone(error: KafkaException) -> bool:
-    """Whether a topic was asked for that is not there."""
-    code: int = error.args[0].code()
-    return code in (KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPIC)
