@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+from typing import NamedTuple
 
 from pleiades.core.decoding import decode
+from pleiades.core.range import Range, within
 from pleiades.core.wire import Batch, End, Frames
 from pleiades.runtime.channel import POLL_SECONDS, Channel
 from pleiades.runtime.child import Life
@@ -12,6 +14,15 @@ from pleiades.runtime.logs import Seldom, printable
 from pleiades.runtime.metrics import Metrics
 
 log = logging.getLogger(__name__)
+
+
+class Part(NamedTuple):
+    """What of the upstream's history is published."""
+
+    range: Range
+    more_topics: bool
+    """See `decode`: each connection asks for one of several topic-partitions."""
+
 
 _error_warnings = Seldom()
 _id_warnings = Seldom()
@@ -23,8 +34,13 @@ def run(
     keep_canaries: bool,
     frames: Channel[Frames | End],
     batches: Channel[Batch | End],
+    part: Part | None = None,
 ) -> None:
-    """The parser process: one batch out for each `Frames` in, the end marker last."""
+    """The parser process: one batch out for each `Frames` in, the end marker last.
+
+    Args:
+        part: what is published of a bounded piece of history; None: everything.
+    """
     life.ready = True
     while True:
         life.beat()
@@ -36,18 +52,21 @@ def run(
             batches.put(received, life.beat)
             batches.flush()
             return
-        batches.put(_parse(received, keep_canaries, metrics), life.beat)
+        batches.put(_parse(received, keep_canaries, metrics, part), life.beat)
         metrics.queue_depth.labels(batches.name).set(batches.depth())
 
 
-def _parse(frames: Frames, keep_canaries: bool, metrics: Metrics) -> Batch:
-    decoded = decode(frames, keep_canaries)
+def _parse(frames: Frames, keep_canaries: bool, metrics: Metrics, part: Part | None) -> Batch:
+    decoded = decode(frames, keep_canaries, part is not None and part.more_topics)
     batch = decoded.batch
-    metrics.recv_events.inc(len(batch.events) + len(batch.dead_letters) + decoded.canaries)
+    metrics.recv_events.inc(len(batch.events) + len(batch.dead_letters) + len(batch.canaries))
+    if part is not None and frames.source is not None:
+        batch, outside = within(batch, part.range, frames.source)
+        metrics.outside_range_dropped.inc(outside)
     for kind, lines in decoded.lines.items():
         metrics.recv_lines.labels(kind).inc(lines)
-    if decoded.canaries:
-        metrics.canaries_dropped.inc(decoded.canaries)
+    if batch.canaries:
+        metrics.canaries_dropped.inc(len(batch.canaries))
     if decoded.replaced_identities:
         metrics.identities_replaced.inc(decoded.replaced_identities)
     if decoded.malformed_ids:

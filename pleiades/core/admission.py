@@ -76,7 +76,8 @@ class Admission:
             checkpoint: the one **before** this batch.
             known: see `Known`.
         """
-        if batch.connection != self._connection:
+        # Where several are open at once, as in a replay, their batches come mixed.
+        if batch.connection > self._connection:
             self._connection = batch.connection
             self._started_ms = checkpoint.started_ms
             self._awaiting = set(young(checkpoint))

@@ -50,6 +50,8 @@ LINE_TYPES = ("id", "event", "data", "comment", "unknown")
 _USUAL = re.compile(rb"event: message\nid: ([^\n\0]+)\ndata: ([^\n]+)\n\n")
 _USUAL_OVERHEAD_BYTES = len(b"event: message\nid: \ndata: \n\n")
 
+_NOT_ASKED_FOR = Assignment(UNKNOWN_SOURCE, None)
+
 _LINES_PER_PIECE = 500
 _MAX_TIME_CHARACTERS = 40
 
@@ -140,12 +142,28 @@ def count_lines(blob: bytes) -> dict[str, int]:
     return counts
 
 
-def decode(frames: Frames, keep_canaries: bool) -> Decoded:
-    """Everything in `frames`: events to publish, dead letters, and the position after them."""
+def decode(frames: Frames, keep_canaries: bool, more_topics: bool = False) -> Decoded:
+    """Everything in `frames`: events to publish, dead letters, and the position after them.
+
+    Args:
+        more_topics: the stream has more topic-partitions than its connection asked for. An event that
+            does not say whose it is gets no source then, as on a connection for all of them.
+    """
+    unnamed = (_NOT_ASKED_FOR,) if more_topics else ()
     decoded = Decoded(
         Batch(
-            frames.sequence, frames.connection, [], [], [], {}, frames.started_ms, frames.clock_ms
-        ),
+            frames.sequence,
+            frames.connection,
+            [],
+            [],
+            [],
+            {},
+            frames.started_ms,
+            frames.clock_ms,
+            frames.source,
+            frames.finished,
+            frames.gap,
+        )
     )
     found = usual_sse_events(frames.blob)
     if found is None:
@@ -166,7 +184,7 @@ def decode(frames: Frames, keep_canaries: bool) -> Decoded:
         for source, timestamp_ms in assignments:
             if (timestamp_ms or 0) > timestamps_ms.get(source, -1):
                 timestamps_ms[source] = timestamp_ms or 0
-        _sort_out(sse_event, assignments, keep_canaries, decoded)
+        _sort_out(sse_event, assignments + unnamed, keep_canaries, decoded)
     return decoded
 
 

@@ -18,7 +18,14 @@ from typing import Any, NamedTuple
 
 import orjson
 
-from pleiades.core.wire import MAX_TIMESTAMP_MS, Assignment, TopicPartition, compose_id, is_source
+from pleiades.core.wire import (
+    MAX_TIMESTAMP_MS,
+    Assignment,
+    Batch,
+    TopicPartition,
+    compose_id,
+    is_source,
+)
 
 FORMAT_VERSION = 1
 """Version of the stored form of a checkpoint."""
@@ -41,6 +48,59 @@ def join(left: Mapping[TopicPartition, int], right: Mapping[TopicPartition, int]
     return joined
 
 
+@dataclass(frozen=True, slots=True)
+class Done:
+    """What a replay has done, beside its position."""
+
+    published: Mapping[TopicPartition, int] = field(default_factory=dict)
+    """Events by the topic-partition whose connection brought them."""
+    finished: frozenset[TopicPartition] = frozenset()
+    """All of the range has come from these; they are not asked for again."""
+    incomplete: bool = False
+    """The upstream no longer had all of it."""
+
+    def after(self, batch: Batch, published: int) -> Done:
+        """After a batch of which so many events are published."""
+        source = batch.source
+        if source is None:
+            return self
+        return Done(
+            {**self.published, source: self.published.get(source, 0) + published},
+            self.finished | {source} if batch.finished else self.finished,
+            self.incomplete or batch.gap,
+        )
+
+    def listed(self, position: Iterable[TopicPartition]) -> list[Any]:
+        """To be stored beside a position of these topic-partitions, in this order."""
+        return [
+            self.incomplete,
+            [[self.published.get(source, 0), source in self.finished] for source in position],
+        ]
+
+
+def read_done(listed: Any, position: Iterable[TopicPartition]) -> Done | None:
+    """Read what `Done.listed` gave; None: it is not the position of a replay.
+
+    Raises:
+        UnreadableCheckpoint: it is damaged.
+    """
+    if listed is None:
+        return None
+    try:
+        incomplete, pairs = listed
+        by_source = dict(zip(position, pairs, strict=True))
+        published = {source: count for source, (count, _) in by_source.items()}
+        finished = {source: is_finished for source, (_, is_finished) in by_source.items()}
+    except (ValueError, TypeError) as error:
+        raise UnreadableCheckpoint(f"it can't be read ({type(error).__name__})") from None
+    flags = [incomplete, *finished.values()]
+    if not all(type(count) is int and count >= 0 for count in published.values()) or not all(
+        type(flag) is bool for flag in flags
+    ):
+        raise UnreadableCheckpoint("it holds values that are no progress of a replay")
+    return Done(published, frozenset(source for source in finished if finished[source]), incomplete)
+
+
 class UnreadableCheckpoint(ValueError):
     """Bytes that are no checkpoint, or one of a format that this version does not know."""
 
@@ -55,7 +115,10 @@ class Checkpoint:
     have delivered nothing are asked from here."""
     clock_ms: int
     """The latest wall clock the relay has acted on. Upstream is never asked relative to an
-    earlier one, so a clock that is set back can't make it repeat more than the window holds."""
+    earlier one, so a clock that is set back can't make it repeat more than the window holds.
+    In a replay it stands still: at when its range was made out."""
+    done: Done | None = None
+    """None: this is no replay."""
 
     def advanced(
         self, timestamps_ms: Mapping[TopicPartition, int], started_ms: int, clock_ms: int
@@ -73,21 +136,24 @@ class Checkpoint:
             position,
             min(self.started_ms, started_ms),
             max(self.clock_ms, clock_ms),
+            self.done,
         )
 
     def encoded(self) -> bytes:
         """One JSON object, readable by `decode_checkpoint`."""
-        return orjson.dumps(
-            {
-                "version": FORMAT_VERSION,
-                "started_ms": self.started_ms,
-                "clock_ms": self.clock_ms,
-                "position": [
-                    {"topic": topic, "partition": partition, "timestamp": timestamp_ms}
-                    for (topic, partition), timestamp_ms in sorted(self.position.items())
-                ],
-            }
-        )
+        position = sorted(self.position.items())
+        stored = {
+            "version": FORMAT_VERSION,
+            "started_ms": self.started_ms,
+            "clock_ms": self.clock_ms,
+            "position": [
+                {"topic": topic, "partition": partition, "timestamp": timestamp_ms}
+                for (topic, partition), timestamp_ms in position
+            ],
+        }
+        if self.done is not None:
+            stored["done"] = self.done.listed(source for source, _ in position)
+        return orjson.dumps(stored)
 
 
 class _Fields(NamedTuple):
@@ -120,7 +186,8 @@ def decode_checkpoint(encoded: bytes) -> Checkpoint:
     )
     if not plausible or not all(map(_is_time, numbers)):
         raise UnreadableCheckpoint("it holds values that are no position")
-    return Checkpoint(position, numbers.started_ms, numbers.clock_ms)
+    done = read_done(stored.get("done"), position)
+    return Checkpoint(position, numbers.started_ms, numbers.clock_ms, done)
 
 
 def _is_time(number: object) -> bool:

@@ -75,8 +75,10 @@ class Span:
 
 def _repeatable(position: Position, checkpoint: Checkpoint, window_ms: int) -> bool:
     """Whether something delivered at this position can still be repeated after the checkpoint."""
+    # What a replay has finished is not asked for again.
+    finished = frozenset() if checkpoint.done is None else checkpoint.done.finished
     return any(
         reached >= min(checkpoint.position.get(source, 0), checkpoint.clock_ms) - window_ms
         for source, reached in position.items()
-        if reached
+        if reached and source not in finished
     )

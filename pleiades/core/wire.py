@@ -153,6 +153,12 @@ class Frames(NamedTuple):
     """Where this destination's relaying began, ms since 1970; see `Checkpoint.started_ms`."""
     clock_ms: int
     """The reader's clock, which never goes back, when it read these frames."""
+    source: TopicPartition | None = None
+    """The only topic-partition that its connection asked for; None: all of the stream."""
+    finished: bool = False
+    """Nothing more is wanted from `source`: what a replay is about has come."""
+    gap: bool = False
+    """The upstream no longer had all that was asked of `source`."""
 
 
 class Batch(NamedTuple):
@@ -169,6 +175,9 @@ class Batch(NamedTuple):
     one that an id names and that has delivered nothing."""
     started_ms: int
     clock_ms: int
+    source: TopicPartition | None = None
+    finished: bool = False
+    gap: bool = False
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Pickled by columns: a list of 500 named tuples costs five times as much to pickle and
@@ -179,7 +188,7 @@ class Batch(NamedTuple):
             columns,
             [tuple(letter) for letter in self.dead_letters],
             [tuple(canary) for canary in self.canaries],
-            (self.timestamps_ms, self.started_ms, self.clock_ms),
+            self[5:],
         )
 
 
@@ -188,13 +197,12 @@ def _batch(
     columns: tuple[list[Any], ...],
     dead_letters: list[tuple[Any, ...]],
     canaries: list[tuple[Any, ...]],
-    tail: tuple[dict[TopicPartition, int], int, int],
+    tail: tuple[Any, ...],
 ) -> Batch:
     events = list(map(Event._make, zip(*columns, strict=True)))
     letters = list(map(DeadLetter._make, dead_letters))
     dropped = list(map(Canary._make, canaries))
-    timestamps_ms, started_ms, clock_ms = tail
-    return Batch(*head, events, letters, dropped, timestamps_ms, started_ms, clock_ms)
+    return Batch(*head, events, letters, dropped, *tail)
 
 
 class End(NamedTuple):

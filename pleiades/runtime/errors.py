@@ -18,6 +18,10 @@ EXIT_REFUSED = 3
 """The upstream refused the request (400, 403, 404)."""
 EXIT_HELD = 4
 """Another instance holds the destination."""
+EXIT_INTERRUPTED = 5
+"""A replay was stopped before its end; started again it goes on."""
+EXIT_INCOMPLETE = 6
+"""A replay whose range the upstream no longer has in whole."""
 
 
 class PleiadesError(Exception):
@@ -60,6 +64,12 @@ class DestinationHeld(Fatal):
     """Another instance writes to the same destination."""
 
     exit_status = EXIT_HELD
+
+
+class HistoryMissing(Fatal):
+    """The upstream no longer has all that was asked for."""
+
+    exit_status = EXIT_INCOMPLETE
 
 
 class MetricsUnavailable(Fatal):

@@ -228,6 +228,14 @@ class Metrics:
             "pleiades_before_start_events_dropped",
             "Events older than the start of this relay that a reconnect brought.",
         )
+        self.outside_range_dropped = counter(
+            "pleiades_outside_range_events_dropped",
+            "Events beside the range that is replayed.",
+        )
+        self.existing_skipped = counter(
+            "pleiades_existing_events_skipped",
+            "Events that the destination had before the replay.",
+        )
         self.identities_replaced = counter(
             "pleiades_replaced_identities", "Events without a usable meta.id."
         )

@@ -5,14 +5,15 @@ from __future__ import annotations
 import ipaddress
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from pleiades.core.units import parse_duration, parse_iso_time_ms
-from pleiades.core.wire import MAX_TIMESTAMP_MS
+from pleiades.core.range import Range
+from pleiades.core.wire import MAX_TIMESTAMP_MS, TopicPartition
 
 SYNC_BATCH = "batch"
 SYNC_NONE = "none"
@@ -92,6 +93,30 @@ class KafkaSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class ReplaySettings:
+    """Which piece of history is relayed, and how."""
+
+    range: Range
+    resolved_ms: int
+    """What `now` meant when the range was made out, ms since 1970."""
+    first_ms: Mapping[TopicPartition, int | None]
+    """All topic-partitions of the streams, with the timestamp in the id of the first event at or after
+    the begin, as it was found before; None: there was none, or it was not looked for."""
+    connections: int
+    """At most so many at once to the upstream."""
+    rate: float
+    """Events per second that are read at most; 0: no limit."""
+    limit: int | None
+    """Events after which it ends for now."""
+    allow_gap: bool
+    """Go on where the upstream no longer has all."""
+    skip_existing: bool
+    """Publish only what the topic does not have."""
+    dry_run: bool
+    """Only count."""
+
+
+@dataclass(frozen=True, slots=True)
 class Settings:
     """Everything that `pleiades ingest` is told."""
 
@@ -110,6 +135,8 @@ class Settings:
     log_level: int
     log_format: str
     """`text` or `json`."""
+    replay: ReplaySettings | None = None
+    """None: relay what comes, until stopped."""
 
 
 # ---- from text: each raises ValueError with a sentence that follows the flag's name ----

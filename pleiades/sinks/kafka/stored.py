@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import orjson
 
-from pleiades.core.position import Checkpoint, Position, UnreadableCheckpoint
+from pleiades.core.position import Checkpoint, Position, UnreadableCheckpoint, read_done
 from pleiades.core.span import Mark, Span
 from pleiades.core.wire import MAX_TIMESTAMP_MS, TopicPartition, is_source
 from pleiades.runtime.errors import Fatal
@@ -59,17 +59,18 @@ class Stored(NamedTuple):
                 gained,
                 _listed(sorted((source, marked[source]) for source in others)),
             ]
-        plain = orjson.dumps(
-            {
-                "version": FORMAT_VERSION,
-                "position": _listed(position),
-                "started_ms": checkpoint.started_ms,
-                "clock_ms": checkpoint.clock_ms,
-                "window_since_ms": span.since_ms,
-                "mark": mark,
-                "writer": self.writer,
-            }
-        )
+        stored = {
+            "version": FORMAT_VERSION,
+            "position": _listed(position),
+            "started_ms": checkpoint.started_ms,
+            "clock_ms": checkpoint.clock_ms,
+            "window_since_ms": span.since_ms,
+            "mark": mark,
+            "writer": self.writer,
+        }
+        if checkpoint.done is not None:
+            stored["done"] = checkpoint.done.listed(source for source, _ in position)
+        plain = orjson.dumps(stored)
         if len(plain) <= MAX_METADATA_BYTES:
             return plain.decode()
         packed = _PACKED + base64.b85encode(zlib.compress(plain, 9)).decode()
@@ -106,11 +107,12 @@ def read_metadata(metadata: str) -> Stored:
         writer = stored["writer"]
         if type(writer) is not str or _WRITER.fullmatch(writer) is None:
             raise UnreadableCheckpoint("it does not say who wrote it")
+        done = read_done(stored.get("done"), position)
     except UnreadableCheckpoint:
         raise
     except (ValueError, KeyError, TypeError, IndexError, zlib.error) as error:
         raise UnreadableCheckpoint(f"it can't be read ({type(error).__name__})") from None
-    checkpoint = Checkpoint(position, stored["started_ms"], stored["clock_ms"])
+    checkpoint = Checkpoint(position, stored["started_ms"], stored["clock_ms"], done)
     return Stored(checkpoint, Span(stored["window_since_ms"], mark), writer)
 
 

@@ -1,0 +1,205 @@
+"""Which events a replay is about, and when it has seen all of them.
+
+Laws:
+- An event belongs to a range if its Kafka timestamp is at or after the topic-partition's begin and
+  before its end. In an id stands that timestamp + 1 ms, so the events after an id, and those up to and
+  including it, are told apart at the same number.
+- The n slices of a range cover it without gap or overlap, in each topic-partition.
+- That an event at or after the end came says little: timestamps run backwards by seconds, and a single
+  one may lie an hour ahead. So a topic-partition is at its end when `PAST_EVENTS` events came that lie
+  past the end by as much as timestamps may run backwards, and none from before the end among them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from itertools import accumulate
+from typing import NamedTuple, TypeVar
+
+from pleiades.core.wire import Assignment, Batch, Canary, DeadLetter, Event, TopicPartition
+
+PAST_EVENTS = 5
+"""So many that lie past a range say that it is over."""
+MAX_SLICES = 10_000
+
+
+_Placed = TypeVar("_Placed", DeadLetter, Canary)
+
+
+class EmptyRange(ValueError):
+    """A range that ends where it begins, or before; or too short to be cut."""
+
+
+class Slice(NamedTuple):
+    """Part `number`, from 0, of `parts` parts of a range."""
+
+    number: int
+    parts: int
+
+
+@dataclass(frozen=True, slots=True)
+class Bound:
+    """One side of a range: Kafka timestamps in ms since 1970."""
+
+    default_ms: int
+    """Of every topic-partition that has none of its own."""
+    own_ms: Mapping[TopicPartition, int] = field(default_factory=dict)
+
+    def of(self, source: TopicPartition) -> int:
+        """That of one topic-partition."""
+        return self.own_ms.get(source, self.default_ms)
+
+
+def bound_of(assignments: Iterable[Assignment], first: bool) -> Bound:
+    """The bound that an SSE id stands for.
+
+    A topic-partition that the id does not give a time to, because it had delivered nothing, gets the
+    one by which nothing is left out: as a begin the earliest in the id, as an end the latest.
+
+    Args:
+        first: it is a begin.
+
+    Raises:
+        ValueError: no entry has a time.
+    """
+    own_ms = {source: time for source, time in assignments if time}
+    if not own_ms:
+        raise ValueError("no topic in it has a timestamp")
+    return Bound(min(own_ms.values()) if first else max(own_ms.values()), own_ms)
+
+
+@dataclass(frozen=True, slots=True)
+class Range:
+    """From when to when, in each topic-partition."""
+
+    begin: Bound
+    end: Bound
+
+    def __post_init__(self) -> None:
+        sources = self.sources
+        pairs = [(self.begin.of(source), self.end.of(source)) for source in sources]
+        pairs.append((self.begin.default_ms, self.end.default_ms))
+        if any(begin > end for begin, end in pairs) or all(begin == end for begin, end in pairs):
+            raise EmptyRange("it ends where it begins, or before")
+
+    @property
+    def sources(self) -> set[TopicPartition]:
+        """Those that an id gave a bound of their own."""
+        return {*self.begin.own_ms, *self.end.own_ms}
+
+    def holds(self, source: TopicPartition, timestamp_ms: int) -> bool:
+        """Whether an event belongs to it.
+
+        Args:
+            source: of the event.
+            timestamp_ms: in its id, so that of the event + 1.
+        """
+        return self.begin.of(source) < timestamp_ms <= self.end.of(source)
+
+    def is_empty(self, source: TopicPartition) -> bool:
+        """Whether there is nothing of one topic-partition in it."""
+        return self.begin.of(source) >= self.end.of(source)
+
+    def cut(self, part: Slice) -> Range:
+        """One slice of it.
+
+        Raises:
+            EmptyRange: it has fewer milliseconds than slices.
+        """
+        return Range(self._at(part.number, part.parts), self._at(part.number + 1, part.parts))
+
+    def _at(self, number: int, count: int) -> Bound:
+        def place(begin_ms: int, end_ms: int) -> int:
+            return begin_ms + (end_ms - begin_ms) * number // count
+
+        return Bound(
+            place(self.begin.default_ms, self.end.default_ms),
+            {
+                source: place(self.begin.of(source), self.end.of(source))
+                for source in sorted(self.sources)
+            },
+        )
+
+
+def within(batch: Batch, span: Range, source: TopicPartition) -> tuple[Batch, int]:
+    """A batch of one topic-partition without what lies outside of a range, and how much that was.
+
+    Its timestamps stay: what is not published moves the position all the same.
+    """
+
+    def inside(received: Event | DeadLetter | Canary) -> bool:
+        # By the only entry in its id, also where the event does not say whose it is. Without any id
+        # that can be read (0) it may belong here: one too many is better than one too few.
+        return not received.timestamp_ms or span.holds(source, received.timestamp_ms)
+
+    def placed(others: list[_Placed]) -> list[_Placed]:
+        return [other._replace(place=before[other.place]) for other in others if inside(other)]
+
+    kept = [inside(event) for event in batch.events]
+    # How many of the first n events are kept.
+    before = list(accumulate(kept, initial=0))
+    letters = placed(batch.dead_letters)
+    outside = len(kept) - before[-1] + len(batch.dead_letters) - len(letters)
+    events = [event for event, is_kept in zip(batch.events, kept, strict=True) if is_kept]
+    return batch._replace(
+        events=events, dead_letters=letters, canaries=placed(batch.canaries)
+    ), outside
+
+
+def halves(batch: Batch, events: int) -> tuple[Batch, Batch]:
+    """A batch in two: one that ends behind so many of its events, and the rest of it.
+
+    The first advances the position by what is in it and no further: so what the second holds is sent
+    again if only the first was published.
+    """
+    letters = [letter for letter in batch.dead_letters if letter.place < events]
+    canaries = [canary for canary in batch.canaries if canary.place < events]
+    timestamps_ms: dict[TopicPartition, int] = {}
+    published: list[Event | DeadLetter | Canary] = [*batch.events[:events], *letters, *canaries]
+    for received in published:
+        source = received.source if batch.source is None else batch.source
+        timestamps_ms[source] = max(timestamps_ms.get(source, 0), received.timestamp_ms)
+    head = batch._replace(
+        events=batch.events[:events],
+        dead_letters=letters,
+        canaries=canaries,
+        timestamps_ms=timestamps_ms,
+        finished=False,
+    )
+    tail = batch._replace(
+        events=batch.events[events:],
+        dead_letters=[
+            letter._replace(place=letter.place - events)
+            for letter in batch.dead_letters
+            if letter.place >= events
+        ],
+        canaries=[
+            canary._replace(place=canary.place - events)
+            for canary in batch.canaries
+            if canary.place >= events
+        ],
+    )
+    return head, tail
+
+
+class Ending:
+    """Sees the ids of one topic-partition on one connection, and tells when a range is over.
+
+    Args:
+        end_ms: the end of the range.
+        settle_ms: how far timestamps may run backwards.
+    """
+
+    def __init__(self, end_ms: int, settle_ms: int) -> None:
+        self._end_ms = end_ms
+        self._past_ms = end_ms + settle_ms
+        self._past = 0
+
+    def observe(self, timestamp_ms: int) -> bool:
+        """Take note of the next id's timestamp; True if nothing of the range is to come."""
+        if timestamp_ms <= self._end_ms:
+            self._past = 0
+        elif timestamp_ms > self._past_ms:
+            self._past += 1
+        return self._past >= PAST_EVENTS
