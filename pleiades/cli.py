@@ -8,12 +8,17 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
-from types import FrameType
 from typing import NamedTuple
 
 from pleiades import __version__
 from pleiades.runtime import logs
-from pleiades.runtime.errors import EXIT_STOPPED, EXIT_USAGE, Fatal, UsageError
+from pleiades.runtime.errors import (
+    EXIT_INTERRUPTED,
+    EXIT_STOPPED,
+    EXIT_USAGE,
+    Fatal,
+    UsageError,
+)
 
 log = logging.getLogger(__name__)
 
@@ -33,6 +38,13 @@ def ingest(arguments: Sequence[str]) -> int:
     from pleiades.pipeline import ingest as relay
 
     return relay(settings)
+
+
+def replay(arguments: Sequence[str]) -> int:
+    """Relay a range of history, to its end."""
+    from pleiades.replay.command import run
+
+    return run(arguments, COMMANDS["replay"].meaning)
 
 
 def check(arguments: Sequence[str]) -> int:
@@ -75,10 +87,15 @@ class Command(NamedTuple):
 
     run: Callable[[Sequence[str]], int]
     meaning: str
+    stopped: int = EXIT_STOPPED
+    """The exit status after a signal that comes before there is anything to stop."""
 
 
 COMMANDS = {
     "ingest": Command(ingest, "Relay EventStreams into files or Kafka, every event exactly once."),
+    "replay": Command(
+        replay, "Relay a range of history to its end; run again, it goes on.", EXIT_INTERRUPTED
+    ),
     "check": Command(check, "Try what ingest would use with the same flags; writes nothing."),
     "demo": Command(demo, "Relay from a local upstream into ./events: no internet, no Kafka."),
     "simulate": Command(simulate, "Serve a local upstream that speaks the EventStreams protocol."),
@@ -105,16 +122,14 @@ def _command(name: str) -> Command:
         ) from None
 
 
-def _leave(_number: int, _frame: FrameType | None) -> None:
-    # Nothing has begun yet. As PID 1, and only there, a signal without a handler has no effect.
-    os._exit(EXIT_STOPPED)
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command in `argv`; returns the exit status (see `runtime.errors`)."""
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, _leave)
     arguments = list(sys.argv[1:] if argv is None else argv)
+    known = COMMANDS.get(arguments[0]) if arguments else None
+    # Nothing has begun yet. As PID 1, and only there, a signal without a handler has no effect.
+    stopped = EXIT_STOPPED if known is None else known.stopped
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda _number, _frame: os._exit(stopped))
     try:
         if not arguments:
             raise UsageError(f"a command is missing; there are {', '.join(COMMANDS)}")

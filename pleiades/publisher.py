@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import logging
+import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pleiades.core.admission import Admission
-from pleiades.core.position import Checkpoint
+from pleiades.core.decoding import TOO_LARGE
+from pleiades.core.position import Checkpoint, Done
+from pleiades.core.range import halves
 from pleiades.core.window import Window
 from pleiades.core.wire import Batch, DeadLetter, End, Event, compose_id
 from pleiades.runtime import faultpoints
@@ -79,7 +82,8 @@ class Publisher:
         self._resume = resume
         self._parsers = parsers
         self._policy = CommitPolicy()
-        self._published_total = metrics.file_events
+        self._replay = settings.replay
+        self._published_total = None if settings.files is None else metrics.file_events
         if settings.kafka is not None:
             self._policy = CommitPolicy(
                 settings.kafka.commit_interval_seconds, MAX_MESSAGES_IN_FLIGHT
@@ -91,14 +95,17 @@ class Publisher:
         self._window_warnings = Seldom(WARNING_SECONDS)
         self._dead_letter_warnings = Seldom(WARNING_SECONDS)
         self._sequence = 0
+        self._known = sink.is_published if settings.replay is None else self._is_published
+        self._existing = 0
+        """Of the batch that is being admitted, what only the destination knew."""
         self._in_flight: InFlight | None = None
         self._checkpoint = Checkpoint({}, 0, 0)
 
     def run(self) -> None:
-        """Publish until the end marker comes; then commit and close."""
+        """Publish until the end marker comes, or a limit is reached; then commit and close."""
         self._open()
         try:
-            while True:
+            while self._left():
                 self._life.beat()
                 channel = self._parsers[self._sequence % len(self._parsers)]
                 batch = channel.get(self._wait())
@@ -122,25 +129,26 @@ class Publisher:
             since_ms = self._settings.since_ms
             if stored is None or (since_ms is not None and not any(stored.position.values())):
                 # Also where an earlier run stored its start and got nothing: --since still counts.
-                self._checkpoint = self._start(since_ms)
+                self._checkpoint = self._marked(self._start(since_ms))
                 # A crash before the first event must not bring back an ignored position.
                 self._sink.commit(self._checkpoint)
             else:
-                self._checkpoint = stored
+                self._checkpoint = self._marked(stored)
                 log.info(
-                    "resuming from the stored position %s, started at %d ms%s",
+                    "resuming from the stored position %s%s",
                     self._position(),
-                    stored.started_ms,
-                    ""
-                    if since_ms is None
-                    else "; --since is for a start without one, or with --resume=false",
+                    self._about_start(stored),
                 )
-            self._life.position = self._position()
+            self._show_position()
         self._resume.put(self._checkpoint, self._life.beat)
         self._life.ready = True
         self._life.beat()
 
     def _start(self, since_ms: int | None) -> Checkpoint:
+        if self._replay is not None:
+            # Also of topics that bring nothing: it must be known of each whether it is finished.
+            position = dict.fromkeys(self._replay.first_ms, 0)
+            return Checkpoint(position, 0, self._replay.resolved_ms, Done())
         if since_ms is not None:
             log.info("no stored position is used: starting at --since")
             return Checkpoint({}, since_ms, 0)
@@ -149,6 +157,35 @@ class Publisher:
         # connection, is then not skipped by the first reconnect either.
         overlap_ms = int(self._settings.upstream.overlap_seconds * 1000)
         return Checkpoint({}, time.time_ns() // 1_000_000 - overlap_ms, 0)
+
+    def _about_start(self, stored: Checkpoint) -> str:
+        if stored.done is not None:
+            return f", {stored.done.total} events are published"
+        if self._settings.since_ms is None:
+            return f", started at {stored.started_ms} ms"
+        return (
+            f", started at {stored.started_ms} ms; --since is for a start without one, or with "
+            "--resume=false"
+        )
+
+    def _marked(self, checkpoint: Checkpoint) -> Checkpoint:
+        """With what is known before the first event comes."""
+        done = checkpoint.done
+        if self._replay is None or not self._replay.incomplete or done is None:
+            return checkpoint
+        return replace(checkpoint, done=replace(done, incomplete=True))
+
+    def _show_position(self) -> None:
+        self._life.position = self._position()
+        self._life.details = None if self._replay is None else self._checkpoint
+
+    def _left(self) -> int:
+        """How many events may still be published."""
+        until, done = (
+            None if self._replay is None else self._replay.until_total,
+            self._checkpoint.done,
+        )
+        return sys.maxsize if until is None or done is None else max(until - done.total, 0)
 
     def _position(self) -> str:
         """As an SSE id: what a client would send to go on from here."""
@@ -164,18 +201,34 @@ class Publisher:
         if batch.sequence != self._sequence:
             raise AssertionError(f"batch {batch.sequence} came where {self._sequence} was due")
         self._sequence += 1
-        admitted = self._admission.admit(batch, self._checkpoint, self._sink.is_published)
-        if admitted.repeated:
-            self._metrics.duplicates_dropped.inc(admitted.repeated)
+        left = self._left()
+        while left and len(batch.events) > left:
+            # Perhaps not all of the first half was new.
+            first, batch = halves(batch, left)
+            self._admit(first)
+            left = self._left()
+        if left:
+            self._admit(batch)
+
+    def _admit(self, batch: Batch) -> None:
+        admitted = self._admission.admit(batch, self._checkpoint, self._known)
+        repeated = admitted.repeated
+        if self._replay is not None:
+            # The window holds what this replay has published. What else is there was before it.
+            self._metrics.existing_skipped.inc(self._existing)
+            repeated -= self._existing
+            self._existing = 0
+        if repeated:
+            self._metrics.duplicates_dropped.inc(repeated)
         if admitted.before_start:
             self._metrics.before_start_dropped.inc(admitted.before_start)
         advanced = self._checkpoint.advanced(
             admitted.timestamps_ms, batch.started_ms, batch.clock_ms
         )
-        moved = (advanced.position, advanced.started_ms) != (
-            self._checkpoint.position,
-            self._checkpoint.started_ms,
-        )
+        if advanced.done is not None:
+            advanced = replace(advanced, done=advanced.done.after(batch, len(admitted.events)))
+        # The clock alone is no reason to store it.
+        moved = replace(advanced, clock_ms=0) != replace(self._checkpoint, clock_ms=0)
         self._checkpoint = advanced
         if not (admitted.events or admitted.dead_letters or moved):
             return
@@ -187,6 +240,11 @@ class Publisher:
         self._in_flight.size_bytes += sum(len(letter.data) for letter in admitted.dead_letters)
         self._in_flight.events += admitted.events
         self._in_flight.dead_letters += len(admitted.dead_letters)
+
+    def _is_published(self, event: Event | DeadLetter) -> bool:
+        is_known = self._sink.is_published(event)
+        self._existing += is_known
+        return is_known
 
     def _commit_if_due(self) -> None:
         flying = self._in_flight
@@ -207,12 +265,22 @@ class Publisher:
             published = len(flying.events) - (len(dead_letters) - flying.dead_letters)
             self._life.committed_total += 1
             self._life.published_total += published
-            self._life.position = self._position()
+            self._take_back(dead_letters)
+            self._show_position()
         self._in_flight = None
         self._window.advance(self._checkpoint.position, self._checkpoint.clock_ms)
-        self._published_total.inc(published)
+        if self._published_total is not None:
+            self._published_total.inc(published)
         self._report_dead_letters(dead_letters)
         self._report(flying)
+
+    def _take_back(self, dead_letters: list[DeadLetter]) -> None:
+        """Not count as published what the destination then refused."""
+        done = self._checkpoint.done
+        for letter in dead_letters:
+            if done is not None and letter.reason == TOO_LARGE:
+                done = done.less(letter.source)
+        self._checkpoint = replace(self._checkpoint, done=done)
 
     def _report_dead_letters(self, letters: list[DeadLetter]) -> None:
         for letter in letters:
@@ -229,19 +297,25 @@ class Publisher:
         metrics = self._metrics
         now = time.time()
         dated = [event.dt_ms for event in flying.events if event.dt_ms]
-        for dt_ms in dated[:: max(len(dated) // LAG_SAMPLES, 1)]:
-            metrics.lag_seconds.observe(max(now - dt_ms / 1000, 0.0))
         if dated:
             metrics.last_event.set(dated[-1] / 1000)
-            self._life.lag_seconds = max(now - dated[-1] / 1000, 0.0)
         for (topic, partition), timestamp_ms in self._checkpoint.position.items():
             if timestamp_ms:
                 metrics.position.labels(topic, str(partition)).set(timestamp_ms / 1000)
         reached_ms = max(self._checkpoint.position.values(), default=0)
-        if self._settings.kafka is not None and reached_ms:
-            metrics.kafka_lag_ms.set(max(now * 1000 - reached_ms, 0.0))
+        if self._replay is None:
+            # How old history is says nothing of how fast it is relayed.
+            self._report_lag(dated, now, reached_ms)
         metrics.window_identities.set(len(self._window))
         self._warn_of_forgotten(self._window.take_forgotten())
+
+    def _report_lag(self, dated: list[int], now: float, reached_ms: int) -> None:
+        for dt_ms in dated[:: max(len(dated) // LAG_SAMPLES, 1)]:
+            self._metrics.lag_seconds.observe(max(now - dt_ms / 1000, 0.0))
+        if dated:
+            self._life.lag_seconds = max(now - dated[-1] / 1000, 0.0)
+        if self._settings.kafka is not None and reached_ms:
+            self._metrics.kafka_lag_ms.set(max(now * 1000 - reached_ms, 0.0))
 
     def _warn_of_forgotten(self, forgotten: int) -> None:
         if not forgotten:

@@ -13,9 +13,9 @@ from itertools import count
 
 from tenacity import RetryCallState, Retrying, retry_if_exception_type
 
-from pleiades.core.backoff import Backoff
 from pleiades.core.framing import Framer, ids_in, retry_in
-from pleiades.core.position import Checkpoint, Course, Position
+from pleiades.core.pauses import Pauses
+from pleiades.core.position import Checkpoint, Course
 from pleiades.core.wire import Assignment, End, Frames, MalformedId, TopicPartition, parse_id
 from pleiades.runtime.channel import POLL_SECONDS, Channel
 from pleiades.runtime.child import Life
@@ -26,15 +26,8 @@ from pleiades.upstream import CONNECT_TIMEOUT_SECONDS, Connection, Upstream
 
 log = logging.getLogger(__name__)
 
-CONNECT_BACKOFF = Backoff(first_seconds=0.5, max_seconds=60.0)
-MIN_CONNECTION_SECONDS = 5.0
-"""A connection that ends sooner and brought nothing new counts as failed."""
-SHORT_BACKOFF = Backoff(first_seconds=0.05, max_seconds=1.0)
-"""Between connections that were short, one after the other, but did bring something new."""
 MAX_CLOCK_DIFFERENCE_MS = 3_600_000
 """An upstream whose clock is further from ours has none: a proxy or a device after a reset."""
-MAX_RETRY_FIELD_MS = 60_000
-"""The longest pause that a `retry:` field of the stream can ask for."""
 
 
 class Reader:
@@ -58,13 +51,8 @@ class Reader:
         self._sequence = count()
         self._connection = 0
         self._idle = False
-        self._short = 0
         self._last_event_id = b""
-        self._delivered = 0
-        """Events that came on this connection, repeated ones too."""
-        self._most_delivered = 0
-        """The most that any one brought since the position last moved."""
-        self._retry_ms = 0
+        self._pauses = Pauses()
         self._clock_ms = 0
         self._course = Course(0, int(settings.upstream.overlap_seconds * 1000))
 
@@ -75,7 +63,8 @@ class Reader:
             self._start()
             while True:
                 self._retrying()(self._one_connection)
-                pause_seconds = max(self._retry_ms / 1000, self._pause_after_short())
+                # Jitter spreads out instances that failed together; it guards no secret.
+                pause_seconds = self._pauses.after_end(random.random())  # noqa: S311
                 if pause_seconds:
                     self._life.pause(pause_seconds)
         except Stopped:
@@ -111,10 +100,8 @@ class Reader:
 
     def _wait_seconds(self, state: RetryCallState) -> float:
         error = state.outcome.exception() if state.outcome else None
-        # Jitter spreads out instances that failed together; it guards no secret.
-        pause = CONNECT_BACKOFF.pause_seconds(state.attempt_number, random.random())  # noqa: S311
         asked = error.retry_after_seconds if isinstance(error, Transient) else None
-        return max(pause, asked or 0.0, self._retry_ms / 1000)
+        return self._pauses.after_failure(state.attempt_number, random.random(), asked)  # noqa: S311  # as above
 
     def _announce_retry(self, state: RetryCallState) -> None:
         error = state.outcome.exception() if state.outcome else None
@@ -128,9 +115,7 @@ class Reader:
         Raises:
             Transient: it could not be opened, or ended soon and brought nothing new: back off.
         """
-        begun = time.monotonic()
-        before = dict(self._course.position), self._last_event_id
-        self._delivered = 0
+        self._pauses.opened(self._course.position, self._last_event_id, time.monotonic())
         started = self._now_ms()
         asked = self._course.last_event_id(started)
         self._life.beat()
@@ -158,30 +143,15 @@ class Reader:
             self._metrics.connected.set(0)
         self._metrics.reconnects.labels(reason).inc()
         self._idle = reason == "idle"
-        useful = self._brought_something_new(*before)
-        short = time.monotonic() - begun < MIN_CONNECTION_SECONDS
-        self._short = self._short + 1 if short and not self._idle else 0
+        useful = self._pauses.ended(
+            self._course.position, self._last_event_id, time.monotonic(), self._idle
+        )
         if self._idle:
             log.debug("silent for %.0f s: reconnecting", self._settings.idle_timeout_seconds)
-        elif short and not useful:
+        elif not useful:
             raise Transient(f"the connection ended ({reason}) without anything new", "empty")
         else:
             log.info("the connection ended (%s): reconnecting", reason)
-
-    def _brought_something_new(self, position: Position, last_event_id: bytes) -> bool:
-        """Whether a connection, now over, was of use; if not, an upstream that closes at once would be
-        asked again without a pause.
-
-        What is repeated after a reconnect is nothing new, and ends with the id that the last connection
-        ended with. The position alone does not tell: after an event that is dated ahead, what comes is
-        new and does not move it. Nor does the id, where many events have one millisecond.
-        """
-        moved = self._course.position != position
-        more = self._delivered > self._most_delivered
-        self._most_delivered = (
-            self._delivered if moved else max(self._delivered, self._most_delivered)
-        )
-        return moved or more or (self._delivered > 0 and self._last_event_id != last_event_id)
 
     def _start_lay_ahead(self, server_ms: int | None, now_ms: int) -> bool:
         """Whether the start was in the upstream's future, and is now set back: ask again.
@@ -203,13 +173,6 @@ class Reader:
             return False
         self._course.started_ms = max(server_ms - self._course.overlap_ms, 0)
         return True
-
-    def _pause_after_short(self) -> float:
-        # A cut reconnects at once. An upstream that ends one connection after the other does so
-        # for a reason, and is not helped by being asked a thousand times a second.
-        if self._short < 2:  # noqa: PLR2004  # more than one in a row
-            return 0.0
-        return SHORT_BACKOFF.pause_seconds(self._short - 1, random.random())  # noqa: S311  # as above
 
     def _read(self, connection: Connection) -> str:
         """Read to the connection's end; returns why it ended."""
@@ -237,11 +200,8 @@ class Reader:
                 self._take(blob, first_seen)
 
     def _take(self, blob: bytes, first_seen: set[TopicPartition]) -> None:
-        retry_ms = retry_in(blob)
-        if retry_ms is not None:
-            self._retry_ms = min(retry_ms, MAX_RETRY_FIELD_MS)
         ids = ids_in(blob)
-        self._delivered += len(ids)
+        self._pauses.delivered(len(ids), retry_in(blob))
         before = self._last_event_id
         for sse_id in ids:
             try:

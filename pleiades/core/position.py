@@ -70,6 +70,18 @@ class Done:
             self.incomplete or batch.gap,
         )
 
+    @property
+    def total(self) -> int:
+        """Events published, of all topic-partitions."""
+        return sum(self.published.values())
+
+    def less(self, source: TopicPartition) -> Done:
+        """After an event of this topic-partition could not be published as such after all."""
+        if source not in self.published:
+            return self
+        counts = {**self.published, source: self.published[source] - 1}
+        return Done(counts, self.finished, self.incomplete)
+
     def listed(self, position: Iterable[TopicPartition]) -> list[Any]:
         """To be stored beside a position of these topic-partitions, in this order."""
         return [

@@ -101,6 +101,7 @@ def _add_upstream(flags: Flags) -> None:
         unit="duration",
     )
     flags.add(
+        "--idleTimeout",
         "--upstream.idleTimeout",
         default="60s",
         reads=read.duration(0.1),
@@ -167,14 +168,17 @@ def _add_operation(flags: Flags) -> None:
     )
 
 
-def settings_from(parsed: argparse.Namespace) -> Settings:
+def settings_from(parsed: argparse.Namespace, publishes: bool = True) -> Settings:
     """The settings behind parsed flags.
+
+    Args:
+        publishes: exactly one publisher must be enabled; else none is taken.
 
     Raises:
         UsageError: the flags contradict each other, or a property for Kafka is refused.
     """
     flag = vars(parsed)
-    if flag["file.enable"] == flag["kafka.enable"]:
+    if publishes and flag["file.enable"] == flag["kafka.enable"]:
         raise UsageError(
             "both publishers are enabled: take away --file.enable or --kafka.enable"
             if flag["file.enable"]
@@ -191,9 +195,9 @@ def settings_from(parsed: argparse.Namespace) -> Settings:
             keep_canaries=flag["upstream.keepCanaries"],
         ),
         files=FilesSettings(flag["file.publishDir"], flag["file.sync"], position_name)
-        if flag["file.enable"]
+        if publishes and flag["file.enable"]
         else None,
-        kafka=kafka_settings(flag, position_name) if flag["kafka.enable"] else None,
+        kafka=kafka_settings(flag, position_name) if publishes and flag["kafka.enable"] else None,
         resume=flag["resume"],
         since_ms=flag["since"],
         parsers=flag["parsers"],

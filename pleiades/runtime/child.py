@@ -56,6 +56,8 @@ class Beat(NamedTuple):
     lag_seconds: float
     position: str
     """publisher: what is committed, as an SSE id; empty before it knows."""
+    details: object = None
+    """publisher of a replay: what is committed, for the progress and the report."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +81,7 @@ class Life:
         self.published_total = 0
         self.lag_seconds = 0.0
         self.position = ""
+        self.details: object = None
         self._beats = beats
         self._interruptible = False
         self._last = 0.0
@@ -94,6 +97,7 @@ class Life:
             self.published_total,
             self.lag_seconds,
             self.position,
+            self.details,
         )
         urgent = self._shown is None or (beat[:2] != self._shown[:2])
         if not urgent and now - self._last < BEAT_SECONDS:

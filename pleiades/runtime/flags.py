@@ -209,6 +209,8 @@ class Flags:
 
         self._group.add_argument(
             *names,
+            # The last name is the flag's, the others are short for it.
+            dest=names[-1].removeprefix("--"),
             action=Lines if repeated else Value,
             default=default,
             type=typed,
@@ -259,11 +261,15 @@ def parser_for(command: str, description: str) -> argparse.ArgumentParser:
     return parser
 
 
+_TIMES = ("--since", "--from", "--to")
+"""Flags whose value may begin with a dash."""
+
+
 def joined_negatives(arguments: Sequence[str]) -> list[str]:
     """`--since -2h` as `--since=-2h`: argparse takes a value with a dash for another flag."""
     joined: list[str] = []
     for argument in arguments:
-        if joined and joined[-1] == "--since" and re.match(r"-\d", argument):
+        if joined and joined[-1] in _TIMES and re.match(r"-\d", argument):
             joined[-1] += "=" + argument
         else:
             joined.append(argument)

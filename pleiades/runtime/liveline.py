@@ -23,7 +23,7 @@ class LiveLine:
         self._published = 0
         self._rate = 0.0
 
-    def show(self, published: int, lag_seconds: float, restarts: int) -> None:
+    def show(self, published: int, lag_seconds: float, restarts: int, details: object) -> None:
         """Draw it, at most twice a second."""
         now = time.monotonic()
         if not self._shown or now - self._at < INTERVAL_SECONDS:
@@ -40,7 +40,7 @@ class LiveLine:
             no_wrap=True,
         )
 
-    def close(self) -> None:
+    def close(self, published: int, restarts: int, details: object) -> None:
         """Remove it."""
         if self._shown:
             self._clear()

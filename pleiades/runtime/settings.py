@@ -11,8 +11,8 @@ from datetime import datetime
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from pleiades.core.units import parse_duration, parse_iso_time_ms
 from pleiades.core.range import Range
+from pleiades.core.units import parse_duration, parse_iso_time_ms
 from pleiades.core.wire import MAX_TIMESTAMP_MS, TopicPartition
 
 SYNC_BATCH = "batch"
@@ -106,10 +106,12 @@ class ReplaySettings:
     """At most so many at once to the upstream."""
     rate: float
     """Events per second that are read at most; 0: no limit."""
-    limit: int | None
-    """Events after which it ends for now."""
+    until_total: int | None
+    """It ends for now when so many events are published in all its runs together."""
     allow_gap: bool
     """Go on where the upstream no longer has all."""
+    incomplete: bool
+    """It is known already that the upstream no longer has all."""
     skip_existing: bool
     """Publish only what the topic does not have."""
     dry_run: bool
@@ -290,8 +292,8 @@ def key_field(text: str) -> tuple[str, ...]:
     return path
 
 
-def since(text: str, now: datetime) -> int | None:
-    """Reads a start: `now`, an ISO 8601 time (UTC where it names no zone), `-2h`, or ms since 1970.
+def moment(text: str, now: datetime) -> int | None:
+    """Reads `now`, an ISO 8601 time (UTC where it names no zone), `-2h`, or ms since 1970.
 
     Returns ms since 1970; None for now.
     """
@@ -311,8 +313,14 @@ def since(text: str, now: datetime) -> int | None:
             ) from None
     if not 0 <= milliseconds <= MAX_TIMESTAMP_MS:
         raise ValueError(f"{text!r} lies before 1970 or after 9999")
-    if milliseconds > now.timestamp() * 1000:
+    return milliseconds
+
+
+def since(text: str, now: datetime) -> int | None:
+    """Reads a start, as `moment`; one in the future is refused."""
+    milliseconds = moment(text, now)
+    if milliseconds is not None and milliseconds > now.timestamp() * 1000:
         raise ValueError(
-            f"{text!r} lies in the future: the upstream would skip what comes until then"
+            f"{text.strip()!r} lies in the future: the upstream would skip what comes until then"
         )
     return milliseconds

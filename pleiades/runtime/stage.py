@@ -23,6 +23,8 @@ class StageSpec:
     arguments: tuple[object, ...]
     stoppable: bool = False
     """SIGTERM asks this one to stop; the others then follow by the end marker."""
+    concludes: bool = False
+    """When this one ends well, the work is done. Without such a stage there is no end but a stop."""
 
 
 class Running:

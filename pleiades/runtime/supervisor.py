@@ -20,11 +20,12 @@ from collections.abc import Callable
 from multiprocessing import connection
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnContext
+from typing import Protocol
 
 from setproctitle import setproctitle
 
 from pleiades.core.restart import Ended, GiveUp, RestartPolicy
-from pleiades.runtime.child import EXIT_WAITING, STOP_SIGNALS
+from pleiades.runtime.child import EXIT_WAITING, STOP_SIGNALS, Beat
 from pleiades.runtime.errors import EXIT_FAILED, EXIT_STOPPED
 from pleiades.runtime.health import HealthServer
 from pleiades.runtime.liveline import LiveLine
@@ -43,12 +44,23 @@ Stages = Callable[[SpawnContext, bool], list[StageSpec]]
 """Makes new channels and stages; the flag: there is a position of this run to resume from."""
 
 
+class Display(Protocol):
+    """What a person sees meanwhile."""
+
+    def show(self, published: int, lag_seconds: float, restarts: int, details: object) -> None:
+        """Called about twice a second; `details` as in `Beat`."""
+
+    def close(self, published: int, restarts: int, details: object) -> None:
+        """Called at the end, when all processes have ended and their metrics can still be read."""
+
+
 class Supervisor:
     """Runs generations of the pipeline until a stop is requested or nothing helps any more."""
 
-    def __init__(self, settings: Settings, stages: Stages) -> None:
+    def __init__(self, settings: Settings, stages: Stages, display: Display | None = None) -> None:
         self._settings = settings
         self._stages = stages
+        self._display = display or LiveLine(settings.log_level)
         self._context = multiprocessing.get_context("spawn")
         self._policy = RestartPolicy()
         self._children: list[Running] = []
@@ -59,6 +71,8 @@ class Supervisor:
         self._fatal_status = EXIT_FAILED
         self._position = ""
         """The last that is known to be durable, as an SSE id; empty before there is one of this run."""
+        self._details: object = None
+        """The last that a stage told of its work."""
         self._wake, self._waker = socket.socketpair()
 
     def run(self) -> int:
@@ -79,8 +93,7 @@ class Supervisor:
             log.info(
                 "metrics on http://%s:%d/metrics", f"[{host}]" if ":" in host else host, server.port
             )
-            self._live = LiveLine(settings.log_level)
-            stack.callback(self._live.close)
+            stack.callback(self._close_display)
             stack.callback(self._end_children)
             status = self._generations()
         if self._position:
@@ -89,6 +102,9 @@ class Supervisor:
             "stopped: %d events published, %d restarts", self._published_before, self._restarts
         )
         return status
+
+    def _close_display(self) -> None:
+        self._display.close(self._published(), self._restarts, self._details)
 
     def _watch_signals(self) -> Callable[[], object]:
         """Have signals wake the loop; returns what ends that."""
@@ -147,10 +163,10 @@ class Supervisor:
         while first is None:
             self._wait()
             first = self._first_to_end()
-            if first is None and self._stops and self._stop_is_over():
+            if self._is_concluded() or (first is None and self._stops and self._stop_is_over()):
                 self._end_children()
                 return None
-            self._live.show(self._published(), self._lag(), self._restarts)
+            self._display.show(self._published(), self._lag(), self._restarts, self._details)
         return self._conclude(first, time.monotonic() - started)
 
     def _wait(self, seconds: float = TICK_SECONDS) -> None:
@@ -163,11 +179,15 @@ class Supervisor:
         connection.wait(waiting, seconds)
         for running in self._children:
             running.listen()
-            if running.beat is not None and running.beat.position:
-                self._position = running.beat.position
+            self._learn(running.beat)
         self._take_signals()
         if os.getpid() == 1:
             self._reap()
+
+    def _learn(self, beat: Beat | None) -> None:
+        if beat is not None:
+            self._position = beat.position or self._position
+            self._details = beat.details or self._details
 
     def _take_signals(self) -> None:
         try:
@@ -201,9 +221,13 @@ class Supervisor:
         return False
 
     def _first_to_end(self) -> Running | None:
-        """The child that ended or hangs, if any. While stopping, a clean end is no news."""
+        """The child that ended or hangs, if any.
+
+        A clean end is no news while stopping, nor where there is an end to the work.
+        """
+        ending = self._stops or any(running.spec.concludes for running in self._children)
         for running in self._children:
-            if running.exit_status is not None and not (self._stops and running.exit_status == 0):
+            if running.exit_status is not None and not (ending and running.exit_status == 0):
                 return running
         if all(running.exit_status == 0 for running in self._children):
             return self._children[0]
@@ -221,6 +245,11 @@ class Supervisor:
                 )
                 return running
         return None
+
+    def _is_concluded(self) -> bool:
+        return any(
+            running.spec.concludes and running.exit_status == 0 for running in self._children
+        )
 
     def _conclude(self, first: Running, lived_seconds: float) -> Ended | None:
         # After a clean end that nobody asked for, an end marker may still run through the
@@ -250,7 +279,7 @@ class Supervisor:
         for running in self._children:
             if running.beat is not None:
                 committed += running.beat.committed_total
-                self._position = running.beat.position or self._position
+            self._learn(running.beat)
         # After the kill, for until then they commit.
         self._published_before = self._published()
         children, self._children = self._children, []

@@ -50,6 +50,7 @@ OWN_FOLDER = ".pleiades"
 LOCK = "lock"
 STAGING = "staging"
 DEAD_LETTERS = "dead-letters"
+REPLAYS = "replays"
 RETRY_BACKOFF = Backoff(first_seconds=0.1, max_seconds=5.0)
 LOCK_WAIT_SECONDS = 4.0
 """How long a start waits for the lock: children of a SIGKILLed parent leave within two seconds."""
@@ -87,6 +88,8 @@ class FilesSink:
         publish_dir: created if missing.
         sync: `SYNC_BATCH` or `SYNC_NONE`.
         position_name: what the position is stored under: different ones never mix.
+        replays: it is a replay, which has a folder of its own beside a running ingest's. Where it is
+            without a position it begins anew, for the names tell what is there.
         window_ms: how far a position found by the names on disk goes back behind them.
         around: see `Surroundings`.
         reached: an earlier process of this program had opened it: then it is not made, but waited for.
@@ -100,11 +103,13 @@ class FilesSink:
         window_ms: int,
         around: Surroundings,
         reached: bool = False,
+        replays: bool = False,
     ) -> None:
         self._publish_dir = publish_dir.absolute()
-        own = self._publish_dir / OWN_FOLDER
+        own = own_folder(publish_dir, position_name, replays)
         self._staging = own / STAGING
-        self._dead_letters = own / DEAD_LETTERS
+        self._dead_letters = self._publish_dir / OWN_FOLDER / DEAD_LETTERS
+        self._replays = replays
         self._synced = sync == SYNC_BATCH
         self._window_ms = window_ms
         self._around = around
@@ -125,7 +130,7 @@ class FilesSink:
         checkpoint, damaged = self._until_done(
             "read the checkpoint in", self._checkpoints.read, _FATAL_AT_START
         )
-        if damaged:
+        if damaged and not self._replays:
             checkpoint = self._until_done("look for the newest events in", self._recover)
         return Opened(checkpoint)
 
@@ -278,6 +283,12 @@ class FilesSink:
             self._prepare()
         except OSError as error:
             log.debug("can't prepare %s: %s", self._publish_dir, error)
+
+
+def own_folder(publish_dir: Path, position_name: str, replays: bool) -> Path:
+    """Where a sink keeps its lock and its position; see `FilesSink`."""
+    own = publish_dir.absolute() / OWN_FOLDER
+    return own / REPLAYS / position_name if replays else own
 
 
 def refuse_if_held(publish_dir: Path) -> None:

@@ -3,14 +3,30 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
+from typing import TypeAlias
 
 import orjson
 
 from pleiades.simulator.journal import JournalEntry
 from tests.harness.broker import Record, topic_records
+
+Part: TypeAlias = Callable[[JournalEntry], bool]
+"""Which events belong together."""
+
+
+def dated(begin_ms: int, end_ms: int) -> Part:
+    """Those of a range by their Kafka timestamps: the begin is in it, the end is not."""
+    return lambda entry: begin_ms <= entry.timestamp < end_ms
+
+
+def after_first(journal: list[JournalEntry], since_ms: int) -> Part:
+    """Of each topic all from the first one on that is dated at or after a time, as upstream sends it."""
+    wanted = {entry.identity for entry in _begun(journal, since_ms, ())}
+    return lambda entry: entry.identity in wanted
 
 
 @dataclass(frozen=True)
@@ -20,7 +36,7 @@ class Verdict:
     lost: list[str]
     doubled: list[str]
     foreign: list[str]
-    """Published, but never sent by the upstream."""
+    """Published, but never sent by the upstream, or not asked for."""
     disordered: list[str]
     """Published before one that precedes it in its topic."""
     broken: list[str]
@@ -68,6 +84,23 @@ def judge(
             that is dated at or after it, or from the first published one if that is earlier.
         finished: everything must be there; otherwise up to the last published one of each topic.
     """
+    seen, appeared, broken = _files(folder)
+    expected = _expected(journal, since_ms, finished, seen)
+    return _verdict(journal, [expected], seen, {0: appeared}, broken)
+
+
+def judge_parts(folder: Path, journal: list[JournalEntry], *parts: Part) -> Verdict:
+    """The same where it is known which events there must be, and nothing else.
+
+    Args:
+        parts: the order is expected in each for itself.
+    """
+    seen, appeared, broken = _files(folder)
+    return _parted(journal, parts, seen, {0: appeared}, broken)
+
+
+def _files(folder: Path) -> tuple[Counter[str], dict[str, int], list[str]]:
+    """How often each event is there, when it appeared, and what is broken."""
     appeared: dict[str, int] = {}
     seen: Counter[str] = Counter()
     broken = []
@@ -85,8 +118,7 @@ def judge(
             broken.append(path.name)
         seen[identity] += 1
         appeared[identity] = path.stat().st_ctime_ns
-    expected = _expected(journal, since_ms, finished, seen)
-    return _verdict(journal, expected, seen, {0: appeared}, broken)
+    return seen, appeared, broken
 
 
 # ---- a topic ----
@@ -106,6 +138,23 @@ def judge_topic(
         topic: the topic of the relay.
         journal, since_ms, finished: see `judge`.
     """
+    seen, offsets, broken = _records(bootstrap, topic, journal)
+    expected = _expected(journal, since_ms, finished, seen)
+    return _verdict(journal, [expected], seen, offsets, broken)
+
+
+def judge_topic_parts(
+    bootstrap: str, topic: str, journal: list[JournalEntry], *parts: Part
+) -> Verdict:
+    """The same where it is known which events there must be, and nothing else; see `judge_parts`."""
+    seen, offsets, broken = _records(bootstrap, topic, journal)
+    return _parted(journal, parts, seen, offsets, broken)
+
+
+def _records(
+    bootstrap: str, topic: str, journal: list[JournalEntry]
+) -> tuple[Counter[str], dict[int, dict[str, int]], list[str]]:
+    """How often each event is there, where in its partition, and what is broken."""
     records = topic_records(bootstrap, topic)
     entries = {entry.identity: entry for entry in journal}
     offsets: dict[int, dict[str, int]] = defaultdict(dict)
@@ -119,8 +168,7 @@ def judge_topic(
         offsets[record.partition].setdefault(identity, record.offset)
         if partition_of.setdefault(record.key, record.partition) != record.partition or not as_sent:
             broken.append(identity)
-    expected = _expected(journal, since_ms, finished, seen)
-    return _verdict(journal, expected, seen, offsets, broken)
+    return seen, offsets, broken
 
 
 def _read(record: Record, entries: Mapping[str, JournalEntry]) -> tuple[str, bool]:
@@ -172,16 +220,34 @@ def _begun(
     return expected
 
 
-def _verdict(
+def _parted(
     journal: list[JournalEntry],
-    expected: list[JournalEntry],
+    parts: Iterable[Part],
     seen: Counter[str],
     places: Mapping[int, Mapping[str, int]],
     broken: list[str],
 ) -> Verdict:
-    """`places`: for each sequence of published events, where in it each one stands."""
+    events = [entry for entry in journal if not entry.canary]
+    expected = [[entry for entry in events if is_in(entry)] for is_in in parts]
+    return _verdict([entry for part in expected for entry in part], expected, seen, places, broken)
+
+
+def _verdict(
+    known: list[JournalEntry],
+    parts: list[list[JournalEntry]],
+    seen: Counter[str],
+    places: Mapping[int, Mapping[str, int]],
+    broken: list[str],
+) -> Verdict:
+    """Compare.
+
+    Args:
+        known: what may be there.
+        parts: what must be there; in each, this order.
+        places: for each sequence of published events, where in it each one stands.
+    """
     disordered = []
-    for place in places.values():
+    for place, expected in product(places.values(), parts):
         latest: dict[tuple[str, int], int] = {}
         for entry in expected:
             here = place.get(entry.identity)
@@ -190,11 +256,11 @@ def _verdict(
             if here < latest.get(entry.source, here):
                 disordered.append(entry.identity)
             latest[entry.source] = max(here, latest.get(entry.source, here))
-    wanted = {entry.identity for entry in expected}
+    wanted = {entry.identity for expected in parts for entry in expected}
     return Verdict(
         lost=sorted(wanted - seen.keys()),
         doubled=[identity for identity, count in seen.items() if count > 1],
-        foreign=sorted(seen.keys() - {entry.identity for entry in journal}),
+        foreign=sorted(seen.keys() - {entry.identity for entry in known}),
         disordered=disordered,
         broken=broken,
         published=sum(seen.values()),

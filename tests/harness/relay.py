@@ -61,6 +61,19 @@ def ingest_flags(url: str, since: str | int) -> list[str]:
     ]
 
 
+def replay_flags(url: str, begin: str | int, end: str | int) -> list[str]:
+    """The same for a replay; the waits are those of a test's upstream."""
+    return [
+        "replay",
+        f"--upstream.url={url}",
+        f"--from={begin}",
+        f"--to={end}",
+        "--upstream.overlap=11s",
+        "--idleTimeout=1s",
+        "--metricsHost=127.0.0.1",
+    ]
+
+
 def kafka_flags(bootstrap: str, topic: str) -> list[str]:
     """The destination as a topic."""
     return ["--kafka.enable", f"--kafka.broker={bootstrap}", f"--kafka.topic={topic}"]

@@ -15,9 +15,9 @@ PACKAGE = Path(__file__).resolve().parents[2] / "pleiades"
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("pleiades.__main__",),
     ("pleiades.cli",),
-    ("pleiades.check", "pleiades.demo"),
+    ("pleiades.check", "pleiades.demo", "pleiades.replay"),
     ("pleiades.pipeline",),
-    ("pleiades.reader", "pleiades.parser", "pleiades.publisher", "pleiades.replay"),
+    ("pleiades.reader", "pleiades.lanes", "pleiades.parser", "pleiades.publisher"),
     ("pleiades.upstream", "pleiades.sinks", "pleiades.simulator"),
     ("pleiades.runtime",),
     ("pleiades.core",),

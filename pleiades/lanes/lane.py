@@ -1,0 +1,311 @@
+"""One topic-partition of a range, on a connection of its own until all of the range has come.
+
+Law: when it is over is decided by what came on **one** connection, and by nothing that came before.
+
+- Over is a range when the events past it say so (`core.range.Ending`), or when there are none: after two
+  connections in a row on which all that came was known, and then nothing for the idle timeout. One alone
+  would not do: when the upstream's own Kafka fails, an open connection just falls silent. The second one
+  answers, and brings again what the topic-partition delivered last: so somebody is there.
+- Where the first event on a connection lies behind the last known one by more than the overlap, the
+  upstream no longer has what lay between.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import random
+import time
+from collections.abc import Callable, Iterator
+from typing import NamedTuple, TypeAlias
+
+from tenacity import RetryCallState, Retrying, retry_if_exception_type
+
+from pleiades.core.framing import Framer, ids_in, retry_in
+from pleiades.core.pauses import Pauses
+from pleiades.core.position import Course
+from pleiades.core.range import Ending
+from pleiades.core.units import iso_time
+from pleiades.core.wire import Assignment, MalformedId, TopicPartition, compose_id, parse_id
+from pleiades.runtime.errors import HistoryMissing, Transient
+from pleiades.upstream import CONNECT_TIMEOUT_SECONDS, Connection, Upstream
+
+log = logging.getLogger(__name__)
+
+OVER = "over"
+"""Why a connection ended: all of the range had come."""
+SILENT_CONNECTIONS = 2
+"""So many in a row say that there is nothing more."""
+
+
+class Received(NamedTuple):
+    """What one read of the socket gave."""
+
+    source: TopicPartition
+    connection: int
+    blob: bytes
+    """Whole frames; may be empty."""
+    last_event_id: bytes
+    """Valid for frames of the blob without an id."""
+    events: int
+    size_bytes: int
+    oversized: int
+    """Frames that were skipped."""
+    gap: bool
+
+
+class Opened(NamedTuple):
+    """A connection was opened."""
+
+
+class Closed(NamedTuple):
+    """It ended, for this reason."""
+
+    reason: str
+
+
+class Refused(NamedTuple):
+    """It could not be opened, or was of no use; `kind` as in `Transient`."""
+
+    kind: str
+
+
+class Finished(NamedTuple):
+    """All of the range has come from it."""
+
+    source: TopicPartition
+
+
+Message: TypeAlias = Received | Opened | Closed | Refused | Finished
+
+
+class Plan(NamedTuple):
+    """What is wanted from one topic-partition."""
+
+    source: TopicPartition
+    begin_ms: int
+    end_ms: int
+    reached_ms: int
+    """The greatest timestamp that it has delivered; 0: nothing yet."""
+    first_ms: int | None
+    """The timestamp in the id of its first event in the range, if it was found before."""
+    overlap_ms: int
+    """Also how far its timestamps may run backwards."""
+    clock_ms: int
+    """What is asked for never lies further ahead than this, less the overlap."""
+    allow_gap: bool
+
+
+class Lane:
+    """Reads one topic-partition; in a thread of its own.
+
+    Args:
+        tell: takes each message, and waits while there are too many.
+        connections: numbers them; shared by all lanes of a generation.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        upstream: Upstream,
+        idle_seconds: float,
+        tell: Callable[[Message], None],
+        connections: Iterator[int],
+    ) -> None:
+        self._plan = plan
+        self._name = "{}/{}".format(*plan.source)
+        self._upstream = upstream
+        self._idle_seconds = idle_seconds
+        self._tell = tell
+        self._connections = connections
+        self._course = Course(plan.begin_ms, plan.overlap_ms)
+        if plan.reached_ms:
+            self._course.position[plan.source] = plan.reached_ms
+        self._pauses = Pauses()
+        self._last_event_id = b""
+        self._first: bool = True
+        """No id has come on this connection yet."""
+        self._silent = 0
+        """Connections in a row that ended in silence and brought nothing new."""
+        self._over = False
+        self.due_at = math.inf
+        """Monotonic time at which it should have shown that it lives."""
+
+    def run(self) -> None:
+        """Read until the range is over.
+
+        Raises:
+            RefusedByUpstream: the request will never be served.
+            HistoryMissing: the upstream no longer has all of it, and that is not allowed.
+        """
+        retrying = Retrying(
+            retry=retry_if_exception_type(Transient),
+            wait=self._wait_seconds,
+            before_sleep=self._announce_retry,
+            sleep=self._rest,
+        )
+        while not self._over:
+            retrying(self._one_connection)
+            if not self._over:
+                # Jitter spreads out instances that failed together; it guards no secret.
+                self._rest(self._pauses.after_end(random.random()))  # noqa: S311
+        self._send(Finished(self._plan.source))
+
+    def _wait_seconds(self, state: RetryCallState) -> float:
+        error = state.outcome.exception() if state.outcome else None
+        asked = error.retry_after_seconds if isinstance(error, Transient) else None
+        return self._pauses.after_failure(state.attempt_number, random.random(), asked)  # noqa: S311  # as above
+
+    def _announce_retry(self, state: RetryCallState) -> None:
+        error = state.outcome.exception() if state.outcome else None
+        if isinstance(error, Transient):
+            self._silent = 0
+            self._send(Refused(error.kind))
+            log.warning("%s: %s; trying again in %.1f s", self._name, error, state.upcoming_sleep)
+
+    def _rest(self, seconds: float) -> None:
+        self._busy(seconds)
+        time.sleep(seconds)
+
+    def _busy(self, seconds: float) -> None:
+        """From now on it may be silent for so long."""
+        self.due_at = time.monotonic() + seconds
+
+    def _send(self, message: Message) -> None:
+        # That nobody takes it is not this lane's fault.
+        self.due_at = math.inf
+        self._tell(message)
+
+    def _one_connection(self) -> None:
+        """Connect and read to the connection's end; returns if that end is a normal one.
+
+        Raises:
+            Transient: it could not be opened, or ended soon and brought nothing new: back off.
+            HistoryMissing: see `run`.
+        """
+        plan, course = self._plan, self._course
+        before_ms = self._reached_ms
+        self._pauses.opened(course.position, self._last_event_id, time.monotonic())
+        asked_ms = course.asked_from(plan.source, plan.clock_ms)
+        self._busy(2 * CONNECT_TIMEOUT_SECONDS + self._idle_seconds)
+        connection = self._upstream.connect(compose_id({plan.source: asked_ms}), asked_ms)
+        self._first = True
+        self._send(Opened())
+        try:
+            log.log(
+                logging.DEBUG if self._silent else logging.INFO,
+                "%s: connected to %s, from %s on",
+                self._name,
+                self._upstream.address,
+                iso_time(asked_ms),
+            )
+            reason = self._read(connection, next(self._connections))
+        finally:
+            connection.close()
+        self._send(Closed(reason))
+        idle = reason == "idle"
+        useful = self._pauses.ended(course.position, self._last_event_id, time.monotonic(), idle)
+        if reason == OVER:
+            self._over = True
+            log.info("%s: complete", self._name)
+        elif idle:
+            self._take_silence(before_ms)
+        else:
+            self._silent = 0
+            if not useful:
+                raise Transient(f"the connection ended ({reason}) without anything new", "empty")
+            log.info("%s: the connection ended (%s): reconnecting", self._name, reason)
+
+    @property
+    def _reached_ms(self) -> int:
+        return self._course.position.get(self._plan.source, 0)
+
+    def _take_silence(self, before_ms: int) -> None:
+        """Judge a connection that ended in silence; `before_ms`: the position at its begin."""
+        known = self._reached_ms == before_ms
+        answered = not self._first or not before_ms
+        self._silent = self._silent + 1 if known and answered else 1
+        self._over = self._silent >= SILENT_CONNECTIONS
+        if self._over:
+            log.info(
+                "%s: complete, there is nothing more: silent for %.0f s, twice in a row",
+                self._name,
+                self._idle_seconds,
+            )
+
+    def _read(self, connection: Connection, number: int) -> str:
+        """Read to the connection's end; returns why it ended."""
+        framer = Framer()
+        ending = Ending(self._plan.end_ms, self._plan.overlap_ms)
+        chunks = connection.chunks()
+        while True:
+            self._busy(CONNECT_TIMEOUT_SECONDS + self._idle_seconds)
+            try:
+                chunk = next(chunks, None)
+            except Transient as error:
+                if error.kind == "decode":
+                    log.warning("%s: %s; the events in it are fetched again", self._name, error)
+                return error.kind
+            if chunk is None:
+                return "closed"
+            skipped = framer.oversized_total
+            blob = framer.feed(chunk)
+            ids = ids_in(blob)
+            before = self._last_event_id
+            self._pauses.delivered(len(ids), retry_in(blob))
+            gap, over = self._take(ids, ending)
+            self._send(
+                Received(
+                    self._plan.source,
+                    number,
+                    blob,
+                    before,
+                    len(ids),
+                    len(chunk),
+                    framer.oversized_total - skipped,
+                    gap,
+                )
+            )
+            if over:
+                return OVER
+
+    def _take(self, ids: list[bytes], ending: Ending) -> tuple[bool, bool]:
+        """Take note of ids; whether there is a gap before them, and whether the range is over."""
+        gap = over = False
+        for sse_id in ids:
+            try:
+                assignments = parse_id(sse_id)
+            except MalformedId:
+                continue
+            for source, timestamp_ms in assignments:
+                if source == self._plan.source and timestamp_ms:
+                    gap = self._is_gap(timestamp_ms) or gap
+                    self._course.observe([Assignment(source, timestamp_ms)])
+                    over = ending.observe(timestamp_ms) or over
+        if ids:
+            self._last_event_id = ids[-1]
+        return gap, over
+
+    def _is_gap(self, timestamp_ms: int) -> bool:
+        """Whether upstream lacks something before this id.
+
+        Raises:
+            HistoryMissing: it does, and that is not allowed.
+        """
+        plan, reached = self._plan, self._reached_ms
+        is_first, self._first = self._first, False
+        # The event that the position stands for is itself among what is asked for.
+        expected_ms = reached + plan.overlap_ms if reached else plan.first_ms
+        if not is_first or expected_ms is None or timestamp_ms <= expected_ms:
+            return False
+        missing = (
+            f"{self._name}: the upstream no longer has what lies between "
+            f"{iso_time(reached or plan.begin_ms)} and {iso_time(timestamp_ms)}"
+        )
+        if not plan.allow_gap:
+            raise HistoryMissing(
+                f"{missing}. What was published before it is safe. To go on behind the gap, run the "
+                "same command with --allow-gap"
+            )
+        log.warning("%s: those events are missing", missing)
+        return True

@@ -1,0 +1,250 @@
+"""`pleiades replay`: looks before it writes, relays a range to its end, and says what it did."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from types import FrameType
+
+from pleiades.core.position import Checkpoint, UnreadableCheckpoint
+from pleiades.core.range import Range
+from pleiades.core.units import iso_time
+from pleiades.core.wire import TopicPartition
+from pleiades.replay.arguments import Arguments, arguments_from, replay_parser
+from pleiades.replay.progress import ProgressLine
+from pleiades.replay.report import Report, Totals, totals, write_report
+from pleiades.replay.survey import Found, Survey, look_at_all
+from pleiades.runtime import logs, metrics
+from pleiades.runtime.errors import (
+    EXIT_INCOMPLETE,
+    EXIT_INTERRUPTED,
+    EXIT_STOPPED,
+    Fatal,
+    HistoryMissing,
+    UsageError,
+)
+from pleiades.runtime.flags import joined_negatives
+from pleiades.runtime.settings import FilesSettings, ReplaySettings, Settings
+from pleiades.sinks.checkpoints import CheckpointFile
+from pleiades.sinks.counting import Counted, Hours
+from pleiades.sinks.files import own_folder
+
+log = logging.getLogger(__name__)
+
+
+def run(arguments: Sequence[str], description: str) -> int:
+    """Replay a range; returns the exit status.
+
+    Raises:
+        UsageError: the arguments contradict each other.
+        HistoryMissing: the upstream no longer has all of it; nothing was written.
+        Fatal: the destination or the upstream can't be used.
+    """
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, _leave)
+    parsed = replay_parser(description).parse_args(joined_negatives(arguments))
+    told = arguments_from(parsed)
+    logs.configure(told.settings.log_level, told.settings.log_format, "parent")
+    stored = None if told.dry_run or told.restart else _stored(told.settings)
+    if stored is not None and _is_finished(stored) and not told.absolute:
+        # `-36h` means another range by now.
+        stored = None
+        told = told._replace(restart=True)
+    now_ms = time.time_ns() // 1_000_000 if stored is None else stored.clock_ms
+    span = told.range(now_ms)
+    display = Display(told, span, stored)
+    if stored is not None and _is_finished(stored):
+        log.info("all of this is published already: --restart would begin again")
+        return display.conclude(EXIT_STOPPED)
+    log.info(
+        "replaying from %s to %s%s",
+        iso_time(span.begin.default_ms),
+        iso_time(span.end.default_ms),
+        "" if stored is None else ", going on where an earlier run stopped",
+    )
+    settings = _with_range(told, span, now_ms, stored)
+
+    from pleiades.pipeline import replay
+
+    return display.conclude(replay(settings, display))
+
+
+def _leave(_number: int, _frame: FrameType | None) -> None:
+    # Nothing is under way that would have to be finished.
+    os._exit(EXIT_INTERRUPTED)
+
+
+def _stored(settings: Settings) -> Checkpoint | None:
+    """What an earlier run with the same arguments left; changes nothing."""
+    checkpoint = None
+    if settings.kafka is not None:
+        # Only here: librdkafka is not for those who publish to files.
+        from pleiades.sinks.kafka.peek import stored_checkpoint
+
+        checkpoint = stored_checkpoint(settings.kafka)
+    elif settings.files is not None:
+        checkpoint = _stored_in(settings.files)
+    if checkpoint is not None and checkpoint.done is None:
+        return None
+    return checkpoint
+
+
+def _stored_in(files: FilesSettings) -> Checkpoint | None:
+    folder = own_folder(files.publish_dir, files.position_name, replays=True)
+    try:
+        return CheckpointFile(folder, files.position_name, synced=True).look()
+    except UnreadableCheckpoint as error:
+        log.warning(
+            "the position in %s is unusable (%s): beginning again; what is there already is dropped by "
+            "its name",
+            folder,
+            error,
+        )
+        return None
+    except OSError as error:
+        raise Fatal(
+            f"can't read the position in {folder}: {error.strerror}. Nothing was written. Choose "
+            "another --file.publishDir or mend its permissions"
+        ) from None
+
+
+def _is_finished(checkpoint: Checkpoint) -> bool:
+    done = checkpoint.done
+    return done is not None and done.finished.issuperset(checkpoint.position)
+
+
+def _with_range(told: Arguments, span: Range, now_ms: int, stored: Checkpoint | None) -> Settings:
+    """The settings of all processes, after a look at what the upstream has.
+
+    Raises:
+        UsageError: an id names a topic that the streams do not have.
+        HistoryMissing: see `run`.
+    """
+    survey = Survey(told.settings.upstream)
+    sources = survey.sources() if stored is None else sorted(stored.position)
+    strangers = sorted(span.sources.difference(sources))
+    if strangers:
+        raise UsageError(
+            f"the id in --from or --to names {strangers[0][0]}, which is no topic of "
+            f"{', '.join(told.settings.upstream.streams)}: check --upstream.stream"
+        )
+    unread = [source for source in sources if stored is None or not stored.position[source]]
+    found = look_at_all(survey, unread, span)
+    incomplete = _tell_of_gaps(found, told.allow_gap)
+    published = 0 if stored is None or stored.done is None else stored.done.total
+    return replace(
+        told.settings,
+        resume=not told.restart,
+        replay=ReplaySettings(
+            range=span,
+            resolved_ms=now_ms,
+            first_ms={
+                source: found[source].first_ms if source in found else None for source in sources
+            },
+            connections=told.connections,
+            rate=told.rate,
+            until_total=None if told.limit is None else published + told.limit,
+            allow_gap=told.allow_gap,
+            incomplete=incomplete,
+            skip_existing=told.skip_existing,
+            dry_run=told.dry_run,
+        ),
+    )
+
+
+def _tell_of_gaps(found: dict[TopicPartition, Found], allow_gap: bool) -> bool:
+    """Whether something is missing."""
+    missing = [
+        f"{topic}/{partition} begins at {iso_time(at.missing_until_ms)}"
+        for (topic, partition), at in sorted(found.items())
+        if at.missing_until_ms is not None
+    ]
+    if not missing:
+        return False
+    what = f"the upstream no longer has all of the range: {', '.join(missing)}"
+    if not allow_gap:
+        raise HistoryMissing(
+            f"{what}. Nothing was written. Move --from behind that, or replay what there is with "
+            "--allow-gap"
+        )
+    log.warning("%s. What lay before that is missing, the rest is replayed", what)
+    return True
+
+
+class Display:
+    """What is seen meanwhile, and what is said at the end."""
+
+    def __init__(self, told: Arguments, span: Range, stored: Checkpoint | None) -> None:
+        settings = told.settings
+        self._told = told
+        self._span = span
+        self._line = ProgressLine(span, settings.log_level >= logging.ERROR, settings.log_format)
+        self._checkpoint = stored
+        self._hours: Hours = {}
+        self._published = self._restarts = 0
+        self._totals = Totals()
+        self._started = time.monotonic()
+
+    def show(self, published: int, lag_seconds: float, restarts: int, details: object) -> None:
+        """See `supervisor.Display`."""
+        self._learn(published, restarts, details)
+        self._line.show(published, lag_seconds, restarts, self._checkpoint)
+
+    def close(self, published: int, restarts: int, details: object) -> None:
+        """See `supervisor.Display`."""
+        self._learn(published, restarts, details)
+        self._line.close()
+        self._totals = totals(metrics.collected())
+
+    def _learn(self, published: int, restarts: int, details: object) -> None:
+        self._published, self._restarts = published, restarts
+        if isinstance(details, Counted):
+            details, self._hours = details
+        if isinstance(details, Checkpoint):
+            self._checkpoint = details
+
+    def conclude(self, status: int) -> int:
+        """Print the summary and write the report; returns the exit status."""
+        checkpoint = self._checkpoint
+        if status == EXIT_STOPPED:
+            if checkpoint is None or not _is_finished(checkpoint):
+                status = EXIT_INTERRUPTED
+            elif checkpoint.done is not None and checkpoint.done.incomplete:
+                status = EXIT_INCOMPLETE
+        told = self._told
+        report = Report(
+            streams=told.settings.upstream.streams,
+            destination=_destination(told.settings),
+            span=self._span,
+            part=told.part,
+            checkpoint=checkpoint,
+            totals=self._totals,
+            published_now=self._published,
+            seconds=time.monotonic() - self._started,
+            restarts=self._restarts,
+            status=status,
+            hours=self._hours,
+        )
+        print(report.text(), file=sys.stdout, flush=True)  # noqa: T201  # what was asked for
+        if told.report is not None:
+            try:
+                write_report(told.report, report)
+            except OSError as error:
+                raise Fatal(
+                    f"can't write the report {told.report}: {error.strerror}. The events are not "
+                    "concerned: what the summary says holds. Run the same command again for it"
+                ) from None
+        return status
+
+
+def _destination(settings: Settings) -> str:
+    if settings.kafka is not None:
+        return f"the topic {settings.kafka.topic} of Kafka at {settings.kafka.brokers}"
+    if settings.files is not None:
+        return f"files in {settings.files.publish_dir.absolute()}"
+    return "nothing (a dry run)"

@@ -1,0 +1,184 @@
+"""What the upstream has of a range, asked before anything is written.
+
+- Which topic-partitions a stream has stands in the id of its very first event.
+- For each topic-partition, alone: its first event at or after the begin, **then** where its history
+  begins. History only ever goes away at its old end. So if it reaches back to the begin afterwards, it
+  did when that first event was found, and whoever reads later must find it again.
+
+A timestamp alone may be years off: where a history begins is the median of its first few.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+from statistics import median_low
+from typing import NamedTuple, TypeVar
+
+import orjson
+from tenacity import RetryCallState, Retrying, retry_if_exception_type
+
+from pleiades.core.decoding import general_sse_events
+from pleiades.core.framing import Framer
+from pleiades.core.pauses import Pauses
+from pleiades.core.range import Range
+from pleiades.core.wire import MalformedId, TopicPartition, compose_id, parse_id
+from pleiades.runtime.errors import Fatal, Transient
+from pleiades.runtime.settings import UpstreamSettings
+from pleiades.upstream import Upstream
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+SILENCE_SECONDS = 5.0
+"""How long a first event may take. Upstream sends what it has at once."""
+FIRST_EVENTS = 5
+"""So many are looked at where a history begins."""
+EARLIEST_MS = 1
+"""Asks for all there is."""
+
+
+class Found(NamedTuple):
+    """What the upstream has of one topic-partition."""
+
+    first_ms: int | None
+    """The timestamp in the id of the first event at or after the begin; None: there is none."""
+    missing_until_ms: int | None
+    """Where its history begins, if that is after the begin."""
+
+
+class First(NamedTuple):
+    """One of the first events on a connection."""
+
+    timestamps_ms: dict[TopicPartition, int]
+    """What its id says, 0 where it has no time."""
+    offset: object
+    """`meta.offset`, if it has one."""
+
+
+class Survey:
+    """Asks, with pauses where it must ask again."""
+
+    def __init__(self, settings: UpstreamSettings) -> None:
+        patient = min(settings.idle_timeout_seconds, SILENCE_SECONDS)
+        self._upstream = Upstream(replace(settings, idle_timeout_seconds=patient))
+        self._pauses = Pauses()
+
+    def sources(self) -> list[TopicPartition]:
+        """All topic-partitions of the streams.
+
+        Raises:
+            RefusedByUpstream: the upstream knows no such stream.
+            Fatal: there is no event by which to know them.
+        """
+        found = self._insist(lambda: list(self._first(None, EARLIEST_MS, 1)))
+        if not found or not found[0].timestamps_ms:
+            raise Fatal(
+                f"{self._upstream.address} sent no event with an id within {SILENCE_SECONDS:.0f} s, "
+                "though it was asked for all that it has: there is nothing to replay. Nothing was "
+                "written. Check --upstream.stream, and --upstream.url"
+            )
+        return sorted(found[0].timestamps_ms)
+
+    def look(self, source: TopicPartition, begin_ms: int) -> Found:
+        """What there is of one topic-partition from a time on."""
+        first = self._insist(lambda: self._own(source, begin_ms, 1))
+        history = self._insist(lambda: self._own(source, EARLIEST_MS, FIRST_EVENTS))
+        begins_ms = _begin_of(source, history)
+        return Found(
+            first[0].timestamps_ms[source] if first else None,
+            begins_ms if begins_ms is not None and begins_ms > begin_ms else None,
+        )
+
+    def _own(self, source: TopicPartition, from_ms: int, count: int) -> list[First]:
+        asked = compose_id({source: max(from_ms, EARLIEST_MS)})
+        return [
+            first for first in self._first(asked, from_ms, count) if first.timestamps_ms.get(source)
+        ]
+
+    def _first(self, last_event_id: str | None, since_ms: int, count: int) -> Iterator[First]:
+        """The first events from a time on, fewer where there are no more."""
+        connection = self._upstream.connect(last_event_id, since_ms)
+        try:
+            framer = Framer()
+            for chunk in _until_silent(connection.chunks()):
+                for event in general_sse_events(framer.feed(chunk), b""):
+                    first = _first_of(event.id, event.data)
+                    if first is not None:
+                        yield first
+                        count -= 1
+                    if not count:
+                        return
+        finally:
+            connection.close()
+
+    def _insist(self, ask: Callable[[], T]) -> T:
+        return Retrying(
+            retry=retry_if_exception_type(Transient),
+            wait=self._wait_seconds,
+            before_sleep=_announce_retry,
+        )(ask)
+
+    def _wait_seconds(self, state: RetryCallState) -> float:
+        error = state.outcome.exception() if state.outcome else None
+        asked = error.retry_after_seconds if isinstance(error, Transient) else None
+        # Jitter spreads out instances that failed together; it guards no secret.
+        return self._pauses.after_failure(state.attempt_number, random.random(), asked)  # noqa: S311
+
+
+def _announce_retry(state: RetryCallState) -> None:
+    error = state.outcome.exception() if state.outcome else None
+    log.warning("%s; trying again in %.1f s", error, state.upcoming_sleep)
+
+
+def _until_silent(chunks: Iterator[bytes]) -> Iterator[bytes]:
+    """Chunks for as long as they come at once.
+
+    Raises:
+        Transient: the connection was cut.
+    """
+    deadline = time.monotonic() + SILENCE_SECONDS
+    try:
+        for chunk in chunks:
+            yield chunk
+            if time.monotonic() > deadline:
+                return
+    except Transient as error:
+        if error.kind != "idle":
+            raise
+
+
+def _first_of(sse_id: bytes, data: bytes) -> First | None:
+    try:
+        assignments = parse_id(sse_id)
+    except MalformedId:
+        return None
+    try:
+        offset = orjson.loads(data)["meta"]["offset"]
+    except (orjson.JSONDecodeError, KeyError, TypeError):
+        offset = None
+    return First({source: timestamp_ms or 0 for source, timestamp_ms in assignments}, offset)
+
+
+def _begin_of(source: TopicPartition, history: list[First]) -> int | None:
+    """Where a history begins, ms since 1970; None if it has no event, or never lost one."""
+    if not history or history[0].offset == 0:
+        return None
+    # Less the millisecond that an id adds.
+    return median_low(first.timestamps_ms[source] for first in history) - 1
+
+
+def look_at_all(
+    survey: Survey, sources: Iterable[TopicPartition], span: Range
+) -> dict[TopicPartition, Found]:
+    """What there is of each; an empty part of the range needs nothing."""
+    return {
+        source: Found(None, None)
+        if span.is_empty(source)
+        else survey.look(source, span.begin.of(source))
+        for source in sources
+    }

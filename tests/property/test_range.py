@@ -1,0 +1,229 @@
+"""Slices meet, a batch is cut without loss, and a topic is at its end when it is."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from pleiades.core.range import (
+    PAST_EVENTS,
+    Bound,
+    EmptyRange,
+    Ending,
+    Range,
+    Slice,
+    bound_of,
+    halves,
+    within,
+)
+from pleiades.core.wire import Assignment, Batch, Canary, DeadLetter, Event, TopicPartition
+
+A, B, C = ("eqiad.x", 0), ("codfw.x", 0), ("codfw.y", 3)
+few_ms = st.integers(0, 60)
+
+
+@st.composite
+def bounds(draw: st.DrawFn, times: st.SearchStrategy[int]) -> Bound:
+    return Bound(draw(times), draw(st.dictionaries(st.sampled_from([A, B]), times, max_size=2)))
+
+
+@st.composite
+def ranges(draw: st.DrawFn, times: st.SearchStrategy[int] = few_ms) -> Range:
+    begin = draw(bounds(times))
+    # Behind every begin, also of those that have one of their own.
+    latest = max(begin.default_ms, *begin.own_ms.values(), 0)
+    later = st.integers(latest, latest + 50)
+    end = draw(bounds(later))
+    assume(end.default_ms > begin.default_ms)
+    return Range(begin, end)
+
+
+@given(ranges(), st.integers(1, 9), st.sampled_from([A, B, C]), st.integers(1, 200))
+def test_each_event_of_a_range_is_in_exactly_one_slice(
+    span: Range, parts: int, source: TopicPartition, timestamp_ms: int
+) -> None:
+    holding = 0
+    for number in range(parts):
+        try:
+            holding += span.cut(Slice(number, parts)).holds(source, timestamp_ms)
+        except EmptyRange:
+            continue
+    assert holding == span.holds(source, timestamp_ms)
+
+
+@given(ranges(st.integers(0, 2**42)), st.integers(1, 40))
+def test_slices_begin_where_the_one_before_ends(span: Range, parts: int) -> None:
+    assume(span.end.default_ms - span.begin.default_ms >= parts)
+    cut = [span.cut(Slice(number, parts)) for number in range(parts)]
+    for source in (A, B, C):
+        edges = [(piece.begin.of(source), piece.end.of(source)) for piece in cut]
+        assert all(end == begin for (_, end), (begin, _) in pairwise(edges))
+        assert (edges[0][0], edges[-1][1]) == (span.begin.of(source), span.end.of(source))
+
+
+@pytest.mark.parametrize(
+    ("begin", "end"),
+    [
+        (Bound(5), Bound(5)),
+        (Bound(6), Bound(5)),
+        (Bound(1, {A: 9}), Bound(5)),
+        (Bound(1), Bound(5, {A: 0})),
+    ],
+)
+def test_a_range_that_ends_before_it_begins_is_none(begin: Bound, end: Bound) -> None:
+    with pytest.raises(EmptyRange):
+        Range(begin, end)
+
+
+def test_an_id_says_after_it_and_up_to_and_including_it() -> None:
+    # The event of this id is dated 100: an id's timestamp is that + 1.
+    position = (Assignment(A, 101), Assignment(B, None))
+    after = Range(bound_of(position, first=True), Bound(1000))
+    assert not after.holds(A, 101)
+    assert after.holds(A, 102)
+    up_to = Range(Bound(0), bound_of(position, first=False))
+    assert up_to.holds(A, 101)
+    assert not up_to.holds(A, 102)
+
+
+def test_a_topic_that_an_id_gives_no_time_to_leaves_nothing_out() -> None:
+    position = (Assignment(A, 50), Assignment(B, None), Assignment(C, 90))
+    assert bound_of(position, first=True).of(B) == 50
+    assert bound_of(position, first=False).of(B) == 90
+
+
+def test_an_id_without_any_time_is_no_bound() -> None:
+    with pytest.raises(ValueError, match="timestamp"):
+        bound_of((Assignment(A, None),), first=True)
+
+
+@given(ranges(), st.sampled_from([A, B, C]), st.integers(1, 200))
+def test_by_the_events_own_time_the_begin_is_in_and_the_end_is_not(
+    span: Range, source: TopicPartition, time_ms: int
+) -> None:
+    inside = span.begin.of(source) <= time_ms < span.end.of(source)
+    assert span.holds(source, time_ms + 1) == inside
+    assert not (span.is_empty(source) and inside)
+
+
+# ---- batches ----
+
+
+@st.composite
+def batches(draw: st.DrawFn) -> Batch:
+    events: list[Event] = []
+    letters: list[DeadLetter] = []
+    canaries: list[Canary] = []
+    greatest = 0
+    for number in range(draw(st.integers(0, 12))):
+        kind = draw(st.sampled_from(["event", "event", "letter", "canary"]))
+        time = draw(st.integers(1, 100))
+        greatest = max(greatest, time)
+        name = f"e{number}"
+        if kind == "event":
+            events.append(Event(name, A, time, 0, b"", name.encode()))
+        elif kind == "letter":
+            letters.append(DeadLetter(name, A, time, "not_json", b"", b"", len(events)))
+        else:
+            canaries.append(Canary(A, time, len(events)))
+    return Batch(0, 1, events, letters, canaries, {A: greatest}, 0, 0, A, finished=True)
+
+
+def in_order(batch: Batch) -> list[Event | DeadLetter | Canary]:
+    """As it came; among what has one place, letters first: it does not matter here."""
+    placed: list[tuple[int, int, Event | DeadLetter | Canary]] = []
+    placed += [(letter.place, 0, letter._replace(place=0)) for letter in batch.dead_letters]
+    placed += [(canary.place, 1, canary._replace(place=0)) for canary in batch.canaries]
+    placed += [(number, 2, event) for number, event in enumerate(batch.events)]
+    return [received for *_, received in sorted(placed, key=lambda one: one[:2])]
+
+
+@given(batches(), st.integers(0, 80), st.integers(1, 60))
+def test_within_keeps_what_is_inside_in_its_order(batch: Batch, begin: int, length: int) -> None:
+    span = Range(Bound(begin), Bound(begin + length))
+    kept, outside = within(batch, span, A)
+    for other in (Canary, DeadLetter):
+        # Which of the two came first between two events does not matter.
+        assert [received for received in in_order(kept) if not isinstance(received, other)] == [
+            received
+            for received in in_order(batch)
+            if span.holds(A, received.timestamp_ms) and not isinstance(received, other)
+        ]
+    published = len(batch.events) + len(batch.dead_letters)
+    assert outside == published - len(kept.events) - len(kept.dead_letters)
+    assert kept[5:] == batch[5:], "what is left out moves the position all the same"
+
+
+def test_what_has_no_time_at_all_is_kept() -> None:
+    event = Event("e", ("", -1), 0, 0, b"no id", b"{}")
+    batch = Batch(0, 1, [event], [], [], {}, 0, 0, A)
+    assert within(batch, Range(Bound(5), Bound(6)), A) == (batch, 0)
+
+
+@given(batches(), st.data())
+def test_halves_are_the_whole_and_the_first_goes_no_further_than_what_is_in_it(
+    batch: Batch, data: st.DataObject
+) -> None:
+    events = data.draw(st.integers(0, len(batch.events)))
+    first, rest = halves(batch, events)
+    assert len(first.events) == events
+    assert in_order(first) + in_order(rest) == in_order(batch), "letters before canaries"
+    assert first.timestamps_ms.get(A, 0) == max(
+        (received.timestamp_ms for received in in_order(first)), default=0
+    )
+    assert not first.finished
+    assert rest[5:] == batch[5:]
+
+
+# ---- the end ----
+
+SETTLE = 20
+
+
+@st.composite
+def logs(draw: st.DrawFn) -> tuple[list[int], int]:
+    """Timestamps in the order of the offsets, and the end of a range.
+
+    Each is late by at most `SETTLE`, and a few are dated ahead by as much as they like: fewer than it
+    takes to believe them.
+    """
+    steps = draw(st.lists(st.integers(0, 4), min_size=1, max_size=120))
+    late = draw(st.lists(st.integers(0, SETTLE), min_size=len(steps), max_size=len(steps)))
+    true = [1000 + sum(steps[: place + 1]) for place in range(len(steps))]
+    dated = [time - back for time, back in zip(true, late, strict=True)]
+    ahead = draw(st.lists(st.integers(0, len(steps) - 1), max_size=PAST_EVENTS - 1, unique=True))
+    for place in ahead:
+        dated[place] = true[place] + draw(st.integers(SETTLE, 10_000))
+    return dated, draw(st.integers(1000, 1000 + sum(steps) + 1))
+
+
+@given(logs())
+def test_nothing_of_the_range_comes_after_its_end(log: tuple[list[int], int]) -> None:
+    dated, end_ms = log
+    ending = Ending(end_ms, SETTLE)
+    over = [ending.observe(time + 1) for time in dated]
+    if any(over):
+        after = dated[over.index(True) + 1 :]
+        assert all(time >= end_ms for time in after), (dated, end_ms)
+
+
+@given(st.integers(0, 5000), st.integers(0, 30), st.integers(0, 40))
+def test_it_ends_soon_where_events_go_on(end_ms: int, before: int, disorder: int) -> None:
+    ending = Ending(end_ms, SETTLE)
+    for place in range(before):
+        assert not ending.observe(max(end_ms - place, 0)), "before the end"
+    for place in range(disorder):
+        assert not ending.observe(end_ms + 1 + place % SETTLE), "not past it by enough to tell"
+    answers = [ending.observe(end_ms + SETTLE + 1) for _ in range(PAST_EVENTS)]
+    assert answers == [False] * (PAST_EVENTS - 1) + [True]
+
+
+def test_an_event_of_the_range_among_those_past_it_begins_the_count_anew() -> None:
+    ending = Ending(100, SETTLE)
+    for _ in range(PAST_EVENTS - 1):
+        assert not ending.observe(200)
+    assert not ending.observe(100)
+    assert [ending.observe(200) for _ in range(PAST_EVENTS)][-1]

@@ -1,0 +1,157 @@
+"""One topic of a range against a server that says just what a test wants."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from itertools import count
+
+import orjson
+import pytest
+
+from pleiades.core.range import PAST_EVENTS
+from pleiades.lanes.lane import (
+    Closed,
+    Finished,
+    Lane,
+    Message,
+    Opened,
+    Plan,
+    Received,
+    Refused,
+)
+from pleiades.runtime.errors import HistoryMissing, RefusedByUpstream
+from pleiades.runtime.settings import Settings
+from pleiades.upstream import Upstream
+from tests.harness.answers import Server
+
+HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n"
+SOURCE = ("eqiad.x", 0)
+BEGIN, END, OVERLAP = 1_000_000, 2_000_000, 10_000
+PLAN = Plan(SOURCE, BEGIN, END, 0, None, OVERLAP, 3_000_000, allow_gap=False)
+PAST = END + OVERLAP + 1
+
+Run = Callable[..., tuple[list[Message], list[dict[str, int]], list[float]]]
+
+
+def frame(timestamp_ms: int) -> bytes:
+    sse_id = orjson.dumps([{"topic": SOURCE[0], "partition": 0, "timestamp": timestamp_ms}])
+    return b"event: message\nid: " + sse_id + b"\ndata: {}\n\n"
+
+
+def frames(*timestamps_ms: int) -> bytes:
+    return HEAD + b"".join(map(frame, timestamps_ms))
+
+
+OVER = [PAST] * PAST_EVENTS
+
+
+@pytest.fixture
+def run(settings_of: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch) -> Iterator[Run]:
+    servers: list[Server] = []
+    rests: list[float] = []
+    monkeypatch.setattr(Lane, "_rest", lambda _, seconds: rests.append(seconds))
+
+    def play(
+        *answers: bytes, plan: Plan = PLAN
+    ) -> tuple[list[Message], list[dict[str, int]], list[float]]:
+        servers.append(Server(*answers))
+        settings = settings_of(f"--upstream.url={servers[-1].url}")
+        said: list[Message] = []
+        Lane(plan, Upstream(settings.upstream), 1.0, said.append, count(1)).run()
+        asked = []
+        for request in servers[-1].requests:
+            (line,) = [line for line in request.split(b"\r\n") if b"Last-Event-ID" in line]
+            entries = orjson.loads(line.partition(b": ")[2])
+            asked.append({entry["topic"]: entry["timestamp"] for entry in entries})
+        return said, asked, rests
+
+    yield play
+    for server in servers:
+        server.close()
+
+
+def timestamps(said: list[Message]) -> list[int]:
+    """Of all frames that were passed on."""
+    blobs = b"".join(message.blob for message in said if isinstance(message, Received))
+    ids = [line for line in blobs.split(b"\n") if line.startswith(b"id: ")]
+    return [orjson.loads(line[4:])[0]["timestamp"] for line in ids]
+
+
+def test_it_asks_for_its_topic_alone_and_ends_past_the_end(run: Run) -> None:
+    said, asked, rests = run(frames(BEGIN + 1, BEGIN + 500, END + 1, *OVER))
+    assert asked == [{"eqiad.x": BEGIN}]
+    assert timestamps(said) == [BEGIN + 1, BEGIN + 500, END + 1, *OVER]
+    assert isinstance(said[0], Opened)
+    assert said[-2:] == [Closed("over"), Finished(SOURCE)]
+    assert rests == []
+
+
+def test_a_cut_goes_on_an_overlap_behind_what_came(run: Run) -> None:
+    said, asked, _ = run(frames(BEGIN + 1, BEGIN + 50_000), frames(BEGIN + 40_000, *OVER))
+    assert asked == [{"eqiad.x": BEGIN}, {"eqiad.x": BEGIN + 40_000}]
+    numbers = [message.connection for message in said if isinstance(message, Received)]
+    assert sorted(set(numbers)) == [1, 2]
+
+
+def test_events_past_the_end_on_two_connections_are_not_added_up(run: Run) -> None:
+    few = [PAST] * (PAST_EVENTS - 1)
+    _, asked, _ = run(frames(BEGIN + 1, *few), frames(*few, BEGIN + 5), frames(*OVER))
+    assert len(asked) == 3
+
+
+def test_what_an_earlier_run_reached_is_where_it_goes_on(run: Run) -> None:
+    _, asked, _ = run(frames(BEGIN + 90_000, *OVER), plan=PLAN._replace(reached_ms=BEGIN + 100_000))
+    assert asked == [{"eqiad.x": BEGIN + 90_000}]
+
+
+def test_what_is_dated_ahead_of_the_clock_does_not_take_it_along(run: Run) -> None:
+    ahead = 9_000_000
+    _, asked, _ = run(frames(BEGIN + 1, ahead), frames(BEGIN + 1, *OVER))
+    assert asked[1] == {"eqiad.x": PLAN.clock_ms - OVERLAP}
+
+
+@pytest.mark.parametrize(
+    ("plan", "first", "is_gap"),
+    [
+        (PLAN, BEGIN + 500_000, False),
+        (PLAN._replace(first_ms=BEGIN + 700), BEGIN + 700, False),
+        (PLAN._replace(first_ms=BEGIN + 700), BEGIN + 600, False),
+        (PLAN._replace(first_ms=BEGIN + 700), BEGIN + 701, True),
+        (PLAN._replace(reached_ms=BEGIN + 700), BEGIN + 700 + OVERLAP, False),
+        (PLAN._replace(reached_ms=BEGIN + 700), BEGIN + 701 + OVERLAP, True),
+    ],
+)
+def test_a_gap_is_a_first_event_behind_the_one_that_must_come(
+    run: Run, plan: Plan, first: int, is_gap: bool
+) -> None:
+    answer = frames(first, first + 1, *OVER)
+    if is_gap:
+        with pytest.raises(HistoryMissing, match="--allow-gap"):
+            run(answer, plan=plan)
+    said, _, _ = run(answer, plan=plan._replace(allow_gap=True))
+    gaps = [message.gap for message in said if isinstance(message, Received)]
+    assert any(gaps) == is_gap
+    assert timestamps(said)[:2] == [first, first + 1], "what is there is passed on all the same"
+
+
+def test_trouble_is_told_and_tried_again(run: Run) -> None:
+    unavailable = b"HTTP/1.1 503 No\r\nRetry-After: 7\r\n\r\n"
+    said, _, rests = run(unavailable, HEAD, frames(BEGIN + 1, *OVER))
+    kinds = [message.kind for message in said if isinstance(message, Refused)]
+    assert kinds == ["status_5xx", "empty"]
+    assert rests[0] >= 7
+
+
+def test_a_refusal_ends_it(run: Run) -> None:
+    with pytest.raises(RefusedByUpstream):
+        run(b"HTTP/1.1 404 No\r\n\r\n")
+
+
+def test_what_can_not_be_read_is_passed_on_all_the_same(run: Run) -> None:
+    odd = (
+        b'id: banana\ndata: {}\n\nid: [{"topic":"other","partition":0,"timestamp":5}]\ndata: {}\n\n'
+    )
+    said, asked, _ = run(HEAD + frame(BEGIN + 1) + odd + b"".join(map(frame, OVER)))
+    assert len(asked) == 1
+    blobs = b"".join(message.blob for message in said if isinstance(message, Received))
+    assert odd in blobs
