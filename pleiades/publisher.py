@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 from pleiades.core.admission import Admission
 from pleiades.core.decoding import TOO_LARGE
-from pleiades.core.position import Checkpoint, Done
+from pleiades.core.position import Checkpoint, Done, Position
 from pleiades.core.range import halves
 from pleiades.core.window import Window
 from pleiades.core.wire import Batch, DeadLetter, End, Event, compose_id
@@ -97,7 +97,9 @@ class Publisher:
         self._sequence = 0
         self._known = sink.is_published if settings.replay is None else self._is_published
         self._existing = 0
-        """Of the batch that is being admitted, what only the destination knew."""
+        """Of the batch that is being admitted, what was there before this replay."""
+        self._resumed: Position = {}
+        """What was reached when this generation began."""
         self._in_flight: InFlight | None = None
         self._checkpoint = Checkpoint({}, 0, 0)
 
@@ -139,6 +141,7 @@ class Publisher:
                     self._position(),
                     self._about_start(stored),
                 )
+            self._resumed = self._checkpoint.position
             self._show_position()
         self._resume.put(self._checkpoint, self._life.beat)
         self._life.ready = True
@@ -243,7 +246,8 @@ class Publisher:
 
     def _is_published(self, event: Event | DeadLetter) -> bool:
         is_known = self._sink.is_published(event)
-        self._existing += is_known
+        # What an earlier run of this replay had reached is repeated now, as after any reconnect.
+        self._existing += is_known and event.timestamp_ms > self._resumed.get(event.source, 0)
         return is_known
 
     def _commit_if_due(self) -> None:

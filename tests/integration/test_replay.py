@@ -355,3 +355,25 @@ def test_never_more_connections_than_allowed(
     verdict = judge_parts(folder, journal, dated(begin, end))
     assert verdict.flawless, verdict
     assert upstream.stats().refused_total == 0
+
+
+def test_an_upstream_whose_kafka_is_away_is_not_taken_for_the_end(
+    simulate: Simulate, folder: Path, tmp_path: Path
+) -> None:
+    """It answers, and then nothing comes: as at the end of a topic, but for what came before."""
+    upstream = simulate(history(3000))
+    journal = upstream.journal()
+    begin, end = middle(journal)
+    arguments = [*replay_flags(upstream.url, begin, end), *to_files(folder)]
+    report = tmp_path / "report"
+    with Relay(*arguments, "--rate=500/s", f"--report={report}") as relay:
+        relay.until(lambda: published_count(folder) > 0, "a first event", 30)
+        upstream.set_faults(silence_rate=1.0)
+        upstream.cut_all()
+        asked = upstream.connections_total
+        upstream.wait_until(lambda stats: stats.connections_total >= asked + 6, 60)
+        assert relay.process.poll() is None, relay.log
+        upstream.set_faults(silence_rate=0.0)
+        assert relay.wait(60) == 0, relay.log
+    verdict = judge_parts(folder, journal, dated(begin, end))
+    assert verdict.flawless, verdict
