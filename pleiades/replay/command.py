@@ -183,7 +183,7 @@ class Display:
         settings = told.settings
         self._told = told
         self._span = span
-        self._line = ProgressLine(span, settings.log_level >= logging.ERROR, settings.log_format)
+        self._line = ProgressLine(span, quiet=settings.log_level >= logging.ERROR)
         self._checkpoint = stored
         self._hours: Hours = {}
         self._published = self._restarts = 0
@@ -193,7 +193,7 @@ class Display:
     def show(self, published: int, lag_seconds: float, restarts: int, details: object) -> None:
         """See `supervisor.Display`."""
         self._learn(published, restarts, details)
-        self._line.show(published, lag_seconds, restarts, self._checkpoint)
+        self._line.show(self._checkpoint)
 
     def close(self, published: int, restarts: int, details: object) -> None:
         """See `supervisor.Display`."""
@@ -228,6 +228,7 @@ class Display:
             seconds=time.monotonic() - self._started,
             restarts=self._restarts,
             status=status,
+            dry_run=told.dry_run,
             hours=self._hours,
         )
         print(report.text(), file=sys.stdout, flush=True)  # noqa: T201  # what was asked for

@@ -20,11 +20,11 @@ from pleiades.runtime.settings import KafkaSettings, Settings
 from pleiades.sinks import outlook
 from pleiades.sinks.kafka.check_topics import look_at_topics, retention_ms
 from pleiades.sinks.kafka.clients import TRANSACTION_TIMEOUT_MS, Clients
-from pleiades.sinks.kafka.patience import CONNECT_SECONDS
-from pleiades.sinks.kafka.sink import APPEND_TIME_SLACK_MS, CREATE_TIME_SLACK_MS, REACH_SECONDS
+from pleiades.sinks.kafka.peek import may_hold_groups, reach
+from pleiades.sinks.kafka.sink import APPEND_TIME_SLACK_MS, CREATE_TIME_SLACK_MS
 from pleiades.sinks.kafka.stored import MAX_METADATA_BYTES, Stored, read_metadata
 from pleiades.sinks.kafka.topics import DEFAULT_MAX_BATCH_BYTES, Topics
-from pleiades.sinks.kafka.trouble import Kind, advice, fatal, group_of, kind_of
+from pleiades.sinks.kafka.trouble import advice, fatal, group_of
 from pleiades.sinks.kafka.view import (
     GROUPS_TOPIC,
     Cluster,
@@ -34,7 +34,6 @@ from pleiades.sinks.kafka.view import (
 )
 from pleiades.sinks.outlook import PART
 
-RETRY_SECONDS = 0.2
 RUNNING_SECONDS = 30.0
 """A position that was stored less than that ago may be a running instance's."""
 MOVE_SECONDS = 3.0
@@ -64,7 +63,7 @@ def look(settings: Settings, kafka: KafkaSettings) -> Iterator[Finding]:
     clients = Clients(kafka)
     admin = clients.admin()
     view = View(admin, kafka)
-    cluster = _reach(clients, view)
+    cluster = reach(clients, view)
     brokers = "1 broker" if len(cluster.broker_ids) == 1 else f"{len(cluster.broker_ids)} brokers"
     yield ok(PART, f"Kafka at {kafka.brokers} answers: {brokers}")
     topics = Topics(admin, kafka)
@@ -83,7 +82,7 @@ def look(settings: Settings, kafka: KafkaSettings) -> Iterator[Finding]:
         found = Found(
             events if isinstance(events, Topic) else None,
             {} if isinstance(configuration, KafkaError) else configuration,
-            _may_hold_groups(events, groups),
+            may_hold_groups(events, groups),
         )
         yield from _position(settings, kafka, view, found)
     except KafkaException as error:
@@ -95,21 +94,6 @@ def _try_to_make_clients(kafka: KafkaSettings) -> None:
     clients = Clients(replace(kafka, brokers=NOWHERE))
     clients.producer(DEFAULT_MAX_BATCH_BYTES, lambda _: None).purge()
     clients.consumer().close()
-
-
-def _reach(clients: Clients, view: View) -> Cluster:
-    deadline = time.monotonic() + CONNECT_SECONDS
-    while True:
-        try:
-            return view.cluster(REACH_SECONDS)
-        except KafkaException as raised:
-            error = raised.args[0]
-        # A refused log-in is no error of a call: librdkafka reports it by itself and tries again.
-        clients.listen()
-        told = clients.last_error or error
-        if Kind.FATAL in (kind_of(told), kind_of(error)) or time.monotonic() >= deadline:
-            raise fatal(f"reach Kafka at {clients.settings.brokers}", told, clients.settings)
-        time.sleep(RETRY_SECONDS)
 
 
 def _transactions(kafka: KafkaSettings, cluster: Cluster, view: View) -> Iterator[Finding]:
@@ -155,18 +139,6 @@ def _broker(
 
 
 # ---- the position ----
-
-
-def _may_hold_groups(events: Topic | KafkaError, groups: Topic | KafkaError) -> bool | None:
-    if isinstance(groups, Topic):
-        return True
-    if KafkaError.UNKNOWN_TOPIC_OR_PART in [
-        answer.code() for answer in (events, groups) if isinstance(answer, KafkaError)
-    ]:
-        # Kafka forgets the offsets of a topic that is deleted.
-        return False
-    # This user may not see the topic of all groups. Where there is ours, there will be that.
-    return True if isinstance(events, Topic) else None
 
 
 def _position(

@@ -12,6 +12,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from operator import attrgetter
+from typing import NamedTuple, TypeAlias
 
 from confluent_kafka import (
     OFFSET_END,
@@ -23,7 +24,13 @@ from confluent_kafka import (
 )
 
 from pleiades.core.position import Checkpoint, Position, join
-from pleiades.sinks.kafka.records import Published, read_dead_letter, read_event
+from pleiades.sinks.kafka.records import (
+    NO_STREAM,
+    Published,
+    is_of_replay,
+    read_dead_letter,
+    read_event,
+)
 from pleiades.sinks.kafka.topics import REQUEST_SECONDS, Topics
 from pleiades.sinks.kafka.trouble import Kind, kind_of
 
@@ -43,6 +50,7 @@ WAITING_SECONDS = 10.0
 """After which it is said that reading takes its time, and why."""
 
 Ends = Mapping[tuple[str, int], int]
+Wanted: TypeAlias = Callable[[Published], bool]
 
 
 class History:
@@ -57,8 +65,21 @@ class History:
         self._topics = topics
         self._alive = alive
 
-    def since(self, ends: Ends, since_ms: int) -> list[Published]:
-        """Everything from the first record on that is dated at or after `since_ms`.
+    def since(self, ends: Ends, since_ms: int, wanted: Wanted) -> list[Published]:
+        """What is wanted from the first record on that is dated at or after `since_ms`.
+
+        Raises:
+            KafkaException: it can't be read now.
+        """
+        # Their ids are not needed any more, and are most of what they weigh.
+        return self._kept(
+            record._replace(assignments=())
+            for record in self.each_since(ends, since_ms)
+            if wanted(record)
+        )
+
+    def each_since(self, ends: Ends, since_ms: int) -> Iterator[Published]:
+        """The same one by one, partition by partition.
 
         Raises:
             KafkaException: it can't be read now.
@@ -71,8 +92,7 @@ class History:
                 raise KafkaException(at.error)
             if at.offset != OFFSET_END and at.offset >= 0:
                 begins[at.topic, at.partition] = at.offset
-        # Their ids are not needed, and are most of what they weigh.
-        return self._kept(record._replace(assignments=()) for record in self._read(begins, ends))
+        return self._read(begins, ends)
 
     def tail(self, ends: Ends, records: int) -> tuple[list[Published], bool]:
         """The last records, about that many over all partitions; and whether that is all there is.
@@ -150,50 +170,70 @@ class History:
         return read_event(message)
 
 
-def covers(records: list[Published], checkpoint: Checkpoint, window_ms: int) -> bool:
+def own_of(records: list[Published]) -> list[Published]:
+    """Those of an ingest: a replay may be far behind it, or ahead of where it stopped.
+
+    A replay's ids name one topic-partition. Where all name the same one, the stream may have no other.
+    """
+    own = [record for record in records if not is_of_replay(record)]
+    sources = {assignment.source for record in records for assignment in record.assignments}
+    return records if len(sources) <= 1 else own
+
+
+def covers(records: list[Published], reached: Position, window_ms: int) -> bool:
     """Whether records that begin somewhere in a topic reach back behind all that can be repeated.
 
     Judged by the oldest of them: its id says how far each upstream topic was when it came.
     """
-    if not records:
-        return False
-    return all(
-        (timestamp_ms or 0) < checkpoint.position.get(source, 0) - window_ms
-        for source, timestamp_ms in records[0].assignments
+    oldest = next((record for record in records if record.stream != NO_STREAM), None)
+    return oldest is not None and all(
+        (timestamp_ms or 0) < reached.get(source, 0) - window_ms
+        for source, timestamp_ms in oldest.assignments
     )
 
 
-def found_checkpoint(
-    records: list[Published], streams: tuple[str, ...], overlap_ms: int
-) -> Checkpoint | None:
-    """The position by the ids of records alone: their join. None if they say nothing of these streams.
+class Tail(NamedTuple):
+    """What the last records of a topic tell."""
+
+    checkpoint: Checkpoint | None
+    """Where to go on; None: they say nothing of these streams."""
+    reached: Position
+    """The join of their ids."""
+
+
+def found_in(records: list[Published], streams: tuple[str, ...], overlap_ms: int) -> Tail:
+    """The position by the ids of an ingest's records alone: their join.
 
     Records of other streams do not count: upstream refuses an id that names a topic of another stream,
     and a stream that the position leaves out would not be sent at all.
+
+    Where the ids name one topic-partition only, the stream may have others, of which a replay was not
+    asked. The position is a time then, which is asked of all of them.
     """
-    position: Position = {}
+    reached: Position = {}
     seen = set()
     for record in records:
         matching = [name for name in streams if _is_of(record.stream, name)]
         if not matching:
             continue
         seen.update(matching)
-        position = join(position, {source: reached or 0 for source, reached in record.assignments})
-    reached = [timestamp_ms for timestamp_ms in position.values() if timestamp_ms]
-    if not reached:
-        return None
+        reached = join(reached, {source: time or 0 for source, time in record.assignments})
+    times = [timestamp_ms for timestamp_ms in reached.values() if timestamp_ms]
+    if not times:
+        return Tail(None, {})
+    begin_ms = max(min(times) - overlap_ms, 0)
     if len(seen) < len(streams):
         log.warning(
             "the topic has events of %s, but none of %s: it does not tell where to go on. Starting "
             "where --since says; to leave no gap, start again with --resume=false --since=%d",
             ", ".join(sorted(seen)),
             ", ".join(sorted(set(streams) - seen)),
-            min(reached) - overlap_ms,
+            begin_ms,
         )
-        return None
+        return Tail(None, {})
     # Before every position: else a topic would count as one that has delivered nothing from after the
     # start, and what a reconnect repeats of it be taken for older than the start.
-    return Checkpoint(position, max(min(reached) - overlap_ms, 0), 0)
+    return Tail(Checkpoint(reached if len(reached) > 1 else {}, begin_ms, 0), reached)
 
 
 def _is_of(meta_stream: str, name: str) -> bool:

@@ -19,14 +19,18 @@ from pleiades.core.wire import (
     Assignment,
     DeadLetter,
     Event,
+    MalformedId,
     TopicPartition,
     is_source,
+    parse_id,
 )
 
 ID_HEADER = "id"
 MAX_ID_BYTES = 4096
 """Of an SSE id in a dead letter; what a longer one has beyond that is cut."""
 MAX_PARTITION_DIGITS = 10
+NO_STREAM = "-"
+"""Of a dead letter it is not known; no stream has this name."""
 
 KeyOf: TypeAlias = Callable[[Event], bytes]
 Headers: TypeAlias = dict[str, str | bytes | None]
@@ -41,6 +45,7 @@ class Published(NamedTuple):
     """The record's time: when it was produced, or appended if the topic says so."""
     assignments: tuple[Assignment, ...]
     stream: str
+    """`meta.stream`; `NO_STREAM` for a dead letter."""
 
 
 def key_by_field(path: tuple[str, ...]) -> KeyOf:
@@ -105,7 +110,20 @@ def read_dead_letter(message: Message) -> Published | None:
         source = (topic, int(partition))
     if not is_source(source):
         source = UNKNOWN_SOURCE
-    return Published(identity, source, message.timestamp()[1], (), "")
+    try:
+        assignments = parse_id(headers.get(ID_HEADER, b""))
+    except MalformedId:
+        # Also where a long one was cut.
+        assignments = ()
+    return Published(identity, source, message.timestamp()[1], assignments, NO_STREAM)
+
+
+def is_of_replay(record: Published) -> bool:
+    """Whether a record was published by a replay: those ask for one topic-partition at a time.
+
+    Not so where a stream has only one, and its ingest does, too.
+    """
+    return len(record.assignments) == 1
 
 
 def _headers(message: Message) -> Mapping[str, bytes]:

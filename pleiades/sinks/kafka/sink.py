@@ -21,23 +21,27 @@ from typing import NamedTuple, NoReturn
 from confluent_kafka import Consumer, KafkaException, Producer, TopicPartition
 
 from pleiades.core.position import Checkpoint, UnreadableCheckpoint
+from pleiades.core.range import Range
 from pleiades.core.span import Span
 from pleiades.core.wire import DeadLetter, Event
 from pleiades.runtime.errors import DestinationHeld, GenerationLost
-from pleiades.runtime.settings import KafkaSettings
+from pleiades.runtime.settings import KafkaSettings, ReplaySettings
 from pleiades.sinks.base import Opened, Remembered
 from pleiades.sinks.kafka.clients import BATCH_OVERHEAD_BYTES, Clients, new_writer
+from pleiades.sinks.kafka.existing import Existing, is_of, since_ms
 from pleiades.sinks.kafka.history import (
     MAX_TAIL_RECORDS,
     TAIL_GROWTH,
     TAIL_RECORDS,
     Ends,
     History,
+    Wanted,
     covers,
-    found_checkpoint,
+    found_in,
+    own_of,
 )
 from pleiades.sinks.kafka.patience import Fenced, Patience
-from pleiades.sinks.kafka.records import Published, key_by_field
+from pleiades.sinks.kafka.records import Published, is_of_replay, key_by_field
 from pleiades.sinks.kafka.reporting import Reporting
 from pleiades.sinks.kafka.stored import Stored, read_metadata
 from pleiades.sinks.kafka.topics import Limits, Topics
@@ -71,6 +75,7 @@ class KafkaSink:
         streams: those that are relayed, by the names they are asked for.
         overlap_ms, window_ms: see `Course` and `Window`.
         reached: the cluster was reached before, by this program.
+        replay: what is replayed; None: this is an ingest.
     """
 
     def __init__(
@@ -81,6 +86,7 @@ class KafkaSink:
         window_ms: int,
         reached: bool,
         reporting: Reporting,
+        replay: ReplaySettings | None = None,
     ) -> None:
         self._settings = settings
         self._streams = streams
@@ -93,6 +99,8 @@ class KafkaSink:
         self._span = Span(0)
         self._patience = Patience(settings, self._clients, reporting, reached)
         self._session: Session | None = None
+        self._replay = replay
+        self._existing: Existing | None = None
 
     def open(self, resume: bool) -> Opened:
         """See `Sink.open`."""
@@ -109,6 +117,15 @@ class KafkaSink:
         ends = self._patience.until_done(
             "ask where the topic ends", lambda: topics.ends(topics.partitions())
         )
+        if self._replay is not None and self._replay.skip_existing:
+            self._existing = self._look_for_existing(history, ends, self._replay.range)
+        if stored is not None:
+            # As soon as it is fenced, the old instance looks for who did it.
+            self._claim(stored)
+        if self._replay is not None and (stored is None or not resume):
+            # It begins, or begins again: what others published is none of its business.
+            self._span = Span(_now_ms())
+            return Opened(None)
         if stored is None:
             checkpoint, window = self._found(history, ends)
             if checkpoint is not None and resume:
@@ -118,14 +135,12 @@ class KafkaSink:
                     self._group,
                 )
         else:
-            # As soon as it is fenced, the old instance looks for who did it.
-            self._claim(stored)
             checkpoint, window = stored.checkpoint, self._read_back(history, ends, stored, limits)
         return Opened(checkpoint if resume else None, window)
 
-    def is_published(self, event: Event | DeadLetter) -> bool:  # the contract's
-        """Everything is in the window that `open` gave."""
-        return False
+    def is_published(self, event: Event | DeadLetter) -> bool:
+        """See `Sink.is_published`: what was there before a replay; all else is in the window."""
+        return self._existing is not None and event.identity in self._existing
 
     def write(self, events: list[Event], dead_letters: list[DeadLetter]) -> None:
         """See `Sink.write`."""
@@ -158,6 +173,9 @@ class KafkaSink:
             self._session.producer.purge()
             self._session.consumer.close()
             self._session = None
+        if self._existing is not None:
+            self._existing.close()
+            self._existing = None
 
     # ---- opening ----
 
@@ -222,7 +240,10 @@ class KafkaSink:
         slack_ms = APPEND_TIME_SLACK_MS if limits.append_time else CREATE_TIME_SLACK_MS
         since_ms = stored.span.since_ms - slack_ms
         started = time.monotonic()
-        records = self._patience.until_done("read the topic", lambda: history.since(ends, since_ms))
+        wanted = self._own(stored)
+        records = self._patience.until_done(
+            "read the topic", lambda: history.since(ends, since_ms, wanted)
+        )
         log.info(
             "read %d events of the topic back in %.1f s to recognise repeats",
             len(records),
@@ -239,6 +260,43 @@ class KafkaSink:
             for record in records
         ]
 
+    def _own(self, stored: Stored) -> Wanted:
+        """Which records are ours: others may publish into the same topic at the same time.
+
+        An ingest must neither be held up by what a fast replay left, nor take it for its own.
+        """
+        replay = self._replay
+        if len(stored.checkpoint.position) <= 1:
+            # Of a stream with one topic-partition the ids of both look alike.
+            return lambda record: replay is None or is_of(replay.range, record)
+        if replay is None:
+            return lambda record: not is_of_replay(record)
+        return lambda record: is_of_replay(record) and is_of(replay.range, record)
+
+    def _look_for_existing(self, history: History, ends: Ends, span: Range) -> Existing:
+        started = time.monotonic()
+
+        def look() -> Existing:
+            existing = Existing()
+            try:
+                existing.add(
+                    record.identity
+                    for record in history.each_since(ends, since_ms(span))
+                    if is_of(span, record)
+                )
+            except BaseException:
+                existing.close()
+                raise
+            return existing
+
+        existing = self._patience.until_done("read the topic", look)
+        log.info(
+            "the topic has %d events of the range already, read in %.1f s: adding what is missing",
+            len(existing),
+            time.monotonic() - started,
+        )
+        return existing
+
     def _found(self, history: History, ends: Ends) -> tuple[Checkpoint | None, list[Remembered]]:
         """The position and the window by the topic's last records."""
         wanted = TAIL_RECORDS
@@ -247,8 +305,10 @@ class KafkaSink:
                 "read the topic",
                 lambda most=wanted: history.tail(ends, most),  # type: ignore[misc]
             )
-            checkpoint = found_checkpoint(records, self._streams, self._overlap_ms)
-            if checkpoint is None or complete or covers(records, checkpoint, self._window_ms):
+            own = own_of(records)
+            checkpoint, reached = found_in(own, self._streams, self._overlap_ms)
+            told = checkpoint is None or covers(own, reached, self._window_ms)
+            if complete or (own and told):
                 break
             if wanted >= MAX_TAIL_RECORDS:
                 log.warning(
@@ -259,8 +319,13 @@ class KafkaSink:
                 break
             wanted = min(wanted * TAIL_GROWTH, MAX_TAIL_RECORDS)
         self._span = Span(min((record.published_ms for record in records), default=_now_ms()))
-        position = {} if checkpoint is None else checkpoint.position
-        return checkpoint, [_remembered(record, position) for record in records]
+        if records and not own:
+            log.warning(
+                "the last %d events of the topic are those of replays: they do not tell where to go on. "
+                "Starting where --since says",
+                len(records),
+            )
+        return checkpoint, [_remembered(record, reached) for record in own]
 
     # ---- what every step meets ----
 

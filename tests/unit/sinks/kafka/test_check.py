@@ -14,10 +14,11 @@ from pleiades.runtime.arguments import ingest_parser, settings_from
 from pleiades.runtime.errors import Fatal
 from pleiades.runtime.findings import Finding, Kind
 from pleiades.runtime.settings import KafkaSettings, Settings
-from pleiades.sinks.kafka import check
+from pleiades.sinks.kafka import check, peek
 from pleiades.sinks.kafka.check import Found
 from pleiades.sinks.kafka.check_topics import look_at_topics
 from pleiades.sinks.kafka.clients import Clients
+from pleiades.sinks.kafka.peek import may_hold_groups, reach
 from pleiades.sinks.kafka.stored import Stored
 from pleiades.sinks.kafka.view import Cluster, Configuration, Partition, Topic
 
@@ -245,7 +246,7 @@ def test_a_group_is_asked_for_only_where_there_can_be_one(
 ) -> None:
     seen = Topic("t", (WELL,), ALL)
     answers = [seen if code is None else KafkaError(code) for code in (events, groups)]
-    assert check._may_hold_groups(answers[0], answers[1]) is expected
+    assert may_hold_groups(answers[0], answers[1]) is expected
 
 
 # ---- the cluster ----
@@ -280,7 +281,7 @@ def test_a_timeout_of_the_users_own_counts(kafka_settings_of: SettingsOf) -> Non
 def test_nobody_answers_and_what_librdkafka_reported_is_told(
     kafka_settings_of: SettingsOf, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(check, "CONNECT_SECONDS", 0.0)
+    monkeypatch.setattr(peek, "CONNECT_SECONDS", 0.0)
     _, kafka = kafka_settings_of("--kafka.broker=nowhere.invalid")
     clients = Clients(kafka)
 
@@ -293,4 +294,4 @@ def test_nobody_answers_and_what_librdkafka_reported_is_told(
     with pytest.raises(
         Fatal, match="can't reach Kafka at nowhere.invalid:9092.*check its spelling"
     ):
-        check._reach(clients, silent)
+        reach(clients, silent)

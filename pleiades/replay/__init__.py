@@ -1,0 +1,1 @@
+"""`pleiades replay`: a bounded piece of history, to its end."""

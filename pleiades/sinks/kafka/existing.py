@@ -1,0 +1,66 @@
+"""What of a range a topic has already, so that a replay adds only what is missing.
+
+Law: memory does not grow with what is there. The identities lie in a database without a name, in a file
+that SQLite has removed as soon as it was opened: nothing is left of it, whatever ends the process.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterable
+from itertools import islice
+
+from pleiades.core.range import Range
+from pleiades.core.wire import UNKNOWN_SOURCE
+from pleiades.sinks.kafka.records import Published
+
+SLACK_MS = 2 * 3_600_000
+"""How far before the begin of a range records are read. An event is published after it happened, and
+then dated by another clock: one that is two hours off would be noticed."""
+ROWS_AT_ONCE = 10_000
+CACHE_KIB = 16 * 1024
+
+
+class Existing:
+    """The identities of published events."""
+
+    def __init__(self) -> None:
+        # An empty name: a temporary database on disk, https://www.sqlite.org/inmemorydb.html.
+        self._database = sqlite3.connect("", isolation_level=None)
+        self._database.execute("PRAGMA journal_mode = OFF")
+        self._database.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
+        self._database.execute("CREATE TABLE known (identity TEXT PRIMARY KEY) WITHOUT ROWID")
+
+    def add(self, identities: Iterable[str]) -> None:
+        """Remember them."""
+        rows = ((identity,) for identity in identities)
+        self._database.execute("BEGIN")
+        while some := list(islice(rows, ROWS_AT_ONCE)):
+            self._database.executemany("INSERT OR IGNORE INTO known VALUES (?)", some)
+        self._database.execute("COMMIT")
+
+    def __contains__(self, identity: str) -> bool:
+        found = self._database.execute("SELECT 1 FROM known WHERE identity = ?", (identity,))
+        return found.fetchone() is not None
+
+    def __len__(self) -> int:
+        (count,) = self._database.execute("SELECT count(*) FROM known").fetchone()
+        return int(count)
+
+    def close(self) -> None:
+        """Forget them."""
+        self._database.close()
+
+
+def since_ms(span: Range) -> int:
+    """From which publish time on records of a range's events are looked for."""
+    begin = span.begin
+    return max(min([begin.default_ms, *begin.own_ms.values()]) - SLACK_MS, 0)
+
+
+def is_of(span: Range, record: Published) -> bool:
+    """Whether a record's event belongs to a range, as far as its id tells; else it may."""
+    times = [time for source, time in record.assignments if source == record.source and time]
+    if record.source == UNKNOWN_SOURCE or not times:
+        return True
+    return span.holds(record.source, times[0])
