@@ -11,9 +11,7 @@ from typing import NamedTuple
 
 from rich.console import Console
 from rich.control import Control
-from rich.progress_bar import ProgressBar
 from rich.segment import ControlType
-from rich.table import Table
 from rich.text import Text
 
 from pleiades.core.position import Checkpoint
@@ -30,6 +28,7 @@ SMOOTHING = 0.3
 """The weight of the latest rate."""
 MAX_TOPICS = 3
 """So many are shown, those that are furthest behind; of more it is said how many."""
+BAR = "━"
 BAR_WIDTH = 24
 WIDTH_WITH_BAR = 80
 """A narrower terminal has room for the text only."""
@@ -202,16 +201,12 @@ class ProgressLine:
 
     def _draw(self, state: State) -> None:
         self._clear()
-        line = Table.grid(padding=(0, 1), expand=False)
-        line.add_column(no_wrap=True)
-        line.add_column(no_wrap=True, overflow="ellipsis")
-        text = Text(live_text(state, self._with_dates), no_wrap=True, overflow="ellipsis")
+        line = Text(no_wrap=True, overflow="ellipsis")
         if self._console.width >= WIDTH_WITH_BAR:
-            bar = ProgressBar(total=1.0, completed=state.part, width=BAR_WIDTH)
-            line.add_row(bar, text)
-            self._console.print(line, end="", no_wrap=True, crop=True)
-        else:
-            self._console.print(text, end="", no_wrap=True, overflow="ellipsis")
+            full = round(BAR_WIDTH * state.part)
+            line.append(BAR * full, "green").append(BAR * (BAR_WIDTH - full), "dim").append(" ")
+        line.append(live_text(state, self._with_dates))
+        self._console.print(line, end="", no_wrap=True, overflow="ellipsis", crop=True)
 
     def _clear(self) -> None:
         self._console.control(

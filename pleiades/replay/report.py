@@ -124,7 +124,7 @@ class Report:
                 f"{_duration(self.seconds)}, {self._rate:,.0f} events/s, {self.restarts} restarts",
             ),
         ]
-        width = max(LABEL_WIDTH, *(len(label) for label, _ in rows)) + 1
+        width = max(LABEL_WIDTH, *(len(label) for label, _ in rows))
         lines = [f"{label:{width}} {value}" for label, value in rows]
         return "\n".join([*lines, *self._table()])
 

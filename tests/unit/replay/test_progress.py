@@ -1,0 +1,122 @@
+from __future__ import annotations
+
+import io
+import logging
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.console import Console
+
+from pleiades.core.position import Checkpoint, Done
+from pleiades.core.range import Bound, Range
+from pleiades.replay.progress import (
+    DRAW_SECONDS,
+    PLAIN_SECONDS,
+    Progress,
+    ProgressLine,
+    fraction,
+    plain_line,
+)
+
+A, B = ("eqiad.mediawiki.recentchange", 0), ("codfw.mediawiki.recentchange", 0)
+BEGIN, END = 1_790_000_000_000, 1_790_003_600_000
+SPAN = Range(Bound(BEGIN), Bound(END))
+
+
+def at(reached: int, events: int = 0, *finished: tuple[str, int]) -> Checkpoint:
+    return Checkpoint({A: reached, B: 0}, 0, END, Done({A: events}, frozenset(finished)))
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@given(st.lists(st.integers(0, 2 * END), min_size=2, max_size=2).map(sorted))
+def test_a_fraction_lies_between_0_and_1_and_grows_with_the_position(reached: list[int]) -> None:
+    low, high = (fraction(SPAN, A, at(time)) for time in reached)
+    assert 0.0 <= low <= high <= 1.0
+
+
+def test_what_is_finished_or_empty_is_all_there() -> None:
+    assert fraction(SPAN, A, at(0, 0, A)) == 1.0
+    assert fraction(Range(Bound(1, {A: 5}), Bound(9, {A: 5})), A, at(0)) == 1.0
+
+
+def test_the_rest_is_reckoned_from_what_this_run_did() -> None:
+    clock = Clock()
+    progress = Progress(SPAN, clock)
+    half = BEGIN + (END - BEGIN) // 2
+    assert progress.state(at(half, 1000, B)).left_seconds is None
+    clock.now += 10
+    # From three quarters of both topics to seven eighths in ten seconds.
+    state = progress.state(at(half + (END - BEGIN) // 4, 3000, B))
+    assert state.part == pytest.approx(0.875)
+    assert state.left_seconds == pytest.approx(10.0, rel=0.01)
+    assert state.rate == pytest.approx(200.0)
+    assert state.events == 3000
+
+
+def test_a_plain_line_says_it_all() -> None:
+    clock = Clock()
+    progress = Progress(SPAN, clock)
+    progress.state(at(BEGIN))
+    clock.now += 60
+    line = plain_line(progress.state(at(BEGIN + 1_800_000, 123_456)))
+    assert line == (
+        "25.0 %, 123,456 events, 2,058 events/s, reached codfw.mediawiki.recentchange not begun, "
+        "eqiad.mediawiki.recentchange 2026-09-21T14:43:19.999Z, left about 3 min"
+    )
+
+
+def test_the_slowest_of_many_topics_are_shown() -> None:
+    many = {(f"t{number}", 0): BEGIN + number for number in range(1, 9)}
+    line = plain_line(Progress(SPAN, Clock()).state(Checkpoint(many, 0, 0, Done())))
+    assert "t1 2026" in line
+    assert "t4" not in line
+    assert "and 5 more" in line
+
+
+def test_in_a_pipe_one_line_now_and_then_whatever_the_log_level(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    clock = Clock()
+    logging.getLogger("pleiades").setLevel(logging.ERROR)
+    line = ProgressLine(SPAN, quiet=True, now=clock, console=Console(file=io.StringIO()))
+    for _ in range(int(3 * PLAIN_SECONDS / DRAW_SECONDS)):
+        clock.now += DRAW_SECONDS
+        line.show(at(BEGIN + 1000, 5))
+    line.close()
+    assert len(caplog.records) == 3
+    logging.getLogger("pleiades").setLevel(logging.NOTSET)
+
+
+@given(st.integers(1, 200), st.integers(0, 2 * END), st.integers(0, 10**12))
+def test_on_a_terminal_it_is_one_line_at_any_width(width: int, reached: int, events: int) -> None:
+    clock = Clock()
+    out = io.StringIO()
+    console = Console(file=out, force_terminal=True, width=width, color_system=None)
+    line = ProgressLine(SPAN, quiet=False, now=clock, console=console)
+    clock.now += 1
+    line.show(at(reached, events))
+    text = out.getvalue()
+    assert "\n" not in text
+    shown = text.rpartition("\x1b[2K")[2]
+    assert len(shown) <= width
+    line.close()
+    assert out.getvalue().endswith("\r\x1b[2K")
+
+
+def test_before_anything_is_durable_there_is_nothing_to_show() -> None:
+    out = io.StringIO()
+    clock = Clock()
+    line = ProgressLine(
+        SPAN, quiet=False, now=clock, console=Console(file=out, force_terminal=True, width=80)
+    )
+    clock.now += 1
+    line.show(None)
+    assert out.getvalue() == ""

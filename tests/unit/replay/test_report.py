@@ -1,0 +1,101 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import orjson
+import pytest
+from prometheus_client import CollectorRegistry
+
+from pleiades.core.position import Checkpoint, Done
+from pleiades.core.range import Bound, Range, Slice
+from pleiades.replay.report import Report, Totals, totals, write_report
+from pleiades.runtime.metrics import Metrics, collected
+
+A, B = ("eqiad.mediawiki.recentchange", 0), ("codfw.mediawiki.recentchange", 1)
+BEGIN, END = 1_790_000_000_000, 1_790_003_600_000
+REPORT = Report(
+    streams=("recentchange",),
+    destination="files in /events",
+    span=Range(Bound(BEGIN), Bound(END)),
+    part=Slice(2, 8),
+    checkpoint=Checkpoint(
+        {A: BEGIN + 60_001, B: END + 5}, 0, END, Done({A: 1000, B: 234}, frozenset({B}))
+    ),
+    totals=Totals(5, 6, 7, 8, {"not_json": 2}),
+    published_now=234,
+    seconds=2.0,
+    restarts=1,
+    status=5,
+    dry_run=False,
+    hours={},
+)
+
+
+def test_the_summary_says_what_happened_and_what_to_do() -> None:
+    text = REPORT.text()
+    for said in (
+        "stopped before its end: the same command goes on",
+        "2026-09-21T14:13:20.000Z to 2026-09-21T15:13:20.000Z, slice 2 of 8",
+        "1,234 in all runs, 234 in this one",
+        "eqiad.mediawiki.recentchange   1,000, reached 2026-09-21T14:14:20.000Z",
+        "codfw.mediawiki.recentchange/1 234\n",
+        "2 (2 not_json)",
+        "117 events/s, 1 restarts",
+    ):
+        assert said in text, text
+
+
+@pytest.mark.parametrize(
+    ("status", "says"), [(0, "complete"), (6, "no longer had all of it"), (1, "failed")]
+)
+def test_the_outcome_follows_the_status(status: int, says: str) -> None:
+    assert says in replace(REPORT, status=status).text().splitlines()[0]
+    assert orjson.loads(replace(REPORT, status=status).json())["complete"] is (status == 0)
+
+
+def test_the_json_has_it_all() -> None:
+    report = orjson.loads(REPORT.json())
+    assert report["range"]["from_ms"] == BEGIN
+    assert report["slice"] == {"number": 2, "of": 8}
+    assert report["events"] == 1234
+    assert [topic["events"] for topic in report["topics"]] == [234, 1000]
+    assert report["dead_letters"] == {"not_json": 2}
+    assert report["events_per_second"] == 117.0
+    assert "hours" not in report
+
+
+def test_a_dry_run_shows_a_table() -> None:
+    hours = {(A[0], BEGIN - BEGIN % 3_600_000): 40, ("", 0): 2}
+    dry = replace(REPORT, dry_run=True, hours=hours)
+    assert "nothing was written" in dry.text()
+    assert "  2026-09-21T14            40" in dry.text()
+    assert "(of no known topic)" in dry.text()
+    assert orjson.loads(dry.json())["hours"][1]["events"] == 40
+
+
+def test_a_run_that_came_to_nothing_has_a_report_too() -> None:
+    report = replace(REPORT, checkpoint=None, status=1)
+    assert orjson.loads(report.json())["events"] == 0
+    assert "failed" in report.text()
+
+
+def test_totals_are_those_of_the_metrics(metrics: Metrics) -> None:
+    metrics.duplicates_dropped.inc(3)
+    metrics.existing_skipped.inc(4)
+    metrics.canaries_dropped.inc(5)
+    metrics.outside_range_dropped.inc(6)
+    metrics.dead_letters.labels("not_json").inc(7)
+    assert totals(collected()) == Totals(3, 4, 5, 6, {"not_json": 7})
+    assert totals(CollectorRegistry()) == Totals()
+
+
+def test_a_report_replaces_the_one_before_it_and_goes_into_a_device(tmp_path: Path) -> None:
+    path = tmp_path / "report.json"
+    path.write_bytes(b"old")
+    write_report(path, REPORT)
+    assert path.read_bytes() == REPORT.json()
+    assert list(tmp_path.iterdir()) == [path]
+    write_report(Path("/dev/null"), REPORT)
+    with pytest.raises(OSError, match="missing"):
+        write_report(tmp_path / "missing" / "report", REPORT)
