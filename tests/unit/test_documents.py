@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from pleiades.core.range import Slice
+from pleiades.replay.arguments import arguments_from, replay_parser
 from pleiades.runtime.arguments import ingest_parser, settings_from
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -14,7 +16,7 @@ def test_the_readme_has_every_flag_with_its_default() -> None:
     rows = re.findall(r"^\| ((?:`-[^`]+`(?:, )?)+) \| (?:`(.*?)`)? ?\|", _readme(), re.MULTILINE)
     documented = {re.findall(r"`([^`]+)`", names)[-1]: default for names, default in rows}
     offered = {}
-    for action in ingest_parser("ingest", "")._actions:
+    for action in [*replay_parser("")._actions, *ingest_parser("ingest", "")._actions]:
         name = action.option_strings[-1]
         if name not in ("--help", "--config"):
             is_boolean = isinstance(action.default, bool)
@@ -27,6 +29,22 @@ def test_the_example_configuration_is_accepted() -> None:
     settings = settings_from(parser.parse_args([f"--config={ROOT / 'deploy' / 'pleiades.toml'}"]))
     assert settings.files is not None
     assert settings.log_format == "json"
+
+
+def test_the_example_of_a_backfill_is_accepted() -> None:
+    """The arguments of the Job, with the file that it mounts."""
+    folder = ROOT / "deploy" / "kubernetes" / "backfill"
+    job = (folder / "job.yaml").read_text()
+    written = re.findall(r"^            - (\S+)$", job, re.MULTILINE)
+    assert written[0] == "replay"
+    flags = [
+        word.replace("$(JOB_COMPLETION_INDEX)", "7").replace("/etc/pleiades", str(folder))
+        for word in written[1:]
+    ]
+    told = arguments_from(replay_parser("").parse_args(flags))
+    assert told.part == Slice(7, 8)
+    assert f"completions: {told.part.parts}\n" in job
+    assert told.settings.kafka is not None
 
 
 def test_links_and_tests_that_documents_name_exist() -> None:
