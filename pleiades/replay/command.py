@@ -51,8 +51,8 @@ def run(arguments: Sequence[str], description: str) -> int:
     told = arguments_from(parsed)
     logs.configure(told.settings.log_level, told.settings.log_format, "parent")
     stored = None if told.dry_run or told.restart else _stored(told.settings)
-    if stored is not None and _is_finished(stored) and not told.absolute:
-        # `-36h` means another range by now.
+    if stored is not None and _is_finished(stored) and (told.skip_existing or not told.absolute):
+        # What the topic has may be less than what was published. And `-36h` means another range by now.
         stored = None
         told = told._replace(restart=True)
     now_ms = time.time_ns() // 1_000_000 if stored is None else stored.clock_ms

@@ -243,6 +243,14 @@ def test_what_a_topic_lacks_is_added_to_it(
     missing = dated(begin + third, end - third)
     assert report["events"] == sum(missing(entry) and not entry.canary for entry in journal)
     assert report["events"] + report["already_there"] == verdict.published
+    # Once more it looks again, and finds nothing to do.
+    again = replayed(
+        *replay_flags(upstream.url, begin, end),
+        *destination,
+        "--skipExisting",
+        report=tmp_path / "again",
+    )
+    assert (again["events"], again["already_there"]) == (0, verdict.published)
 
 
 def test_a_history_that_begins_too_late_is_told_before_anything_is_written(
