@@ -52,14 +52,20 @@ def history(events: int = 20_000, **changes: Any) -> SimulatorSettings:
     )
 
 
-def middle(journal: list[JournalEntry]) -> tuple[int, int]:
-    """A begin and an end with several events at both, in the same millisecond of one topic."""
+def middle(journal: list[JournalEntry], dense: bool = False) -> tuple[int, int]:
+    """A begin and an end with several events at both, in the same millisecond of one topic.
+
+    Args:
+        dense: there are some in the millisecond before, too.
+    """
     times = [entry.timestamp for entry in journal]
     low, high = min(times), max(times)
-    crowded = Counter(
-        (entry.source, entry.timestamp) for entry in journal if not entry.canary
-    ).most_common()
-    shared = sorted(time for (_, time), count in crowded if count > 1)
+    crowd = Counter((entry.source, entry.timestamp) for entry in journal if not entry.canary)
+    shared = sorted(
+        time
+        for (source, time), count in crowd.items()
+        if count > 1 and (not dense or (source, time - 1) in crowd)
+    )
     begin = next(time for time in shared if time > low + (high - low) // 5)
     end = next(time for time in shared if time > low + (high - low) * 4 // 5)
     return begin, end
@@ -80,11 +86,20 @@ def replayed(*arguments: str, report: Path, status: int = 0, seconds: float = 12
 def test_exactly_the_range_with_collisions_at_both_bounds(
     simulate: Simulate, folder: Path, tmp_path: Path
 ) -> None:
-    upstream = simulate(history(faults=Faults(cut_every_seconds=0, cut_bytes=2_000_000)))
+    upstream = simulate(
+        history(
+            history_seconds=20.0,
+            disorder=Disorder(back_seconds_rate=0.0, back_years_rate=0.0),
+            faults=Faults(cut_every_seconds=0, cut_bytes=2_000_000),
+        )
+    )
     journal = upstream.journal()
-    begin, end = middle(journal)
+    begin, end = middle(journal, dense=True)
     report = replayed(
-        *replay_flags(upstream.url, begin, end), *to_files(folder), report=tmp_path / "report"
+        *replay_flags(upstream.url, begin, end),
+        *to_files(folder),
+        "--upstream.overlap=200ms",
+        report=tmp_path / "report",
     )
     verdict = judge_parts(folder, journal, dated(begin, end))
     assert verdict.flawless, verdict

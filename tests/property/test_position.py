@@ -9,12 +9,13 @@ from pleiades.core.position import (
     MAX_SOURCES,
     Checkpoint,
     Course,
+    Done,
     Position,
     UnreadableCheckpoint,
     decode_checkpoint,
     join,
 )
-from pleiades.core.wire import MAX_TIMESTAMP_MS, Assignment, parse_id
+from pleiades.core.wire import MAX_TIMESTAMP_MS, Assignment, Batch, parse_id
 
 few_sources = st.tuples(st.sampled_from(["a", "b", "c.d"]), st.integers(0, 1))
 few_positions = st.dictionaries(few_sources, st.integers(0, 5))
@@ -22,7 +23,20 @@ times = st.integers(0, MAX_TIMESTAMP_MS)
 sources = st.tuples(
     st.from_regex(r"[a-zA-Z0-9._-]{1,20}", fullmatch=True), st.integers(0, 2**31 - 1)
 )
-checkpoints = st.builds(Checkpoint, st.dictionaries(sources, times, max_size=8), times, times)
+
+
+@st.composite
+def all_checkpoints(draw: st.DrawFn) -> Checkpoint:
+    position = draw(st.dictionaries(sources, times, max_size=8))
+    counts = st.fixed_dictionaries({source: st.integers(0, 2**40) for source in position})
+    finished = (
+        st.frozensets(st.sampled_from(sorted(position))) if position else st.just(frozenset())
+    )
+    done = draw(st.none() | st.builds(Done, counts, finished, st.booleans()))
+    return Checkpoint(position, draw(times), draw(times), done)
+
+
+checkpoints = all_checkpoints()
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers(-5, 2**53) | st.floats(allow_nan=False) | st.text(),
     lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
@@ -110,6 +124,10 @@ def test_any_json_is_a_checkpoint_or_unreadable(
         {"version": 1, "position": [source], "started_ms": 0, "clock_ms": time},
         {"version": 1, "position": [source | {"topic": "a", "timestamp": time}]}
         | {"started_ms": 0, "clock_ms": 0},
+        {"version": 1, "position": [source | {"topic": "a"}], "started_ms": 0, "clock_ms": 0}
+        | {"done": position},
+        {"version": 1, "position": [source | {"topic": "a"}], "started_ms": 0, "clock_ms": 0}
+        | {"done": [entry, [[time, entry]]]},
     ):
         reads(orjson.dumps(stored, option=orjson.OPT_NON_STR_KEYS))
 
@@ -193,3 +211,25 @@ def test_a_course_and_a_checkpoint_come_to_the_same(
         for source, timestamp_ms in assignments:
             checkpoint = checkpoint.advanced({source: timestamp_ms or 0}, 0, 0)
     assert course.position == checkpoint.position
+
+
+@given(
+    st.lists(st.tuples(few_sources, st.integers(0, 5), st.booleans(), st.booleans()), max_size=9)
+)
+def test_what_a_replay_has_done_adds_up(
+    batches: list[tuple[tuple[str, int], int, bool, bool]],
+) -> None:
+    done = Done()
+    for source, published, finished, gap in batches:
+        batch = Batch(0, 1, [], [], [], {}, 0, 0, source, finished, gap)
+        done = done.after(batch, published)
+    assert done.total == sum(published for _, published, _, _ in batches)
+    assert done.finished == {source for source, _, finished, _ in batches if finished}
+    assert done.incomplete == any(gap for *_, gap in batches)
+    for source in list(done.published):
+        assert done.less(source).total == done.total - 1
+    assert done.less(("unknown", 0)) == done
+
+
+def test_a_batch_of_all_topics_is_none_of_a_replay() -> None:
+    assert Done().after(Batch(0, 1, [], [], [], {}, 0, 0), 5) == Done()

@@ -226,4 +226,5 @@ def test_an_event_of_the_range_among_those_past_it_begins_the_count_anew() -> No
     for _ in range(PAST_EVENTS - 1):
         assert not ending.observe(200)
     assert not ending.observe(100)
-    assert [ending.observe(200) for _ in range(PAST_EVENTS)][-1]
+    answers = [ending.observe(200) for _ in range(PAST_EVENTS)]
+    assert answers == [False] * (PAST_EVENTS - 1) + [True]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from pleiades.core.position import Checkpoint
+from dataclasses import replace
+
+from pleiades.core.position import Checkpoint, Done
 from pleiades.core.span import Mark, Span
 
 EQIAD = ("eqiad.x", 0)
@@ -28,6 +30,15 @@ def test_the_mark_becomes_the_beginning_once_nothing_before_it_can_be_repeated()
     span = span.publishing(80).committed(checkpoint(1_101), WINDOW_MS)
     assert span.since_ms == 60
     assert span.mark == Mark(80, {EQIAD: 1_101, CODFW: 0})
+
+
+def test_what_a_replay_has_finished_holds_up_nothing() -> None:
+    begun = Checkpoint({EQIAD: 1_000, CODFW: 500}, 0, 9_000)
+    span = Span(50).publishing(60).committed(begun, WINDOW_MS)
+    later = Checkpoint({EQIAD: 1_101, CODFW: 500}, 0, 9_000, Done())
+    assert span.publishing(70).committed(later, WINDOW_MS).since_ms == 50
+    finished = replace(later, done=Done(finished=frozenset({CODFW})))
+    assert span.publishing(70).committed(finished, WINDOW_MS).since_ms == 60
 
 
 def test_a_position_ahead_of_the_clock_waits_for_the_clock() -> None:

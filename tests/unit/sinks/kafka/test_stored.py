@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pleiades.core.position import Checkpoint, UnreadableCheckpoint
+from pleiades.core.position import Checkpoint, Done, UnreadableCheckpoint
 from pleiades.core.span import Mark, Span
 from pleiades.runtime.errors import Fatal
 from pleiades.sinks.kafka.stored import MAX_METADATA_BYTES, Stored, read_metadata
@@ -26,8 +26,13 @@ def all_stored(draw: st.DrawFn) -> Stored:
     if draw(st.booleans()):
         named = sources if not position else sources | st.sampled_from(sorted(position))
         mark = Mark(draw(times), draw(st.dictionaries(named, times, max_size=8)))
+    counts = st.fixed_dictionaries({source: st.integers(0, 2**40) for source in position})
+    finished = (
+        st.frozensets(st.sampled_from(sorted(position))) if position else st.just(frozenset())
+    )
+    done = draw(st.none() | st.builds(Done, counts, finished, st.booleans()))
     return Stored(
-        Checkpoint(position, draw(times), draw(times)),
+        Checkpoint(position, draw(times), draw(times), done),
         Span(draw(times), mark),
         draw(st.from_regex(r"[0-9a-f]{1,32}", fullmatch=True)),
     )
@@ -89,6 +94,13 @@ def test_more_than_fits_is_refused_with_what_to_do() -> None:
         ({"mark": [-1, [None], []]}, "no position"),
         ({"mark": [1, [None], [["/", 0, 1]]]}, "no position"),
         ({"writer": "\x1b[31m"}, "who wrote it"),
+        ({"done": 5}, "can't be read"),
+        ({"done": [False, []]}, "can't be read"),
+        ({"done": [False, [[1]]]}, "can't be read"),
+        ({"done": [0, [[1, False]]]}, "no progress of a replay"),
+        ({"done": [False, [[-1, False]]]}, "no progress of a replay"),
+        ({"done": [False, [[True, False]]]}, "no progress of a replay"),
+        ({"done": [False, [[1, 1]]]}, "no progress of a replay"),
     ],
 )
 def test_what_is_wrong_is_said(change: dict[str, object], why: str) -> None:
