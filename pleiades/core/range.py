@@ -17,7 +17,15 @@ from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import NamedTuple, TypeVar
 
-from pleiades.core.wire import Assignment, Batch, Canary, DeadLetter, Event, TopicPartition
+from pleiades.core.wire import (
+    UNKNOWN_SOURCE,
+    Assignment,
+    Batch,
+    Canary,
+    DeadLetter,
+    Event,
+    TopicPartition,
+)
 
 PAST_EVENTS = 5
 """So many that lie past a range say that it is over."""
@@ -125,13 +133,16 @@ class Range:
 def within(batch: Batch, span: Range, source: TopicPartition) -> tuple[Batch, int]:
     """A batch of one topic-partition without what lies outside of a range, and how much that was.
 
-    Its timestamps stay: what is not published moves the position all the same.
+    Its timestamp stays: what is not published moves the position all the same. Those of others do not,
+    nor do their events: where an upstream sends what it was not asked for, it may have left some out.
     """
 
     def inside(received: Event | DeadLetter | Canary) -> bool:
         # By the only entry in its id, also where the event does not say whose it is. Without any id
         # that can be read (0) it may belong here: one too many is better than one too few.
-        return not received.timestamp_ms or span.holds(source, received.timestamp_ms)
+        return received.source in (source, UNKNOWN_SOURCE) and (
+            not received.timestamp_ms or span.holds(source, received.timestamp_ms)
+        )
 
     def placed(others: list[_Placed]) -> list[_Placed]:
         return [other._replace(place=before[other.place]) for other in others if inside(other)]
@@ -142,8 +153,9 @@ def within(batch: Batch, span: Range, source: TopicPartition) -> tuple[Batch, in
     letters = placed(batch.dead_letters)
     outside = len(kept) - before[-1] + len(batch.dead_letters) - len(letters)
     events = [event for event, is_kept in zip(batch.events, kept, strict=True) if is_kept]
+    own = {at: time for at, time in batch.timestamps_ms.items() if at == source}
     return batch._replace(
-        events=events, dead_letters=letters, canaries=placed(batch.canaries)
+        events=events, dead_letters=letters, canaries=placed(batch.canaries), timestamps_ms=own
     ), outside
 
 

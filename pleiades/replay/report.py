@@ -24,7 +24,7 @@ LABEL_WIDTH = 20
 _OUTCOMES = {
     EXIT_STOPPED: "complete",
     EXIT_INTERRUPTED: "stopped before its end: the same command goes on",
-    EXIT_INCOMPLETE: "at its end, but incomplete: the upstream no longer had all of it",
+    EXIT_INCOMPLETE: "incomplete: the upstream no longer has all of it",
 }
 
 

@@ -199,7 +199,7 @@ class Metrics:
             "pleiades_recv_bytes", "Bytes of the event stream, after decompression."
         )
         self.connected = gauge(
-            "pleiades_upstream_connected", "1 while a connection to the upstream is open."
+            "pleiades_upstream_connected", "Connections to the upstream that are open."
         )
         self.reconnects = counter(
             "pleiades_upstream_reconnects", "Connections that ended, by reason.", "reason"

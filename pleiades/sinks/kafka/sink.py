@@ -117,11 +117,11 @@ class KafkaSink:
         ends = self._patience.until_done(
             "ask where the topic ends", lambda: topics.ends(topics.partitions())
         )
-        if self._replay is not None and self._replay.skip_existing:
-            self._existing = self._look_for_existing(history, ends, self._replay.range)
         if stored is not None:
             # As soon as it is fenced, the old instance looks for who did it.
             self._claim(stored)
+        if self._replay is not None and self._replay.skip_existing:
+            self._existing = self._look_for_existing(history, ends, self._replay.range)
         if self._replay is not None and (stored is None or not resume):
             # It begins, or begins again: what others published is none of its business.
             self._span = Span(_now_ms())

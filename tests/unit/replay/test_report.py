@@ -47,7 +47,7 @@ def test_the_summary_says_what_happened_and_what_to_do() -> None:
 
 
 @pytest.mark.parametrize(
-    ("status", "says"), [(0, "complete"), (6, "no longer had all of it"), (1, "failed")]
+    ("status", "says"), [(0, "complete"), (6, "no longer has all of it"), (1, "failed")]
 )
 def test_the_outcome_follows_the_status(status: int, says: str) -> None:
     assert says in replace(REPORT, status=status).text().splitlines()[0]
