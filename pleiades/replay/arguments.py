@@ -236,6 +236,8 @@ def arguments_from(parsed: argparse.Namespace) -> Arguments:
         UsageError: they contradict each other.
     """
     flag = vars(parsed)
+    if flag["from"] is None:
+        raise UsageError("--from is missing: where does it begin? e.g. --from=-36h")
     arguments = Arguments(
         settings_from(parsed, publishes=not flag["dry_run"]),
         flag["from"],
@@ -250,8 +252,6 @@ def arguments_from(parsed: argparse.Namespace) -> Arguments:
         flag["upstream.connections"],
         flag["report"],
     )
-    if arguments.begin is None:
-        raise UsageError("--from is missing: where does it begin? e.g. --from=-36h")
     if arguments.part is not None and not arguments.absolute:
         raise UsageError(
             "--slice needs a --from and --to that mean the same in every process: times or ids, "
