@@ -11,8 +11,6 @@ import random
 import time
 from itertools import count
 
-from tenacity import RetryCallState, Retrying, retry_if_exception_type
-
 from pleiades.core.framing import Framer, ids_in, retry_in
 from pleiades.core.pauses import Pauses
 from pleiades.core.position import Checkpoint, Course
@@ -22,7 +20,7 @@ from pleiades.runtime.child import Life
 from pleiades.runtime.errors import Stopped, Transient
 from pleiades.runtime.metrics import Metrics
 from pleiades.runtime.settings import Settings
-from pleiades.upstream import CONNECT_TIMEOUT_SECONDS, Connection, Upstream
+from pleiades.upstream import CONNECT_TIMEOUT_SECONDS, Connection, Upstream, retrying
 
 log = logging.getLogger(__name__)
 
@@ -61,8 +59,9 @@ class Reader:
         self._life.allowed_seconds = CONNECT_TIMEOUT_SECONDS + self._settings.idle_timeout_seconds
         try:
             self._start()
+            insist = retrying(self._pauses, self._announce, self._life.pause)
             while True:
-                self._retrying()(self._one_connection)
+                insist(self._one_connection)
                 # Jitter spreads out instances that failed together; it guards no secret.
                 pause_seconds = self._pauses.after_end(random.random())  # noqa: S311
                 if pause_seconds:
@@ -90,24 +89,9 @@ class Reader:
         self._clock_ms = max(self._clock_ms, time.time_ns() // 1_000_000)
         return self._clock_ms
 
-    def _retrying(self) -> Retrying:
-        return Retrying(
-            retry=retry_if_exception_type(Transient),
-            wait=self._wait_seconds,
-            before_sleep=self._announce_retry,
-            sleep=self._life.pause,
-        )
-
-    def _wait_seconds(self, state: RetryCallState) -> float:
-        error = state.outcome.exception() if state.outcome else None
-        asked = error.retry_after_seconds if isinstance(error, Transient) else None
-        return self._pauses.after_failure(state.attempt_number, random.random(), asked)  # noqa: S311  # as above
-
-    def _announce_retry(self, state: RetryCallState) -> None:
-        error = state.outcome.exception() if state.outcome else None
-        if isinstance(error, Transient):
-            self._metrics.recv_errors.labels(error.kind).inc()
-            log.warning("%s; trying again in %.1f s", error, state.upcoming_sleep)
+    def _announce(self, error: Transient, pause_seconds: float) -> None:
+        self._metrics.recv_errors.labels(error.kind).inc()
+        log.warning("%s; trying again in %.1f s", error, pause_seconds)
 
     def _one_connection(self) -> None:
         """Connect and read to the connection's end; returns if that end is a normal one.

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import http.client
 import logging
+import random
 import ssl
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from urllib.parse import urlsplit
@@ -13,9 +14,11 @@ from urllib.parse import urlsplit
 import orjson
 import requests
 import urllib3
+from tenacity import RetryCallState, Retrying, retry_if_exception_type
 
 from pleiades import __version__
 from pleiades.core.backoff import retry_after_seconds
+from pleiades.core.pauses import Pauses
 from pleiades.runtime.errors import RefusedByUpstream, Transient
 from pleiades.runtime.logs import printable
 from pleiades.runtime.settings import UpstreamSettings
@@ -63,6 +66,39 @@ class Connection:
     def close(self) -> None:
         """Give the connection up."""
         self._response.close()
+
+
+def retrying(
+    pauses: Pauses,
+    announce: Callable[[Transient, float], None],
+    sleep: Callable[[float], None],
+) -> Retrying:
+    """Tries again after each `Transient`, for ever, with the pauses that are due.
+
+    Args:
+        announce: told before each pause: why, and for how many seconds.
+        sleep: waits that many seconds; may raise to end it.
+    """
+
+    def failure(state: RetryCallState) -> Transient:
+        error = state.outcome.exception() if state.outcome else None
+        if not isinstance(error, Transient):
+            raise AssertionError("only what is transient is tried again")  # noqa: TRY004  # a bug
+        return error
+
+    def wait_seconds(state: RetryCallState) -> float:
+        # Jitter spreads out instances that failed together; it guards no secret.
+        jitter = random.random()  # noqa: S311
+        return pauses.after_failure(
+            state.attempt_number, jitter, failure(state).retry_after_seconds
+        )
+
+    return Retrying(
+        retry=retry_if_exception_type(Transient),
+        wait=wait_seconds,
+        before_sleep=lambda state: announce(failure(state), state.upcoming_sleep),
+        sleep=sleep,
+    )
 
 
 class Upstream:

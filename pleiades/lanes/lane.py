@@ -19,8 +19,6 @@ import time
 from collections.abc import Callable, Iterator
 from typing import NamedTuple, TypeAlias
 
-from tenacity import RetryCallState, Retrying, retry_if_exception_type
-
 from pleiades.core.framing import Framer, ids_in, retry_in
 from pleiades.core.pauses import Pauses
 from pleiades.core.position import Course
@@ -28,7 +26,7 @@ from pleiades.core.range import Ending
 from pleiades.core.units import iso_time
 from pleiades.core.wire import Assignment, MalformedId, TopicPartition, compose_id, parse_id
 from pleiades.runtime.errors import HistoryMissing, Transient
-from pleiades.upstream import CONNECT_TIMEOUT_SECONDS, Connection, Upstream
+from pleiades.upstream import CONNECT_TIMEOUT_SECONDS, Connection, Upstream, retrying
 
 log = logging.getLogger(__name__)
 
@@ -138,30 +136,18 @@ class Lane:
             RefusedByUpstream: the request will never be served.
             HistoryMissing: the upstream no longer has all of it, and that is not allowed.
         """
-        retrying = Retrying(
-            retry=retry_if_exception_type(Transient),
-            wait=self._wait_seconds,
-            before_sleep=self._announce_retry,
-            sleep=self._rest,
-        )
+        insist = retrying(self._pauses, self._announce, self._rest)
         while not self._over:
-            retrying(self._one_connection)
+            insist(self._one_connection)
             if not self._over:
                 # Jitter spreads out instances that failed together; it guards no secret.
                 self._rest(self._pauses.after_end(random.random()))  # noqa: S311
         self._send(Finished(self._plan.source))
 
-    def _wait_seconds(self, state: RetryCallState) -> float:
-        error = state.outcome.exception() if state.outcome else None
-        asked = error.retry_after_seconds if isinstance(error, Transient) else None
-        return self._pauses.after_failure(state.attempt_number, random.random(), asked)  # noqa: S311  # as above
-
-    def _announce_retry(self, state: RetryCallState) -> None:
-        error = state.outcome.exception() if state.outcome else None
-        if isinstance(error, Transient):
-            self._silent = 0
-            self._send(Refused(error.kind))
-            log.warning("%s: %s; trying again in %.1f s", self._name, error, state.upcoming_sleep)
+    def _announce(self, error: Transient, pause_seconds: float) -> None:
+        self._silent = 0
+        self._send(Refused(error.kind))
+        log.warning("%s: %s; trying again in %.1f s", self._name, error, pause_seconds)
 
     def _rest(self, seconds: float) -> None:
         self._busy(seconds)

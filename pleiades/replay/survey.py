@@ -11,15 +11,13 @@ A timestamp alone may be years off: where a history begins is the median of its 
 from __future__ import annotations
 
 import logging
-import random
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from statistics import median_low
 from typing import NamedTuple, TypeVar
 
 import orjson
-from tenacity import RetryCallState, Retrying, retry_if_exception_type
 
 from pleiades.core.decoding import general_sse_events
 from pleiades.core.framing import Framer
@@ -28,7 +26,7 @@ from pleiades.core.range import Range
 from pleiades.core.wire import MalformedId, TopicPartition, compose_id, parse_id
 from pleiades.runtime.errors import Fatal, Transient
 from pleiades.runtime.settings import UpstreamSettings
-from pleiades.upstream import Upstream
+from pleiades.upstream import Upstream, retrying
 
 log = logging.getLogger(__name__)
 
@@ -66,7 +64,7 @@ class Survey:
     def __init__(self, settings: UpstreamSettings) -> None:
         patient = min(settings.idle_timeout_seconds, SILENCE_SECONDS)
         self._upstream = Upstream(replace(settings, idle_timeout_seconds=patient))
-        self._pauses = Pauses()
+        self._insist = retrying(Pauses(), _announce, time.sleep)
 
     def sources(self) -> list[TopicPartition]:
         """All topic-partitions of the streams.
@@ -116,23 +114,9 @@ class Survey:
         finally:
             connection.close()
 
-    def _insist(self, ask: Callable[[], T]) -> T:
-        return Retrying(
-            retry=retry_if_exception_type(Transient),
-            wait=self._wait_seconds,
-            before_sleep=_announce_retry,
-        )(ask)
 
-    def _wait_seconds(self, state: RetryCallState) -> float:
-        error = state.outcome.exception() if state.outcome else None
-        asked = error.retry_after_seconds if isinstance(error, Transient) else None
-        # Jitter spreads out instances that failed together; it guards no secret.
-        return self._pauses.after_failure(state.attempt_number, random.random(), asked)  # noqa: S311
-
-
-def _announce_retry(state: RetryCallState) -> None:
-    error = state.outcome.exception() if state.outcome else None
-    log.warning("%s; trying again in %.1f s", error, state.upcoming_sleep)
+def _announce(error: Transient, pause_seconds: float) -> None:
+    log.warning("%s; trying again in %.1f s", error, pause_seconds)
 
 
 def _until_silent(chunks: Iterator[bytes]) -> Iterator[bytes]:
