@@ -129,7 +129,10 @@ class Publisher:
             stored = opened.checkpoint
             self._window.restore({} if stored is None else stored.position, opened.window)
             since_ms = self._settings.since_ms
-            if stored is None or (since_ms is not None and not any(stored.position.values())):
+            nothing_came = stored is not None and not (
+                any(stored.position.values()) or opened.window
+            )
+            if stored is None or (since_ms is not None and nothing_came):
                 # Also where an earlier run stored its start and got nothing: --since still counts.
                 self._checkpoint = self._marked(self._start(since_ms))
                 # A crash before the first event must not bring back an ignored position.

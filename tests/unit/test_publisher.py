@@ -120,6 +120,15 @@ def test_since_counts_until_something_was_delivered(run: Run) -> None:
     assert run([], flags=("--since=2026-01-02",)).position == {SOURCE: START_MS + 1}
 
 
+def test_since_does_not_count_where_a_time_was_found_by_what_is_there(
+    run: Run, store: MemoryStore
+) -> None:
+    """As of a topic with one upstream topic, whose stored position is lost."""
+    run([batch(0, 1)])
+    store.checkpoint = Checkpoint({}, START_MS - 5, 0).encoded()
+    assert run([], flags=("--since=2026-01-01",)).started_ms == START_MS - 5
+
+
 def test_dropped_events_still_move_the_position(run: Run, store: MemoryStore) -> None:
     moved = batch(0)._replace(timestamps_ms={SOURCE: START_MS + 77, ("codfw.x", 0): 0})
     run([moved])
