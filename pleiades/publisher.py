@@ -127,6 +127,7 @@ class Publisher:
         with self._life.busy(COMMIT_ALLOWED_SECONDS):
             opened = self._sink.open(self._settings.resume)
             stored = opened.checkpoint
+            self._admission = Admission(self._window, ask_each=not opened.all_told)
             self._window.restore({} if stored is None else stored.position, opened.window)
             since_ms = self._settings.since_ms
             nothing_came = stored is not None and not (
@@ -242,8 +243,8 @@ class Publisher:
         faultpoints.passing(faultpoints.WRITTEN)
         if self._in_flight is None:
             self._in_flight = InFlight(time.monotonic(), [])
-        self._in_flight.size_bytes += sum(len(event.data) for event in admitted.events)
-        self._in_flight.size_bytes += sum(len(letter.data) for letter in admitted.dead_letters)
+        self._in_flight.size_bytes += sum([len(event.data) for event in admitted.events])
+        self._in_flight.size_bytes += sum([len(letter.data) for letter in admitted.dead_letters])
         self._in_flight.events += admitted.events
         self._in_flight.dead_letters += len(admitted.dead_letters)
 
@@ -267,9 +268,9 @@ class Publisher:
         if flying is None:
             return
         with self._life.busy(COMMIT_ALLOWED_SECONDS), self._metrics.commit_seconds.time():
-            dead_letters = self._sink.commit(self._checkpoint)
+            dead_letters, repeated = self._sink.commit(self._checkpoint)
             faultpoints.passing(faultpoints.COMMITTED)
-            published = len(flying.events) - (len(dead_letters) - flying.dead_letters)
+            published = len(flying.events) - (len(dead_letters) - flying.dead_letters) - repeated
             self._life.committed_total += 1
             self._life.published_total += published
             self._take_back(dead_letters)
@@ -278,6 +279,8 @@ class Publisher:
         self._window.advance(self._checkpoint.position, self._checkpoint.clock_ms)
         if self._published_total is not None:
             self._published_total.inc(published)
+        if repeated:
+            self._metrics.duplicates_dropped.inc(repeated)
         self._report_dead_letters(dead_letters)
         self._report(flying)
 
@@ -303,9 +306,10 @@ class Publisher:
     def _report(self, flying: InFlight) -> None:
         metrics = self._metrics
         now = time.time()
-        dated = [event.dt_ms for event in flying.events if event.dt_ms]
+        every = max(len(flying.events) // LAG_SAMPLES, 1)
+        dated = [dt_ms for event in flying.events[::-every] if (dt_ms := event.dt_ms)]
         if dated:
-            metrics.last_event.set(dated[-1] / 1000)
+            metrics.last_event.set(dated[0] / 1000)
         for (topic, partition), timestamp_ms in self._checkpoint.position.items():
             if timestamp_ms:
                 metrics.position.labels(topic, str(partition)).set(timestamp_ms / 1000)
@@ -317,10 +321,10 @@ class Publisher:
         self._warn_of_forgotten(self._window.take_forgotten())
 
     def _report_lag(self, dated: list[int], now: float, reached_ms: int) -> None:
-        for dt_ms in dated[:: max(len(dated) // LAG_SAMPLES, 1)]:
+        for dt_ms in dated:
             self._metrics.lag_seconds.observe(max(now - dt_ms / 1000, 0.0))
         if dated:
-            self._life.lag_seconds = max(now - dated[-1] / 1000, 0.0)
+            self._life.lag_seconds = max(now - dated[0] / 1000, 0.0)
         if self._settings.kafka is not None and reached_ms:
             self._metrics.kafka_lag_ms.set(max(now * 1000 - reached_ms, 0.0))
 

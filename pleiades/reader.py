@@ -9,12 +9,14 @@ from __future__ import annotations
 import logging
 import random
 import time
+from collections.abc import Iterable
 from itertools import count
 
-from pleiades.core.framing import Framer, ids_in, retry_in
+from pleiades.core.framing import Framer, ids_and_retry
+from pleiades.core.ids import Entry, Ids
 from pleiades.core.pauses import Pauses
 from pleiades.core.position import Checkpoint, Course
-from pleiades.core.wire import Assignment, End, Frames, MalformedId, TopicPartition, parse_id
+from pleiades.core.wire import End, Frames, MalformedId, TopicPartition
 from pleiades.runtime.channel import POLL_SECONDS, Channel
 from pleiades.runtime.child import Life
 from pleiades.runtime.errors import Stopped, Transient
@@ -160,7 +162,7 @@ class Reader:
 
     def _read(self, connection: Connection) -> str:
         """Read to the connection's end; returns why it ended."""
-        framer = Framer()
+        framer, ids = Framer(), Ids()
         first_seen: set[TopicPartition] = set()
         chunks = connection.chunks()
         while True:
@@ -181,29 +183,27 @@ class Reader:
                 self._metrics.oversized_frames.inc(framer.oversized_total - oversized)
                 log.warning("skipped an SSE frame of more than 8 MiB; it can't be an event")
             if blob:
-                self._take(blob, first_seen)
+                self._take(blob, ids, first_seen)
 
-    def _take(self, blob: bytes, first_seen: set[TopicPartition]) -> None:
-        ids = ids_in(blob)
-        self._pauses.delivered(len(ids), retry_in(blob))
+    def _take(self, blob: bytes, ids: Ids, first_seen: set[TopicPartition]) -> None:
+        received, retry_ms = ids_and_retry(blob)
+        self._pauses.delivered(len(received), retry_ms)
         before = self._last_event_id
-        for sse_id in ids:
+        for sse_id in received:
             try:
-                assignments = parse_id(sse_id)
+                news = ids.read(sse_id)
             except MalformedId:
                 continue
-            self._look_for_gap(assignments, first_seen)
-            self._course.observe(assignments)
-        if ids:
-            self._last_event_id = ids[-1]
+            self._look_for_gap(news, first_seen)
+            self._course.observe(news)
+        if received:
+            self._last_event_id = received[-1]
         self._send(blob, before)
 
-    def _look_for_gap(
-        self, assignments: tuple[Assignment, ...], first_seen: set[TopicPartition]
-    ) -> None:
+    def _look_for_gap(self, news: Iterable[Entry], first_seen: set[TopicPartition]) -> None:
         # The event that the position stands for is itself among what is asked for. If a topic
         # begins later than it, upstream has it no more, and perhaps others after it.
-        for source, timestamp_ms in assignments:
+        for source, timestamp_ms in news:
             if timestamp_ms is None or source in first_seen:
                 continue
             first_seen.add(source)

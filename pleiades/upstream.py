@@ -5,10 +5,13 @@ from __future__ import annotations
 import http.client
 import logging
 import random
+import select
 import ssl
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from functools import partial
+from typing import TypeAlias
 from urllib.parse import urlsplit
 
 import orjson
@@ -18,6 +21,7 @@ from tenacity import RetryCallState, Retrying, retry_if_exception_type
 
 from pleiades import __version__
 from pleiades.core.backoff import retry_after_seconds
+from pleiades.core.chunks import ChunkDecoder, MalformedChunk
 from pleiades.core.pauses import Pauses
 from pleiades.runtime.errors import RefusedByUpstream, Transient
 from pleiades.runtime.logs import printable
@@ -25,10 +29,15 @@ from pleiades.runtime.settings import UpstreamSettings
 
 log = logging.getLogger(__name__)
 
+Buffer: TypeAlias = bytes | memoryview
+
 CONNECT_TIMEOUT_SECONDS = 10.0
 MAX_RETRY_AFTER_SECONDS = 900.0
 """The longest that a Retry-After is obeyed."""
 READ_BYTES = 256 * 1024
+"""Given on at most at a time, or twice that where a library has more than was asked for."""
+BULK_BYTES = 8 * 1024
+"""So much at once is history, and more is on its way. Less is given on as it comes."""
 MAX_ERROR_BODY_BYTES = 4096
 
 
@@ -51,21 +60,83 @@ class Connection:
         Raises:
             Transient: silence for longer than the idle timeout (`idle`), or a cut (`cut`).
         """
-        # read1: iter_content(n) would wait until n bytes are there if the body is not chunked.
-        read = self._response.raw.read1
-        try:
-            while chunk := read(READ_BYTES, decode_content=True):
-                yield chunk
-        except urllib3.exceptions.ReadTimeoutError:
-            raise Transient("the stream was silent", "idle") from None
-        except urllib3.exceptions.DecodeError as error:
-            raise Transient(f"the compressed stream is damaged: {error}", "decode") from None
-        except (urllib3.exceptions.HTTPError, http.client.HTTPException, OSError) as error:
-            raise Transient(f"the connection was cut: {_short(error)}", "cut") from None
+        read = self._reading()
+        more_waits = self._looking()
+        while pieces := read():
+            trouble: Transient | None = None
+            total = more = sum(map(len, pieces))
+            # History: everything after this costs less per event the more events come at once, and
+            # TLS gives 16 KiB at a time.
+            while more and BULK_BYTES <= total < READ_BYTES and more_waits():
+                try:
+                    next_pieces = read()
+                except Transient as error:
+                    trouble = error
+                    break
+                more = sum(map(len, next_pieces))
+                total += more
+                pieces += next_pieces
+            yield b"".join(pieces)
+            if trouble is not None:
+                raise trouble
+            if not more:
+                return
 
     def close(self) -> None:
         """Give the connection up."""
         self._response.close()
+
+    def _reading(self) -> Callable[[], list[Buffer]]:
+        """What gives the next bytes of the body, in pieces; none at its end."""
+        raw = self._response.raw
+        original = getattr(raw, "_original_response", None)
+        under = getattr(original, "fp", None)
+        if under is not None and raw.chunked and "Content-Encoding" not in raw.headers:
+            return partial(_read_chunks, under.read1, ChunkDecoder())
+        # read1: iter_content(n) would wait until n bytes are there if the body is not chunked.
+        return partial(_read, raw.read1)
+
+    def _looking(self) -> Callable[[], bool]:
+        """What tells whether the socket has bytes to give."""
+        poll = select.poll()
+        poll.register(self._response.raw, select.POLLIN)
+        return lambda: bool(poll.poll(0))
+
+
+def _read(read1: Callable[..., bytes]) -> list[Buffer]:
+    try:
+        chunk = read1(READ_BYTES, decode_content=True)
+    except urllib3.exceptions.ReadTimeoutError:
+        raise _silent() from None
+    except urllib3.exceptions.DecodeError as error:
+        raise Transient(f"the compressed stream is damaged: {error}", "decode") from None
+    except (urllib3.exceptions.HTTPError, http.client.HTTPException, OSError) as error:
+        raise _cut(error) from None
+    return [chunk] if chunk else []
+
+
+def _read_chunks(read1: Callable[[int], bytes], decoder: ChunkDecoder) -> list[Buffer]:
+    """Past http.client, which takes chunks one by one; it has read the headers."""
+    body: list[Buffer] = []
+    while not body and not decoder.ended:
+        try:
+            received = read1(READ_BYTES)
+            if not received:
+                raise http.client.IncompleteRead(b"")
+            body += decoder.feed(received)
+        except TimeoutError:
+            raise _silent() from None
+        except (http.client.HTTPException, MalformedChunk, OSError) as error:
+            raise _cut(error) from None
+    return body
+
+
+def _silent() -> Transient:
+    return Transient("the stream was silent", "idle")
+
+
+def _cut(error: Exception) -> Transient:
+    return Transient(f"the connection was cut: {_short(error)}", "cut")
 
 
 def retrying(

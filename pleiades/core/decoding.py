@@ -3,9 +3,10 @@
 Law: whatever the bytes are, a frame becomes exactly one of: an event, a dead letter with a reason, a
 canary, an `error` message of the upstream, or nothing (no data). No exception leaves this file.
 
-Usual frames go through one regular expression. Everything else goes through sseclient-py, which gets
-one whole, well-formed frame at a time (what it does with cut or odd bytes is in docs/adr/0003). Both
-ways give the same result: tests/property/test_decoding.py holds them equal.
+There are two ways, which give the same result: tests/property/test_decoding.py holds them equal. Frames
+of which all is as usual go the fast one, many at a time. If anything among them is not, all of them go
+the general one, through sseclient-py, which gets one whole, well-formed frame at a time (what it does
+with cut or odd bytes is in docs/adr/0003).
 """
 
 from __future__ import annotations
@@ -21,9 +22,8 @@ import orjson
 from sseclient import SSEClient
 
 from pleiades.core.framing import ids_in, split_frames
-from pleiades.core.units import parse_iso_time_ms
+from pleiades.core.ids import Ids
 from pleiades.core.wire import (
-    MAX_TIMESTAMP_MS,
     UNKNOWN_SOURCE,
     Assignment,
     Batch,
@@ -33,6 +33,7 @@ from pleiades.core.wire import (
     Frames,
     MalformedId,
     TopicPartition,
+    events_of,
     parse_id,
 )
 
@@ -58,6 +59,7 @@ _MAX_TIME_CHARACTERS = 40
 # One rule for all sinks: a name of at most 128 characters that no file system, path or log reads in
 # another way; no leading dot.
 _IDENTITY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+_IDENTITIES = re.compile(rf"(?:{_IDENTITY.pattern}\n)*")
 
 
 class SseEvent(NamedTuple):
@@ -84,18 +86,6 @@ class Decoded:
     def canaries(self) -> int:
         """How many were set apart."""
         return len(self.batch.canaries)
-
-
-def usual_sse_events(blob: bytes) -> list[SseEvent] | None:
-    """All events in a blob of frames of the usual shape; None if any has another."""
-    usual = _USUAL.findall(blob)
-    if sum(map(_usual_length, usual)) != len(blob):
-        return None
-    return [SseEvent("message", sse_id, data) for sse_id, data in usual]
-
-
-def _usual_length(groups: tuple[bytes, bytes]) -> int:
-    return len(groups[0]) + len(groups[1]) + _USUAL_OVERHEAD_BYTES
 
 
 def general_sse_events(blob: bytes, last_event_id: bytes) -> Iterator[SseEvent]:
@@ -149,30 +139,15 @@ def decode(frames: Frames, keep_canaries: bool, more_topics: bool = False) -> De
         more_topics: the stream has more topic-partitions than its connection asked for. An event that
             does not say whose it is gets no source then, as on a connection for all of them.
     """
+    return decode_usual(frames, keep_canaries) or decode_any(frames, keep_canaries, more_topics)
+
+
+def decode_any(frames: Frames, keep_canaries: bool, more_topics: bool = False) -> Decoded:
+    """The general way of `decode`: it takes whatever comes, and has the final say."""
     unnamed = (_NOT_ASKED_FOR,) if more_topics else ()
-    decoded = Decoded(
-        Batch(
-            frames.sequence,
-            frames.connection,
-            [],
-            [],
-            [],
-            {},
-            frames.started_ms,
-            frames.clock_ms,
-            frames.source,
-            frames.finished,
-            frames.gap,
-        )
-    )
-    found = usual_sse_events(frames.blob)
-    if found is None:
-        found = list(general_sse_events(frames.blob, frames.last_event_id))
-        decoded.lines = count_lines(frames.blob)
-    elif found:
-        decoded.lines = dict.fromkeys(("id", "event", "data"), len(found))
+    decoded = Decoded(_batch(frames, [], {}), lines=count_lines(frames.blob))
     timestamps_ms = decoded.batch.timestamps_ms
-    for sse_event in found:
+    for sse_event in general_sse_events(frames.blob, frames.last_event_id):
         if sse_event.type == "error":
             decoded.upstream_errors.append(sse_event.data)
             continue
@@ -186,6 +161,71 @@ def decode(frames: Frames, keep_canaries: bool, more_topics: bool = False) -> De
                 timestamps_ms[source] = timestamp_ms or 0
         _sort_out(sse_event, assignments + unnamed, keep_canaries, decoded)
     return decoded
+
+
+def decode_usual(frames: Frames, keep_canaries: bool) -> Decoded | None:
+    """The fast way of `decode`; None as soon as there is anything in it that is not as usual.
+
+    Usual is: frames of the one shape, JSON, a name that can be trusted, no canary, and an id that says
+    of the event's own topic-partition where it is.
+    """
+    try:
+        return _decoded_as_usual(frames, keep_canaries)
+    # JSONDecodeError and MalformedId are ValueErrors; the others are of data that have another shape.
+    except (ValueError, LookupError, TypeError, AttributeError):
+        return None
+
+
+def _decoded_as_usual(frames: Frames, keep_canaries: bool) -> Decoded:
+    usual = _USUAL.findall(frames.blob)
+    keys, data = zip(*usual, strict=True)
+    size_bytes = sum(map(len, keys)) + sum(map(len, data)) + len(usual) * _USUAL_OVERHEAD_BYTES
+    metas = [orjson.loads(text)["meta"] for text in data]
+    identities = [meta["id"] for meta in metas]
+    ids = Ids()
+    timestamps_ms: dict[TopicPartition, int] = {}
+    own = []
+    for key, meta in zip(keys, metas, strict=True):
+        for source, timestamp_ms in ids.read(key):
+            if (timestamp_ms or 0) > timestamps_ms.get(source, -1):
+                timestamps_ms[source] = timestamp_ms or 0
+        own.append(ids.current[meta["topic"], meta["partition"]])
+    sources, own_ms = zip(*own, strict=True)
+    if (
+        size_bytes != len(frames.blob)
+        or not _are_names(identities)
+        or ids.ambiguous
+        or not all(own_ms)
+        # True and 1.0 are equal to 1, and no partitions.
+        or not {type(meta["partition"]) for meta in metas} <= {int}
+        or (not keep_canaries and "canary" in [meta.get("domain") for meta in metas])
+    ):
+        raise ValueError("not as usual")
+    times = map(_time, metas)
+    events = events_of(zip(identities, sources, own_ms, times, keys, data, strict=True))
+    lines = dict.fromkeys(("id", "event", "data"), len(events))
+    return Decoded(_batch(frames, events, timestamps_ms), lines=lines)
+
+
+def _are_names(identities: list[str]) -> bool:
+    text = "\n".join(identities) + "\n"
+    return _IDENTITIES.fullmatch(text) is not None and text.count("\n") == len(identities)
+
+
+def _batch(frames: Frames, events: list[Event], timestamps_ms: dict[TopicPartition, int]) -> Batch:
+    return Batch(
+        frames.sequence,
+        frames.connection,
+        events,
+        [],
+        [],
+        timestamps_ms,
+        frames.started_ms,
+        frames.clock_ms,
+        frames.source,
+        frames.finished,
+        frames.gap,
+    )
 
 
 def _sort_out(
@@ -219,10 +259,14 @@ def _sort_out(
         identity = substitute_identity(meta, sse_event.data)
         decoded.replaced_identities += 1
     source, timestamp_ms = own_assignment(meta, assignments)
-    dt_ms = time_ms(meta.get("dt"))
     decoded.batch.events.append(
-        Event(identity, source, timestamp_ms, dt_ms, sse_event.id, sse_event.data),
+        Event(identity, source, timestamp_ms, _time(meta), sse_event.id, sse_event.data),
     )
+
+
+def _time(meta: dict[str, Any]) -> str:
+    text = meta.get("dt")
+    return text if type(text) is str and len(text) <= _MAX_TIME_CHARACTERS else ""
 
 
 class Identified(NamedTuple):
@@ -328,14 +372,3 @@ def substitute_identity(meta: dict[str, Any], data: bytes) -> str:
 def digest(data: bytes) -> str:
     """Names bytes by their content."""
     return "sha256-" + hashlib.sha256(data).hexdigest()
-
-
-def time_ms(text: object) -> int:
-    """An ISO 8601 time in ms since 1970, UTC where it names no zone; 0 if it is none."""
-    if type(text) is not str or len(text) > _MAX_TIME_CHARACTERS:
-        return 0
-    try:
-        milliseconds = parse_iso_time_ms(text)
-    except (ValueError, OverflowError):
-        return 0
-    return milliseconds if 0 <= milliseconds <= MAX_TIMESTAMP_MS else 0

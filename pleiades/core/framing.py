@@ -19,6 +19,8 @@ MAX_FRAME_BYTES = 8 * 1024 * 1024
 _BOM = b"\xef\xbb\xbf"
 # An `id` line with or without a value. The leading newline makes the search a plain byte search.
 _ID_LINE = re.compile(rb"\nid(?:: ?([^\n]*))?(?=\n)")
+_USUAL_HEAD = b"event: message\nid: "
+_USUAL_DATA = b"\ndata: "
 _RETRY_LINE = re.compile(rb"\nretry: ?([0-9]+)(?=\n)")
 
 
@@ -54,9 +56,11 @@ class Framer:
             self._pending += text
             self._limit_pending()
             return b""
-        whole = b"".join((self._pending, text[:end]))
+        # Views: a copy of a quarter of a megabyte takes as long as twenty events.
+        view = memoryview(text)
+        whole = b"".join((self._pending, view[:end]))
         self._pending.clear()
-        self._pending += text[end:]
+        self._pending += view[end:]
         self._limit_pending()
         if len(whole) > self._max_frame_bytes:
             whole = self._without_oversized(whole)
@@ -122,6 +126,30 @@ class Framer:
 def split_frames(blob: bytes) -> list[bytes]:
     """The frames in a blob from `Framer.feed`, each without its line ends at both ends."""
     return [frame for part in blob.split(b"\n\n") if (frame := part.strip(b"\n"))]
+
+
+def ids_and_retry(blob: bytes) -> tuple[list[bytes], int | None]:
+    """What `ids_in` and `retry_in` say of a blob; fast if all its frames are as upstream sends them."""
+    if b"\0" in blob:
+        # An id with one in it is none.
+        return ids_in(blob), retry_in(blob)
+    ids: list[bytes] = []
+    # Each line's end is looked for by itself: memchr(3) is ten times as fast as any search for more
+    # than one byte, and the data, which are nine tenths of all, need no other look.
+    place, end = 0, len(blob)
+    starts, find = blob.startswith, blob.find
+    while place < end:
+        id_end = find(b"\n", place + len(_USUAL_HEAD))
+        data_end = find(b"\n", id_end + len(_USUAL_DATA))
+        if (
+            not starts(_USUAL_HEAD, place)
+            or not starts(_USUAL_DATA, id_end)
+            or not starts(b"\n\n", data_end)
+        ):
+            return ids_in(blob), retry_in(blob)
+        ids.append(blob[place + len(_USUAL_HEAD) : id_end])
+        place = data_end + 2
+    return ids, None
 
 
 def ids_in(blob: bytes) -> list[bytes]:

@@ -20,7 +20,6 @@ import orjson
 
 from pleiades.core.wire import (
     MAX_TIMESTAMP_MS,
-    Assignment,
     Batch,
     TopicPartition,
     compose_id,
@@ -215,10 +214,10 @@ class Course:
     """At least 1: a timestamp in an id is its event's + 1."""
     position: Position = field(default_factory=dict)
 
-    def observe(self, assignments: Iterable[Assignment]) -> None:
-        """Take note of one delivered event's id."""
+    def observe(self, entries: Iterable[tuple[TopicPartition, int | None]]) -> None:
+        """Take note of what the id of a delivered event says, or of what is new in it."""
         position = self.position
-        for source, timestamp_ms in assignments:
+        for source, timestamp_ms in entries:
             reached = position.get(source)
             if reached is None and len(position) >= MAX_SOURCES:
                 continue

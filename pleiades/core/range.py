@@ -147,6 +147,10 @@ def within(batch: Batch, span: Range, source: TopicPartition) -> tuple[Batch, in
     def placed(others: list[_Placed]) -> list[_Placed]:
         return [other._replace(place=before[other.place]) for other in others if inside(other)]
 
+    if _all_inside(batch, span, source):
+        return batch._replace(
+            timestamps_ms={at: time for at, time in batch.timestamps_ms.items() if at == source}
+        ), 0
     kept = [inside(event) for event in batch.events]
     # How many of the first n events are kept.
     before = list(accumulate(kept, initial=0))
@@ -157,6 +161,17 @@ def within(batch: Batch, span: Range, source: TopicPartition) -> tuple[Batch, in
     return batch._replace(
         events=events, dead_letters=letters, canaries=placed(batch.canaries), timestamps_ms=own
     ), outside
+
+
+def _all_inside(batch: Batch, span: Range, source: TopicPartition) -> bool:
+    """Whether everything in a batch is surely of this topic-partition and in the range."""
+    if batch.dead_letters or batch.canaries or not batch.events:
+        return False
+    # A range has no holes: what lies between two of its times is in it.
+    times = [event.timestamp_ms for event in batch.events]
+    return {event.source for event in batch.events} == {source} and all(
+        time > 0 and span.holds(source, time) for time in (min(times), max(times))
+    )
 
 
 def halves(batch: Batch, events: int) -> tuple[Batch, Batch]:

@@ -18,10 +18,45 @@ than that: so while nothing is asked from before the horizon, what can be repeat
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import groupby
+from operator import attrgetter
 
 from pleiades.core.position import MAX_SOURCES, Position
 from pleiades.core.wire import UNKNOWN_SOURCE, TopicPartition
+
+
+class _Queue:
+    """The identities of one topic-partition, in delivery order."""
+
+    def __init__(self) -> None:
+        self.length = 0
+        self._groups: deque[tuple[int, deque[str]]] = deque()
+        """Each holds those in a row that carry the same timestamp: as a rule a batch."""
+
+    def append(self, greatest_ms: int, identities: Sequence[str]) -> None:
+        """Put in some that carry this timestamp."""
+        self.length += len(identities)
+        if self._groups and self._groups[-1][0] == greatest_ms:
+            self._groups[-1][1].extend(identities)
+        else:
+            self._groups.append((greatest_ms, deque(identities)))
+
+    def take_before(self, horizon_ms: int) -> Iterator[Iterable[str]]:
+        """Take out what carries less, from the left up to the first that does not."""
+        while self._groups and self._groups[0][0] < horizon_ms:
+            _, identities = self._groups.popleft()
+            self.length -= len(identities)
+            yield identities
+
+    def take_oldest(self, most: int) -> Iterator[str]:
+        """Take out the first ones."""
+        for _ in range(min(most, self.length)):
+            _, identities = self._groups[0]
+            yield identities.popleft()
+            self.length -= 1
+            if not identities:
+                self._groups.popleft()
 
 
 class Window:
@@ -37,7 +72,7 @@ class Window:
         self._window_ms = window_ms
         self._max_entries = max_entries
         self._identities: set[str] = set()
-        self._queues: dict[TopicPartition, deque[tuple[int, str]]] = {}
+        self._queues: dict[TopicPartition, _Queue] = {}
         self._greatest: Position = {UNKNOWN_SOURCE: 0}
         """What the next entry carries; of unknown source the greatest of all."""
         self._connected_at: Position = {}
@@ -93,13 +128,43 @@ class Window:
                 source = UNKNOWN_SOURCE
             greatest_ms = self._greatest[source]
         self._identities.add(identity)
+        self._append(source, greatest_ms, (identity,))
+        return True
+
+    def add_all(self, sources: Sequence[TopicPartition], identities: Sequence[str]) -> bool:
+        """Remember events of a batch, after its timestamps were observed; False, and nothing is, if one
+        of them is a repeat.
+
+        Args:
+            sources: of each event; all are in the timestamps of the batch.
+            identities: as many, in the same order.
+        """
+        new = set(identities)
+        if len(new) < len(identities) or not self._identities.isdisjoint(new):
+            return False
+        greatest = self._greatest
+        if not all(source in greatest for source in set(sources)):
+            return False
+        self._identities |= new
+        start = 0
+        for source, run in groupby(sources):
+            stop = start + len(list(run))
+            self._append(source, greatest[source], identities[start:stop])
+            start = stop
+        return True
+
+    def _append(self, source: TopicPartition, greatest_ms: int, identities: Sequence[str]) -> None:
         queue = self._queues.get(source)
         if queue is None:
-            queue = self._queues[source] = deque()
-        queue.append((greatest_ms, identity))
-        if len(self._identities) > self._max_entries:
-            self._forget_one()
-        return True
+            queue = self._queues[source] = _Queue()
+        queue.append(greatest_ms, identities)
+        excess = len(self._identities) - self._max_entries
+        while excess > 0:
+            longest = max(self._queues.values(), key=attrgetter("length"))
+            for identity in longest.take_oldest(excess):
+                self._identities.discard(identity)
+                self._forgotten += 1
+            excess = len(self._identities) - self._max_entries
 
     def connected(self, position: Mapping[TopicPartition, int], clock_ms: int) -> None:
         """A new connection asked relative to this position, at this clock or later."""
@@ -123,15 +188,10 @@ class Window:
         horizons[UNKNOWN_SOURCE] = min(horizons.values(), default=0)
         for source, queue in self._queues.items():
             horizon_ms = horizons.get(source, 0)
-            while queue and queue[0][0] < horizon_ms:
-                self._identities.discard(queue.popleft()[1])
+            for identities in queue.take_before(horizon_ms):
+                self._identities.difference_update(identities)
 
     def take_forgotten(self) -> int:
         """How many were forgotten early, because of the bound, since this was last asked."""
         forgotten, self._forgotten = self._forgotten, 0
         return forgotten
-
-    def _forget_one(self) -> None:
-        longest = max(self._queues.values(), key=len)
-        self._identities.discard(longest.popleft()[1])
-        self._forgotten += 1

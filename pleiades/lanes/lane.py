@@ -19,12 +19,13 @@ import time
 from collections.abc import Callable, Iterator
 from typing import NamedTuple, TypeAlias
 
-from pleiades.core.framing import Framer, ids_in, retry_in
+from pleiades.core.framing import Framer, ids_and_retry
+from pleiades.core.ids import Ids
 from pleiades.core.pauses import Pauses
 from pleiades.core.position import Course
 from pleiades.core.range import Ending
 from pleiades.core.units import iso_time
-from pleiades.core.wire import Assignment, MalformedId, TopicPartition, compose_id, parse_id
+from pleiades.core.wire import MalformedId, TopicPartition, compose_id
 from pleiades.runtime.errors import HistoryMissing, Transient
 from pleiades.upstream import CONNECT_TIMEOUT_SECONDS, Connection, Upstream, retrying
 
@@ -221,7 +222,7 @@ class Lane:
 
     def _read(self, connection: Connection, number: int) -> str:
         """Read to the connection's end; returns why it ended."""
-        framer = Framer()
+        framer, ids = Framer(), Ids()
         ending = Ending(self._plan.end_ms, self._plan.overlap_ms)
         chunks = connection.chunks()
         while True:
@@ -236,17 +237,17 @@ class Lane:
                 return "closed"
             skipped = framer.oversized_total
             blob = framer.feed(chunk)
-            ids = ids_in(blob)
+            received, retry_ms = ids_and_retry(blob)
             before = self._last_event_id
-            self._pauses.delivered(len(ids), retry_in(blob))
-            gap, over = self._take(ids, ending)
+            self._pauses.delivered(len(received), retry_ms)
+            gap, over = self._take(received, ids, ending)
             self._send(
                 Received(
                     self._plan.source,
                     number,
                     blob,
                     before,
-                    len(ids),
+                    len(received),
                     len(chunk),
                     framer.oversized_total - skipped,
                     gap,
@@ -255,21 +256,21 @@ class Lane:
             if over:
                 return OVER
 
-    def _take(self, ids: list[bytes], ending: Ending) -> tuple[bool, bool]:
+    def _take(self, received: list[bytes], ids: Ids, ending: Ending) -> tuple[bool, bool]:
         """Take note of ids; whether there is a gap before them, and whether the range is over."""
         gap = over = False
-        for sse_id in ids:
+        for sse_id in received:
             try:
-                assignments = parse_id(sse_id)
+                news = ids.read(sse_id)
             except MalformedId:
                 continue
-            for source, timestamp_ms in assignments:
+            for source, timestamp_ms in news:
                 if source == self._plan.source and timestamp_ms:
                     gap = self._is_gap(timestamp_ms) or gap
-                    self._course.observe([Assignment(source, timestamp_ms)])
+                    self._course.observe([(source, timestamp_ms)])
                     over = ending.observe(timestamp_ms) or over
-        if ids:
-            self._last_event_id = ids[-1]
+        if received:
+            self._last_event_id = received[-1]
         return gap, over
 
     def _is_gap(self, timestamp_ms: int) -> bool:

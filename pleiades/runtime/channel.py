@@ -7,6 +7,8 @@ generation of the pipeline gets new channels, and no channel has two writers or 
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
 import pickle
 import queue
@@ -26,6 +28,9 @@ CAPACITY = 8
 """Items in one channel. An item is what one read of the socket gave: 256 KiB at most where events
 are of usual size; so a stalled destination costs about 2 MiB per channel."""
 
+PIPE_BYTES = 1024 * 1024
+"""As much as a process without privileges may ask for (pipe(7))."""
+
 POLL_SECONDS = 0.5
 """How often somebody who waits shows that it lives and looks whether it should stop."""
 
@@ -36,6 +41,7 @@ class Channel(Generic[T]):
     def __init__(self, context: SpawnContext, name: str, capacity: int = CAPACITY) -> None:
         self.name = name
         self._queue: Queue[T] = context.Queue(capacity)
+        _widen(self._queue)
 
     def put(self, item: T, alive: Callable[[], None]) -> None:
         """Hand over one item; while the channel is full, call `alive` every half second.
@@ -82,3 +88,13 @@ class Channel(Generic[T]):
         """
         self._queue.close()
         self._queue.join_thread()
+
+
+def _widen(queue_: Queue[Any]) -> None:
+    """Let a whole item go through the pipe at once: of 64 KiB, the default, writer and reader would wait
+    for each other several times for each.
+    """
+    inside: Any = queue_
+    # A user who has too many pipes already gets a narrow one, which is as right and less fast.
+    with contextlib.suppress(OSError):
+        fcntl.fcntl(inside._writer.fileno(), fcntl.F_SETPIPE_SZ, PIPE_BYTES)  # noqa: SLF001  # above

@@ -24,7 +24,7 @@ from typing import NamedTuple
 
 from setproctitle import setproctitle
 
-from pleiades.runtime import logs
+from pleiades.runtime import logs, memory
 from pleiades.runtime.errors import Fatal, GenerationLost, Stopped
 from pleiades.runtime.metrics import Metrics
 
@@ -175,6 +175,7 @@ def run(
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
     setproctitle(f"pleiades: {settings.name}")
     logs.configure(settings.log_level, settings.log_format, settings.name)
+    memory.tune()
     status = 1
     try:
         life.beat()

@@ -9,7 +9,8 @@ Every sink passes the same suite, tests/contract/test_sinks.py. The publisher ca
 - `commit` returns when everything written **and** the checkpoint are durable: the events first or
   both together, never the checkpoint first. It does not give up: trouble that can pass is waited for.
 - After a crash at any point, `open` gives a checkpoint that covers no event that is not published.
-  Events that are published beyond it are known: by `Opened.window`, or by `is_published`.
+  Events that are published beyond it are known: by `Opened.window`, by `is_published`, and at the
+  latest by `commit`, which leaves them as they are.
 - `close` is safe at any time, also twice; it commits nothing.
 """
 
@@ -40,6 +41,18 @@ class Opened:
     """None: nothing is stored, or it was asked to ignore it."""
     window: list[Remembered] = field(default_factory=list)
     """In the order of delivery; empty where the sink recognises all repeats itself."""
+    all_told: bool = False
+    """Events need not be asked about one by one, while nothing about them is odd: `window` has all there
+    is to know, or the next `commit` finds what was there."""
+
+
+class Committed(NamedTuple):
+    """What became of what was written."""
+
+    dead_letters: list[DeadLetter]
+    """Those written, and the events that the destination refused for their size."""
+    repeated: int = 0
+    """Of the events, how many were there already, and were left as they are."""
 
 
 class Sink(Protocol):
@@ -56,17 +69,14 @@ class Sink(Protocol):
     def is_published(self, event: Event | DeadLetter) -> bool:
         """Whether the destination has an event which the publisher does not remember.
 
-        A sink whose `Opened.window` tells everything answers False.
+        See also `Opened.all_told`.
         """
 
     def write(self, events: list[Event], dead_letters: list[DeadLetter]) -> None:
         """Take events to be published with the next commit."""
 
-    def commit(self, checkpoint: Checkpoint) -> list[DeadLetter]:
+    def commit(self, checkpoint: Checkpoint) -> Committed:
         """Make everything written and the checkpoint durable; waits for as long as that takes.
-
-        Returns what was committed as dead letters: those written, and the events that the destination
-        refused for their size.
 
         Raises:
             Fatal: it can't be done, and waiting would not help.

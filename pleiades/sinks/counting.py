@@ -8,7 +8,7 @@ from typing import NamedTuple, TypeAlias
 
 from pleiades.core.position import Checkpoint
 from pleiades.core.wire import DeadLetter, Event
-from pleiades.sinks.base import Opened
+from pleiades.sinks.base import Committed, Opened
 
 HOUR_MS = 3_600_000
 
@@ -39,7 +39,7 @@ class CountingSink:
 
     def open(self, resume: bool) -> Opened:  # the contract's
         """See `Sink.open`."""
-        return Opened(None)
+        return Opened(None, all_told=True)
 
     def is_published(self, event: Event | DeadLetter) -> bool:  # the contract's
         """See `Sink.is_published`."""
@@ -50,14 +50,14 @@ class CountingSink:
         self._pending += events
         self._letters += dead_letters
 
-    def commit(self, checkpoint: Checkpoint) -> list[DeadLetter]:
+    def commit(self, checkpoint: Checkpoint) -> Committed:
         """See `Sink.commit`."""
         for event in self._pending:
             time_ms = max(event.timestamp_ms - 1, 0)
             self._hours[event.source[0], time_ms - time_ms % HOUR_MS] += 1
         letters, self._letters, self._pending = self._letters, [], []
         self._checkpoint = checkpoint
-        return letters
+        return Committed(letters)
 
     def tend(self) -> None:
         """See `Sink.tend`."""

@@ -7,21 +7,42 @@ import errno
 import fcntl
 import os
 from pathlib import Path
+from typing import Any
 
 from pleiades.runtime import faultpoints
 from pleiades.runtime.errors import DestinationHeld
 
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
 _libc = ctypes.CDLL(None, use_errno=True)
+_renameat2: Any = getattr(_libc, "renameat2", None)
+_AT_FDCWD = -100
+_RENAME_NOREPLACE = 1
 
 
-def write_whole(path: Path, content: bytes) -> None:
+def write_whole(path: str, content: bytes) -> None:
     """Write a file."""
     descriptor = os.open(path, _CREATE, 0o666)
     try:
         _write_all(descriptor, content)
     finally:
         os.close(descriptor)
+
+
+def rename_new(path: str, new: str) -> bool:
+    """Rename a file unless there is one of the new name; False then, or if that can't be told so."""
+    # One call. Python has no name for it, and to look first costs more than all the rest of it.
+    if _renameat2 is None:
+        return False
+    if (
+        _renameat2(_AT_FDCWD, os.fsencode(path), _AT_FDCWD, os.fsencode(new), _RENAME_NOREPLACE)
+        == 0
+    ):
+        return True
+    number = ctypes.get_errno()
+    # EINVAL, ENOSYS: not on this file system, or not of this kernel.
+    if number in (errno.EEXIST, errno.EINVAL, errno.ENOSYS):
+        return False
+    raise OSError(number, os.strerror(number), path, None, new)
 
 
 def replace_file(path: Path, content: bytes, synced: bool) -> None:

@@ -29,12 +29,13 @@ from pleiades.core.wire import DeadLetter, Event
 from pleiades.runtime import faultpoints
 from pleiades.runtime.errors import DestinationHeld, Fatal
 from pleiades.runtime.settings import SYNC_BATCH
-from pleiades.sinks.base import Opened
+from pleiades.sinks.base import Committed, Opened
 from pleiades.sinks.checkpoints import CheckpointFile
 from pleiades.sinks.disk import (
     Lock,
     held,
     holder_of,
+    rename_new,
     sync_directory,
     sync_file_system,
     write_whole,
@@ -107,7 +108,9 @@ class FilesSink:
     ) -> None:
         self._publish_dir = publish_dir.absolute()
         own = own_folder(publish_dir, position_name, replays)
+        self._root = str(self._publish_dir)
         self._staging = own / STAGING
+        self._staged_in = str(self._staging)
         self._dead_letters = self._publish_dir / OWN_FOLDER / DEAD_LETTERS
         self._replays = replays
         self._synced = sync == SYNC_BATCH
@@ -116,23 +119,25 @@ class FilesSink:
         self._must_be_there = reached
         self._lock = Lock(own / LOCK)
         self._checkpoints = CheckpointFile(own, position_name, self._synced)
-        self._pending: list[tuple[Path, bytes]] = []
+        self._pending: list[tuple[str, bytes]] = []
+        """Paths and contents. Of text: a `Path` takes longer to make than its file to write."""
         self._letters: list[DeadLetter] = []
         self._tried = False
         """Some of what is pending may have its name already."""
-        self._folders: set[Path] = set()
+        self._folders: set[str] = set()
 
     def open(self, resume: bool) -> Opened:
         """See `Sink.open`."""
         self._until_done("prepare", self._prepare_when_free, _FATAL_AT_START)
         if not resume:
-            return Opened(None)
+            return Opened(None, all_told=not self._replays)
         checkpoint, damaged = self._until_done(
             "read the checkpoint in", self._checkpoints.read, _FATAL_AT_START
         )
         if damaged and not self._replays:
             checkpoint = self._until_done("look for the newest events in", self._recover)
-        return Opened(checkpoint)
+        # A replay counts at once what was there before it.
+        return Opened(checkpoint, all_told=not self._replays)
 
     def _recover(self) -> Checkpoint | None:
         checkpoint = recovered_checkpoint(self._publish_dir, self._window_ms)
@@ -158,20 +163,24 @@ class FilesSink:
 
     def write(self, events: list[Event], dead_letters: list[DeadLetter]) -> None:
         """See `Sink.write`."""
-        self._pending += [(self._path_of(event), event.data + b"\n") for event in events]
+        root = self._root
+        for event in events:
+            folder, name = event_name(event)
+            self._pending.append((f"{root}/{folder}/{name}", event.data + b"\n"))
         # Raw: whoever looks into one wants the very bytes.
         self._pending += [(self._path_of(letter), letter.data) for letter in dead_letters]
         self._letters += dead_letters
 
-    def commit(self, checkpoint: Checkpoint) -> list[DeadLetter]:
+    def commit(self, checkpoint: Checkpoint) -> Committed:
         """See `Sink.commit`."""
+        repeated = 0
         if self._pending:
-            self._until_done("publish events in", self._publish)
+            repeated = self._until_done("publish events in", self._publish)
             self._pending = []
             self._tried = False
         self._until_done("store the position in", lambda: self._store(checkpoint))
         letters, self._letters = self._letters, []
-        return letters
+        return Committed(letters, repeated)
 
     def tend(self) -> None:
         """See `Sink.tend`: nothing grows here."""
@@ -182,11 +191,11 @@ class FilesSink:
         self._letters = []
         self._lock.release()
 
-    def _path_of(self, event: Event | DeadLetter) -> Path:
+    def _path_of(self, event: Event | DeadLetter) -> str:
         if isinstance(event, DeadLetter):
-            return self._dead_letters / dead_letter_name(event)
+            return f"{self._dead_letters}/{dead_letter_name(event)}"
         folder, name = event_name(event)
-        return self._publish_dir / folder / name
+        return f"{self._root}/{folder}/{name}"
 
     def _prepare_when_free(self) -> None:
         deadline = time.monotonic() + LOCK_WAIT_SECONDS
@@ -215,7 +224,8 @@ class FilesSink:
             for left in self._staging.iterdir():
                 left.unlink()
 
-    def _publish(self) -> None:
+    def _publish(self) -> int:
+        """Write what is pending; returns how many of its names were there before."""
         pending = self._pending
         # What was looked for while another directory was in its place may be there, too.
         tried, self._tried = self._tried, True
@@ -231,31 +241,44 @@ class FilesSink:
             sync_file_system(self._staging)
         faultpoints.passing(faultpoints.SYNCED)
         # Of all of them: an earlier try may have renamed some and failed to sync their folder.
-        touched = {path.parent for path, _ in self._pending}
+        touched = {os.path.dirname(path) for path, _ in self._pending}  # noqa: PTH120  # see _pending
         new = touched - self._folders
         for folder in new:
-            folder.mkdir(exist_ok=True)
+            Path(folder).mkdir(exist_ok=True)
         if self._synced:
-            for parent in {folder.parent for folder in new}:
+            for parent in {Path(folder).parent for folder in new}:
                 sync_directory(parent)
+        repeated = 0
         for path, _ in pending:
-            self._staged(path).replace(path)
+            repeated += not self._name(path)
             faultpoints.passing(faultpoints.NAMED)
         if self._synced:
             for folder in touched:
-                sync_directory(folder)
+                sync_directory(Path(folder))
         # Once more: perhaps not all of them came into the same directory.
         self._lock.check(self._publish_dir)
         faultpoints.passing(faultpoints.PUBLISHED)
         self._folders = touched
+        return repeated
+
+    def _name(self, path: str) -> bool:
+        """Give what is staged its name; False if an event had it, which stays."""
+        staged = self._staged(path)
+        if rename_new(staged, path):
+            return True
+        if _is_whole(path):
+            os.unlink(staged)  # noqa: PTH108  # see _pending
+            return False
+        os.replace(staged, path)  # noqa: PTH105  # as above
+        return True
 
     def _store(self, checkpoint: Checkpoint) -> None:
         self._lock.check(self._publish_dir)
         self._checkpoints.replace(checkpoint)
 
-    def _staged(self, path: Path) -> Path:
+    def _staged(self, path: str) -> str:
         # Not .json: a search through all folders must not find half an event.
-        return self._staging / f"{path.name}.part"
+        return f"{self._staged_in}/{path.rpartition('/')[2]}.part"
 
     def _until_done(
         self, operation: str, attempt: Callable[[], T], fatal: tuple[int, ...] = ()
@@ -302,15 +325,15 @@ def refuse_if_held(publish_dir: Path) -> None:
         raise held(holder, publish_dir)
 
 
-def _is_whole(path: Path) -> bool:
+def _is_whole(path: str) -> bool:
     """Whether there is a published event under this name.
 
     An empty file is none: a power failure under `sync` = none leaves such behind.
     """
     try:
-        found = os.stat(path)  # noqa: PTH116  # half the time of Path.stat, once per event
+        found = os.stat(path)  # noqa: PTH116  # see FilesSink._pending
     except FileNotFoundError:
         return False
     if not stat.S_ISREG(found.st_mode):
-        raise FileExistsError(errno.EEXIST, "something else is in the way of an event", str(path))
+        raise FileExistsError(errno.EEXIST, "something else is in the way of an event", path)
     return found.st_size > 0

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pleiades.core.position import Checkpoint, decode_checkpoint
 from pleiades.core.wire import DeadLetter, Event
 from pleiades.runtime.errors import DestinationHeld
-from pleiades.sinks.base import Opened, Remembered
+from pleiades.sinks.base import Committed, Opened, Remembered
 
 
 @dataclass(slots=True)
@@ -51,7 +51,7 @@ class MemorySink:
             )
             for stored in everything
         ]
-        return Opened(checkpoint if resume else None, window)
+        return Opened(checkpoint if resume else None, window, all_told=True)
 
     def is_published(self, event: Event | DeadLetter) -> bool:  # the contract's
         """Everything is in the window that `open` gave."""
@@ -62,14 +62,14 @@ class MemorySink:
         self._events += events
         self._dead_letters += dead_letters
 
-    def commit(self, checkpoint: Checkpoint) -> list[DeadLetter]:
+    def commit(self, checkpoint: Checkpoint) -> Committed:
         """See `Sink.commit`."""
         self._store.events += self._events
         self._store.dead_letters += self._dead_letters
         self._store.checkpoint = checkpoint.encoded()
         letters = self._dead_letters
         self._events, self._dead_letters = [], []
-        return letters
+        return Committed(letters)
 
     def tend(self) -> None:
         """See `Sink.tend`."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from datetime import UTC, datetime
+from functools import lru_cache
 
 from pleiades.core.wire import UNKNOWN_SOURCE, DeadLetter, Event
 
@@ -27,10 +28,17 @@ def event_name(event: Event) -> tuple[str, str]:
     known = event.source != UNKNOWN_SOURCE
     milliseconds = max(event.timestamp_ms - 1, 0) if known else event.dt_ms
     seconds, fraction = divmod(milliseconds, 1000)
+    folder, second = _second(seconds)
+    return folder, f"{second}.{fraction:03}Z-{event.identity}.json"
+
+
+@lru_cache(maxsize=4096)
+def _second(seconds: int) -> tuple[str, str]:
+    """The folder, and the begin of a name, of all events of a second since 1970."""
     when = datetime.fromtimestamp(seconds, UTC)
     day = f"{when.year:04}-{when.month:02}-{when.day:02}"
-    time = f"{when.hour:02}{when.minute:02}{when.second:02}.{fraction:03}Z"
-    return f"{day}T{when.hour:02}", f"{day.replace('-', '')}T{time}-{event.identity}.json"
+    time = f"{when.hour:02}{when.minute:02}{when.second:02}"
+    return f"{day}T{when.hour:02}", f"{day.replace('-', '')}T{time}"
 
 
 def dead_letter_name(letter: DeadLetter) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from pleiades.core.position import Checkpoint
+from pleiades.core.units import iso_time
 from pleiades.core.wire import DeadLetter, Event, compose_id
 from pleiades.runtime.child import Life
 from pleiades.runtime.errors import DestinationHeld
@@ -144,7 +145,7 @@ def event(number: int) -> Event:
         identity,
         SOURCE,
         START_MS + number + 1,
-        START_MS + number,
+        iso_time(START_MS + number),
         compose_id({SOURCE: START_MS + number + 1, ("codfw.x", 0): 1}).encode(),
         data,
     )

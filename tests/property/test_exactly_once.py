@@ -222,7 +222,7 @@ class Relay:
                 batch.canaries.append(Canary(source, entry.timestamp_ms + 1, len(batch.events)))
             else:
                 batch.events.append(
-                    Event(entry.identity, source, entry.timestamp_ms + 1, 0, b"", b"%d" % offset)
+                    Event(entry.identity, source, entry.timestamp_ms + 1, "", b"", b"%d" % offset)
                 )
         self.queue.append(batch)
 
@@ -376,15 +376,15 @@ class FixedCountWindow(Window):
     """Remembers the last five identities, whatever can be repeated."""
 
     def advance(self, position: Mapping[TopicPartition, int], clock_ms: int) -> None:
-        while len(self) > 5:
-            self._forget_one()
+        for queue in self._queues.values():
+            self._identities.difference_update(queue.take_oldest(max(len(self) - 5, 0)))
 
 
 class LastIdCourse(Course):
     """Resumes with the last id, as clients do."""
 
-    def observe(self, assignments: Iterable[Assignment]) -> None:
-        self.position.update({source: ms or 0 for source, ms in assignments})
+    def observe(self, entries: Iterable[tuple[TopicPartition, int | None]]) -> None:
+        self.position.update({source: ms or 0 for source, ms in entries})
 
     def asked_from(self, source: TopicPartition, clock_ms: int) -> int:
         return self.position[source] or 10 * START

@@ -55,7 +55,7 @@ def test_every_dead_letter_has_a_safe_name(garbage: bytes) -> None:
 
 @given(st.integers(0, MAX_TIMESTAMP_MS))
 def test_the_time_can_be_read_back(timestamp_ms: int) -> None:
-    event = Event("a-b.c", ("t", 0), timestamp_ms + 1, 0, b"", b"")
+    event = Event("a-b.c", ("t", 0), timestamp_ms + 1, "", b"", b"")
     folder, name = event_name(event)
     assert time_in(name) == timestamp_ms
     assert name.startswith(folder[:4])

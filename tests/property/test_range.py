@@ -124,7 +124,7 @@ def batches(draw: st.DrawFn) -> Batch:
         greatest = max(greatest, time)
         name = f"e{number}"
         if kind == "event":
-            events.append(Event(name, A, time, 0, b"", name.encode()))
+            events.append(Event(name, A, time, "", b"", name.encode()))
         elif kind == "letter":
             letters.append(DeadLetter(name, A, time, "not_json", b"", b"", len(events)))
         else:
@@ -158,14 +158,14 @@ def test_within_keeps_what_is_inside_in_its_order(batch: Batch, begin: int, leng
 
 
 def test_what_an_upstream_was_not_asked_for_is_neither_published_nor_moves_the_position() -> None:
-    own, other = Event("a", A, 55, 0, b"", b"{}"), Event("b", B, 55, 0, b"", b"{}")
+    own, other = Event("a", A, 55, "", b"", b"{}"), Event("b", B, 55, "", b"", b"{}")
     batch = Batch(0, 1, [own, other], [], [], {A: 55, B: 99}, 0, 0, A)
     kept, outside = within(batch, Range(Bound(50), Bound(60)), A)
     assert (kept.events, kept.timestamps_ms, outside) == ([own], {A: 55}, 1)
 
 
 def test_what_has_no_time_at_all_is_kept() -> None:
-    event = Event("e", ("", -1), 0, 0, b"no id", b"{}")
+    event = Event("e", ("", -1), 0, "", b"no id", b"{}")
     batch = Batch(0, 1, [event], [], [], {}, 0, 0, A)
     assert within(batch, Range(Bound(5), Bound(6)), A) == (batch, 0)
 

@@ -8,6 +8,7 @@ from typing import cast
 import pytest
 
 from pleiades.core.position import Checkpoint, decode_checkpoint
+from pleiades.core.units import iso_time
 from pleiades.core.wire import Batch, DeadLetter, End, Event
 from pleiades.publisher import CommitPolicy, Publisher
 from pleiades.runtime.channel import Channel
@@ -50,7 +51,9 @@ def run(metrics: Metrics, settings_of: Callable[..., Settings], store: MemorySto
 
 
 def event(number: int) -> Event:
-    return Event(f"id-{number}", SOURCE, START_MS + number, START_MS, b"[]", b"%d" % number)
+    return Event(
+        f"id-{number}", SOURCE, START_MS + number, iso_time(START_MS), b"[]", b"%d" % number
+    )
 
 
 def batch(sequence: int, *numbers: int, connection: int = 1) -> Batch:

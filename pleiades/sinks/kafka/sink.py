@@ -26,7 +26,7 @@ from pleiades.core.span import Span
 from pleiades.core.wire import DeadLetter, Event
 from pleiades.runtime.errors import DestinationHeld, GenerationLost
 from pleiades.runtime.settings import KafkaSettings, ReplaySettings
-from pleiades.sinks.base import Opened, Remembered
+from pleiades.sinks.base import Committed, Opened, Remembered
 from pleiades.sinks.kafka.clients import BATCH_OVERHEAD_BYTES, Clients, new_writer
 from pleiades.sinks.kafka.existing import Existing, is_of, since_ms
 from pleiades.sinks.kafka.history import (
@@ -125,7 +125,7 @@ class KafkaSink:
         if self._replay is not None and (stored is None or not resume):
             # It begins, or begins again: what others published is none of its business.
             self._span = Span(_now_ms())
-            return Opened(None)
+            return Opened(None, all_told=self._existing is None)
         if stored is None:
             checkpoint, window = self._found(history, ends)
             if checkpoint is not None and resume:
@@ -136,7 +136,7 @@ class KafkaSink:
                 )
         else:
             checkpoint, window = stored.checkpoint, self._read_back(history, ends, stored, limits)
-        return Opened(checkpoint if resume else None, window)
+        return Opened(checkpoint if resume else None, window, all_told=self._existing is None)
 
     def is_published(self, event: Event | DeadLetter) -> bool:
         """See `Sink.is_published`: what was there before a replay; all else is in the window."""
@@ -150,14 +150,14 @@ class KafkaSink:
             self._opened().transactions.write(events, dead_letters)
         self._span = self._span.publishing(_now_ms())
 
-    def commit(self, checkpoint: Checkpoint) -> list[DeadLetter]:
+    def commit(self, checkpoint: Checkpoint) -> Committed:
         """See `Sink.commit`."""
         span = self._span.committed(checkpoint, self._window_ms)
         with self._reporting.committing():
             letters = self._commit(Stored(checkpoint, span, self._writer))
             self._patience.well()
         self._span = span
-        return letters
+        return Committed(letters)
 
     def tend(self) -> None:
         """See `Sink.tend`."""

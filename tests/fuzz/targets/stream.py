@@ -13,11 +13,12 @@ from pleiades.core.decoding import (
     REASONS,
     Decoded,
     decode,
+    decode_any,
+    decode_usual,
     general_sse_events,
     identify,
-    usual_sse_events,
 )
-from pleiades.core.framing import Framer, ids_in, retry_in, split_frames
+from pleiades.core.framing import Framer, ids_and_retry, ids_in, retry_in, split_frames
 from pleiades.core.position import Checkpoint, Course, decode_checkpoint, join
 from pleiades.core.wire import (
     MAX_ASSIGNMENTS,
@@ -94,16 +95,12 @@ def _unlimited(chunks: list[bytes], whole: Interpretation) -> None:
     last_event_id, retry_ms = b"", None
     for chunk in chunks:
         blob = framer.feed(chunk)
-        usual = usual_sse_events(blob)
-        general = list(general_sse_events(blob, last_event_id))
+        received = Frames(0, 1, blob, last_event_id, 0, 0)
+        usual = decode_usual(received, keep_canaries=False)
         if usual is not None:
-            # Invalid UTF-8 is replaced a step later on the fast way.
-            replaced = [event.data.decode(errors="replace").encode() for event in usual]
-            assert [(kind, sse_id) for kind, sse_id, _ in usual] == [
-                event[:2] for event in general
-            ], "the fast way differs from sseclient-py"
-            assert replaced == [event.data for event in general], "as above, in the data"
-        events += general
+            assert usual == decode_any(received, keep_canaries=False), "the fast way differs"
+        assert ids_and_retry(blob) == (ids_in(blob), retry_in(blob)), "as above, of the ids"
+        events += general_sse_events(blob, last_event_id)
         last_event_id = (ids_in(blob) or [last_event_id])[-1]
         found = retry_in(blob)
         retry_ms = retry_ms if found is None else found

@@ -147,7 +147,7 @@ def test_batches_survive_pickling(batch: Batch) -> None:
 
 
 def test_batches_are_pickled_by_columns() -> None:
-    event = Event("identity", UNKNOWN_SOURCE, 1, 2, b"key", b"data")
+    event = Event("identity", UNKNOWN_SOURCE, 1, "dt", b"key", b"data")
     pickled = pickle.dumps(Batch(0, 1, [event] * 100, [], [], {}, 0, 0), protocol=5)
     assert pickled.count(b"Event") == 0
 

@@ -18,7 +18,8 @@ from pleiades.sinks import disk, files, recovery
 from pleiades.sinks.files import FilesSink, Surroundings
 
 SOURCE = ("eqiad.mediawiki.recentchange", 0)
-NOON_MS = 1_769_860_800_000  # 2026-01-31T12:00:00Z
+NOON = "2026-01-31T12:00:00Z"
+NOON_MS = 1_769_860_800_000
 CHECKPOINT = Checkpoint({SOURCE: NOON_MS + 1}, NOON_MS, NOON_MS)
 
 
@@ -59,9 +60,7 @@ def make(folder: Path, world: World, sync: str = "batch") -> FilesSink:
 
 
 def event(number: int, **different: object) -> Event:
-    usual = Event(
-        f"id-{number}", SOURCE, NOON_MS + number + 1, NOON_MS, b"[]", b'{"n":%d}' % number
-    )
+    usual = Event(f"id-{number}", SOURCE, NOON_MS + number + 1, NOON, b"[]", b'{"n":%d}' % number)
     return usual._replace(**different)  # type: ignore[arg-type]  # names of its own fields
 
 
@@ -90,7 +89,7 @@ def test_names_follow_from_the_event(folder: Path, sink: FilesSink) -> None:
 def test_an_event_of_unknown_source_is_named_by_its_own_time(folder: Path, sink: FilesSink) -> None:
     sink.open(resume=True)
     sink.write([event(1, source=UNKNOWN_SOURCE, timestamp_ms=NOON_MS + 9_999_999)], [])
-    sink.write([event(2, source=UNKNOWN_SOURCE, dt_ms=0)], [])
+    sink.write([event(2, source=UNKNOWN_SOURCE, dt="")], [])
     sink.commit(CHECKPOINT)
     assert names(folder) == [
         "1970-01-01T00/19700101T000000.000Z-id-2.json",
@@ -115,7 +114,7 @@ def test_nothing_is_staged_after_a_commit_nor_after_a_crash(folder: Path, world:
 
 
 @pytest.mark.parametrize("fails", [1, 2, 3, 4])
-@pytest.mark.parametrize("target", ["open", "write", "fsync", "replace"])
+@pytest.mark.parametrize("target", ["open", "write", "fsync", "rename"])
 def test_a_commit_interrupted_by_a_full_disk_is_finished(
     folder: Path,
     sink: FilesSink,
@@ -139,7 +138,8 @@ def test_a_commit_interrupted_by_a_full_disk_is_finished(
 
         return call
 
-    if target == "replace":
+    if target == "rename":
+        monkeypatch.setattr(files, "rename_new", failing(disk.rename_new))
         monkeypatch.setattr(Path, "replace", failing(Path.replace))
     else:
         monkeypatch.setattr(os, target, failing(getattr(os, target)))
@@ -279,14 +279,53 @@ def test_a_foreign_directory_in_the_way_of_an_event_is_waited_for(
     assert obstacle.read_bytes() == b'{"n":1}\n'
 
 
-def test_an_empty_file_of_a_power_failure_is_no_event(folder: Path, sink: FilesSink) -> None:
+@pytest.mark.parametrize("renames", ["unless there is one", "only over it"])
+def test_what_is_there_already_stays_untouched_and_is_counted(
+    folder: Path, world: World, renames: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if renames == "only over it":
+        # As of an old kernel, or on a file system without it.
+        monkeypatch.setattr(disk, "_renameat2", None)
+    first = make(folder, world)
+    first.open(resume=True)
+    first.write([event(1)], [])
+    assert first.commit(CHECKPOINT) == ([], 0)
+    first.close()
+    there = (folder / names(folder)[0]).stat()
+    second = make(folder, world)
+    assert second.open(resume=True).all_told
+    second.write([event(1), event(2)], [])
+    assert second.commit(CHECKPOINT) == ([], 1)
+    assert len(names(folder)) == 2
+    after = (folder / names(folder)[0]).stat()
+    assert (after.st_ino, after.st_mtime_ns, after.st_ctime_ns) == (
+        there.st_ino,
+        there.st_mtime_ns,
+        there.st_ctime_ns,
+    )
+    assert list((folder / ".pleiades" / "staging").iterdir()) == []
+    second.close()
+
+
+def test_a_failed_rename_is_said_with_its_reason(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError) as caught:
+        disk.rename_new(str(tmp_path / "none"), str(tmp_path / "new"))
+    assert caught.value.filename2 == str(tmp_path / "new")
+
+
+@pytest.mark.parametrize("renames", ["unless there is one", "only over it"])
+def test_an_empty_file_of_a_power_failure_is_no_event(
+    folder: Path, sink: FilesSink, renames: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if renames == "only over it":
+        monkeypatch.setattr(disk, "_renameat2", None)
     sink.open(resume=True)
     left = folder / "2026-01-31T12" / "20260131T120000.001Z-id-1.json"
     left.parent.mkdir()
     left.touch()
     assert not sink.is_published(event(1))
     sink.write([event(1)], [])
-    sink.commit(CHECKPOINT)
+    assert sink.commit(CHECKPOINT) == ([], 0)
     assert sink.is_published(event(1))
 
 
@@ -317,6 +356,7 @@ def test_with_batch_the_disk_is_asked_before_names_and_checkpoint_appear(
     monkeypatch.setattr(files, "sync_file_system", noting("syncfs", disk.sync_file_system))
     monkeypatch.setattr(files, "sync_directory", noting("fsync folder", disk.sync_directory))
     monkeypatch.setattr(Path, "replace", noting("rename", Path.replace))
+    monkeypatch.setattr(files, "rename_new", noting("rename", disk.rename_new))
     sink.write([event(1), event(2)], [])
     sink.commit(CHECKPOINT)
     assert steps == [

@@ -9,7 +9,7 @@ from pleiades.sinks.kafka.records import MAX_ID_BYTES, dead_letter_headers, key_
 
 
 def event(data: bytes) -> Event:
-    return Event("id", ("t", 0), 1, 1, b"[sse id]", data)
+    return Event("id", ("t", 0), 1, "", b"[sse id]", data)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,83 @@
+"""Chunks of HTTP's transfer encoding → the body, many at a time.
+
+Law: the body depends on the bytes alone, never on where the network cut them; what is kept from one
+piece to the next is a line that has begun, never data.
+
+The service writes each line of an event as a chunk of its own, and http.client needs some eight
+microseconds for a chunk, which is more than the rest of the relay needs for an event (RFC 9112,
+section 7.1; docs/adr/0010).
+"""
+
+from __future__ import annotations
+
+import re
+
+MAX_LINE_BYTES = 4096
+"""Of the line before a chunk, with its extensions, and of all trailers together."""
+
+# The line end belongs to the chunk before. 15 digits: less than 2**60. Extensions are ignored, as the
+# RFC wants it of who does not know them.
+_SIZE_LINE = re.compile(rb"\r\n([0-9A-Fa-f]{1,15})(?:[ \t]*;[^\r\n]*)?\r\n")
+_BEGIN_OF_SIZE_LINE = re.compile(
+    rb"(?:\r(?:\n(?:[0-9A-Fa-f]{1,15}(?:[ \t]*(?:;[^\r\n]*)?)?\r?)?)?)?",
+)
+_CRLF = b"\r\n"
+
+
+class MalformedChunk(ValueError):
+    """Bytes that are no chunk: the connection is damaged, or this is no HTTP."""
+
+
+class ChunkDecoder:
+    """Takes what a socket gave and gives the body in it."""
+
+    def __init__(self) -> None:
+        self.ended = False
+        """The last chunk and its trailers have come."""
+        self._left = 0
+        """Bytes of the current chunk that have not come yet."""
+        self._line = _CRLF
+        self._in_trailers = False
+
+    def feed(self, received: bytes) -> list[memoryview]:
+        """Take the next bytes; return what they hold of the body, piece by piece.
+
+        Raises:
+            MalformedChunk: and what came before it in `received` is not given out.
+        """
+        body: list[memoryview] = []
+        place = self._left
+        if not place and self._line:
+            received = self._line + received
+        view = memoryview(received)
+        if place:
+            body.append(view[:place])
+        end = len(received)
+        while place <= end and not self._in_trailers:
+            size_line = _SIZE_LINE.match(received, place)
+            if size_line is None:
+                self._left, self._line = 0, _begun(received[place:])
+                return body
+            start = size_line.end()
+            place = start + int(size_line[1], 16)
+            self._in_trailers = place == start
+            body.append(view[start:place])
+        if self._in_trailers:
+            # The last chunk has no data: its line end, and then an empty line or trailers.
+            self._take_trailers(received[max(place - len(_CRLF), 0) :])
+        else:
+            self._left, self._line = place - end, b""
+        return body
+
+    def _take_trailers(self, trailers: bytes) -> None:
+        self._left, self._line = 0, trailers
+        if _CRLF + _CRLF in trailers:
+            self.ended = True
+        elif len(trailers) > MAX_LINE_BYTES:
+            raise MalformedChunk("the trailers do not end")
+
+
+def _begun(line: bytes) -> bytes:
+    if len(line) > MAX_LINE_BYTES or _BEGIN_OF_SIZE_LINE.fullmatch(line) is None:
+        raise MalformedChunk("there is no chunk where one should begin")
+    return line
