@@ -1,0 +1,98 @@
+"""`./scripts/bench`: how fast the relay is, beside everything else that does the job."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from rich.console import Console
+
+from tests.benchmarks.report import as_json, markdown, table
+from tests.benchmarks.trials import TRIALS, Bench, Row
+from tests.harness.broker import Broker
+
+FOLDER = Path(__file__).parents[2] / ".bench"
+EVENTS = 300_000
+RUNS = 5
+SECONDS = 30.0
+QUICK_EVENTS = 4_000
+QUICK_SECONDS = 2.0
+
+
+def arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="./scripts/bench",
+        description="Measures the relay beside its rivals: pairs of runs on one machine, their medians "
+        "and ratios. With KAFKA_BOOTSTRAP=host:port that broker is used instead of one of its own.",
+    )
+    parser.add_argument("names", metavar="NAME", nargs="*", help=f"one of {', '.join(TRIALS)}")
+    parser.add_argument("--runs", type=int, default=RUNS, help="of each (default %(default)s)")
+    parser.add_argument(
+        "--events", type=int, default=EVENTS, help="in one run (default %(default)s)"
+    )
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+    parser.add_argument("--markdown", action="store_true", help="print the result as Markdown")
+    parser.add_argument(
+        "--quick",
+        action="store_true",
+        help="one small run of each: whether it works; its figures mean nothing",
+    )
+    parser.add_argument(
+        "--dir",
+        type=Path,
+        default=FOLDER,
+        help="for input and files, on the file system to measure (default .bench)",
+    )
+    given = parser.parse_args()
+    unknown = set(given.names) - set(TRIALS)
+    if unknown:
+        parser.error(f"there is no {', '.join(sorted(unknown))}; there are {', '.join(TRIALS)}")
+    if given.runs < 1 or given.events < 1000:
+        parser.error("--runs must be at least 1, --events at least 1000")
+    return given
+
+
+@contextmanager
+def kafka(folder: Path) -> Iterator[str]:
+    """`host:port` of a broker."""
+    if bootstrap := os.environ.get("KAFKA_BOOTSTRAP"):
+        yield bootstrap
+        return
+    with Broker(folder / "kafka") as broker:
+        yield broker.bootstrap
+
+
+def main() -> int:
+    """Run what is asked for; 0 if all targets are met, 1 if not."""
+    given = arguments()
+    progress, out = Console(stderr=True, highlight=False), Console(highlight=False)
+    rows: list[Row] = []
+    with kafka(given.dir) as bootstrap:
+        bench = Bench(
+            bootstrap,
+            given.dir.absolute(),
+            QUICK_EVENTS if given.quick else given.events,
+            1 if given.quick else given.runs,
+            QUICK_SECONDS if given.quick else SECONDS,
+            lambda text: progress.print(f"[dim]{text}"),
+        )
+        for name in given.names or TRIALS:
+            progress.print(f"{name}: {TRIALS[name].__doc__}")
+            rows += TRIALS[name](bench)
+    if given.json:
+        sys.stdout.write(as_json(rows) + "\n")
+    elif given.markdown:
+        sys.stdout.write(markdown(rows) + "\n")
+    else:
+        out.print(table(rows))
+    missed = [row for row in rows if row.target is not None and not row.target.is_met(row.judged)]
+    return 1 if missed and not given.quick else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,159 @@
+"""What is served: seeded events of recorded shapes as the bytes of an HTTP body, made once and kept.
+
+The bodies, the disorder of the timestamps and the way in which topics alternate are those of the local
+upstream (`pleiades.simulator`). Here they are framed beforehand, chunks of the transfer encoding and
+all, so that serving them costs next to nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+from typing import NamedTuple
+
+import orjson
+
+from pleiades.core.ids import Ids
+from pleiades.core.position import Course
+from pleiades.simulator.feed import Feed
+from pleiades.simulator.generator import generated
+from pleiades.simulator.log import EARLIEST, Cluster, Fresh, UpstreamLog, sources_of
+from pleiades.simulator.request import Asked
+from pleiades.simulator.settings import DATA_CENTRES, SimulatorSettings, topics_of
+
+VERSION = 2
+"""Of the way in which files are made; another one makes them anew."""
+SEED = 20_250_601
+STREAM = "recentchange"
+ENDED_MS = 1_764_000_000_000
+"""The newest event is dated shortly before."""
+LIVE_RATE = 40.0
+"""Events per second of history are dated with, as those of the real stream."""
+CHUNK_BYTES = 16 * 1024
+"""Of the transfer encoding: a proxy's buffer. The real service writes each line by itself, and a proxy
+hands on what has come by then: much at a time, where history is read."""
+PIECE_EVENTS = 100_000
+"""Made at a time; bounds memory."""
+OPENING = b":ok\n\n"
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """What the events of one file are like."""
+
+    events: int
+    size_factor: int = 1
+    """By how much an event's data is longer than the recorded ones."""
+    dated_rate: float = LIVE_RATE
+    """Events per second they are dated with: how many of them one window holds."""
+    chunk_bytes: int = CHUNK_BYTES
+    """0: a chunk for each line, as the service itself writes them."""
+
+
+class Corpus(NamedTuple):
+    """A file of `Shape.events` events."""
+
+    path: Path
+    events: int
+    data_bytes: int
+    """Of all events, without what is around them."""
+    reached_ms: dict[str, int]
+    """Topic → greatest timestamp in an id: the position of who has had all of it."""
+
+    @property
+    def mean_bytes(self) -> float:
+        """Of one event's data."""
+        return self.data_bytes / self.events
+
+
+def corpus(folder: Path, shape: Shape) -> Corpus:
+    """The file of a shape; made if it is not there."""
+    described = orjson.dumps([VERSION, SEED, asdict(shape)])
+    path = folder / f"{shape.events}-{hashlib.sha256(described).hexdigest()[:12]}.http"
+    facts = path.with_suffix(".json")
+    if not facts.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        _make(path, shape, facts)
+    return Corpus(path, **orjson.loads(facts.read_bytes()))
+
+
+def frames(shape: Shape) -> Iterator[list[bytes]]:
+    """The SSE frames in the order of their sending, many at a time."""
+    settings = SimulatorSettings(
+        seed=SEED,
+        streams=(STREAM,),
+        history_events=shape.events,
+        history_seconds=shape.events / shape.dated_rate,
+        canary_every_seconds=0,
+    )
+    sources = list(sources_of(topics_of(STREAM), partitions=1))
+    events = islice(generated(settings, ENDED_MS), shape.events)
+    log = UpstreamLog(sources, retention_bytes=2**62)
+    cluster = Cluster(log, DATA_CENTRES[0], SEED)
+    feed = Feed(
+        cluster, [Asked(source, EARLIEST, None) for source in sources], random.Random(SEED), 0.0
+    )
+    neighbour = b"{}"
+    while piece := list(islice(events, PIECE_EVENTS)):
+        for fresh in piece:
+            log.append(_longer(fresh, neighbour, shape.size_factor), 0.0)
+            neighbour = fresh.payload
+        while True:
+            blob, count = feed.next_batch(0.0)
+            if not count:
+                break
+            yield [frame + b"\n\n" for frame in blob.split(b"\n\n")[:-1]]
+        for partition in log.partitions.values():
+            while partition.expire_oldest():
+                pass
+
+
+def _longer(fresh: Fresh, neighbour: bytes, factor: int) -> Fresh:
+    """With one field more, whose text is another event's: it compresses as events do."""
+    if factor == 1:
+        return fresh
+    field = b',"details":' + orjson.dumps((neighbour * (factor - 1)).decode())
+    return fresh._replace(payload=fresh.payload[:-1] + field + b"}")
+
+
+def chunked(body: bytes) -> bytes:
+    """As one chunk (RFC 9112, section 7.1)."""
+    return b"%x\r\n%b\r\n" % (len(body), body)
+
+
+def _make(path: Path, shape: Shape, facts: Path) -> None:
+    data_bytes = count = 0
+    rest = b""
+    ids, reached = Ids(), Course(0, 1)
+    with path.open("wb") as file:
+        file.write(chunked(OPENING))
+        for batch in frames(shape):
+            for frame in batch:
+                data_at = frame.index(b"\ndata: ")
+                data_bytes += len(frame) - data_at - len(b"\ndata: \n\n")
+                reached.observe(ids.read(frame[len(b"event: message\nid: ") : data_at]))
+                if not shape.chunk_bytes:
+                    file.writelines(chunked(line) for line in lines_of(frame))
+            count += len(batch)
+            if shape.chunk_bytes:
+                body = rest + b"".join(batch)
+                whole = len(body) - len(body) % shape.chunk_bytes
+                for start in range(0, whole, shape.chunk_bytes):
+                    file.write(chunked(body[start : start + shape.chunk_bytes]))
+                rest = body[whole:]
+        if rest:
+            file.write(chunked(rest))
+        file.write(chunked(b""))
+    reached_ms = {topic: timestamp_ms for (topic, _), timestamp_ms in reached.position.items()}
+    described = {"events": count, "data_bytes": data_bytes, "reached_ms": reached_ms}
+    facts.write_bytes(orjson.dumps(described))
+
+
+def lines_of(frame: bytes) -> list[bytes]:
+    """The lines of a frame as the service writes them, the empty one with the data's."""
+    event, sse_id, data = frame.removesuffix(b"\n\n").split(b"\n")
+    return [event + b"\n", sse_id + b"\n", data + b"\n\n"]

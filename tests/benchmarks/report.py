@@ -1,0 +1,81 @@
+"""The result as a table, as JSON and as Markdown."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from collections.abc import Sequence
+from typing import Any
+
+from rich.table import Table
+
+from pleiades import __version__
+from tests.benchmarks.trials import Row, Spread
+
+HEAD = ("trial", "what", "ours", "rival", "figure", "target", "")
+
+
+def cells(row: Row) -> tuple[str, ...]:
+    """A row as text, in the order of `HEAD`."""
+    judged = ""
+    if row.target is not None:
+        judged = "met" if row.target.is_met(row.judged) else "missed"
+    return (
+        row.name,
+        row.what,
+        f"{_text(row.ours)} {row.unit}",
+        "" if row.rival is None else _text(row.rival),
+        "" if row.figure is None else f"{row.figure:.3g}",
+        "" if row.target is None else str(row.target),
+        judged,
+    )
+
+
+def _text(spread: Spread) -> str:
+    if spread.least == spread.most:
+        return _number(spread.median)
+    return f"{_number(spread.median)} ({_number(spread.least)} to {_number(spread.most)})"
+
+
+def _number(figure: float) -> str:
+    return f"{figure:,.0f}" if figure >= 100 else f"{figure:.3g}"
+
+
+def table(rows: Sequence[Row]) -> Table:
+    """For a terminal: medians, in brackets least and most."""
+    result = Table(*HEAD)
+    for row in rows:
+        style = "red" if cells(row)[-1] == "missed" else None
+        result.add_row(*cells(row), style=style)
+    return result
+
+
+def markdown(rows: Sequence[Row]) -> str:
+    """For a document."""
+    lines = ["| " + " | ".join(line) + " |" for line in (HEAD, *map(cells, rows))]
+    return "\n".join([lines[0], "|" + "---|" * len(HEAD), *lines[1:]])
+
+
+def machine() -> dict[str, str | int]:
+    """Where it was measured."""
+    return {
+        "pleiades": __version__,
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.release()} {platform.machine()}",
+        "cores": os.cpu_count() or 0,
+    }
+
+
+def as_json(rows: Sequence[Row]) -> str:
+    """For a program."""
+    listed: list[dict[str, Any]] = []
+    for row in rows:
+        target = None if row.target is None else row.target._asdict()
+        rival = None if row.rival is None else row.rival._asdict()
+        met = None if row.target is None else row.target.is_met(row.judged)
+        listed.append(
+            row._asdict()
+            | {"ours": row.ours._asdict(), "rival": rival, "target": target, "met": met}
+        )
+    return json.dumps({"machine": machine(), "rows": listed}, indent=2)

@@ -1,0 +1,277 @@
+"""One run of the relay, or of a rival, over one file of events: how long, how much CPU, how much memory.
+
+Time counts from the arrival of the request, so that nobody pays for the start of an interpreter, to
+when the last event is where it should be: in a committed transaction, in a file under the durable
+position, or acknowledged at the end of a rival that keeps no position.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+import time
+import uuid
+from array import array
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import NamedTuple
+
+import psutil
+from confluent_kafka import Consumer, TopicPartition
+from confluent_kafka.admin import AdminClient
+from confluent_kafka.cimpl import NewTopic
+
+from pleiades.core.position import Position, decode_checkpoint
+from pleiades.sinks.kafka.stored import read_metadata
+from tests.benchmarks.corpus import STREAM, Corpus
+from tests.harness.kafka import DEAD_LETTERS
+from tests.harness.relay import Relay, ingest_flags, kafka_flags
+
+SINCE = "2001-01-01T00:00:00Z"
+LONGEST_SECONDS = 300.0
+LOOK_SECONDS = 0.02
+REQUEST_SECONDS = 30.0
+
+
+class Sample(NamedTuple):
+    """What one run took."""
+
+    events: int
+    seconds: float
+    cpu_seconds: float = 0.0
+    """Of all its processes, from the request to the end; 0: not measured."""
+    peak_bytes: int = 0
+    """Most memory that all its processes held together (RSS, what they share counted in each)."""
+
+    @property
+    def rate(self) -> float:
+        """Events per second."""
+        return self.events / self.seconds
+
+
+class Upstream:
+    """The process that serves a file."""
+
+    def __init__(self, corpus: Corpus, rate: float = 0.0, times: Path | None = None) -> None:
+        command = [sys.executable, "-m", "tests.benchmarks.serve", str(corpus.path)]
+        if rate:
+            command += [f"--rate={rate}", f"--times={times}"]
+        self._process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        assert self._process.stdout is not None
+        self._lines = self._process.stdout
+        self.url = f"http://127.0.0.1:{int(self._lines.readline())}/v2/stream"
+
+    def __enter__(self) -> Upstream:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.kill()
+        self._process.wait()
+        self._lines.close()
+
+    def asked(self) -> float:
+        """Wait for a request that is answered with events; when it came, `time.monotonic()`."""
+        while True:
+            came, fresh = self._lines.readline().split()
+            if fresh == "1":
+                return float(came)
+
+
+class Meter:
+    """CPU and memory of a process and all its descendants."""
+
+    def __init__(self, pid: int) -> None:
+        self._parent = psutil.Process(pid)
+        self._begun = self._cpu()
+        self.peak_bytes = 0
+
+    def _family(self) -> list[psutil.Process]:
+        return [self._parent, *self._parent.children(recursive=True)]
+
+    def _cpu(self) -> float:
+        seconds = 0.0
+        for process in self._family():
+            times = process.cpu_times()
+            seconds += times.user + times.system
+        return seconds
+
+    def look(self) -> None:
+        """Take note of the memory now."""
+        held = sum(process.memory_info().rss for process in self._family())
+        self.peak_bytes = max(self.peak_bytes, held)
+
+    def cpu_seconds(self) -> float:
+        """Since this was made."""
+        return self._cpu() - self._begun
+
+
+class Topic:
+    """A topic of one's own, with one for its dead letters; deleted in the end."""
+
+    def __init__(self, bootstrap: str, partitions: int = 1) -> None:
+        self.bootstrap = bootstrap
+        self.name = f"bench-{uuid.uuid4().hex[:12]}"
+        self._admin = AdminClient({"bootstrap.servers": bootstrap})
+        wanted = [NewTopic(self.name, partitions, 1), NewTopic(self.name + DEAD_LETTERS, 1, 1)]
+        for made in self._admin.create_topics(wanted).values():
+            made.result(REQUEST_SECONDS)
+
+    def __enter__(self) -> Topic:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for deleted in self._admin.delete_topics([self.name, self.name + DEAD_LETTERS]).values():
+            deleted.result(REQUEST_SECONDS)
+
+    @contextmanager
+    def position(self) -> Iterator[Callable[[], Position]]:
+        """What asks for the committed position."""
+        consumer = Consumer(
+            {
+                "bootstrap.servers": self.bootstrap,
+                "group.id": f"pleiades-{self.name}-{STREAM}",
+                "isolation.level": "read_committed",
+            }
+        )
+
+        def ask() -> Position:
+            (found,) = consumer.committed([TopicPartition(self.name, 0)], REQUEST_SECONDS)
+            return read_metadata(found.metadata).checkpoint.position if found.metadata else {}
+
+        try:
+            yield ask
+        finally:
+            consumer.close()
+
+    def events(self) -> int:
+        """Offsets given so far: what a rival without transactions has published."""
+        consumer = Consumer({"bootstrap.servers": self.bootstrap, "group.id": self.name})
+        try:
+            _, end = consumer.get_watermark_offsets(TopicPartition(self.name, 0), REQUEST_SECONDS)
+        finally:
+            consumer.close()
+        return int(end)
+
+
+def relay_into_kafka(corpus: Corpus, bootstrap: str, *flags: str, partitions: int = 1) -> Sample:
+    """Ours, from the first event to the last in a committed transaction."""
+    with (
+        Upstream(corpus) as upstream,
+        Topic(bootstrap, partitions) as topic,
+        topic.position() as position,
+        Relay(
+            *ingest_flags(upstream.url, SINCE), *kafka_flags(bootstrap, topic.name), *flags
+        ) as relay,
+    ):
+        sample = _until_all_is_there(corpus, upstream, relay, position)
+        assert relay.stop() == 0, relay.log
+    return sample
+
+
+def relay_into_files(corpus: Corpus, folder: Path, *flags: str) -> Sample:
+    """Ours, from the first event to the durable position behind the last."""
+    checkpoint = folder / ".pleiades" / f"checkpoint-{STREAM}"
+
+    def position() -> Position:
+        try:
+            return decode_checkpoint(checkpoint.read_bytes()).position
+        except FileNotFoundError:
+            return {}
+
+    destination = ["--file.enable", f"--file.publishDir={folder}"]
+    with (
+        Upstream(corpus) as upstream,
+        Relay(*ingest_flags(upstream.url, SINCE), *destination, *flags) as relay,
+    ):
+        sample = _until_all_is_there(corpus, upstream, relay, position)
+        assert relay.stop() == 0, relay.log
+    return sample
+
+
+def _until_all_is_there(
+    corpus: Corpus, upstream: Upstream, relay: Relay, position: Callable[[], Position]
+) -> Sample:
+    asked = upstream.asked()
+    meter = Meter(relay.process.pid)
+    while True:
+        reached = {topic: timestamp_ms for (topic, _), timestamp_ms in position().items()}
+        now = time.monotonic()
+        if reached == corpus.reached_ms:
+            return Sample(corpus.events, now - asked, meter.cpu_seconds(), meter.peak_bytes)
+        assert relay.process.poll() is None, relay.log
+        assert now < asked + LONGEST_SECONDS, relay.log
+        meter.look()
+        time.sleep(LOOK_SECONDS)
+
+
+def rival_into_kafka(
+    corpus: Corpus, bootstrap: str, command: Callable[[str, str], list[str]]
+) -> Sample:
+    """A program that ends with the stream, from its request to its end.
+
+    Args:
+        command: the program, for a URL and a topic.
+    """
+    with Upstream(corpus) as upstream, Topic(bootstrap) as topic:
+        process = subprocess.Popen(command(f"{upstream.url}/{STREAM}", topic.name))
+        asked = upstream.asked()
+        assert process.wait(LONGEST_SECONDS) == 0
+        seconds = time.monotonic() - asked
+        assert topic.events() == corpus.events, "the rival lost or doubled events"
+    return Sample(corpus.events, seconds)
+
+
+def rival_into_files(corpus: Corpus, folder: Path) -> Sample:
+    """Open, write, close."""
+    command = [sys.executable, "-m", "tests.benchmarks.plain_files", str(corpus.path), str(folder)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    return Sample(corpus.events, float(done.stdout))
+
+
+class Arrivals:
+    """Reads a topic's committed records as they come, and notes when."""
+
+    def __init__(self, topic: Topic) -> None:
+        self.times: list[float] = []
+        self._over = threading.Event()
+        self._consumer = Consumer(
+            {
+                "bootstrap.servers": topic.bootstrap,
+                "group.id": f"{topic.name}-arrivals",
+                "isolation.level": "read_committed",
+                "auto.offset.reset": "earliest",
+                "enable.auto.commit": False,
+            }
+        )
+        self._consumer.assign([TopicPartition(topic.name, 0, 0)])
+        self._thread = threading.Thread(target=self._read, daemon=True)
+        self._thread.start()
+
+    def __enter__(self) -> Arrivals:
+        return self
+
+    def __exit__(
+        self,
+        _type: type[BaseException] | None,
+        _error: BaseException | None,
+        _trace: TracebackType | None,
+    ) -> None:
+        self._over.set()
+        self._thread.join()
+        self._consumer.close()
+
+    def _read(self) -> None:
+        while not self._over.is_set():
+            for message in self._consumer.consume(1000, 0.05):
+                assert message.error() is None, message.error()
+                self.times.append(time.time())
+
+
+def lags(written: Path, arrived: list[float]) -> list[float]:
+    """Seconds from each event's writing to its arrival."""
+    times = array("d")
+    times.frombytes(written.read_bytes())
+    return [there - begun for begun, there in zip(times, arrived, strict=True)]
