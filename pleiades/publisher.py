@@ -6,7 +6,7 @@ import logging
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from pleiades.core.admission import Admission
 from pleiades.core.decoding import TOO_LARGE
@@ -37,16 +37,20 @@ COMMIT_ALLOWED_SECONDS = 60.0
 
 @dataclass(frozen=True, slots=True)
 class CommitPolicy:
-    """When what is in flight is committed: by age, number or size, whichever comes first."""
+    """When what is in flight is committed: by time, number or size, whichever comes first.
+
+    The time counts from the commit before, not from the first event: so after a pause an event is
+    committed at once, and in a steady flow there are as many commits.
+    """
 
     interval_seconds: float = FILES_COMMIT_SECONDS
     max_events: int = MAX_FILES_IN_FLIGHT
     max_bytes: int = MAX_BYTES_IN_FLIGHT
 
-    def due(self, age_seconds: float, events: int, size_bytes: int) -> bool:
+    def due(self, since_last_seconds: float, events: int, size_bytes: int) -> bool:
         """Whether to commit now."""
         return (
-            age_seconds >= self.interval_seconds
+            since_last_seconds >= self.interval_seconds
             or events >= self.max_events
             or size_bytes >= self.max_bytes
         )
@@ -56,9 +60,7 @@ class CommitPolicy:
 class InFlight:
     """What was written since the last commit."""
 
-    since: float
-    """Monotonic time of the first batch in it."""
-    events: list[Event]
+    events: list[Event] = field(default_factory=list)
     dead_letters: int = 0
     size_bytes: int = 0
 
@@ -101,6 +103,8 @@ class Publisher:
         self._resumed: Position = {}
         """What was reached when this generation began."""
         self._in_flight: InFlight | None = None
+        self._last_commit = 0.0
+        """Monotonic time of its begin."""
         self._checkpoint = Checkpoint({}, 0, 0)
 
     def run(self) -> None:
@@ -201,8 +205,8 @@ class Publisher:
     def _wait(self) -> float:
         if self._in_flight is None:
             return POLL_SECONDS
-        age = time.monotonic() - self._in_flight.since
-        return max(self._policy.interval_seconds - age, 0.0)
+        since_last = time.monotonic() - self._last_commit
+        return max(self._policy.interval_seconds - since_last, 0.0)
 
     def _take(self, batch: Batch) -> None:
         if batch.sequence != self._sequence:
@@ -242,7 +246,7 @@ class Publisher:
         self._sink.write(admitted.events, admitted.dead_letters)
         faultpoints.passing(faultpoints.WRITTEN)
         if self._in_flight is None:
-            self._in_flight = InFlight(time.monotonic(), [])
+            self._in_flight = InFlight()
         self._in_flight.size_bytes += sum([len(event.data) for event in admitted.events])
         self._in_flight.size_bytes += sum([len(letter.data) for letter in admitted.dead_letters])
         self._in_flight.events += admitted.events
@@ -257,7 +261,7 @@ class Publisher:
     def _commit_if_due(self) -> None:
         flying = self._in_flight
         if flying is not None and self._policy.due(
-            time.monotonic() - flying.since,
+            time.monotonic() - self._last_commit,
             len(flying.events) + flying.dead_letters,
             flying.size_bytes,
         ):
@@ -267,6 +271,7 @@ class Publisher:
         flying = self._in_flight
         if flying is None:
             return
+        self._last_commit = time.monotonic()
         with self._life.busy(COMMIT_ALLOWED_SECONDS), self._metrics.commit_seconds.time():
             dead_letters, repeated = self._sink.commit(self._checkpoint)
             faultpoints.passing(faultpoints.COMMITTED)

@@ -7,6 +7,7 @@ import logging
 import random
 import select
 import ssl
+import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -22,6 +23,7 @@ from tenacity import RetryCallState, Retrying, retry_if_exception_type
 from pleiades import __version__
 from pleiades.core.backoff import retry_after_seconds
 from pleiades.core.chunks import ChunkDecoder, MalformedChunk
+from pleiades.core.gathering import Gathering
 from pleiades.core.pauses import Pauses
 from pleiades.runtime.errors import RefusedByUpstream, Transient
 from pleiades.runtime.logs import printable
@@ -62,6 +64,7 @@ class Connection:
         """
         read = self._reading()
         more_waits = self._looking()
+        gathering = Gathering(time.monotonic())
         while pieces := read():
             trouble: Transient | None = None
             total = more = sum(map(len, pieces))
@@ -81,6 +84,9 @@ class Connection:
                 raise trouble
             if not more:
                 return
+            # Within the caller's next(): so a stop request ends it as it ends a read.
+            if pause_seconds := gathering.pause_seconds(total, time.monotonic()):
+                time.sleep(pause_seconds)
 
     def close(self) -> None:
         """Give the connection up."""

@@ -81,16 +81,16 @@ class Server:
                 sent += os.sendfile(client.fileno(), file.fileno(), sent, SEND_BYTES)
 
     def _pace(self, client: socket.socket) -> None:
-        # Each event's three chunks, which stand in the file one after the other.
-        opening, *events = self._path.read_bytes().split(START)
-        client.sendall(opening + b"\r\n")
+        # Each event's three chunks, which stand in the file one after the other. It does not end.
+        opening, *events = self._path.read_bytes().removesuffix(chunked(b"")).split(START)
+        client.sendall(opening)
         written = array("d")
         begun = time.monotonic()
         for number, event in enumerate(events):
             due = begun + number / self._rate
             time.sleep(max(due - time.monotonic(), 0.0))
             written.append(time.time())
-            client.sendall(START + event + b"\r\n")
+            client.sendall(START + event)
         if self._times is not None:
             self._times.write_bytes(written.tobytes())
 

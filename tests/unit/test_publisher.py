@@ -159,7 +159,7 @@ def test_the_windows_bound_is_announced(run: Run, caplog: pytest.LogCaptureFixtu
 
 
 @pytest.mark.parametrize(
-    ("age_seconds", "events", "size_bytes", "due"),
+    ("since_last_seconds", "events", "size_bytes", "due"),
     [
         (0.0, 0, 0, False),
         (0.19, 1999, 8 * 1024 * 1024 - 1, False),
@@ -168,5 +168,5 @@ def test_the_windows_bound_is_announced(run: Run, caplog: pytest.LogCaptureFixtu
         (0.0, 1, 8 * 1024 * 1024, True),
     ],
 )
-def test_commit_policy(age_seconds: float, events: int, size_bytes: int, due: bool) -> None:
-    assert CommitPolicy().due(age_seconds, events, size_bytes) is due
+def test_commit_policy(since_last_seconds: float, events: int, size_bytes: int, due: bool) -> None:
+    assert CommitPolicy().due(since_last_seconds, events, size_bytes) is due

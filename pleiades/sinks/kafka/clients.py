@@ -27,7 +27,7 @@ STATISTICS_MS = 5000
 RETRY_BACKOFF_MS = 10
 """The first wait before a request is tried again. Each commit meets one that the coordinator is not
 ready for: with librdkafka's 100 ms a commit with its position takes 105 ms, with 10 ms it takes 14."""
-LINGER_MS = 5
+LINGER_MS = 100
 TRANSACTION_TIMEOUT_MS = 300_000
 """After that long without a commit the broker ends a transaction. Long, so that a broker that hangs for
 minutes does not: what a crash leaves open is ended by the next start, not by this."""

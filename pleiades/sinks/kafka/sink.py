@@ -66,6 +66,9 @@ class Session(NamedTuple):
     consumer: Consumer
     producer: Producer
     transactions: Transactions
+    group: object
+    """Which group the position is sent to. The consumer never joins it, so this does not change; to ask
+    for it takes as long as half a commit."""
 
 
 class KafkaSink:
@@ -207,7 +210,8 @@ class KafkaSink:
             dead_limits.max_batch_bytes // 2,
             Around(self._reporting.alive, self._reporting.pause, self._patience.tell),
         )
-        return Session(self._clients.consumer(), producer, transactions)
+        consumer = self._clients.consumer()
+        return Session(consumer, producer, transactions, consumer.consumer_group_metadata())
 
     def _opened(self) -> Session:
         if self._session is None:
@@ -333,7 +337,7 @@ class KafkaSink:
         session = self._opened()
         position = self._position_partition(stored.metadata())
         try:
-            return session.transactions.commit(position, session.consumer.consumer_group_metadata())
+            return session.transactions.commit(position, session.group)
         except KafkaException as error:
             try:
                 self._patience.give_up("commit", error.args[0])
