@@ -25,7 +25,7 @@ from pleiades.sinks.base import Sink
 log = logging.getLogger(__name__)
 
 FILES_COMMIT_SECONDS = 0.2
-MAX_FILES_IN_FLIGHT = 2000
+MAX_FILES_IN_FLIGHT = 5000
 MAX_MESSAGES_IN_FLIGHT = 20_000
 MAX_BYTES_IN_FLIGHT = 8 * 1024 * 1024
 LAG_SAMPLES = 100

@@ -19,9 +19,10 @@ import os
 import stat
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from pleiades.core.backoff import Backoff
 from pleiades.core.position import Checkpoint
@@ -35,6 +36,7 @@ from pleiades.sinks.disk import (
     Lock,
     held,
     holder_of,
+    open_folder,
     rename_new,
     sync_directory,
     sync_file_system,
@@ -50,6 +52,8 @@ T = TypeVar("T")
 OWN_FOLDER = ".pleiades"
 LOCK = "lock"
 STAGING = "staging"
+STAGED = ".part"
+"""Ends a staged file's name. Not .json: a search through all folders must not find half an event."""
 DEAD_LETTERS = "dead-letters"
 REPLAYS = "replays"
 RETRY_BACKOFF = Backoff(first_seconds=0.1, max_seconds=5.0)
@@ -82,6 +86,15 @@ class Surroundings:
     """Told before each pause: what could not be done, why, and for how long the pause is."""
 
 
+class _Pending(NamedTuple):
+    """A file to be written."""
+
+    folder: str
+    """No `Path`: that takes longer to make than a file to write."""
+    name: str
+    content: bytes
+
+
 class FilesSink:
     """Publishes into a directory.
 
@@ -110,7 +123,6 @@ class FilesSink:
         own = own_folder(publish_dir, position_name, replays)
         self._root = str(self._publish_dir)
         self._staging = own / STAGING
-        self._staged_in = str(self._staging)
         self._dead_letters = self._publish_dir / OWN_FOLDER / DEAD_LETTERS
         self._replays = replays
         self._synced = sync == SYNC_BATCH
@@ -119,8 +131,7 @@ class FilesSink:
         self._must_be_there = reached
         self._lock = Lock(own / LOCK)
         self._checkpoints = CheckpointFile(own, position_name, self._synced)
-        self._pending: list[tuple[str, bytes]] = []
-        """Paths and contents. Of text: a `Path` takes longer to make than its file to write."""
+        self._pending: list[_Pending] = []
         self._letters: list[DeadLetter] = []
         self._tried = False
         """Some of what is pending may have its name already."""
@@ -158,17 +169,16 @@ class FilesSink:
 
     def is_published(self, event: Event | DeadLetter) -> bool:
         """See `Sink.is_published`: whether the event's name is on the disk."""
-        path = self._path_of(event)
-        return self._until_done("look for published events in", lambda: _is_whole(path))
+        folder, name = self._place_of(event)
+        return self._until_done(
+            "look for published events in", lambda: _is_whole(f"{folder}/{name}")
+        )
 
     def write(self, events: list[Event], dead_letters: list[DeadLetter]) -> None:
         """See `Sink.write`."""
-        root = self._root
-        for event in events:
-            folder, name = event_name(event)
-            self._pending.append((f"{root}/{folder}/{name}", event.data + b"\n"))
+        self._pending += [_Pending(*self._place_of(event), event.data + b"\n") for event in events]
         # Raw: whoever looks into one wants the very bytes.
-        self._pending += [(self._path_of(letter), letter.data) for letter in dead_letters]
+        self._pending += [_Pending(*self._place_of(letter), letter.data) for letter in dead_letters]
         self._letters += dead_letters
 
     def commit(self, checkpoint: Checkpoint) -> Committed:
@@ -191,11 +201,12 @@ class FilesSink:
         self._letters = []
         self._lock.release()
 
-    def _path_of(self, event: Event | DeadLetter) -> str:
+    def _place_of(self, event: Event | DeadLetter) -> tuple[str, str]:
+        """Folder and name."""
         if isinstance(event, DeadLetter):
-            return f"{self._dead_letters}/{dead_letter_name(event)}"
+            return str(self._dead_letters), dead_letter_name(event)
         folder, name = event_name(event)
-        return f"{self._root}/{folder}/{name}"
+        return f"{self._root}/{folder}", name
 
     def _prepare_when_free(self) -> None:
         deadline = time.monotonic() + LOCK_WAIT_SECONDS
@@ -231,54 +242,56 @@ class FilesSink:
         tried, self._tried = self._tried, True
         self._lock.check(self._publish_dir)
         if tried:
-            pending = [(path, content) for path, content in pending if not _is_whole(path)]
-        for path, content in pending:
-            write_whole(self._staged(path), content)
-            faultpoints.passing(faultpoints.STAGED)
-        if self._synced:
-            # Before any name appears: after a power failure a name without its bytes would
-            # pass for a published event. (rename(2) alone does not order the two.)
-            sync_file_system(self._staging)
-        faultpoints.passing(faultpoints.SYNCED)
-        # Of all of them: an earlier try may have renamed some and failed to sync their folder.
-        touched = {os.path.dirname(path) for path, _ in self._pending}  # noqa: PTH120  # see _pending
-        new = touched - self._folders
-        for folder in new:
-            Path(folder).mkdir(exist_ok=True)
-        if self._synced:
-            for parent in {Path(folder).parent for folder in new}:
-                sync_directory(parent)
-        repeated = 0
-        for path, _ in pending:
-            repeated += not self._name(path)
-            faultpoints.passing(faultpoints.NAMED)
-        if self._synced:
-            for folder in touched:
-                sync_directory(Path(folder))
+            pending = [entry for entry in pending if not _is_whole(f"{entry.folder}/{entry.name}")]
+        with ExitStack() as opened:
+            # Names are looked up in open folders: each path is walked once for a commit, not per event.
+            staging = opened.enter_context(open_folder(self._staging))
+            for _, name, content in pending:
+                write_whole(name + STAGED, content, staging)
+                faultpoints.passing(faultpoints.STAGED)
+            if self._synced:
+                # Before any name appears: after a power failure a name without its bytes would
+                # pass for a published event. (rename(2) alone does not order the two.)
+                sync_file_system(staging)
+            faultpoints.passing(faultpoints.SYNCED)
+            # Of all of them: an earlier try may have renamed some and failed to sync their folder.
+            touched = {entry.folder for entry in self._pending}
+            new = touched - self._folders
+            for folder in new:
+                Path(folder).mkdir(exist_ok=True)
+            if self._synced:
+                for parent in {Path(folder).parent for folder in new}:
+                    sync_directory(parent)
+            folders = {
+                folder: opened.enter_context(open_folder(Path(folder))) for folder in touched
+            }
+            repeated = 0
+            for folder, name, _ in pending:
+                repeated += not self._name(name, staging, folders[folder])
+                faultpoints.passing(faultpoints.NAMED)
+            if self._synced:
+                for folder in touched:
+                    sync_directory(Path(folder))
         # Once more: perhaps not all of them came into the same directory.
         self._lock.check(self._publish_dir)
         faultpoints.passing(faultpoints.PUBLISHED)
         self._folders = touched
         return repeated
 
-    def _name(self, path: str) -> bool:
+    def _name(self, name: str, staging: int, folder: int) -> bool:
         """Give what is staged its name; False if an event had it, which stays."""
-        staged = self._staged(path)
-        if rename_new(staged, path):
+        staged = name + STAGED
+        if rename_new(staged, staging, name, folder):
             return True
-        if _is_whole(path):
-            os.unlink(staged)  # noqa: PTH108  # see _pending
+        if _is_whole(name, folder):
+            os.unlink(staged, dir_fd=staging)
             return False
-        os.replace(staged, path)  # noqa: PTH105  # as above
+        os.replace(staged, name, src_dir_fd=staging, dst_dir_fd=folder)
         return True
 
     def _store(self, checkpoint: Checkpoint) -> None:
         self._lock.check(self._publish_dir)
         self._checkpoints.replace(checkpoint)
-
-    def _staged(self, path: str) -> str:
-        # Not .json: a search through all folders must not find half an event.
-        return f"{self._staged_in}/{path.rpartition('/')[2]}.part"
 
     def _until_done(
         self, operation: str, attempt: Callable[[], T], fatal: tuple[int, ...] = ()
@@ -325,13 +338,13 @@ def refuse_if_held(publish_dir: Path) -> None:
         raise held(holder, publish_dir)
 
 
-def _is_whole(path: str) -> bool:
+def _is_whole(path: str, folder: int | None = None) -> bool:
     """Whether there is a published event under this name.
 
     An empty file is none: a power failure under `sync` = none leaves such behind.
     """
     try:
-        found = os.stat(path)  # noqa: PTH116  # see FilesSink._pending
+        found = os.stat(path, dir_fd=folder)  # see _Pending
     except FileNotFoundError:
         return False
     if not stat.S_ISREG(found.st_mode):

@@ -178,20 +178,17 @@ def files(bench: Bench) -> list[Row]:
     """One file per event, against open, write, close."""
     source = bench.corpus(Shape(max(bench.events // 8, 1)))
     rows = []
-    for sync, least in (("batch", 0.5), ("none", 0.9)):
-        with _scratch(bench.folder) as scratch:
+    with _scratch(bench.folder) as scratch:
+        for sync, least in (("batch", 0.5), ("none", 0.9)):
 
-            def ours(sync: str = sync, scratch: Callable[[], Path] = scratch) -> Sample:
+            def ours(sync: str = sync) -> Sample:
                 sample = relay_into_files(source, scratch(), f"--file.sync={sync}")
                 bench.tell(f"ours --file.sync={sync} {sample.rate:,.0f} events/s")
                 return sample
 
-            def rival(scratch: Callable[[], Path] = scratch) -> Sample:
-                return rival_into_files(source, scratch())
-
-            pairs = bench.pairs(ours, rival)
-        what = f"files, --file.sync={sync} : open, write, close"
-        rows.append(compare("files", what, pairs, Target(least, at_least=True)))
+            pairs = bench.pairs(ours, lambda: rival_into_files(source, scratch()))
+            what = f"files, --file.sync={sync} : open, write, close"
+            rows.append(compare("files", what, pairs, Target(least, at_least=True)))
     return rows
 
 

@@ -162,9 +162,9 @@ def test_the_windows_bound_is_announced(run: Run, caplog: pytest.LogCaptureFixtu
     ("since_last_seconds", "events", "size_bytes", "due"),
     [
         (0.0, 0, 0, False),
-        (0.19, 1999, 8 * 1024 * 1024 - 1, False),
+        (0.19, 4999, 8 * 1024 * 1024 - 1, False),
         (0.2, 1, 1, True),
-        (0.0, 2000, 1, True),
+        (0.0, 5000, 1, True),
         (0.0, 1, 8 * 1024 * 1024, True),
     ],
 )

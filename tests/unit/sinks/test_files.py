@@ -308,9 +308,9 @@ def test_what_is_there_already_stays_untouched_and_is_counted(
 
 
 def test_a_failed_rename_is_said_with_its_reason(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError) as caught:
-        disk.rename_new(str(tmp_path / "none"), str(tmp_path / "new"))
-    assert caught.value.filename2 == str(tmp_path / "new")
+    with pytest.raises(FileNotFoundError) as caught, disk.open_folder(tmp_path) as folder:
+        disk.rename_new("none", folder, "new", folder)
+    assert caught.value.filename2 == "new"
 
 
 @pytest.mark.parametrize("renames", ["unless there is one", "only over it"])
@@ -346,7 +346,8 @@ def test_with_batch_the_disk_is_asked_before_names_and_checkpoint_appear(
 
     def noting(name: str, original: Callable[..., object]) -> Callable[..., object]:
         def call(*arguments: object, **options: object) -> object:
-            target = Path(str(arguments[-1])).name if name == "rename" else ""
+            named = [given for given in arguments if isinstance(given, (str, Path))]
+            target = Path(named[-1]).name if name == "rename" else ""
             steps.append(f"{name} {target}".strip())
             return original(*arguments, **options)
 
