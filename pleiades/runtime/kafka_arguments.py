@@ -59,7 +59,7 @@ def add_kafka_flags(flags: Flags) -> None:
         "--kafka.commitInterval",
         default="200ms",
         reads=read.duration(read.MIN_COMMIT_INTERVAL_SECONDS, read.MAX_COMMIT_INTERVAL_SECONDS),
-        meaning="how long events are gathered for one transaction; consumers see them at its end",
+        meaning="least time from one transaction to the next; consumers see events at its end",
         unit="duration",
     )
     flags.add(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import http.client
 import socket
 from collections.abc import Callable, Iterator
 
@@ -10,7 +11,7 @@ import pytest
 
 from pleiades.runtime.errors import RefusedByUpstream, Transient
 from pleiades.runtime.settings import UpstreamSettings
-from pleiades.upstream import Upstream
+from pleiades.upstream import BULK_BYTES, Upstream
 from tests.harness.answers import Server
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream; charset=utf-8\r\n"
@@ -113,6 +114,34 @@ def test_a_cut_inside_a_chunk_gives_what_came_and_then_says_so(
         list(chunks)
     connection.close()
     assert cut.value.kind == "cut"
+
+
+def test_chunks_are_read_many_at_a_time_past_http_client(
+    serve: Callable[[bytes], Server], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def one_by_one(*_: object) -> bytes:
+        raise AssertionError("chunks are read one by one")
+
+    monkeypatch.setattr(http.client.HTTPResponse, "read1", one_by_one)
+    lines = (b":ok\n\n", b"event: message\n", b"id: []\n", b"data: {}\n\n")
+    body = b"".join(b"%x\r\n%b\r\n" % (len(line), line) for line in lines * 1000)
+    server = serve(OK + b"Transfer-Encoding: chunked\r\n\r\n" + body + b"0\r\n\r\n")
+    assert read(server.url) == b"".join(lines) * 1000
+
+
+def test_what_waits_is_given_at_once_and_what_came_before_a_cut_before_it(
+    serve: Callable[[bytes], Server],
+) -> None:
+    body = b"%x\r\n%b\r\n" % (BULK_BYTES, b"x" * BULK_BYTES) * 8
+    server = serve(OK + b"Transfer-Encoding: chunked\r\n\r\n" + body + b"nonsense")
+    connection = upstream(server.url).connect(None, 5)
+    given: list[bytes] = []
+    with pytest.raises(Transient) as cut:
+        given.extend(connection.chunks())
+    connection.close()
+    assert cut.value.kind == "cut"
+    # The last piece may have come with the nonsense; then it is fetched again.
+    assert BULK_BYTES <= sum(map(len, given)) <= 8 * BULK_BYTES
 
 
 def test_a_body_that_is_not_chunked_and_a_compressed_one_are_read(
