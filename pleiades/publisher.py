@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 FILES_COMMIT_SECONDS = 0.2
 MAX_FILES_IN_FLIGHT = 5000
 MAX_MESSAGES_IN_FLIGHT = 20_000
-MAX_BYTES_IN_FLIGHT = 8 * 1024 * 1024
+MAX_BYTES_IN_FLIGHT = 16 * 1024 * 1024
 LAG_SAMPLES = 100
 """Observations of the lag in one commit, evenly spread over its events."""
 WARNING_SECONDS = 60.0

@@ -64,7 +64,7 @@ class Connection:
         """
         read = self._reading()
         more_waits = self._looking()
-        gathering = Gathering(time.monotonic())
+        gathering = Gathering()
         while pieces := read():
             trouble: Transient | None = None
             total = more = sum(map(len, pieces))

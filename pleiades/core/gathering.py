@@ -17,18 +17,16 @@ GATHERED_BYTES = 32 * 1024
 
 
 class Gathering:
-    """Of one connection.
+    """Of one connection."""
 
-    Args:
-        now: monotonic time of its begin, in seconds.
-    """
-
-    def __init__(self, now: float) -> None:
-        self._last = now
+    def __init__(self) -> None:
+        self._last: float | None = None
 
     def pause_seconds(self, received_bytes: int, now: float) -> float:
         """How long to pause after a read that gave so many bytes, at a monotonic time."""
-        elapsed, self._last = now - self._last, now
+        # The first read gives the service's greeting: the first event is not to wait for that.
+        elapsed = 0.0 if self._last is None else now - self._last
+        self._last = now
         if received_bytes >= 2 * GATHERED_BYTES or elapsed <= 0:
             return 0.0
         seconds = min(elapsed * GATHERED_BYTES / max(received_bytes, 1), MAX_SECONDS)

@@ -244,6 +244,9 @@ class Arrivals:
                 "isolation.level": "read_committed",
                 "auto.offset.reset": "earliest",
                 "enable.auto.commit": False,
+                # Not the half second by default that it waits where a new topic has no leader yet.
+                "fetch.error.backoff.ms": 10,
+                "topic.metadata.refresh.fast.interval.ms": 10,
             }
         )
         self._consumer.assign([TopicPartition(topic.name, 0, 0)])

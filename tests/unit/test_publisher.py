@@ -162,10 +162,10 @@ def test_the_windows_bound_is_announced(run: Run, caplog: pytest.LogCaptureFixtu
     ("since_last_seconds", "events", "size_bytes", "due"),
     [
         (0.0, 0, 0, False),
-        (0.19, 4999, 8 * 1024 * 1024 - 1, False),
+        (0.19, 4999, 16 * 1024 * 1024 - 1, False),
         (0.2, 1, 1, True),
         (0.0, 5000, 1, True),
-        (0.0, 1, 8 * 1024 * 1024, True),
+        (0.0, 1, 16 * 1024 * 1024, True),
     ],
 )
 def test_commit_policy(since_last_seconds: float, events: int, size_bytes: int, due: bool) -> None:

@@ -24,13 +24,15 @@ EVENT_BYTES = 1400
     ids=["rare", "live", "busy", "slower", "fast", "history", "at once", "nothing whole"],
 )
 def test_pauses(received_bytes: int, elapsed_seconds: float, pause_seconds: float) -> None:
-    paused = Gathering(100.0).pause_seconds(received_bytes, 100.0 + elapsed_seconds)
+    gathering = Gathering()
+    assert gathering.pause_seconds(5, 100.0) == 0, "the greeting"
+    paused = gathering.pause_seconds(received_bytes, 100.0 + elapsed_seconds)
     assert paused == pytest.approx(pause_seconds)
 
 
 @given(st.floats(1.0, 1e9))
 def test_a_steady_stream_never_fills_the_receive_buffer(bytes_a_second: float) -> None:
-    gathering, now, waiting = Gathering(0.0), 0.0, bytes_a_second * 0.01
+    gathering, now, waiting = Gathering(), 0.0, bytes_a_second * 0.01
     for _ in range(50):
         now += 0.01
         paused = gathering.pause_seconds(int(waiting), now)
