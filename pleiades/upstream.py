@@ -62,15 +62,36 @@ class Connection:
         Raises:
             Transient: silence for longer than the idle timeout (`idle`), or a cut (`cut`).
         """
-        read = self._reading()
-        more_waits = self._looking()
+        raw = self._response.raw
+        # The answer as http.client holds it, and the socket's file in there, of which it has read the
+        # headers. Both are where they are since many years; without them there is the other way.
+        under = getattr(getattr(raw, "_original_response", None), "fp", None)
+        if under is not None and raw.chunked and "Content-Encoding" not in raw.headers:
+            yield from self._in_bulk(partial(_read_chunks, under.read1, ChunkDecoder()))
+            return
+        # read1: iter_content(n) would wait until n bytes are there if the body is not chunked.
+        while chunk := _read(raw.read1):
+            yield chunk
+
+    def close(self) -> None:
+        """Give the connection up."""
+        self._response.close()
+
+    def _in_bulk(self, read: Callable[[], list[Buffer]]) -> Iterator[bytes]:
+        """As much as waits in the kernel.
+
+        Args:
+            read: gives what one read of the socket gave, in pieces; none at the end.
+        """
+        poll = select.poll()
+        poll.register(self._response.raw, select.POLLIN)
         gathering = Gathering()
         while pieces := read():
             trouble: Transient | None = None
             total = more = sum(map(len, pieces))
             # History: everything after this costs less per event the more events come at once, and
             # TLS gives 16 KiB at a time.
-            while more and BULK_BYTES <= total < READ_BYTES and more_waits():
+            while more and BULK_BYTES <= total < READ_BYTES and poll.poll(0):
                 try:
                     next_pieces = read()
                 except Transient as error:
@@ -88,37 +109,16 @@ class Connection:
             if pause_seconds := gathering.pause_seconds(total, time.monotonic()):
                 time.sleep(pause_seconds)
 
-    def close(self) -> None:
-        """Give the connection up."""
-        self._response.close()
 
-    def _reading(self) -> Callable[[], list[Buffer]]:
-        """What gives the next bytes of the body, in pieces; none at its end."""
-        raw = self._response.raw
-        original = getattr(raw, "_original_response", None)
-        under = getattr(original, "fp", None)
-        if under is not None and raw.chunked and "Content-Encoding" not in raw.headers:
-            return partial(_read_chunks, under.read1, ChunkDecoder())
-        # read1: iter_content(n) would wait until n bytes are there if the body is not chunked.
-        return partial(_read, raw.read1)
-
-    def _looking(self) -> Callable[[], bool]:
-        """What tells whether the socket has bytes to give."""
-        poll = select.poll()
-        poll.register(self._response.raw, select.POLLIN)
-        return lambda: bool(poll.poll(0))
-
-
-def _read(read1: Callable[..., bytes]) -> list[Buffer]:
+def _read(read1: Callable[..., bytes]) -> bytes:
     try:
-        chunk = read1(READ_BYTES, decode_content=True)
+        return read1(READ_BYTES, decode_content=True)
     except urllib3.exceptions.ReadTimeoutError:
         raise _silent() from None
     except urllib3.exceptions.DecodeError as error:
         raise Transient(f"the compressed stream is damaged: {error}", "decode") from None
     except (urllib3.exceptions.HTTPError, http.client.HTTPException, OSError) as error:
         raise _cut(error) from None
-    return [chunk] if chunk else []
 
 
 def _read_chunks(read1: Callable[[int], bytes], decoder: ChunkDecoder) -> list[Buffer]:
