@@ -197,10 +197,6 @@ class KafkaSink:
 
     def _begin_session(self, topics: Topics, limits: Limits, dead_limits: Limits) -> Session:
         producer = self._clients.producer(limits.max_batch_bytes, self._reporting.statistics)
-        # Who asks for transactions before it has a connection is answered half a second later.
-        self._patience.until_done(
-            "connect", lambda: producer.list_topics(topics.events, REQUEST_SECONDS)
-        )
         # Ends what an earlier producer left open, and fences it.
         self._patience.until_done(
             "begin transactions", lambda: producer.init_transactions(SLICE_SECONDS)
