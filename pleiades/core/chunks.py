@@ -40,7 +40,7 @@ class ChunkDecoder:
         self._in_trailers = False
 
     def feed(self, received: bytes) -> list[memoryview]:
-        """Take the next bytes; return what they hold of the body, piece by piece.
+        """Take the next bytes; return what they hold of the body, in pieces of which none is empty.
 
         Raises:
             MalformedChunk: and what came before it in `received` is not given out.
@@ -61,7 +61,9 @@ class ChunkDecoder:
             start = size_line.end()
             place = start + int(size_line[1], 16)
             self._in_trailers = place == start
-            body.append(view[start:place])
+            # Of a chunk whose size came alone there is nothing yet.
+            if piece := view[start:place]:
+                body.append(piece)
         if self._in_trailers:
             # The last chunk has no data: its line end, and then an empty line or trailers.
             self._take_trailers(received[max(place - len(_CRLF), 0) :])

@@ -43,7 +43,10 @@ def decoded(text: bytes, cuts: list[int]) -> tuple[bytes, bool]:
     for length in [*cuts, len(text) + 1]:
         # As on a socket: nothing comes after the end, and never nothing.
         if start < len(text) and not decoder.ended:
-            body += b"".join(decoder.feed(text[start : start + length]))
+            pieces = decoder.feed(text[start : start + length])
+            # An empty one would pass for the end of the body.
+            assert all(pieces)
+            body += b"".join(pieces)
             start += length
     return body, decoder.ended
 
