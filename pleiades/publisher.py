@@ -93,7 +93,8 @@ class Publisher:
             self._published_total = metrics.kafka_events
         window_seconds = max(settings.window_seconds, settings.upstream.overlap_seconds)
         self._window = Window(int(window_seconds * 1000), settings.max_entries)
-        self._admission = Admission(self._window)
+        self._admission: Admission
+        """From opening on: it depends on what the destination tells then."""
         self._window_warnings = Seldom(WARNING_SECONDS)
         self._dead_letter_warnings = Seldom(WARNING_SECONDS)
         self._sequence = 0

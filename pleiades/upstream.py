@@ -37,9 +37,9 @@ CONNECT_TIMEOUT_SECONDS = 10.0
 MAX_RETRY_AFTER_SECONDS = 900.0
 """The longest that a Retry-After is obeyed."""
 READ_BYTES = 256 * 1024
-"""Given on at most at a time, or twice that where a library has more than was asked for."""
+"""Read at most at a time; less than this and one read more is given on together."""
 BULK_BYTES = 8 * 1024
-"""So much at once is history, and more is on its way. Less is given on as it comes."""
+"""So much at once is history, of which more waits. Less is given on as it comes."""
 MAX_ERROR_BODY_BYTES = 4096
 
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, NoReturn
 
@@ -22,7 +22,7 @@ import orjson
 from sseclient import SSEClient
 
 from pleiades.core.framing import ids_in, split_frames
-from pleiades.core.ids import Ids
+from pleiades.core.ids import Entry, Ids
 from pleiades.core.wire import (
     UNKNOWN_SOURCE,
     Assignment,
@@ -156,9 +156,7 @@ def decode_any(frames: Frames, keep_canaries: bool, more_topics: bool = False) -
         except MalformedId:
             decoded.malformed_ids += 1
             assignments = ()
-        for source, timestamp_ms in assignments:
-            if (timestamp_ms or 0) > timestamps_ms.get(source, -1):
-                timestamps_ms[source] = timestamp_ms or 0
+        _raise_to(timestamps_ms, assignments)
         _sort_out(sse_event, assignments + unnamed, keep_canaries, decoded)
     return decoded
 
@@ -186,9 +184,7 @@ def _decoded_as_usual(frames: Frames, keep_canaries: bool) -> Decoded:
     timestamps_ms: dict[TopicPartition, int] = {}
     own = []
     for key, meta in zip(keys, metas, strict=True):
-        for source, timestamp_ms in ids.read(key):
-            if (timestamp_ms or 0) > timestamps_ms.get(source, -1):
-                timestamps_ms[source] = timestamp_ms or 0
+        _raise_to(timestamps_ms, ids.read(key))
         own.append(ids.current[meta["topic"], meta["partition"]])
     sources, own_ms = zip(*own, strict=True)
     if (
@@ -205,6 +201,12 @@ def _decoded_as_usual(frames: Frames, keep_canaries: bool) -> Decoded:
     events = events_of(zip(identities, sources, own_ms, times, keys, data, strict=True))
     lines = dict.fromkeys(("id", "event", "data"), len(events))
     return Decoded(_batch(frames, events, timestamps_ms), lines=lines)
+
+
+def _raise_to(timestamps_ms: dict[TopicPartition, int], entries: Iterable[Entry]) -> None:
+    for source, timestamp_ms in entries:
+        if (timestamp_ms or 0) > timestamps_ms.get(source, -1):
+            timestamps_ms[source] = timestamp_ms or 0
 
 
 def _are_names(identities: list[str]) -> bool:

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 import orjson
 
+from pleiades.core.ids import Entry
 from pleiades.core.wire import (
     MAX_TIMESTAMP_MS,
     Batch,
@@ -214,7 +215,7 @@ class Course:
     """At least 1: a timestamp in an id is its event's + 1."""
     position: Position = field(default_factory=dict)
 
-    def observe(self, entries: Iterable[tuple[TopicPartition, int | None]]) -> None:
+    def observe(self, entries: Iterable[Entry]) -> None:
         """Take note of what the id of a delivered event says, or of what is new in it."""
         position = self.position
         for source, timestamp_ms in entries:

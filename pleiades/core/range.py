@@ -147,17 +147,15 @@ def within(batch: Batch, span: Range, source: TopicPartition) -> tuple[Batch, in
     def placed(others: list[_Placed]) -> list[_Placed]:
         return [other._replace(place=before[other.place]) for other in others if inside(other)]
 
+    own = {at: time for at, time in batch.timestamps_ms.items() if at == source}
     if _all_inside(batch, span, source):
-        return batch._replace(
-            timestamps_ms={at: time for at, time in batch.timestamps_ms.items() if at == source}
-        ), 0
+        return batch._replace(timestamps_ms=own), 0
     kept = [inside(event) for event in batch.events]
     # How many of the first n events are kept.
     before = list(accumulate(kept, initial=0))
     letters = placed(batch.dead_letters)
     outside = len(kept) - before[-1] + len(batch.dead_letters) - len(letters)
     events = [event for event, is_kept in zip(batch.events, kept, strict=True) if is_kept]
-    own = {at: time for at, time in batch.timestamps_ms.items() if at == source}
     return batch._replace(
         events=events, dead_letters=letters, canaries=placed(batch.canaries), timestamps_ms=own
     ), outside

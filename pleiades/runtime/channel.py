@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 CAPACITY = 8
-"""Items in one channel. An item is what one read of the socket gave: 256 KiB at most where events
-are of usual size; so a stalled destination costs about 2 MiB per channel."""
+"""Items in one channel. An item is what waited in the socket: 512 KiB at most where events are of
+usual size; so a stalled destination costs about 4 MiB per channel."""
 
 PIPE_BYTES = 1024 * 1024
 """As much as a process without privileges may ask for (pipe(7))."""

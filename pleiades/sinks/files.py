@@ -121,7 +121,6 @@ class FilesSink:
     ) -> None:
         self._publish_dir = publish_dir.absolute()
         own = own_folder(publish_dir, position_name, replays)
-        self._root = str(self._publish_dir)
         self._staging = own / STAGING
         self._dead_letters = self._publish_dir / OWN_FOLDER / DEAD_LETTERS
         self._replays = replays
@@ -206,7 +205,7 @@ class FilesSink:
         if isinstance(event, DeadLetter):
             return str(self._dead_letters), dead_letter_name(event)
         folder, name = event_name(event)
-        return f"{self._root}/{folder}", name
+        return f"{self._publish_dir}/{folder}", name
 
     def _prepare_when_free(self) -> None:
         deadline = time.monotonic() + LOCK_WAIT_SECONDS
@@ -344,7 +343,7 @@ def _is_whole(path: str, folder: int | None = None) -> bool:
     An empty file is none: a power failure under `sync` = none leaves such behind.
     """
     try:
-        found = os.stat(path, dir_fd=folder)  # see _Pending
+        found = os.stat(path, dir_fd=folder)
     except FileNotFoundError:
         return False
     if not stat.S_ISREG(found.st_mode):
