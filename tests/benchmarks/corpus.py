@@ -24,6 +24,7 @@ from pleiades.simulator.generator import generated
 from pleiades.simulator.log import EARLIEST, Cluster, Fresh, UpstreamLog, sources_of
 from pleiades.simulator.request import Asked
 from pleiades.simulator.settings import DATA_CENTRES, SimulatorSettings, topics_of
+from tests.harness.script import chunked
 
 VERSION = 2
 """Of the way in which files are made; another one makes them anew."""
@@ -118,11 +119,6 @@ def _longer(fresh: Fresh, neighbour: bytes, factor: int) -> Fresh:
         return fresh
     field = b',"details":' + orjson.dumps((neighbour * (factor - 1)).decode())
     return fresh._replace(payload=fresh.payload[:-1] + field + b"}")
-
-
-def chunked(body: bytes) -> bytes:
-    """As one chunk (RFC 9112, section 7.1)."""
-    return b"%x\r\n%b\r\n" % (len(body), body)
 
 
 def _make(path: Path, shape: Shape, facts: Path) -> None:

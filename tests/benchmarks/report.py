@@ -13,14 +13,12 @@ from rich.table import Table
 from pleiades import __version__
 from tests.benchmarks.trials import Row, Spread
 
+JUDGED = {True: "met", False: "missed", None: ""}
 HEAD = ("trial", "what", "ours", "rival", "figure", "target", "")
 
 
 def cells(row: Row) -> tuple[str, ...]:
     """A row as text, in the order of `HEAD`."""
-    judged = ""
-    if row.target is not None:
-        judged = "met" if row.target.is_met(row.judged) else "missed"
     return (
         row.name,
         row.what,
@@ -28,7 +26,7 @@ def cells(row: Row) -> tuple[str, ...]:
         "" if row.rival is None else _text(row.rival),
         "" if row.figure is None else f"{row.figure:.3g}",
         "" if row.target is None else str(row.target),
-        judged,
+        JUDGED[row.met],
     )
 
 
@@ -46,8 +44,7 @@ def table(rows: Sequence[Row]) -> Table:
     """For a terminal: medians, in brackets least and most."""
     result = Table(*HEAD)
     for row in rows:
-        style = "red" if cells(row)[-1] == "missed" else None
-        result.add_row(*cells(row), style=style)
+        result.add_row(*cells(row), style="red" if row.met is False else None)
     return result
 
 
@@ -73,9 +70,8 @@ def as_json(rows: Sequence[Row]) -> str:
     for row in rows:
         target = None if row.target is None else row.target._asdict()
         rival = None if row.rival is None else row.rival._asdict()
-        met = None if row.target is None else row.target.is_met(row.judged)
         listed.append(
             row._asdict()
-            | {"ours": row.ours._asdict(), "rival": rival, "target": target, "met": met}
+            | {"ours": row.ours._asdict(), "rival": rival, "target": target, "met": row.met}
         )
     return json.dumps({"machine": machine(), "rows": listed}, indent=2)

@@ -16,7 +16,6 @@ from array import array
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
 from typing import NamedTuple
 
 import psutil
@@ -25,14 +24,14 @@ from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewTopic
 
 from pleiades.core.position import Position, decode_checkpoint
+from pleiades.sinks.files import OWN_FOLDER
 from pleiades.sinks.kafka.stored import read_metadata
 from tests.benchmarks.corpus import STREAM, Corpus
-from tests.harness.kafka import DEAD_LETTERS
+from tests.harness.destinations import DEAD_LETTERS, Directory
 from tests.harness.relay import Relay, ingest_flags, kafka_flags
 
 SINCE = "2001-01-01T00:00:00Z"
 LONGEST_SECONDS = 300.0
-LOOK_SECONDS = 0.02
 REQUEST_SECONDS = 30.0
 
 
@@ -57,8 +56,8 @@ class Upstream:
 
     def __init__(self, corpus: Corpus, rate: float = 0.0, times: Path | None = None) -> None:
         command = [sys.executable, "-m", "tests.benchmarks.serve", str(corpus.path)]
-        if rate:
-            command += [f"--rate={rate}", f"--times={times}"]
+        command += [f"--rate={rate}"] if rate else []
+        command += [f"--times={times}"] if times else []
         self._process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         assert self._process.stdout is not None
         self._lines = self._process.stdout
@@ -173,7 +172,7 @@ def relay_into_kafka(corpus: Corpus, bootstrap: str, *flags: str, partitions: in
 
 def relay_into_files(corpus: Corpus, folder: Path, *flags: str) -> Sample:
     """Ours, from the first event to the durable position behind the last."""
-    checkpoint = folder / ".pleiades" / f"checkpoint-{STREAM}"
+    checkpoint = folder / OWN_FOLDER / f"checkpoint-{STREAM}"
 
     def position() -> Position:
         try:
@@ -181,10 +180,9 @@ def relay_into_files(corpus: Corpus, folder: Path, *flags: str) -> Sample:
         except FileNotFoundError:
             return {}
 
-    destination = ["--file.enable", f"--file.publishDir={folder}"]
     with (
         Upstream(corpus) as upstream,
-        Relay(*ingest_flags(upstream.url, SINCE), *destination, *flags) as relay,
+        Relay(*ingest_flags(upstream.url, SINCE), *Directory(folder).flags, *flags) as relay,
     ):
         sample = _until_all_is_there(corpus, upstream, relay, position)
         assert relay.stop() == 0, relay.log
@@ -196,15 +194,13 @@ def _until_all_is_there(
 ) -> Sample:
     asked = upstream.asked()
     meter = Meter(relay.process.pid)
-    while True:
-        reached = {topic: timestamp_ms for (topic, _), timestamp_ms in position().items()}
-        now = time.monotonic()
-        if reached == corpus.reached_ms:
-            return Sample(corpus.events, now - asked, meter.cpu_seconds(), meter.peak_bytes)
-        assert relay.process.poll() is None, relay.log
-        assert now < asked + LONGEST_SECONDS, relay.log
+
+    def is_there() -> bool:
         meter.look()
-        time.sleep(LOOK_SECONDS)
+        return {topic: ms for (topic, _), ms in position().items()} == corpus.reached_ms
+
+    relay.until(is_there, "all events", LONGEST_SECONDS)
+    return Sample(corpus.events, time.monotonic() - asked, meter.cpu_seconds(), meter.peak_bytes)
 
 
 def rival_into_kafka(
@@ -256,12 +252,7 @@ class Arrivals:
     def __enter__(self) -> Arrivals:
         return self
 
-    def __exit__(
-        self,
-        _type: type[BaseException] | None,
-        _error: BaseException | None,
-        _trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._over.set()
         self._thread.join()
         self._consumer.close()

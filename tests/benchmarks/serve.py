@@ -20,7 +20,8 @@ import time
 from array import array
 from pathlib import Path
 
-from tests.benchmarks.corpus import OPENING, chunked
+from tests.benchmarks.corpus import OPENING
+from tests.harness.script import chunked
 
 HEAD = (
     b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream; charset=utf-8\r\n"

@@ -14,6 +14,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -79,9 +80,11 @@ class Row(NamedTuple):
     target: Target | None = None
 
     @property
-    def judged(self) -> float:
-        """What is held against the target."""
-        return self.ours.median if self.figure is None else self.figure
+    def met(self) -> bool | None:
+        """Whether the target is; None where there is none."""
+        if self.target is None:
+            return None
+        return self.target.is_met(self.ours.median if self.figure is None else self.figure)
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,11 +130,15 @@ Trial = Callable[[Bench], list[Row]]
 
 
 def compare(
-    name: str, what: str, samples: tuple[list[Sample], list[Sample]], target: Target | None
+    name: str,
+    what: str,
+    samples: tuple[list[Sample], list[Sample]],
+    target: Target | None = None,
+    scale: float = 1.0,
 ) -> Row:
-    """A row of the rates of two."""
+    """A row of the rates of two; `scale`: what one of our events counts."""
     ours, rival = (spread([sample.rate for sample in those]) for those in samples)
-    return Row(name, what, "events/s", ours, rival, ours.median / rival.median, target)
+    return Row(name, what, "events/s", ours, rival, ours.median * scale / rival.median, target)
 
 
 def kafka(bench: Bench) -> list[Row]:
@@ -148,7 +155,7 @@ def kafka(bench: Bench) -> list[Row]:
         return ["sh", "-c", f"curl -sN {url} | grep -a '^data:' | cut -c7- | {produce}"]
 
     pairs = bench.pairs(
-        lambda: bench.kafka(source), lambda: rival_into_kafka(source, bench.bootstrap, pipe)
+        partial(bench.kafka, source), partial(rival_into_kafka, source, bench.bootstrap, pipe)
     )
     what = "ingest into Kafka : curl | grep | cut | kcat"
     return [compare("kafka", what, pairs, Target(0.7, at_least=True)), _cpu(pairs[0])]
@@ -162,7 +169,7 @@ def _cpu(samples: list[Sample]) -> Row:
 
 def plain(bench: Bench) -> list[Row]:
     """The same against the straightforward Python program."""
-    source = bench.corpus(Shape(max(bench.events // 4, 1)))
+    source = bench.corpus(Shape(bench.events // 4))
     rows = []
     for how, piece, target in (
         ("as their READMEs say", [], Target(5, at_least=True)),
@@ -174,8 +181,8 @@ def plain(bench: Bench) -> list[Row]:
             return command + piece
 
         pairs = bench.pairs(
-            lambda: bench.kafka(source),
-            lambda program=program: rival_into_kafka(source, bench.bootstrap, program),  # type: ignore[misc]
+            partial(bench.kafka, source),
+            partial(rival_into_kafka, source, bench.bootstrap, program),
         )
         what = f"ingest into Kafka : requests + sseclient-py + json + produce, {how}"
         rows.append(compare("plain", what, pairs, target))
@@ -184,7 +191,7 @@ def plain(bench: Bench) -> list[Row]:
 
 def files(bench: Bench) -> list[Row]:
     """One file per event, against open, write, close."""
-    source = bench.corpus(Shape(max(bench.events // 4, 1)))
+    source = bench.corpus(Shape(bench.events // 4))
     rows = []
     with _scratch(bench.folder) as scratch:
         for sync, least in (("batch", 0.5), ("none", 0.9)):
@@ -221,17 +228,17 @@ def parsers(bench: Bench) -> list[Row]:
     )
     one = by_number.pop("1")
     return [
-        Row("parsers", f"--parsers={many} : 1", "events/s", *_compared(samples, one))
+        compare("parsers", f"--parsers={many} : 1", (samples, one))
         for many, samples in by_number.items()
     ]
 
 
 def growth(bench: Bench) -> list[Row]:
     """What costs more than in proportion."""
-    least = max(bench.events // 2, 1)
+    least = bench.events // 2
     base = bench.corpus(Shape(least))
     tenfold = bench.corpus(Shape(least * 10))
-    large = bench.corpus(Shape(max(least // 5, 1), size_factor=10))
+    large = bench.corpus(Shape(least // 5, size_factor=10))
     # So many that all of them are within the window, and more than it may hold by default.
     many = bench.corpus(Shape(least * 10, dated_rate=least * 10 / (WINDOW_SECONDS / 2)))
     variants = _variants(
@@ -249,18 +256,10 @@ def growth(bench: Bench) -> list[Row]:
     for name, samples in variants.items():
         against = variants["10 times the events"] if "identities" in name else usual
         scale = large.mean_bytes / base.mean_bytes if "size" in name else 1.0
-        ours, rival, ratio = _compared(samples, against, scale)
         target = Target(0.9, at_least=True)
-        rows.append(Row("growth", f"{name} : as usual", "events/s", ours, rival, ratio, target))
+        what = f"{name} : as usual"
+        rows.append(compare("growth", what, (samples, against), target, scale))
     return rows
-
-
-def _compared(
-    samples: list[Sample], usual: list[Sample], scale: float = 1.0
-) -> tuple[Spread, Spread, float]:
-    ours = spread([sample.rate for sample in samples])
-    rival = spread([sample.rate for sample in usual])
-    return ours, rival, ours.median * scale / rival.median
 
 
 def _variants(
@@ -326,8 +325,7 @@ def start(bench: Bench) -> list[Row]:
     seconds = []
     for number in range(bench.runs + 1):
         with (
-            # It is ended before it has sent all, and so tells no times.
-            Upstream(source, 50, bench.folder / "no-times") as upstream,
+            Upstream(source, 50) as upstream,
             Topic(bench.bootstrap) as topic,
             Arrivals(topic) as arrivals,
         ):
@@ -346,7 +344,7 @@ def start(bench: Bench) -> list[Row]:
 def memory(bench: Bench) -> list[Row]:
     """Most memory of all runs into Kafka; by itself, of one of large events."""
     if not bench.samples:
-        bench.kafka(bench.corpus(Shape(max(bench.events // 10, 1), size_factor=10)))
+        bench.kafka(bench.corpus(Shape(bench.events // 10, size_factor=10)))
     held = [sample.peak_bytes / MEBIBYTE for sample in bench.samples]
     target = Target(250, at_least=False)
     return [Row("memory", "all processes, most", "MiB", spread(held), None, max(held), target)]

@@ -69,6 +69,11 @@ def refusal(status: int, body: bytes = b"", *headers: str, kind: str = "text/htm
     return Say("\r\n".join(lines).encode() + body)
 
 
+def chunked(piece: bytes) -> bytes:
+    """As one chunk of the transfer encoding (RFC 9112, section 7.1); nothing: the last one."""
+    return b"%x\r\n%b\r\n" % (len(piece), piece)
+
+
 class Body:
     """The body of an answer as it goes over the network."""
 
@@ -84,7 +89,7 @@ class Body:
     def write(self, *pieces: bytes) -> None:
         """A chunk for each piece, as upstream makes one for each line."""
         if self._chunked:
-            pieces = tuple(b"%x\r\n%b\r\n" % (len(piece), piece) for piece in pieces if piece)
+            pieces = tuple(chunked(piece) for piece in pieces if piece)
         self._connection.sendall(b"".join(pieces))
 
     def write_part(self, piece: bytes, ending: Ending) -> None:

@@ -13,6 +13,7 @@ from pleiades.runtime.errors import RefusedByUpstream, Transient
 from pleiades.runtime.settings import UpstreamSettings
 from pleiades.upstream import BULK_BYTES, Upstream
 from tests.harness.answers import Server
+from tests.harness.script import chunked
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream; charset=utf-8\r\n"
 
@@ -124,7 +125,7 @@ def test_chunks_are_read_many_at_a_time_past_http_client(
 
     monkeypatch.setattr(http.client.HTTPResponse, "read1", one_by_one)
     lines = (b":ok\n\n", b"event: message\n", b"id: []\n", b"data: {}\n\n")
-    body = b"".join(b"%x\r\n%b\r\n" % (len(line), line) for line in lines * 1000)
+    body = b"".join(chunked(line) for line in lines * 1000)
     server = serve(OK + b"Transfer-Encoding: chunked\r\n\r\n" + body + b"0\r\n\r\n")
     assert read(server.url) == b"".join(lines) * 1000
 
@@ -132,7 +133,7 @@ def test_chunks_are_read_many_at_a_time_past_http_client(
 def test_what_waits_is_given_at_once_and_what_came_before_a_cut_before_it(
     serve: Callable[[bytes], Server],
 ) -> None:
-    body = b"%x\r\n%b\r\n" % (BULK_BYTES, b"x" * BULK_BYTES) * 8
+    body = chunked(b"x" * BULK_BYTES) * 8
     server = serve(OK + b"Transfer-Encoding: chunked\r\n\r\n" + body + b"10\r\nwor")
     connection = upstream(server.url).connect(None, 5)
     given: list[bytes] = []
