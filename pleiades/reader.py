@@ -9,14 +9,13 @@ from __future__ import annotations
 import logging
 import random
 import time
-from collections.abc import Iterable
 from itertools import count
 
-from pleiades.core.framing import Framer, ids_and_retry
-from pleiades.core.ids import Entry, Ids
+from pleiades.core.framing import Framer, Usual, ids_in, retry_in, usual_frames
+from pleiades.core.ids import Told, read_ids
 from pleiades.core.pauses import Pauses
 from pleiades.core.position import Checkpoint, Course
-from pleiades.core.wire import End, Frames, MalformedId, TopicPartition
+from pleiades.core.wire import End, Frames, TopicPartition
 from pleiades.runtime.channel import POLL_SECONDS, Channel
 from pleiades.runtime.child import Life
 from pleiades.runtime.errors import Stopped, Transient
@@ -162,7 +161,7 @@ class Reader:
 
     def _read(self, connection: Connection) -> str:
         """Read to the connection's end; returns why it ended."""
-        framer, ids = Framer(), Ids()
+        framer = Framer()
         first_seen: set[TopicPartition] = set()
         chunks = connection.chunks()
         while True:
@@ -183,28 +182,28 @@ class Reader:
                 self._metrics.oversized_frames.inc(framer.oversized_total - oversized)
                 log.warning("skipped an SSE frame of more than 8 MiB; it can't be an event")
             if blob:
-                self._take(blob, ids, first_seen)
+                self._take(blob, first_seen)
 
-    def _take(self, blob: bytes, ids: Ids, first_seen: set[TopicPartition]) -> None:
-        received, retry_ms = ids_and_retry(blob)
-        self._pauses.delivered(len(received), retry_ms)
+    def _take(self, blob: bytes, first_seen: set[TopicPartition]) -> None:
+        usual = usual_frames(blob)
+        received = ids_in(blob) if usual is None else usual.ids
+        self._pauses.delivered(len(received), retry_in(blob) if usual is None else None)
+        told = read_ids(received)
+        self._look_for_gap(told, first_seen)
+        self._course.observe(told.greatest())
         before = self._last_event_id
-        for sse_id in received:
-            try:
-                news = ids.read(sse_id)
-            except MalformedId:
-                continue
-            self._look_for_gap(news, first_seen)
-            self._course.observe(news)
         if received:
             self._last_event_id = received[-1]
-        self._send(blob, before)
+        self._send(blob if usual is None else usual, before)
 
-    def _look_for_gap(self, news: Iterable[Entry], first_seen: set[TopicPartition]) -> None:
+    def _look_for_gap(self, told: Told, first_seen: set[TopicPartition]) -> None:
         # The event that the position stands for is itself among what is asked for. If a topic
         # begins later than it, upstream has it no more, and perhaps others after it.
-        for source, timestamp_ms in news:
-            if timestamp_ms is None or source in first_seen:
+        for source, column in told.timestamps_ms.items():
+            if source in first_seen:
+                continue
+            timestamp_ms = next((time for time in column if time is not None), None)
+            if timestamp_ms is None:
                 continue
             first_seen.add(source)
             reached = self._course.position.get(source)
@@ -217,12 +216,12 @@ class Reader:
                     (timestamp_ms - reached) / 1000,
                 )
 
-    def _send(self, blob: bytes, last_event_id: bytes) -> None:
+    def _send(self, content: bytes | Usual, last_event_id: bytes) -> None:
         sequence = next(self._sequence)
         frames = Frames(
             sequence,
             self._connection,
-            blob,
+            content,
             last_event_id,
             self._course.started_ms,
             self._now_ms(),

@@ -14,15 +14,16 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, NoReturn
 
+import msgspec
 import orjson
 from sseclient import SSEClient
 
-from pleiades.core.framing import ids_in, split_frames
-from pleiades.core.ids import Entry, Ids
+from pleiades.core.framing import Usual, ids_in, split_frames
+from pleiades.core.ids import read_ids
 from pleiades.core.wire import (
     UNKNOWN_SOURCE,
     Assignment,
@@ -47,14 +48,11 @@ REASONS = (NOT_JSON, NOT_AN_OBJECT, TOO_LARGE)
 LINE_TYPES = ("id", "event", "data", "comment", "unknown")
 """The kinds of lines that are counted; `retry` counts as unknown, as in the original Pleiades."""
 
-# The one shape EventStreams sends. `[^\n\0]`: an id with a NUL is no id (WHATWG).
-_USUAL = re.compile(rb"event: message\nid: ([^\n\0]+)\ndata: ([^\n]+)\n\n")
-_USUAL_OVERHEAD_BYTES = len(b"event: message\nid: \ndata: \n\n")
-
 _NOT_ASKED_FOR = Assignment(UNKNOWN_SOURCE, None)
 
 _LINES_PER_PIECE = 500
 _MAX_TIME_CHARACTERS = 40
+_MAX_DIGITS = 1000
 
 # One rule for all sinks: a name of at most 128 characters that no file system, path or log reads in
 # another way; no leading dot.
@@ -156,7 +154,8 @@ def decode_any(frames: Frames, keep_canaries: bool, more_topics: bool = False) -
         except MalformedId:
             decoded.malformed_ids += 1
             assignments = ()
-        _raise_to(timestamps_ms, assignments)
+        for source, timestamp_ms in assignments:
+            timestamps_ms[source] = max(timestamps_ms.get(source, 0), timestamp_ms or 0)
         _sort_out(sse_event, assignments + unnamed, keep_canaries, decoded)
     return decoded
 
@@ -167,46 +166,58 @@ def decode_usual(frames: Frames, keep_canaries: bool) -> Decoded | None:
     Usual is: frames of the one shape, JSON, a name that can be trusted, no canary, and an id that says
     of the event's own topic-partition where it is.
     """
+    if isinstance(frames.content, bytes):
+        return None
     try:
-        return _decoded_as_usual(frames, keep_canaries)
-    # JSONDecodeError and MalformedId are ValueErrors; the others are of data that have another shape.
-    except (ValueError, LookupError, TypeError, AttributeError):
+        return _decoded_as_usual(frames, frames.content, keep_canaries)
+    # UnicodeDecodeError is a ValueError, KeyError a LookupError.
+    except (ValueError, LookupError, RecursionError, msgspec.MsgspecError):
         return None
 
 
-def _decoded_as_usual(frames: Frames, keep_canaries: bool) -> Decoded:
-    usual = _USUAL.findall(frames.blob)
-    keys, data = zip(*usual, strict=True)
-    size_bytes = sum(map(len, keys)) + sum(map(len, data)) + len(usual) * _USUAL_OVERHEAD_BYTES
-    metas = [orjson.loads(text)["meta"] for text in data]
-    identities = [meta["id"] for meta in metas]
-    ids = Ids()
-    timestamps_ms: dict[TopicPartition, int] = {}
-    own = []
-    for key, meta in zip(keys, metas, strict=True):
-        _raise_to(timestamps_ms, ids.read(key))
-        own.append(ids.current[meta["topic"], meta["partition"]])
-    sources, own_ms = zip(*own, strict=True)
+class _Meta(msgspec.Struct, gc=False):
+    """What is read of an event's `meta`, and of which type it must be."""
+
+    id: str
+    topic: str
+    partition: int
+    dt: str = ""
+    domain: str | None = None
+
+
+class _Body(msgspec.Struct, gc=False):
+    meta: _Meta
+
+
+_load = msgspec.json.Decoder(_Body).decode
+"""Checks all of a JSON text and makes objects of `_Meta` only, but for one thing: it takes a string that
+it skips for UTF-8 unseen."""
+
+
+def _decoded_as_usual(frames: Frames, usual: Usual, keep_canaries: bool) -> Decoded:
+    keys, data = usual
+    metas = [_load(text).meta for text in data]
+    for text in data:
+        if not text.isascii():
+            text.decode()
+    identities = [meta.id for meta in metas]
+    told = read_ids(keys)
+    known = {source: source for source in told.timestamps_ms}
+    sources = [known[meta.topic, meta.partition] for meta in metas]
+    own_ms = [told.timestamps_ms[source][number] for number, source in enumerate(sources)]
+    times = [meta.dt for meta in metas]
     if (
-        size_bytes != len(frames.blob)
-        or not _are_names(identities)
-        or ids.ambiguous
+        told.malformed
+        or told.ambiguous
         or not all(own_ms)
-        # True and 1.0 are equal to 1, and no partitions.
-        or not {type(meta["partition"]) for meta in metas} <= {int}
-        or (not keep_canaries and "canary" in [meta.get("domain") for meta in metas])
+        or not _are_names(identities)
+        or (not keep_canaries and "canary" in [meta.domain for meta in metas])
+        or max(map(len, times)) > _MAX_TIME_CHARACTERS
     ):
         raise ValueError("not as usual")
-    times = map(_time, metas)
     events = events_of(zip(identities, sources, own_ms, times, keys, data, strict=True))
     lines = dict.fromkeys(("id", "event", "data"), len(events))
-    return Decoded(_batch(frames, events, timestamps_ms), lines=lines)
-
-
-def _raise_to(timestamps_ms: dict[TopicPartition, int], entries: Iterable[Entry]) -> None:
-    for source, timestamp_ms in entries:
-        if (timestamp_ms or 0) > timestamps_ms.get(source, -1):
-            timestamps_ms[source] = timestamp_ms or 0
+    return Decoded(_batch(frames, events, told.greatest()), lines=lines)
 
 
 def _are_names(identities: list[str]) -> bool:
@@ -309,8 +320,11 @@ def identify(sse_id: bytes, data: bytes) -> Identified | None:
 
 
 def _loosely_loaded(data: bytes) -> Any:
-    """JSON that orjson refuses, and JavaScript writes: a lone surrogate, as `\ud800`."""
-    return json.loads(data.decode(errors="replace"), parse_constant=_refuse_constant)
+    """JSON that orjson refuses, and JavaScript writes: a lone surrogate, as `\ud800`; or a number that
+    is too long for Python's own.
+    """
+    text = data.decode(errors="replace")
+    return json.loads(text, parse_constant=_refuse_constant, parse_int=_integer)
 
 
 def _identity(meta: dict[str, Any]) -> str | None:
@@ -319,6 +333,10 @@ def _identity(meta: dict[str, Any]) -> str | None:
     if type(identity) is str and _IDENTITY.fullmatch(identity) is not None:
         return identity
     return None
+
+
+def _integer(digits: str) -> int | float:
+    return int(digits) if len(digits) <= _MAX_DIGITS else float(digits)
 
 
 def _refuse_constant(name: str) -> NoReturn:

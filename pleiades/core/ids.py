@@ -1,107 +1,138 @@
-"""SSE ids one after the other, each read by what differs from the one before.
+"""SSE ids, many at a time: when each topic-partition had got how far.
 
-Law: what `Ids` says is what `parse_id` says, whatever came before.
+Law: what `read_ids` says is what `parse_id` says of each id by itself.
 
-An id names every topic-partition of the stream, and the next one usually differs from it in one number.
-Reading all of it is a sixth of what an event costs with two topic-partitions, and five times an event
-with 64. So where the bytes before and after that number are the same, only the number is read.
+An id names every topic-partition of the stream, and one differs from the next in a number or two. To
+parse each costs as much as its event does. So the ids of one batch are held against one pattern, which
+is the last of them with its numbers left open; only where another one is among them each is parsed.
 """
 
 from __future__ import annotations
 
 import re
-from typing import TypeAlias
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import NamedTuple
 
-from pleiades.core.wire import TopicPartition, parse_id
+from pleiades.core.wire import MalformedId, TopicPartition, parse_id
 
-Entry: TypeAlias = tuple[TopicPartition, int | None]
-"""Like `Assignment`: a topic-partition, and its timestamp in ms if it has one."""
+MAX_PATTERN_SOURCES = 64
+"""Topic-partitions with a timestamp that one pattern may have: to make it takes longer with each."""
+_KEPT_PATTERNS = 16
 
-# As many digits as a date from 2001 to 2286 has: so a number of the same length takes its place, and
-# needs no look at its size. A mark within a text would have its quotes escaped.
-_TIMESTAMP = re.compile(rb'"timestamp":([1-9][0-9]{12})(?=[,}])')
-_DIGITS = 13
-_ZERO = ord("0")
-
-
-class Ids:
-    """The ids of a stream, in their order."""
-
-    def __init__(self) -> None:
-        self.current: dict[TopicPartition, Entry] = {}
-        """What the last id that was read says of each topic-partition."""
-        self.ambiguous = False
-        """Some id said more than one thing of a topic-partition."""
-        self._last = b""
-        """None that could be compared with, where empty."""
-        self._places: list[tuple[int, TopicPartition]] = []
-        """Of the last id: where a number begins, and whose it is."""
-        # The last id without the number that changed last: before, after, its place.
-        self._before = b""
-        self._after = b"\n"
-        self._start = 0
-        self._stop = 0
-        self._source: TopicPartition = ("", -1)
-
-    def read(self, sse_id: bytes) -> tuple[Entry, ...]:
-        """What this id says that the one before did not say; all of it where there is none.
-
-        Raises:
-            MalformedId: it can't be read; the next one is compared with none.
-        """
-        if not (
-            sse_id.startswith(self._before)
-            and sse_id.endswith(self._after)
-            and len(sse_id) == len(self._last)
-        ) and not self._turn(sse_id):
-            return self._read_whole(sse_id)
-        digits = sse_id[self._start : self._stop]
-        if not digits.isdigit() or digits[0] == _ZERO:
-            return self._read_whole(sse_id)
-        self._last = sse_id
-        entry = self._source, int(digits)
-        self.current[self._source] = entry
-        return (entry,)
-
-    def _turn(self, sse_id: bytes) -> bool:
-        """Whether only another number of the last id has changed; from then on that one is looked at."""
-        last = self._last
-        if len(sse_id) != len(last):
-            return False
-        for start, source in self._places:
-            stop = start + _DIGITS
-            if sse_id.startswith(last[:start]) and sse_id.endswith(last[stop:]):
-                self._before, self._after = last[:start], last[stop:]
-                self._start, self._stop, self._source = start, stop, source
-                return True
-        return False
-
-    def _read_whole(self, sse_id: bytes) -> tuple[Entry, ...]:
-        self._last, self._before, self._after, self._places = b"", b"", b"\n", []
-        self.current.clear()
-        assignments = parse_id(sse_id)
-        for entry in assignments:
-            self.current[entry.source] = entry
-        ambiguous = len(self.current) < len(assignments)
-        self.ambiguous = self.ambiguous or ambiguous
-        timed = [entry for entry in assignments if entry.timestamp_ms is not None]
-        found = list(_TIMESTAMP.finditer(sse_id))
-        if (
-            [int(mark[1]) for mark in found] == [entry.timestamp_ms for entry in timed]
-            and not ambiguous
-            and _is_plain(sse_id, len(assignments), len(found))
-        ):
-            self._last = sse_id
-            self._places = [
-                (mark.start(1), entry.source) for mark, entry in zip(found, timed, strict=True)
-            ]
-        return assignments
+_MARK = b'"timestamp":'
+# As many digits as a date from 2001 to 2286 has: all ids of one pattern have the same length.
+_TIMESTAMP = re.compile(rb'"timestamp":[1-9][0-9]{12}(?=[,}])')
+_NUMBER = rb"([1-9][0-9]{12})"
+_OPEN_MS = 10**12
+_OPEN = b"%b%d" % (_MARK, _OPEN_MS)
 
 
-def _is_plain(sse_id: bytes, entries: int, timestamps: int) -> bool:
-    """Whether what looks like a timestamp is one: nothing nested, said twice or spelt in escapes."""
-    return (
-        sse_id.count(b"{") == entries
-        and sse_id.count(b'"timestamp"') == timestamps
-        and b"\\" not in sse_id
+class Told(NamedTuple):
+    """What some ids say, one after the other."""
+
+    timestamps_ms: dict[TopicPartition, list[int | None]]
+    """Of each topic-partition that any of them names, in the order of the naming: its timestamp in each
+    id; None where that names it without one, or not at all, or can't be read."""
+    malformed: int = 0
+    """How many of them can't be read."""
+    ambiguous: bool = False
+    """Some id names a topic-partition twice; its greatest timestamp counts."""
+
+    def greatest(self) -> dict[TopicPartition, int]:
+        """The position that they amount to: 0 for what is named without a timestamp."""
+        return {
+            source: max([timestamp_ms or 0 for timestamp_ms in column])
+            for source, column in self.timestamps_ms.items()
+        }
+
+
+class _Pattern(NamedTuple):
+    expression: re.Pattern[bytes]
+    """Matches one id and the newline after it; a group for each timestamp."""
+    id_bytes: int
+    sources: list[tuple[TopicPartition, int | None]]
+    """Each with the number of its group, if it has one."""
+    groups: int
+
+
+def read_ids(ids: Sequence[bytes]) -> Told:
+    """Read ids as they came, without their line ends. Never raises for what is in them."""
+    if not ids:
+        return Told({})
+    pattern = _pattern_for(_TIMESTAMP.sub(_OPEN, ids[-1]))
+    return (pattern and _read_by(pattern, ids)) or _read_each(ids)
+
+
+def _read_by(pattern: _Pattern, ids: Sequence[bytes]) -> Told | None:
+    """Read ids that differ in their timestamps only; None if these differ otherwise."""
+    text = b"\n".join(ids) + b"\n"
+    if len(text) != (pattern.id_bytes + 1) * len(ids):
+        return None
+    # As many matches as there are lines, each with a line's end and together as long as all of it: so
+    # each is exactly one line.
+    found = pattern.expression.findall(text)
+    if len(found) != len(ids):
+        return None
+    groups = [found] if pattern.groups == 1 else list(zip(*found, strict=True))
+    return Told(
+        {
+            source: [None] * len(ids) if group is None else _numbers(groups[group])
+            for source, group in pattern.sources
+        }
+    )
+
+
+def _numbers(column: Sequence[bytes]) -> list[int | None]:
+    # Usually all but one of the topic-partitions stand still.
+    if column.count(column[0]) == len(column):
+        return [int(column[0])] * len(column)
+    return list(map(int, column))
+
+
+def _read_each(ids: Sequence[bytes]) -> Told:
+    timestamps_ms: dict[TopicPartition, list[int | None]] = {}
+    malformed = 0
+    ambiguous = False
+    for number, sse_id in enumerate(ids):
+        try:
+            assignments = parse_id(sse_id)
+        except MalformedId:
+            malformed += 1
+            continue
+        for source, timestamp_ms in assignments:
+            column = timestamps_ms.setdefault(source, [None] * len(ids))
+            if timestamp_ms is not None:
+                column[number] = max(column[number] or 0, timestamp_ms)
+        ambiguous = ambiguous or len({entry.source for entry in assignments}) < len(assignments)
+    return Told(timestamps_ms, malformed, ambiguous)
+
+
+@lru_cache(_KEPT_PATTERNS)
+def _pattern_for(form: bytes) -> _Pattern | None:
+    """The pattern of ids of this form, an id of which each timestamp is `_OPEN_MS`; None if it can't be
+    told for sure what in it is a timestamp.
+    """
+    try:
+        assignments = parse_id(form)
+    except MalformedId:
+        return None
+    timed = [entry for entry in assignments if entry.timestamp_ms is not None]
+    parts = form.split(_OPEN)
+    if (
+        not 0 < len(timed) <= MAX_PATTERN_SOURCES
+        or len({entry.source for entry in assignments}) < len(assignments)
+        or {entry.timestamp_ms for entry in timed} != {_OPEN_MS}
+        # Nothing is nested, said twice or spelt in escapes, which a text that has a mark needs too.
+        or form.count(b"{") != len(assignments)
+        or not len(parts) - 1 == form.count(b'"timestamp"') == len(timed)
+        or b"\\" in form
+    ):
+        return None
+    group_of = {entry.source: group for group, entry in enumerate(timed)}
+    return _Pattern(
+        re.compile((re.escape(_MARK) + _NUMBER).join(map(re.escape, parts)) + b"\n"),
+        len(form),
+        [(entry.source, group_of.get(entry.source)) for entry in assignments],
+        len(timed),
     )

@@ -18,7 +18,6 @@ from typing import Any, NamedTuple
 
 import orjson
 
-from pleiades.core.ids import Entry
 from pleiades.core.wire import (
     MAX_TIMESTAMP_MS,
     Batch,
@@ -215,15 +214,15 @@ class Course:
     """At least 1: a timestamp in an id is its event's + 1."""
     position: Position = field(default_factory=dict)
 
-    def observe(self, entries: Iterable[Entry]) -> None:
-        """Take note of what the id of a delivered event says, or of what is new in it."""
+    def observe(self, delivered: Mapping[TopicPartition, int]) -> None:
+        """Take note of a position that the ids of delivered events amount to."""
         position = self.position
-        for source, timestamp_ms in entries:
+        for source, timestamp_ms in delivered.items():
             reached = position.get(source)
             if reached is None and len(position) >= MAX_SOURCES:
                 continue
-            if reached is None or (timestamp_ms or 0) > reached:
-                position[source] = timestamp_ms or 0
+            if reached is None or timestamp_ms > reached:
+                position[source] = timestamp_ms
 
     def last_event_id(self, clock_ms: int) -> str | None:
         """What to send as `Last-Event-ID`; None while no topic is known: send `since` instead."""

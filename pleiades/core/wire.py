@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, TypeAlias, TypeGuard
 
 import orjson
 
+from pleiades.core.framing import Usual
 from pleiades.core.units import parse_iso_time_ms
 
 TopicPartition: TypeAlias = tuple[str, int]
@@ -170,8 +171,9 @@ class Frames(NamedTuple):
     """Counts up from 0 in each generation; the publisher holds the order to it."""
     connection: int
     """Counts the connections of this generation, from 1."""
-    blob: bytes
-    """Frames one after the other, each ending with an empty line; LF only, no BOM."""
+    content: bytes | Usual
+    """Frames one after the other, each ending with an empty line; LF only, no BOM. By columns where all
+    of them have the usual shape."""
     last_event_id: bytes
     """WHATWG "last event ID buffer" before the first frame: valid for frames without an id."""
     started_ms: int
@@ -184,6 +186,11 @@ class Frames(NamedTuple):
     """Nothing more is wanted from `source`: what a replay is about has come."""
     gap: bool = False
     """The upstream no longer had all that was asked of `source`."""
+
+    @property
+    def blob(self) -> bytes:
+        """The frames one after the other, whichever way they are held."""
+        return self.content if isinstance(self.content, bytes) else self.content.joined()
 
 
 class Batch(NamedTuple):

@@ -19,13 +19,13 @@ import time
 from collections.abc import Callable, Iterator
 from typing import NamedTuple, TypeAlias
 
-from pleiades.core.framing import Framer, ids_and_retry
-from pleiades.core.ids import Ids
+from pleiades.core.framing import Framer, Usual, ids_in, retry_in, usual_frames
+from pleiades.core.ids import read_ids
 from pleiades.core.pauses import Pauses
 from pleiades.core.position import Course
 from pleiades.core.range import Ending
 from pleiades.core.units import iso_time
-from pleiades.core.wire import MalformedId, TopicPartition, compose_id
+from pleiades.core.wire import TopicPartition, compose_id
 from pleiades.runtime.errors import HistoryMissing, Transient
 from pleiades.upstream import CONNECT_TIMEOUT_SECONDS, Connection, Upstream, retrying
 
@@ -42,10 +42,10 @@ class Received(NamedTuple):
 
     source: TopicPartition
     connection: int
-    blob: bytes
-    """Whole frames; may be empty."""
+    content: bytes | Usual
+    """Whole frames, as in `Frames`; may be empty."""
     last_event_id: bytes
-    """Valid for frames of the blob without an id."""
+    """Valid for frames of it without an id."""
     events: int
     size_bytes: int
     oversized: int
@@ -222,7 +222,7 @@ class Lane:
 
     def _read(self, connection: Connection, number: int) -> str:
         """Read to the connection's end; returns why it ended."""
-        framer, ids = Framer(), Ids()
+        framer = Framer()
         ending = Ending(self._plan.end_ms, self._plan.overlap_ms)
         chunks = connection.chunks()
         while True:
@@ -237,15 +237,16 @@ class Lane:
                 return "closed"
             skipped = framer.oversized_total
             blob = framer.feed(chunk)
-            received, retry_ms = ids_and_retry(blob)
+            usual = usual_frames(blob)
+            received = ids_in(blob) if usual is None else usual.ids
             before = self._last_event_id
-            self._pauses.delivered(len(received), retry_ms)
-            gap, over = self._take(received, ids, ending)
+            self._pauses.delivered(len(received), retry_in(blob) if usual is None else None)
+            gap, over = self._take(received, ending)
             self._send(
                 Received(
                     self._plan.source,
                     number,
-                    blob,
+                    blob if usual is None else usual,
                     before,
                     len(received),
                     len(chunk),
@@ -256,19 +257,15 @@ class Lane:
             if over:
                 return OVER
 
-    def _take(self, received: list[bytes], ids: Ids, ending: Ending) -> tuple[bool, bool]:
+    def _take(self, received: list[bytes], ending: Ending) -> tuple[bool, bool]:
         """Take note of ids; whether there is a gap before them, and whether the range is over."""
         gap = over = False
-        for sse_id in received:
-            try:
-                news = ids.read(sse_id)
-            except MalformedId:
-                continue
-            for source, timestamp_ms in news:
-                if source == self._plan.source and timestamp_ms:
-                    gap = self._is_gap(timestamp_ms) or gap
-                    self._course.observe([(source, timestamp_ms)])
-                    over = ending.observe(timestamp_ms) or over
+        source = self._plan.source
+        for timestamp_ms in read_ids(received).timestamps_ms.get(source, []):
+            if timestamp_ms:
+                gap = self._is_gap(timestamp_ms) or gap
+                self._course.observe({source: timestamp_ms})
+                over = ending.observe(timestamp_ms) or over
         if received:
             self._last_event_id = received[-1]
         return gap, over

@@ -14,6 +14,7 @@ from collections import deque
 from itertools import count
 from typing import NamedTuple
 
+from pleiades.core.framing import Usual
 from pleiades.core.pace import Pace
 from pleiades.core.position import Checkpoint, Done
 from pleiades.core.wire import End, Frames, TopicPartition
@@ -146,7 +147,7 @@ class RangeReader:
                 log.warning("skipped an SSE frame of more than 8 MiB; it can't be an event")
             if message.gap:
                 metrics.gaps.inc()
-            if message.blob or message.gap:
+            if message.content or message.gap:
                 self._forward(message)
             return
         if isinstance(message, Finished):
@@ -163,17 +164,17 @@ class RangeReader:
         metrics.connected.set(self._open)
 
     def _forward(self, received: Received) -> None:
-        source, connection, blob, last_event_id, events, _, _, gap = received
+        source, connection, content, last_event_id, events, _, _, gap = received
         pause_seconds = self._pace.pause_seconds(events, time.monotonic())
         if pause_seconds:
             self._life.pause(pause_seconds)
-        self._send(source, connection, blob, last_event_id, finished=False, gap=gap)
+        self._send(source, connection, content, last_event_id, finished=False, gap=gap)
 
     def _send(
         self,
         source: TopicPartition,
         connection: int,
-        blob: bytes,
+        content: bytes | Usual,
         last_event_id: bytes,
         *,
         finished: bool,
@@ -183,7 +184,7 @@ class RangeReader:
         frames = Frames(
             sequence,
             connection,
-            blob,
+            content,
             last_event_id,
             0,
             self._replay.resolved_ms,

@@ -17,7 +17,8 @@ from typing import NamedTuple
 
 import orjson
 
-from pleiades.core.ids import Ids
+from pleiades.core.framing import usual_frames
+from pleiades.core.ids import read_ids
 from pleiades.core.position import Course
 from pleiades.simulator.feed import Feed
 from pleiades.simulator.generator import generated
@@ -124,16 +125,16 @@ def _longer(fresh: Fresh, neighbour: bytes, factor: int) -> Fresh:
 def _make(path: Path, shape: Shape, facts: Path) -> None:
     data_bytes = count = 0
     rest = b""
-    ids, reached = Ids(), Course(0, 1)
+    reached = Course(0, 1)
     with path.open("wb") as file:
         file.write(chunked(OPENING))
         for batch in frames(shape):
-            for frame in batch:
-                data_at = frame.index(b"\ndata: ")
-                data_bytes += len(frame) - data_at - len(b"\ndata: \n\n")
-                reached.observe(ids.read(frame[len(b"event: message\nid: ") : data_at]))
-                if not shape.chunk_bytes:
-                    file.writelines(chunked(line) for line in lines_of(frame))
+            usual = usual_frames(b"".join(batch))
+            assert usual is not None
+            data_bytes += sum(map(len, usual.data))
+            reached.observe(read_ids(usual.ids).greatest())
+            if not shape.chunk_bytes:
+                file.writelines(chunked(line) for frame in batch for line in lines_of(frame))
             count += len(batch)
             if shape.chunk_bytes:
                 body = rest + b"".join(batch)

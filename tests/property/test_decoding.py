@@ -12,11 +12,13 @@ from hypothesis import strategies as st
 from pleiades.core.decoding import (
     REASONS,
     Decoded,
+    SseEvent,
     decode,
     decode_any,
     decode_usual,
+    general_sse_events,
 )
-from pleiades.core.framing import Framer, ids_and_retry, ids_in, retry_in, split_frames
+from pleiades.core.framing import Framer, ids_in, retry_in, split_frames, usual_frames
 from pleiades.core.wire import MAX_TIMESTAMP_MS, UNKNOWN_SOURCE, DeadLetter, Event, Frames, time_ms
 
 json_values = st.recursive(
@@ -54,7 +56,7 @@ def usual(sse_id: bytes, data: bytes) -> bytes:
     return b"event: message\nid: " + sse_id + b"\ndata: " + data + b"\n\n"
 
 
-usual_frames = st.builds(
+as_usual = st.builds(
     usual,
     ids | one_line.map(lambda line: line.replace(b"\0", b"") or b"x"),
     bodies | one_line.map(lambda line: line or b"x"),
@@ -68,11 +70,20 @@ odd_lines = st.sampled_from(
 odd_frames = st.lists(odd_lines | one_line, min_size=1, max_size=5).map(
     lambda lines: b"\n".join(line or b":" for line in lines) + b"\n\n"
 )
-frames = usual_frames | odd_frames
+frames = as_usual | odd_frames
+
+
+def received(blob: bytes, last_event_id: bytes = b"") -> Frames:
+    return Frames(0, 1, usual_frames(blob) or blob, last_event_id, 0, 0)
 
 
 def decoded(blob: bytes, last_event_id: bytes = b"", keep_canaries: bool = False) -> Decoded:
-    return decode(Frames(0, 1, blob, last_event_id, 0, 0), keep_canaries)
+    return decode(received(blob, last_event_id), keep_canaries)
+
+
+def check_both_ways(blob: bytes, keep_canaries: bool) -> None:
+    fast = decode_usual(received(blob), keep_canaries)
+    assert fast is None or fast == decode_any(received(blob), keep_canaries)
 
 
 def outcome(result: Decoded) -> tuple[Any, ...]:
@@ -114,9 +125,7 @@ def running(draw: st.DrawFn) -> list[bytes]:
 
 @given(running(), st.booleans())
 def test_both_ways_decode_alike_what_upstream_sends(sent: list[bytes], keep_canaries: bool) -> None:
-    received = Frames(0, 1, b"".join(sent), b"", 0, 0)
-    fast = decode_usual(received, keep_canaries)
-    assert fast is None or fast == decode_any(received, keep_canaries)
+    check_both_ways(b"".join(sent), keep_canaries)
 
 
 @given(st.integers(1, 50))
@@ -128,22 +137,27 @@ def test_what_upstream_sends_goes_the_fast_way(count: int) -> None:
         )
         for number in range(count)
     ]
-    decoded = decode_usual(Frames(0, 1, b"".join(sent), b"", 0, 0), keep_canaries=False)
+    decoded = decode_usual(received(b"".join(sent)), keep_canaries=False)
     assert decoded is not None
     assert len(decoded.batch.events) == count
 
 
 @given(st.lists(frames, max_size=5), st.booleans())
 def test_both_ways_decode_alike(blobs: list[bytes], keep_canaries: bool) -> None:
-    received = Frames(0, 1, b"".join(blobs), b"", 0, 0)
-    fast = decode_usual(received, keep_canaries)
-    assert fast is None or fast == decode_any(received, keep_canaries)
+    check_both_ways(b"".join(blobs), keep_canaries)
 
 
 @given(st.lists(frames, max_size=5))
-def test_ids_and_retry_are_found_alike_on_the_fast_way(blobs: list[bytes]) -> None:
+def test_usual_frames_are_what_came(blobs: list[bytes]) -> None:
     blob = b"".join(blobs)
-    assert ids_and_retry(blob) == (ids_in(blob), retry_in(blob))
+    found = usual_frames(blob)
+    if found is not None:
+        assert found.joined() == blob
+        assert (found.ids, None) == (ids_in(blob), retry_in(blob))
+        sent = [SseEvent("message", *frame) for frame in zip(*found, strict=True)]
+        # The data's UTF-8 is for `decode_usual` to look at.
+        told = [event._replace(data=event.data.decode(errors="replace").encode()) for event in sent]
+        assert list(general_sse_events(blob, b"")) == told
 
 
 @given(st.lists(frames, max_size=5))

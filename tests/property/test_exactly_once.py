@@ -203,7 +203,7 @@ class Relay:
         while len(received) < most and (delivered := self.connection.next()) is not None:
             received.append(delivered)
             source, offset, assignments = delivered
-            self.course.observe(assignments)
+            self.course.observe({source: ms or 0 for source, ms in assignments})
             self.first_offsets.setdefault(source, offset)
         if received:
             self.send(received)
@@ -383,8 +383,8 @@ class FixedCountWindow(Window):
 class LastIdCourse(Course):
     """Resumes with the last id, as clients do."""
 
-    def observe(self, entries: Iterable[tuple[TopicPartition, int | None]]) -> None:
-        self.position.update({source: ms or 0 for source, ms in entries})
+    def observe(self, delivered: Mapping[TopicPartition, int]) -> None:
+        self.position.update(delivered)
 
     def asked_from(self, source: TopicPartition, clock_ms: int) -> int:
         return self.position[source] or 10 * START

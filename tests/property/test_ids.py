@@ -1,8 +1,7 @@
-"""Ids read by their differences say what they say when each is read by itself."""
+"""Ids read many at a time say what they say when each is read by itself."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
 import orjson
@@ -10,9 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pleiades.core.ids import Entry, Ids
+from pleiades.core import ids
+from pleiades.core.ids import read_ids
 from pleiades.core.position import Position, join
-from pleiades.core.wire import MalformedId, parse_id
+from pleiades.core.wire import Assignment, MalformedId, TopicPartition, parse_id
 
 TOPICS = ("eqiad.x", "codfw.x", "timestamp")
 numbers = st.integers(10**12, 10**12 + 3) | st.integers(0, 10**15)
@@ -57,47 +57,81 @@ def sequences(draw: st.DrawFn) -> list[bytes]:
     return sent
 
 
-@given(sequences())
-def test_what_is_new_and_what_is_current(sent: list[bytes]) -> None:
-    ids = Ids()
-    reached: Position = {}
-    expected: Position = {}
-    for sse_id in sent:
-        try:
-            assignments = parse_id(sse_id)
-        except MalformedId:
-            with pytest.raises(MalformedId):
-                ids.read(sse_id)
-            continue
-        news = ids.read(sse_id)
-        assert set(news) <= set(assignments)
-        assert ids.current == {entry.source: entry for entry in assignments}
-        reached = join(reached, _times(news))
-        expected = join(expected, _times(assignments))
-        assert reached == expected
+@given(sequences(), st.integers(1, 13))
+def test_together_they_say_what_each_says(sent: list[bytes], at_once: int) -> None:
+    for start in range(0, len(sent), at_once):
+        some = sent[start : start + at_once]
+        told = read_ids(some)
+        said = [_said(one) for one in some]
+        assert told.malformed == said.count(None)
+        sources = dict.fromkeys(source for entries_ in said for source, _ in entries_ or ())
+        assert list(told.timestamps_ms) == list(sources)
+        assert told.timestamps_ms == {
+            source: [_greatest(source, entries_) for entries_ in said] for source in sources
+        }
+        assert told.ambiguous == any(
+            len({source for source, _ in entries_ or ()}) < len(entries_ or ()) for entries_ in said
+        )
+        position: Position = {}
+        for entries_ in said:
+            for source, timestamp_ms in entries_ or ():
+                position = join(position, {source: timestamp_ms or 0})
+        assert told.greatest() == position
 
 
-def _times(entries_: Iterable[Entry]) -> Position:
-    times: Position = {}
-    for source, timestamp_ms in entries_:
-        times = join(times, {source: timestamp_ms or 0})
-    return times
+def _said(sse_id: bytes) -> tuple[Assignment, ...] | None:
+    try:
+        return parse_id(sse_id)
+    except MalformedId:
+        return None
 
 
-def test_only_what_changed_is_read() -> None:
-    def sse_id(*times: int) -> bytes:
-        named: list[dict[str, Any]] = [
-            {"topic": topic, "partition": 0, "timestamp": time}
-            for topic, time in zip(TOPICS, times, strict=False)
-        ]
-        return orjson.dumps(named)
+def _greatest(source: TopicPartition, said: tuple[Assignment, ...] | None) -> int | None:
+    times = [time for named, time in said or () if named == source and time is not None]
+    return max(times, default=None)
 
-    first, second = ("eqiad.x", 0), ("codfw.x", 0)
-    ids = Ids()
-    assert len(ids.read(sse_id(10**12, 10**12))) == 2
-    assert ids.read(sse_id(10**12 + 1, 10**12)) == ((first, 10**12 + 1),)
-    assert ids.read(sse_id(10**12 + 1, 10**12 + 7)) == ((second, 10**12 + 7),)
-    assert ids.read(sse_id(10**12 + 1, 10**12 + 9)) == ((second, 10**12 + 9),)
-    assert ids.read(sse_id(10**12 + 5, 10**12 + 9)) == ((first, 10**12 + 5),)
-    assert len(ids.read(sse_id(10**12 + 6, 10**12 + 8))) == 2
-    assert not ids.ambiguous
+
+@pytest.fixture
+def parsed(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
+    """The ids that were parsed, each by itself."""
+    ids._pattern_for.cache_clear()
+    seen: list[bytes] = []
+
+    def noted(sse_id: bytes) -> tuple[Assignment, ...]:
+        seen.append(sse_id)
+        return parse_id(sse_id)
+
+    monkeypatch.setattr(ids, "parse_id", noted)
+    return seen
+
+
+def sse_id(*times: int | None) -> bytes:
+    named: list[dict[str, Any]] = [
+        {
+            "topic": topic,
+            "partition": 0,
+            **({"offset": -1} if time is None else {"timestamp": time}),
+        }
+        for topic, time in zip(TOPICS, times, strict=False)
+    ]
+    return orjson.dumps(named)
+
+
+@pytest.mark.parametrize("second", [None, 10**12])
+def test_only_a_form_is_parsed(parsed: list[bytes], second: int | None) -> None:
+    sent = [sse_id(10**12 + number * 7, second) for number in range(100)]
+    first, other = ("eqiad.x", 0), ("codfw.x", 0)
+    for _ in range(3):
+        told = read_ids(sent)
+        assert told.timestamps_ms[first] == [10**12 + number * 7 for number in range(100)]
+        assert told.timestamps_ms[other] == [second] * 100
+    assert parsed == [sse_id(10**12, second)]
+
+
+def test_where_the_form_changes_each_is_parsed(parsed: list[bytes]) -> None:
+    sent = [sse_id(10**12 + 5, None), sse_id(10**12 + 5, 10**12 + 8)]
+    assert read_ids(sent).timestamps_ms == {
+        ("eqiad.x", 0): [10**12 + 5] * 2,
+        ("codfw.x", 0): [None, 10**12 + 8],
+    }
+    assert parsed == [sse_id(10**12, 10**12), *sent]

@@ -15,7 +15,7 @@ from pleiades.core.position import (
     decode_checkpoint,
     join,
 )
-from pleiades.core.wire import MAX_TIMESTAMP_MS, Assignment, Batch, parse_id
+from pleiades.core.wire import MAX_TIMESTAMP_MS, Batch, parse_id
 
 few_sources = st.tuples(st.sampled_from(["a", "b", "c.d"]), st.integers(0, 1))
 few_positions = st.dictionaries(few_sources, st.integers(0, 5))
@@ -158,8 +158,8 @@ def test_invented_topics_are_bounded_and_known_ones_stay(known: int) -> None:
     assert len(checkpoint.position) == max(MAX_SOURCES, known)
     assert all(checkpoint.position[source] == 9 for source in position)
     course = Course(0, 1, dict(position))
-    course.observe(Assignment(source, ms) for source, ms in invented.items())
-    course.observe(Assignment(source, 9) for source in position)
+    course.observe(invented)
+    course.observe(dict.fromkeys(position, 9))
     assert course.position == checkpoint.position
 
 
@@ -207,8 +207,8 @@ def test_a_course_and_a_checkpoint_come_to_the_same(
 ) -> None:
     course, checkpoint = Course(0, 1), Checkpoint({}, 0, 0)
     for assignments in ids:
-        course.observe(Assignment(*entry) for entry in assignments)
         for source, timestamp_ms in assignments:
+            course.observe({source: timestamp_ms or 0})
             checkpoint = checkpoint.advanced({source: timestamp_ms or 0}, 0, 0)
     assert course.position == checkpoint.position
 

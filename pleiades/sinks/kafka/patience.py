@@ -7,6 +7,7 @@ long as it takes.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from typing import NoReturn, TypeVar
@@ -52,8 +53,13 @@ class Patience:
         """The cluster is there: what is not, will be."""
         self._deadline = None
 
-    def until_done(self, operation: str, attempt: Callable[[], T]) -> T:
+    def until_done(
+        self, operation: str, attempt: Callable[[], T], most_seconds: float = math.inf
+    ) -> T:
         """Try until it works.
+
+        Args:
+            most_seconds: after that a new process has better prospects.
 
         Raises:
             Fatal, GenerationLost, Fenced: to go on trying is of no use.
@@ -69,9 +75,10 @@ class Patience:
             else:
                 self.well()
                 return done
+            waited_seconds = time.monotonic() - started
             if self._deadline is not None:
                 self._refuse_in_vain(operation, error, self._deadline)
-            elif not _passes(error, time.monotonic() - started):
+            elif not _passes(error, waited_seconds) or waited_seconds >= most_seconds:
                 self.give_up(operation, error)
             else:
                 self.tell(operation, error)

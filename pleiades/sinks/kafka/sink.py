@@ -52,6 +52,9 @@ log = logging.getLogger(__name__)
 
 REACH_SECONDS = 2.0
 REQUEST_SECONDS = 5.0
+BEGIN_SECONDS = 30.0
+"""So long a producer may take to begin transactions, while the cluster can be reached. One that asked
+for its coordinator just when that hung was seen to wait for it minutes after it ran again."""
 CREATE_TIME_SLACK_MS = 1000
 """A record gets its time a moment after we looked at the clock, and a clock may be corrected."""
 APPEND_TIME_SLACK_MS = 60_000
@@ -199,7 +202,9 @@ class KafkaSink:
         producer = self._clients.producer(limits.max_batch_bytes, self._reporting.statistics)
         # Ends what an earlier producer left open, and fences it.
         self._patience.until_done(
-            "begin transactions", lambda: producer.init_transactions(SLICE_SECONDS)
+            "begin transactions",
+            lambda: producer.init_transactions(SLICE_SECONDS),
+            most_seconds=BEGIN_SECONDS,
         )
         transactions = Transactions(
             producer,

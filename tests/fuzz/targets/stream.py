@@ -18,7 +18,8 @@ from pleiades.core.decoding import (
     general_sse_events,
     identify,
 )
-from pleiades.core.framing import Framer, ids_and_retry, ids_in, retry_in, split_frames
+from pleiades.core.framing import Framer, ids_in, retry_in, split_frames, usual_frames
+from pleiades.core.ids import read_ids
 from pleiades.core.position import Checkpoint, Course, decode_checkpoint, join
 from pleiades.core.wire import (
     MAX_ASSIGNMENTS,
@@ -95,11 +96,13 @@ def _unlimited(chunks: list[bytes], whole: Interpretation) -> None:
     last_event_id, retry_ms = b"", None
     for chunk in chunks:
         blob = framer.feed(chunk)
-        received = Frames(0, 1, blob, last_event_id, 0, 0)
-        usual = decode_usual(received, keep_canaries=False)
-        if usual is not None:
-            assert usual == decode_any(received, keep_canaries=False), "the fast way differs"
-        assert ids_and_retry(blob) == (ids_in(blob), retry_in(blob)), "as above, of the ids"
+        if (usual := usual_frames(blob)) is not None:
+            assert usual.joined() == blob, "other frames than came"
+            assert (usual.ids, None) == (ids_in(blob), retry_in(blob)), "other ids than came"
+            received = _received(blob, last_event_id)
+            decoded = decode_usual(received, keep_canaries=False)
+            if decoded is not None:
+                assert decoded == decode_any(received, keep_canaries=False), "the fast way differs"
         events += general_sse_events(blob, last_event_id)
         last_event_id = (ids_in(blob) or [last_event_id])[-1]
         found = retry_in(blob)
@@ -125,7 +128,11 @@ def sse_id(raw: bytes) -> None:
         return
     assert len(assignments) <= MAX_ASSIGNMENTS
     course = Course(0, 1)
-    course.observe(assignments)
+    told = read_ids([raw])
+    assert told == read_ids([raw, raw])._replace(
+        timestamps_ms={source: column[:1] for source, column in told.timestamps_ms.items()}
+    )
+    course.observe(told.greatest())
     position = course.position
     assert position == {
         source: max(time or 0 for named, time in assignments if named == source)
@@ -147,12 +154,16 @@ def sse_id(raw: bytes) -> None:
 # ---- events ----
 
 
+def _received(blob: bytes, last_event_id: bytes) -> Frames:
+    return Frames(0, 1, usual_frames(blob) or blob, last_event_id, 0, 0)
+
+
 def events(raw: bytes) -> None:
     """Last event ID, then a stream: each frame is one of the things it can be, under a safe name."""
     last_event_id, stream = parts(raw, 2)
     blob = Framer().feed(stream + b"\n\n")
     for keep_canaries in (True, False):
-        decoded = decode(Frames(0, 1, blob, last_event_id, 0, 0), keep_canaries)
+        decoded = decode(_received(blob, last_event_id), keep_canaries)
         _each_frame_once(blob, decoded, keep_canaries)
         _position_can_be_stored(decoded)
         for event in decoded.batch.events:
@@ -223,12 +234,12 @@ def _safe_dead_letter(letter: DeadLetter, decoded: Decoded) -> None:
 
 
 def _alone_as_together(blob: bytes, last_event_id: bytes) -> None:
-    together = decode(Frames(0, 1, blob, last_event_id, 0, 0), True).batch
+    together = decode(_received(blob, last_event_id), True).batch
     events: list[Event] = []
     letters: list[DeadLetter] = []
     for frame in split_frames(blob):
         one = frame + b"\n\n"
-        batch = decode(Frames(0, 1, one, last_event_id, 0, 0), True).batch
+        batch = decode(_received(one, last_event_id), True).batch
         letters += [letter._replace(place=len(events)) for letter in batch.dead_letters]
         events += batch.events
         last_event_id = (ids_in(one) or [last_event_id])[-1]

@@ -15,9 +15,10 @@ from pleiades.core.decoding import (
     decode_usual,
     digest,
     general_sse_events,
+    identify,
     own_assignment,
 )
-from pleiades.core.framing import Framer, ids_in, retry_in
+from pleiades.core.framing import Framer, ids_in, retry_in, usual_frames
 from pleiades.core.wire import (
     UNKNOWN_SOURCE,
     Assignment,
@@ -179,7 +180,11 @@ def test_format(
 
 
 def decoded(blob: bytes, last_event_id: bytes = b"", keep_canaries: bool = False) -> Decoded:
-    return decode(Frames(7, 3, blob, last_event_id, 11, 13), keep_canaries)
+    return decode(received(blob, last_event_id), keep_canaries)
+
+
+def received(blob: bytes, last_event_id: bytes = b"") -> Frames:
+    return Frames(7, 3, usual_frames(blob) or blob, last_event_id, 11, 13)
 
 
 def frame(data: bytes, sse_id: bytes = ID) -> bytes:
@@ -228,7 +233,15 @@ def test_what_is_not_as_usual_goes_the_general_way(odd: bytes) -> None:
 
 
 def is_usual(blob: bytes) -> bool:
-    return decode_usual(Frames(7, 3, blob, b"", 11, 13), keep_canaries=False) is not None
+    return decode_usual(received(blob), keep_canaries=False) is not None
+
+
+@pytest.mark.parametrize("number", [b"9" * 10_000, b"-" + b"9" * 10_000, b"1e999", b"2" * 30])
+def test_a_number_may_be_of_any_length(number: bytes) -> None:
+    data = with_meta()[:-1] + b',"n":' + number + b"}"
+    for sent in (received(frame(data)), received(frame(data))._replace(content=frame(data))):
+        assert decode(sent, keep_canaries=False).batch.events[0].data == data
+    assert identify(ID, data) is not None
 
 
 def test_canaries_leave_their_place() -> None:
@@ -249,7 +262,7 @@ def test_canaries_leave_their_place() -> None:
         (b"{} {}", NOT_JSON),
         (b"\xef\xbb\xbf{}", NOT_JSON),
         (b"[" * 200_000, NOT_JSON),
-        (b"9" * 10_000, NOT_JSON),
+        (b"9" * 10_000, NOT_AN_OBJECT),
         (b"1e999", NOT_AN_OBJECT),
         (b"null", NOT_AN_OBJECT),
         (b"[]", NOT_AN_OBJECT),

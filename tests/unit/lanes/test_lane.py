@@ -70,9 +70,15 @@ def run(settings_of: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch) -
         server.close()
 
 
+def blob_of(said: list[Message]) -> bytes:
+    """All frames that were passed on."""
+    contents = [message.content for message in said if isinstance(message, Received)]
+    return b"".join(held if isinstance(held, bytes) else held.joined() for held in contents)
+
+
 def timestamps(said: list[Message]) -> list[int]:
     """Of all frames that were passed on."""
-    blobs = b"".join(message.blob for message in said if isinstance(message, Received))
+    blobs = blob_of(said)
     ids = [line for line in blobs.split(b"\n") if line.startswith(b"id: ")]
     return [orjson.loads(line[4:])[0]["timestamp"] for line in ids]
 
@@ -153,5 +159,5 @@ def test_what_can_not_be_read_is_passed_on_all_the_same(run: Run) -> None:
     )
     said, asked, _ = run(HEAD + frame(BEGIN + 1) + odd + b"".join(map(frame, OVER)))
     assert len(asked) == 1
-    blobs = b"".join(message.blob for message in said if isinstance(message, Received))
+    blobs = blob_of(said)
     assert odd in blobs
