@@ -25,9 +25,10 @@ from pleiades.sinks.base import Sink
 log = logging.getLogger(__name__)
 
 FILES_COMMIT_SECONDS = 0.2
+BACKLOG_COMMIT_SECONDS = 1.0
 MAX_FILES_IN_FLIGHT = 5000
 MAX_MESSAGES_IN_FLIGHT = 20_000
-MAX_BYTES_IN_FLIGHT = 16 * 1024 * 1024
+MAX_BYTES_IN_FLIGHT = 12 * 1024 * 1024
 LAG_SAMPLES = 100
 """Observations of the lag in one commit, evenly spread over its events."""
 WARNING_SECONDS = 60.0
@@ -40,17 +41,21 @@ class CommitPolicy:
     """When what is in flight is committed: by time, number or size, whichever comes first.
 
     The time counts from the commit before, not from the first event: so after a pause an event is
-    committed at once, and in a steady flow there are as many commits.
+    committed at once, and in a steady flow there are as many commits. While the next events wait already
+    it is longer: a backlog is relayed sooner by few commits, and each of its events is late anyway.
     """
 
     interval_seconds: float = FILES_COMMIT_SECONDS
     max_events: int = MAX_FILES_IN_FLIGHT
     max_bytes: int = MAX_BYTES_IN_FLIGHT
 
-    def due(self, since_last_seconds: float, events: int, size_bytes: int) -> bool:
-        """Whether to commit now."""
+    def due(self, since_last_seconds: float, events: int, size_bytes: int, backlog: bool) -> bool:
+        """Whether to commit now; `backlog`: the next events wait already."""
+        least_seconds = self.interval_seconds
+        if backlog:
+            least_seconds = max(least_seconds, BACKLOG_COMMIT_SECONDS)
         return (
-            since_last_seconds >= self.interval_seconds
+            since_last_seconds >= least_seconds
             or events >= self.max_events
             or size_bytes >= self.max_bytes
         )
@@ -114,7 +119,7 @@ class Publisher:
         try:
             while self._left():
                 self._life.beat()
-                channel = self._parsers[self._sequence % len(self._parsers)]
+                channel = self._next_channel()
                 batch = channel.get(self._wait())
                 self._metrics.queue_depth.labels(channel.name).set(channel.depth())
                 if isinstance(batch, End):
@@ -203,6 +208,9 @@ class Publisher:
         """As an SSE id: what a client would send to go on from here."""
         return compose_id(self._checkpoint.position)
 
+    def _next_channel(self) -> Channel[Batch | End]:
+        return self._parsers[self._sequence % len(self._parsers)]
+
     def _wait(self) -> float:
         if self._in_flight is None:
             return POLL_SECONDS
@@ -265,6 +273,7 @@ class Publisher:
             time.monotonic() - self._last_commit,
             len(flying.events) + flying.dead_letters,
             flying.size_bytes,
+            self._next_channel().depth() > 0,
         ):
             self._commit()
 

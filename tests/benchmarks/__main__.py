@@ -11,11 +11,14 @@ from pathlib import Path
 
 from rich.console import Console
 
+from tests.benchmarks.pictures import PICTURES
 from tests.benchmarks.report import as_json, markdown, table
 from tests.benchmarks.trials import TRIALS, Bench, Row
 from tests.harness.broker import Broker
 
-FOLDER = Path(__file__).parents[2] / ".bench"
+ROOT = Path(__file__).parents[2]
+FOLDER = ROOT / ".bench"
+PICTURES_FOLDER = ROOT / "docs" / "performance"
 EVENTS = 300_000
 RUNS = 5
 SECONDS = 30.0
@@ -30,7 +33,13 @@ def arguments() -> argparse.Namespace:
         description="Measures the relay beside its rivals: pairs of runs on one machine, their medians "
         "and ratios. With KAFKA_BOOTSTRAP=host:port that broker is used instead of one of its own.",
     )
-    parser.add_argument("names", metavar="NAME", nargs="*", help=f"one of {', '.join(TRIALS)}")
+    parser.add_argument(
+        "names",
+        metavar="NAME",
+        nargs="*",
+        help=f"one of {', '.join(TRIALS)} (without any: all of these); or a picture that is drawn: "
+        f"{', '.join(PICTURES)}",
+    )
     parser.add_argument("--runs", type=int, default=RUNS, help="of each (default %(default)s)")
     parser.add_argument(
         "--events", type=int, default=EVENTS, help="in one run (default %(default)s)"
@@ -48,10 +57,17 @@ def arguments() -> argparse.Namespace:
         default=FOLDER,
         help="for input and files, on the file system to measure (default .bench)",
     )
+    parser.add_argument(
+        "--pictures",
+        type=Path,
+        default=PICTURES_FOLDER,
+        help="where pictures go (default docs/performance)",
+    )
     given = parser.parse_args()
-    unknown = set(given.names) - set(TRIALS)
+    there = [*TRIALS, *PICTURES]
+    unknown = set(given.names) - set(there)
     if unknown:
-        parser.error(f"there is no {', '.join(sorted(unknown))}; there are {', '.join(TRIALS)}")
+        parser.error(f"there is no {', '.join(sorted(unknown))}; there are {', '.join(there)}")
     if given.runs < 1 or given.events < 1000:
         parser.error("--runs must be at least 1, --events at least 1000")
     return given
@@ -82,9 +98,15 @@ def main() -> int:
             lambda text: progress.print(f"[dim]{text}"),
         )
         for name in given.names or TRIALS:
-            progress.print(f"{name}: {TRIALS[name].__doc__}")
-            rows += TRIALS[name](bench)
-    if given.json:
+            if name in PICTURES:
+                progress.print(f"{name}: {PICTURES[name].__doc__}")
+                PICTURES[name](bench, given.pictures)
+            else:
+                progress.print(f"{name}: {TRIALS[name].__doc__}")
+                rows += TRIALS[name](bench)
+    if not rows:
+        progress.print(f"the pictures are in {given.pictures}")
+    elif given.json:
         sys.stdout.write(as_json(rows) + "\n")
     elif given.markdown:
         sys.stdout.write(markdown(rows) + "\n")

@@ -159,14 +159,24 @@ def test_the_windows_bound_is_announced(run: Run, caplog: pytest.LogCaptureFixtu
 
 
 @pytest.mark.parametrize(
-    ("since_last_seconds", "events", "size_bytes", "due"),
+    ("since_last_seconds", "events", "size_bytes", "backlog", "due"),
     [
-        (0.0, 0, 0, False),
-        (0.19, 4999, 16 * 1024 * 1024 - 1, False),
-        (0.2, 1, 1, True),
-        (0.0, 5000, 1, True),
-        (0.0, 1, 16 * 1024 * 1024, True),
+        (0.0, 0, 0, False, False),
+        (0.19, 4999, 12 * 1024 * 1024 - 1, False, False),
+        (0.2, 1, 1, False, True),
+        (0.2, 1, 1, True, False),
+        (1.0, 1, 1, True, True),
+        (0.0, 5000, 1, True, True),
+        (0.0, 1, 12 * 1024 * 1024, True, True),
     ],
 )
-def test_commit_policy(since_last_seconds: float, events: int, size_bytes: int, due: bool) -> None:
-    assert CommitPolicy().due(since_last_seconds, events, size_bytes) is due
+def test_commit_policy(
+    since_last_seconds: float, events: int, size_bytes: int, backlog: bool, due: bool
+) -> None:
+    assert CommitPolicy().due(since_last_seconds, events, size_bytes, backlog) is due
+
+
+def test_a_backlog_does_not_shorten_a_long_interval() -> None:
+    policy = CommitPolicy(interval_seconds=5.0)
+    assert not policy.due(4.9, 1, 1, backlog=True)
+    assert policy.due(5.0, 1, 1, backlog=True)
