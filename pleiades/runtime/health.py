@@ -9,6 +9,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from pleiades.runtime import metrics
 from pleiades.runtime.errors import MetricsUnavailable
+from pleiades.runtime.process_metrics import ProcessCollector, Processes
 from pleiades.runtime.web import Answer, WebServer
 
 Check = Callable[[], list[str]]
@@ -22,9 +23,12 @@ class HealthServer:
         MetricsUnavailable: there can be no server at this address.
     """
 
-    def __init__(self, host: str, port: int, healthy: Check, ready: Check) -> None:
+    def __init__(
+        self, host: str, port: int, healthy: Check, ready: Check, processes: Processes
+    ) -> None:
         self._healthy = healthy
         self._ready = ready
+        self._processes = ProcessCollector(processes)
         listener = None
         try:
             listener = _bound(host, port)
@@ -41,7 +45,9 @@ class HealthServer:
 
     def _answer(self, path: str) -> Answer:
         if path == "/metrics":
-            return Answer(200, generate_latest(metrics.collected()), CONTENT_TYPE_LATEST)
+            registry = metrics.collected()
+            registry.register(self._processes)
+            return Answer(200, generate_latest(registry), CONTENT_TYPE_LATEST)
         if path == "/healthz":
             return _state(self._healthy())
         if path == "/readyz":

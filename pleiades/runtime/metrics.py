@@ -319,6 +319,12 @@ class Metrics:
             "component",
         )
         self.build_info = gauge("pleiades_build_info", "Always 1.", "version", "python", mode="max")
+        self.start_time = gauge(
+            "pleiades_start_time_seconds",
+            "When the program was started, s since 1970; a restart of its processes does not count.",
+            mode="max",
+        )
+        self._started = time.time()
 
     def describe(self, components: Iterable[str]) -> None:
         """Show every series from the start, so that none first appears with its first count.
@@ -340,3 +346,4 @@ class Metrics:
         for reason in RECONNECT_REASONS:
             self.reconnects.labels(reason)
         self.build_info.labels(__version__, platform.python_version()).set(1)
+        self.start_time.set(self._started)

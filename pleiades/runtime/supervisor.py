@@ -30,6 +30,7 @@ from pleiades.runtime.errors import EXIT_FAILED, EXIT_STOPPED
 from pleiades.runtime.health import HealthServer
 from pleiades.runtime.liveline import LiveLine
 from pleiades.runtime.metrics import Metrics, metrics_folder
+from pleiades.runtime.notify import Notify
 from pleiades.runtime.settings import Settings
 from pleiades.runtime.stage import Running, StageSpec
 
@@ -74,6 +75,7 @@ class Supervisor:
         self._details: object = None
         """The last that a stage told of its work."""
         self._wake, self._waker = socket.socketpair()
+        self._notify = Notify()
 
     def run(self) -> int:
         """Relay until the end; returns the exit status."""
@@ -86,7 +88,11 @@ class Supervisor:
             stack.enter_context(metrics_folder())
             self._metrics = Metrics("parent")
             server = HealthServer(
-                settings.metrics_host, settings.metrics_port, self._unhealthy, self._unready
+                settings.metrics_host,
+                settings.metrics_port,
+                self._unhealthy,
+                self._unready,
+                self._processes,
             )
             stack.callback(server.close)
             host = settings.metrics_host or "*"
@@ -181,6 +187,7 @@ class Supervisor:
             running.listen()
             self._learn(running.beat)
         self._take_signals()
+        self._notify.turn(self._unready)
         if os.getpid() == 1:
             self._reap()
 
@@ -201,6 +208,7 @@ class Supervisor:
                     self._begin_stop(signal.Signals(number).name)
 
     def _begin_stop(self, name: str) -> None:
+        self._notify.stopping()
         log.info("%s: stopping; the reader first, then what is in flight is committed", name)
         self._stop_deadline = time.monotonic() + DRAIN_SECONDS
         for running in self._children:
@@ -307,6 +315,10 @@ class Supervisor:
         return self._published_before + sum(
             running.beat.published_total for running in self._children if running.beat is not None
         )
+
+    def _processes(self) -> dict[str, int]:
+        children = {running.spec.name: running.process.pid for running in self._children}
+        return {"parent": os.getpid()} | {name: pid for name, pid in children.items() if pid}
 
     def _lag(self) -> float:
         return max(

@@ -6,6 +6,7 @@ They are made on demand only, for docs/performance.md: SVG files with the same n
 from __future__ import annotations
 
 import contextlib
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -27,6 +28,8 @@ STAGES = ("reader", "parser-0", "publisher")
 PROFILED_SECONDS = 5.0
 PROFILED_HERTZ = 200
 LONGEST_SECONDS = 120.0
+
+_TITLE = re.compile(r"(<text id=\"title\"[^>]*>)[^<]*(</text>)")
 
 Picture: TypeAlias = Callable[[Bench, Path], None]
 """Measures, and puts its files into a folder."""
@@ -107,7 +110,7 @@ def draw(drawn: Sequence[Curve], file: Path) -> None:
             axes.errorbar(places, medians, yerr=[below, above], marker="o", capsize=3)
             axes.set_xscale("log", base=2)
             axes.set_xticks(places, [f"{place:,.0f}" for place in places])
-            axes.set_ylim(bottom=0)
+            axes.set_ylim(0, 1.1 * max(point.rate.most for point in curve.points))
             axes.yaxis.set_major_formatter("{x:,.0f}")
             axes.set_xlabel(curve.across)
             axes.set_ylabel(curve.up)
@@ -151,6 +154,10 @@ def flame_graph(pid: int, file: Path, bench: Bench) -> None:
             file.unlink()
         last = (done.stderr.strip().splitlines() or ["it does not say why"])[-1]
         raise RuntimeError(f"py-spy can't look into a process here: {last}")
+    # Its title is its own command line.
+    titled, found = _TITLE.subn(rf"\g<1>{file.stem}\g<2>", file.read_text())
+    assert found == 1, "py-spy writes its title in another way"
+    file.write_text(titled)
 
 
 PICTURES: dict[str, Picture] = {"curves": curves, "profile": profile}

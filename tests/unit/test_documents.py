@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from pathlib import Path
 
@@ -45,6 +46,44 @@ def test_the_example_of_a_backfill_is_accepted() -> None:
     assert told.part == Slice(7, 8)
     assert f"completions: {told.part.parts}\n" in job
     assert told.settings.kafka is not None
+
+
+def test_every_line_of_warning_or_above_is_explained() -> None:
+    operations = (ROOT / "docs" / "operations.md").read_text()
+    section = operations.partition("## Log lines")[2].partition("\n## ")[0]
+    explained = re.findall(r"^\| `(.+?)` \|", section, re.MULTILINE)
+    assert len(explained) > 30
+    said = [text for module in _relay_modules() for text in _warnings_of(module)]
+    # What an error says of itself: how it ends the program, and its text, are for whoever starts it.
+    said = [text for text in said if re.sub(r"%\S+|\W", "", text)]
+    for text in said:
+        assert any(known in text for known in explained), f"not in docs/operations.md: {text}"
+    for known in explained:
+        assert any(known in text for text in said), f"nothing says: {known}"
+
+
+def _relay_modules() -> list[Path]:
+    return [
+        module
+        for module in ROOT.glob("pleiades/**/*.py")
+        if "simulator" not in module.parts and module.name != "demo.py"
+    ]
+
+
+def _warnings_of(module: Path) -> list[str]:
+    """The constant texts of its calls of `log.warning` and above."""
+    calls = [node for node in ast.walk(ast.parse(module.read_text())) if isinstance(node, ast.Call)]
+    return [
+        first.value
+        for call in calls
+        if isinstance(call.func, ast.Attribute)
+        and call.func.attr in ("warning", "error", "critical", "exception")
+        and isinstance(call.func.value, ast.Name)
+        and call.func.value.id == "log"
+        and call.args
+        and isinstance(first := call.args[0], ast.Constant)
+        and isinstance(first.value, str)
+    ]
 
 
 def test_links_and_tests_that_documents_name_exist() -> None:

@@ -26,7 +26,7 @@ pytestmark = pytest.mark.usefixtures("metrics")
 @pytest.fixture
 def server() -> Iterator[HealthServer]:
     wrong: list[str] = []
-    server = HealthServer("127.0.0.1", 0, lambda: wrong, lambda: ["reader is not ready"])
+    server = HealthServer("127.0.0.1", 0, lambda: wrong, lambda: ["reader is not ready"], dict)
     yield server
     server.close()
 
@@ -246,15 +246,15 @@ def test_a_bug_is_an_answer_too(
 
 
 def test_closing_ends_connections_and_frees_the_port() -> None:
-    server = HealthServer("127.0.0.1", 0, list, list)
+    server = HealthServer("127.0.0.1", 0, list, list, dict)
     with socket.create_connection(("127.0.0.1", server.port), PATIENCE_SECONDS) as connection:
         connection.sendall(b"GET /")
         until(lambda: server._server._clients, "the connection")
         with pytest.raises(MetricsUnavailable, match="--metricsPort"):
             refuse_if_taken("127.0.0.1", server.port)
         with pytest.raises(MetricsUnavailable, match="Nothing was read or written"):
-            HealthServer("127.0.0.1", server.port, list, list)
+            HealthServer("127.0.0.1", server.port, list, list, dict)
         server.close()
         assert everything(connection) == b""
     refuse_if_taken("127.0.0.1", server.port)
-    HealthServer("127.0.0.1", server.port, list, list).close()
+    HealthServer("127.0.0.1", server.port, list, list, dict).close()
