@@ -279,7 +279,7 @@ class Metrics:
             "pleiades_kafka_broker_rtt_seconds",
             "Round trip of requests to a broker, by librdkafka.",
             "broker",
-            "quantile",
+            "percentile",
         )
         self.kafka_broker_errors = counter(
             "pleiades_kafka_broker_errors",

@@ -323,7 +323,7 @@ def test_the_lag_at_100_events_a_second_and_all_metrics(
     with Relay(*now) as relay:
         until_published(relay, 800)
         # librdkafka tells its figures every few seconds.
-        rtt = ("pleiades_kafka_broker_rtt_seconds", (("broker", "1"), ("quantile", "0.99")))
+        rtt = ("pleiades_kafka_broker_rtt_seconds", (("broker", "1"), ("percentile", "99")))
         relay.until(lambda: rtt in relay.metrics(), "librdkafka's figures", 30)
         samples = relay.metrics()
         assert relay.stop() == 0

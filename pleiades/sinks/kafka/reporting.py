@@ -123,9 +123,9 @@ class Reporting:
         brokers = figures.get("brokers", {}).values()
         for broker in [each for each in brokers if each.get("nodeid", -1) >= 0][:MAX_BROKERS]:
             name = str(broker["nodeid"])
-            for quantile, key in (("0.5", "p50"), ("0.99", "p99")):
+            for percentile, key in (("50", "p50"), ("99", "p99")):
                 seconds = broker.get("rtt", {}).get(key, 0) * _US
-                self._metrics.kafka_rtt_seconds.labels(name, quantile).set(seconds)
+                self._metrics.kafka_rtt_seconds.labels(name, percentile).set(seconds)
             for key, kind in _TROUBLES.items():
                 total = broker.get(key, 0)
                 before = self._totals.get((name, kind), 0)

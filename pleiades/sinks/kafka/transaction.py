@@ -41,6 +41,10 @@ SLICE_SECONDS = 0.5
 ANSWER_SECONDS = 10.0
 """After that long without an answer none is to be expected (librdkafka issues 5456 and 5511). A new
 process looks for the cluster afresh, and waits for it as long as it takes."""
+STUCK_SECONDS = 30.0
+"""So long a commit may run out of time again and again while no message of it is delivered. After a
+broker has hung, librdkafka may wait for something that does not come any more; a broker that is slow,
+or a line, still delivers. While the broker hangs, the new process waits, and as long as it takes."""
 TROUBLE_SECONDS = 300.0
 """So long one step of a commit is tried again, while it is answered with errors that should pass."""
 RETRY_BACKOFF = Backoff(first_seconds=0.1, max_seconds=5.0)
@@ -214,7 +218,9 @@ class Transactions:
             GenerationLost: it does not pass.
         """
         failures = 0
-        deadline = time.monotonic() + TROUBLE_SECONDS
+        moved = time.monotonic()
+        waiting = len(self._producer)
+        deadline = moved + TROUBLE_SECONDS
         while True:
             started = time.monotonic()
             try:
@@ -222,6 +228,12 @@ class Transactions:
             except KafkaException as error:
                 if kind_of(error.args[0]) is not Kind.TRANSIENT:
                     raise
+                if error.args[0].code() != KafkaError._TIMED_OUT or len(self._producer) != waiting:
+                    moved, waiting = time.monotonic(), len(self._producer)
+                if time.monotonic() - moved >= STUCK_SECONDS:
+                    raise GenerationLost(
+                        f"librdkafka got no further with a commit for {STUCK_SECONDS:.0f} s"
+                    ) from None
                 if time.monotonic() >= deadline:
                     raise GenerationLost(
                         f"can't commit for {TROUBLE_SECONDS:.0f} s: {error.args[0].name()}"

@@ -112,8 +112,8 @@ def test_librdkafkas_figures(life: FakeLife, metrics: Metrics) -> None:
     assert sample(registry, "pleiades_kafka_client_queue_messages") == 5
     assert sample(registry, "pleiades_kafka_client_queue_bytes") == 500
     rtt = "pleiades_kafka_broker_rtt_seconds"
-    assert sample(registry, rtt, broker="7", quantile="0.5") == pytest.approx(0.0015)
-    assert sample(registry, rtt, broker="7", quantile="0.99") == pytest.approx(0.009)
+    assert sample(registry, rtt, broker="7", percentile="50") == pytest.approx(0.0015)
+    assert sample(registry, rtt, broker="7", percentile="99") == pytest.approx(0.009)
     errors = "pleiades_kafka_broker_errors_total"
     assert sample(registry, errors, broker="7", type="send") == 5
     assert sample(registry, errors, broker="7", type="disconnect") == 1
