@@ -6,7 +6,7 @@ from typing import Any
 
 import orjson
 import pytest
-from hypothesis import given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from pleiades.core import ids
@@ -57,7 +57,48 @@ def sequences(draw: st.DrawFn) -> list[bytes]:
     return sent
 
 
-@given(sequences(), st.integers(1, 13))
+@st.composite
+def alike(draw: st.DrawFn) -> list[bytes]:
+    """Ids of one form, as upstream sends them, and now and then one that is spoilt."""
+    named = draw(
+        st.lists(
+            st.sampled_from(
+                [
+                    b'{"topic":"eqiad.x","partition":0,"timestamp":%d}',
+                    b'{"timestamp":%d,"topic":"codfw.x","partition":0}',
+                    b'{"topic":"codfw.y","partition":0,"offset":-%d}',
+                    b'{"topic":"eqiad.x","partition":1,"timestamp":%d}',
+                    b'{"topic":"a","partition":0,"x":{"timestamp":%d}}',
+                    b'{"topic":"b","partition":0,"x":{},"timestamp":%d}',
+                    b'{"topic":"c","partition":0,"\\u0078":1,"timestamp":%d}',
+                    b'{"topic":"timestamp","partition":0,"timestamp":%d}',
+                    b'{"topic":"d","partition":0,"timestamp":%d.0}',
+                ]
+            ),
+            min_size=1,
+            max_size=3,
+        )
+    )
+    form = b"[" + b",".join(named) + b"]"
+    times = st.integers(10**12, 10**12 + 3)
+    sent = [
+        form % tuple(draw(st.lists(times, min_size=len(named), max_size=len(named))))
+        for _ in range(draw(st.integers(1, 6)))
+    ]
+    for _ in range(draw(st.sampled_from([0, 0, 0, 1, 2]))):
+        number = draw(st.integers(0, len(sent) - 1))
+        place = draw(st.integers(0, len(sent[number])))
+        length = draw(st.integers(0, 1))
+        other = draw(st.sampled_from([b"", b"0", b"9", b"x", b'"', b"{", b" ", b"\\", sent[0]]))
+        sent[number] = sent[number][:place] + other + sent[number][place + length :]
+    return sent
+
+
+@given(sequences() | alike(), st.integers(1, 13))
+@example(
+    [b"x" + sse for sse in [b'[{"topic":"a","partition":0,"timestamp":1000000000000}]']] * 2, 2
+)
+@settings(max_examples=300)
 def test_together_they_say_what_each_says(sent: list[bytes], at_once: int) -> None:
     for start in range(0, len(sent), at_once):
         some = sent[start : start + at_once]

@@ -17,6 +17,8 @@ TURNS = ("reader", "parser-0", "parent", "parser-1", "publisher", "parent")
 there so that a relay that crashes time and again does not hurry."""
 CHILD_SECONDS = 5.0
 """After the SIGKILL of any process."""
+SHORT_KILLS = 6
+KILLS_IN_A_LIFE = 3
 SHORT_OVERLAP = ["--upstream.overlap=3s", "--dedup.window=3s"]
 """What a reconnect repeats must not be more than upstream makes meanwhile."""
 
@@ -74,14 +76,18 @@ def kill_points(trial: Trial) -> None:
     absent: tuple[str, ...] = faultpoints.KAFKA_POINTS
     if trial.destination.name == KAFKA:
         absent = faultpoints.FILES_POINTS
-    points = [point for point in faultpoints.POINTS if point not in absent]
+    there = [point for point in faultpoints.POINTS if point not in absent]
     armed = trial.folder / "armed"
     armed.mkdir()
     upstream = trial.simulate(rate=RATE, faults=Faults(cut_every_seconds=5))
     flags = [*trial.flags(upstream), *SHORT_OVERLAP]
-    for _ in range(trial.times(5, at_least=1)):
-        trial.chance.shuffle(points)
-        for life in (points[:3], points[3:6], points[6:9], points[9:]):
+    # Each five times; in a short run some of them, other ones each time.
+    kills = trial.times(5 * len(there), at_least=SHORT_KILLS)
+    while kills:
+        points = trial.chance.sample(there, min(kills, len(there)))
+        kills -= len(points)
+        for start in range(0, len(points), KILLS_IN_A_LIFE):
+            life = points[start : start + KILLS_IN_A_LIFE]
             relay = trial.relay(*flags, environment={faultpoints.FOLDER_VARIABLE: str(armed)})
             trial.wait_for_more(relay)
             for point in life:
