@@ -157,10 +157,7 @@ def usual_frames(blob: bytes) -> Usual | None:
         or [line[:4] for line in ids].count(b"id: ") != count
         or [line[:6] for line in data].count(b"data: ") != count
         or lines[3::_USUAL_LINES].count(b"") != count
-        # An id with a NUL is none (WHATWG). Without data there is nothing to dispatch; an empty id or
-        # one without data is nothing that EventStreams sends.
-        or b"id: " in ids
-        or b"data: " in data
+        # An id with a NUL is none (WHATWG).
         or b"\0" in b"".join(ids)
     ):
         return None

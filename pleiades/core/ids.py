@@ -22,7 +22,7 @@ _KEPT_PATTERNS = 16
 
 _MARK = b'"timestamp":'
 # As many digits as a date from 2001 to 2286 has: all ids of one pattern have the same length.
-_TIMESTAMP = re.compile(rb'"timestamp":[1-9][0-9]{12}(?=[,}])')
+_TIMESTAMP = re.compile(rb'"timestamp":[1-9][0-9]{12}')
 _NUMBER = rb"([1-9][0-9]{12})"
 _OPEN_MS = 10**12
 _OPEN = b"%b%d" % (_MARK, _OPEN_MS)
@@ -123,8 +123,7 @@ def _pattern_for(form: bytes) -> _Pattern | None:
         not 0 < len(timed) <= MAX_PATTERN_SOURCES
         or len({entry.source for entry in assignments}) < len(assignments)
         or {entry.timestamp_ms for entry in timed} != {_OPEN_MS}
-        # Nothing is nested, said twice or spelt in escapes, which a text that has a mark needs too.
-        or form.count(b"{") != len(assignments)
+        # None is nested, said twice or spelt in escapes, which a text that has a mark needs too.
         or not len(parts) - 1 == form.count(b'"timestamp"') == len(timed)
         or b"\\" in form
     ):

@@ -70,7 +70,22 @@ odd_lines = st.sampled_from(
 odd_frames = st.lists(odd_lines | one_line, min_size=1, max_size=5).map(
     lambda lines: b"\n".join(line or b":" for line in lines) + b"\n\n"
 )
-frames = as_usual | odd_frames
+
+
+@st.composite
+def spoilt(draw: st.DrawFn) -> bytes:
+    """A usual frame with something else in one of its lines."""
+    frame = draw(as_usual)
+    lines = frame.split(b"\n")
+    number = draw(st.integers(0, 2))
+    place = draw(st.integers(0, min(len(lines[number]), 16)))
+    length = draw(st.integers(0, 2))
+    other = draw(st.sampled_from([b"", b"\0", b":", b" ", b"x", b"\nx", b"\xff"]))
+    lines[number] = lines[number][:place] + other + lines[number][place + length :]
+    return b"\n".join(lines)
+
+
+frames = as_usual | odd_frames | spoilt()
 
 
 def received(blob: bytes, last_event_id: bytes = b"") -> Frames:
@@ -148,6 +163,10 @@ def test_both_ways_decode_alike(blobs: list[bytes], keep_canaries: bool) -> None
 
 
 @given(st.lists(frames, max_size=5))
+@example([b"event: message\nid: []\ndata: 1\nx\nevent: message\nid: []\ndata: 2\n\n"])
+@example([b"event: message\nid: \0\ndata: 1\n\n"])
+@example([b"event: error\nid: []\ndata: 1\n\n"])
+@example([b":\n\n:\n\n"])
 def test_usual_frames_are_what_came(blobs: list[bytes]) -> None:
     blob = b"".join(blobs)
     found = usual_frames(blob)
