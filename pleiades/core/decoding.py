@@ -207,8 +207,7 @@ def _decoded_as_usual(frames: Frames, usual: Usual, keep_canaries: bool) -> Deco
     own_ms = [told.timestamps_ms[source][number] for number, source in enumerate(sources)]
     times = [meta.dt for meta in metas]
     if (
-        told.malformed
-        or told.ambiguous
+        told.ambiguous
         or not all(own_ms)
         or not _are_names(identities)
         or (not keep_canaries and "canary" in [meta.domain for meta in metas])

@@ -104,6 +104,7 @@ def alike(draw: st.DrawFn) -> list[bytes]:
 
 @given(sequences() | alike(), st.integers(1, 13))
 @example([b"x" + USUAL, USUAL], 2)
+@example([USUAL.replace(b"a", b"b"), USUAL], 2)
 @example([USUAL + b"x", USUAL], 2)
 @settings(max_examples=300)
 def test_together_they_say_what_each_says(sent: list[bytes], at_once: int) -> None:

@@ -225,11 +225,22 @@ def test_the_shape_that_is_fast() -> None:
         ),
         *(with_meta(partition=True), with_meta(partition=0.0), with_meta(partition=None)),
         *(with_meta(topic="codfw.x"), with_meta(topic=None), with_meta(topic=["eqiad.x"])),
+        *(with_meta(dt="x" * 41), with_meta(dt=1)),
+        # In a text that nobody looks at; too deep to be looked through.
+        with_meta()[:-1] + b',"x":"\xff"}',
+        with_meta()[:-1] + b',"x":' + b"[" * 100_000 + b"]" * 100_000 + b"}",
     ],
 )
 def test_what_is_not_as_usual_goes_the_general_way(odd: bytes) -> None:
     assert not is_usual(frame(odd))
     assert not is_usual(frame(with_meta()) + frame(odd))
+
+
+def test_an_id_that_names_its_topic_twice_goes_the_general_way() -> None:
+    twice = b'[{"topic":"eqiad.x","partition":0,"timestamp":%d},' % 1001
+    twice += b'{"topic":"eqiad.x","partition":0,"timestamp":%d}]' % 2002
+    assert not is_usual(frame(with_meta(), twice))
+    assert decoded(frame(with_meta(), twice)).batch.events[0].timestamp_ms == 1001
 
 
 def is_usual(blob: bytes) -> bool:
