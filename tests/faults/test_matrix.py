@@ -25,6 +25,9 @@ FULL_ONLY = {
     "too-few-replicas on kafka",
     "two-of-three-killed on kafka",
     "clock on files",
+    "network-upstream on files",
+    "coordinator-moved on kafka",
+    "memory on files",
     "memory on kafka",
     # tests/integration/test_metrics_server.py says more.
     "metrics-folder on files",

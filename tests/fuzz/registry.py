@@ -11,9 +11,9 @@ from pathlib import Path
 from tests.fuzz.target import Target
 from tests.fuzz.targets import configuration, http, stored, stream
 
-EXAMPLES = 2500
+EXAMPLES = 1200
 """Inputs that the test suite tries of a target; all targets together take it a minute."""
-SLOW = 600
+SLOW = 300
 """Of a target whose inputs take milliseconds."""
 CORPUS = Path(__file__).parent / "corpus"
 
