@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import logging
-from typing import NamedTuple
 
 from pleiades.core.decoding import decode
-from pleiades.core.range import Range, within
+from pleiades.core.range import Part, within
 from pleiades.core.wire import Batch, End, Frames
 from pleiades.runtime.channel import POLL_SECONDS, Channel
 from pleiades.runtime.child import Life
@@ -14,14 +13,6 @@ from pleiades.runtime.logs import Seldom, printable
 from pleiades.runtime.metrics import Metrics
 
 log = logging.getLogger(__name__)
-
-
-class Part(NamedTuple):
-    """What of the upstream's history is published."""
-
-    range: Range
-    more_topics: bool
-    """See `decode`: each connection asks for one of several topic-partitions."""
 
 
 _error_warnings = Seldom()

@@ -9,11 +9,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 from pleiades.core.admission import Admission
-from pleiades.core.decoding import TOO_LARGE
 from pleiades.core.position import Checkpoint, Done, Position
 from pleiades.core.range import halves
 from pleiades.core.window import Window
-from pleiades.core.wire import Batch, DeadLetter, End, Event, compose_id
+from pleiades.core.wire import TOO_LARGE, Batch, DeadLetter, End, Event, compose_id
 from pleiades.runtime import faultpoints
 from pleiades.runtime.channel import POLL_SECONDS, Channel
 from pleiades.runtime.child import Life

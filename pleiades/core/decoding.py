@@ -25,6 +25,9 @@ from sseclient import SSEClient
 from pleiades.core.framing import Usual, ids_in, split_frames
 from pleiades.core.ids import read_ids
 from pleiades.core.wire import (
+    LINE_TYPES,
+    NOT_AN_OBJECT,
+    NOT_JSON,
     UNKNOWN_SOURCE,
     Assignment,
     Batch,
@@ -37,16 +40,6 @@ from pleiades.core.wire import (
     events_of,
     parse_id,
 )
-
-NOT_JSON = "not_json"
-NOT_AN_OBJECT = "not_an_object"
-TOO_LARGE = "too_large"
-"""The destination refused it for its size; found by the sink, not here."""
-REASONS = (NOT_JSON, NOT_AN_OBJECT, TOO_LARGE)
-"""Why an event becomes a dead letter."""
-
-LINE_TYPES = ("id", "event", "data", "comment", "unknown")
-"""The kinds of lines that are counted; `retry` counts as unknown, as in the original Pleiades."""
 
 _NOT_ASKED_FOR = Assignment(UNKNOWN_SOURCE, None)
 

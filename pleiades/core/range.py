@@ -130,6 +130,14 @@ class Range:
         )
 
 
+class Part(NamedTuple):
+    """What of the upstream's history is published."""
+
+    range: Range
+    more_topics: bool
+    """See `decode`: each connection asks for one of several topic-partitions."""
+
+
 def within(batch: Batch, span: Range, source: TopicPartition) -> tuple[Batch, int]:
     """A batch of one topic-partition without what lies outside of a range, and how much that was.
 

@@ -22,6 +22,16 @@ TopicPartition: TypeAlias = tuple[str, int]
 UNKNOWN_SOURCE: TopicPartition = ("", -1)
 """Stands for the topic-partition of an event that does not say where it came from."""
 
+NOT_JSON = "not_json"
+NOT_AN_OBJECT = "not_an_object"
+TOO_LARGE = "too_large"
+"""The destination refused it for its size."""
+REASONS = (NOT_JSON, NOT_AN_OBJECT, TOO_LARGE)
+"""Why an event becomes a dead letter."""
+
+LINE_TYPES = ("id", "event", "data", "comment", "unknown")
+"""The kinds of lines that are counted; `retry` counts as unknown, as in the original Pleiades."""
+
 MAX_ASSIGNMENTS = 256
 """Topic-partitions one id may name; an id with more is treated as malformed."""
 
@@ -148,7 +158,7 @@ class DeadLetter(NamedTuple):
     source: TopicPartition
     timestamp_ms: int
     reason: str
-    """One of `pleiades.core.decoding.REASONS`."""
+    """One of `REASONS`."""
     key: bytes
     data: bytes
     place: int = 0

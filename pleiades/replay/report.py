@@ -12,11 +12,10 @@ from typing import Any
 import orjson
 from prometheus_client import CollectorRegistry
 
-from pleiades.core.decoding import REASONS
 from pleiades.core.position import Checkpoint, Done
 from pleiades.core.range import Range, Slice
 from pleiades.core.units import iso_time, rough_duration
-from pleiades.core.wire import TopicPartition
+from pleiades.core.wire import REASONS, TopicPartition
 from pleiades.replay.progress import name_of
 from pleiades.runtime.errors import EXIT_INCOMPLETE, EXIT_INTERRUPTED, EXIT_STOPPED
 

@@ -6,10 +6,6 @@ import logging
 import sys
 import time
 
-from rich.console import Console
-from rich.control import Control
-from rich.segment import ControlType
-
 INTERVAL_SECONDS = 0.5
 
 
@@ -17,8 +13,13 @@ class LiveLine:
     """Drawn over itself; every log line clears it first (see `logs`)."""
 
     def __init__(self, log_level: int) -> None:
-        self._console = Console(file=sys.stderr, highlight=False)
-        self._shown = self._console.is_terminal and log_level <= logging.INFO
+        self._shown = False
+        if sys.stderr.isatty() and log_level <= logging.INFO:
+            # Only here: nobody else should wait for its import.
+            from rich.console import Console
+
+            self._console = Console(file=sys.stderr, highlight=False)
+            self._shown = self._console.is_terminal
         self._at = time.monotonic()
         self._published = 0
         self._rate = 0.0
@@ -46,6 +47,9 @@ class LiveLine:
             self._clear()
 
     def _clear(self) -> None:
+        from rich.control import Control
+        from rich.segment import ControlType
+
         self._console.control(
             Control(ControlType.CARRIAGE_RETURN, (ControlType.ERASE_IN_LINE, 2)),
         )

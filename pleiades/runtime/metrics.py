@@ -23,7 +23,7 @@ from prometheus_client import Counter, Gauge, Histogram, values
 from prometheus_client.registry import CollectorRegistry
 
 from pleiades import __version__
-from pleiades.core.decoding import LINE_TYPES, REASONS
+from pleiades.core.wire import LINE_TYPES, REASONS
 from pleiades.runtime.errors import MetricsUnavailable
 from pleiades.runtime.metric_files import SUFFIX, UNFINISHED_SUFFIX, Ledger, values_in
 from pleiades.runtime.metric_scrape import ScrapeCollector

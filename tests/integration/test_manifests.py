@@ -148,6 +148,25 @@ def test_every_relay_runs_without_rights(built: dict[str, list[Any]]) -> None:
 
 
 @pytest.mark.parametrize("overlay", ["kafka", "files"])
+def test_what_belongs_to_the_relay_selects_the_relay_alone(
+    overlay: str, built: dict[str, list[Any]]
+) -> None:
+    made = {
+        manifest["kind"]: manifest["spec"]
+        for manifest in built[f"kubernetes/{overlay}"]
+        if "spec" in manifest
+    }
+    labels = made["Deployment"]["template"]["metadata"]["labels"]
+    assert len(labels) == 2
+    assert made["Deployment"]["selector"]["matchLabels"] == labels
+    assert made["Service"]["selector"] == labels
+    assert made["PodDisruptionBudget"]["selector"]["matchLabels"] == labels
+    assert made["NetworkPolicy"]["podSelector"]["matchLabels"] == labels
+    ports = [port["port"] for rule in made["NetworkPolicy"]["egress"] for port in rule["ports"]]
+    assert (9092 in ports) == (overlay == "kafka")
+
+
+@pytest.mark.parametrize("overlay", ["kafka", "files"])
 def test_an_overlays_flags_and_file_are_accepted(
     overlay: str, built: dict[str, list[Any]], tmp_path: Path
 ) -> None:

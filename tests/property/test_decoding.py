@@ -10,7 +10,6 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from pleiades.core.decoding import (
-    REASONS,
     Decoded,
     SseEvent,
     decode,
@@ -19,7 +18,15 @@ from pleiades.core.decoding import (
     general_sse_events,
 )
 from pleiades.core.framing import Framer, ids_in, retry_in, split_frames, usual_frames
-from pleiades.core.wire import MAX_TIMESTAMP_MS, UNKNOWN_SOURCE, DeadLetter, Event, Frames, time_ms
+from pleiades.core.wire import (
+    MAX_TIMESTAMP_MS,
+    REASONS,
+    UNKNOWN_SOURCE,
+    DeadLetter,
+    Event,
+    Frames,
+    time_ms,
+)
 
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers(-5, 2**53) | st.floats(allow_nan=False) | st.text(),

@@ -17,6 +17,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("pleiades.cli",),
     ("pleiades.check", "pleiades.demo", "pleiades.replay"),
     ("pleiades.pipeline",),
+    ("pleiades.stages",),
     ("pleiades.reader", "pleiades.lanes", "pleiades.parser", "pleiades.publisher"),
     ("pleiades.upstream", "pleiades.sinks", "pleiades.simulator"),
     ("pleiades.runtime",),
@@ -33,7 +34,7 @@ IMPURE = {
 """Clocks, I/O, processes, chance and metrics."""
 
 FORBIDDEN = (
-    ("pleiades.runtime.supervisor", "the supervisor never imports a stage", LAYERS[4]),
+    ("pleiades.runtime.supervisor", "the supervisor never imports a stage", LAYERS[5]),
     ("pleiades.core*", "the core imports nothing of pleiades but the core", ("pleiades.[!c]*",)),
     ("pleiades.core*", "the core is pure", tuple(IMPURE)),
     ("pleiades.core*", "the core is pure", tuple(f"{name}.*" for name in IMPURE)),

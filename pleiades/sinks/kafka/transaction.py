@@ -21,8 +21,7 @@ from typing import NamedTuple
 from confluent_kafka import KafkaError, KafkaException, Message, Producer, TopicPartition
 
 from pleiades.core.backoff import Backoff
-from pleiades.core.decoding import TOO_LARGE
-from pleiades.core.wire import DeadLetter, Event
+from pleiades.core.wire import TOO_LARGE, DeadLetter, Event
 from pleiades.runtime import faultpoints
 from pleiades.runtime.errors import GenerationLost
 from pleiades.sinks.kafka.records import (

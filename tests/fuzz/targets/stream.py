@@ -9,8 +9,6 @@ import re
 from itertools import pairwise
 
 from pleiades.core.decoding import (
-    LINE_TYPES,
-    REASONS,
     Decoded,
     decode,
     decode_any,
@@ -22,8 +20,10 @@ from pleiades.core.framing import Framer, ids_in, retry_in, split_frames, usual_
 from pleiades.core.ids import read_ids
 from pleiades.core.position import Checkpoint, Course, decode_checkpoint, join
 from pleiades.core.wire import (
+    LINE_TYPES,
     MAX_ASSIGNMENTS,
     MAX_TIMESTAMP_MS,
+    REASONS,
     UNKNOWN_SOURCE,
     DeadLetter,
     Event,

@@ -7,8 +7,6 @@ import orjson
 import pytest
 
 from pleiades.core.decoding import (
-    NOT_AN_OBJECT,
-    NOT_JSON,
     Decoded,
     count_lines,
     decode,
@@ -20,6 +18,8 @@ from pleiades.core.decoding import (
 )
 from pleiades.core.framing import Framer, ids_in, retry_in, usual_frames
 from pleiades.core.wire import (
+    NOT_AN_OBJECT,
+    NOT_JSON,
     UNKNOWN_SOURCE,
     Assignment,
     Canary,
