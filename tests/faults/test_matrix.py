@@ -28,6 +28,10 @@ FULL_ONLY = {
     "network-upstream on files",
     "coordinator-moved on kafka",
     "memory on files",
+    "broker-disk-full on kafka",
+    "frozen-relay on files",
+    "two-instances on files",
+    "kills on files",
     "memory on kafka",
     # tests/integration/test_metrics_server.py says more.
     "metrics-folder on files",

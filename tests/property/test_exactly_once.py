@@ -354,7 +354,7 @@ def _step(
         relay.check(complete=False)
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck))
 @given(st.randoms(use_true_random=False))
 def test_every_event_once_and_in_order(rng: random.Random) -> None:
     run_scenario(rng)
