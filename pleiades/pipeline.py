@@ -65,9 +65,8 @@ def _stages(settings: Settings) -> Stages:
         batches: list[Channel[Batch | End]] = [
             Channel(context, f"batches-{number}") for number in numbers
         ]
-        reading = run.reader if own.replay is None else run.range_reader
         return [
-            StageSpec("reader", reading, (own, resume, frames), stoppable=True),
+            StageSpec("reader", run.reader, (own, resume, frames), stoppable=True),
             *(
                 StageSpec(
                     f"parser-{number}",

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 from pleiades.core.admission import Admission
@@ -352,15 +351,3 @@ class Publisher:
                 "reconnect may repeat events that only the destination can recognise. Raise it",
                 self._settings.max_entries,
             )
-
-
-def run(
-    life: Life,
-    metrics: Metrics,
-    settings: Settings,
-    make_sink: Callable[[Life, Metrics], Sink],
-    resume: Channel[Checkpoint],
-    parsers: list[Channel[Batch | End]],
-) -> None:
-    """The publisher process."""
-    Publisher(life, metrics, settings, make_sink(life, metrics), resume, parsers).run()

@@ -11,7 +11,7 @@ import random
 import time
 from itertools import count
 
-from pleiades.core.framing import Framer, Usual, ids_in, retry_in, usual_frames
+from pleiades.core.framing import Framer, Usual, take
 from pleiades.core.ids import Told, read_ids
 from pleiades.core.pauses import Pauses
 from pleiades.core.position import Checkpoint, Course
@@ -185,16 +185,15 @@ class Reader:
                 self._take(blob, first_seen)
 
     def _take(self, blob: bytes, first_seen: set[TopicPartition]) -> None:
-        usual = usual_frames(blob)
-        received = ids_in(blob) if usual is None else usual.ids
-        self._pauses.delivered(len(received), retry_in(blob) if usual is None else None)
+        content, received, retry_ms = take(blob)
+        self._pauses.delivered(len(received), retry_ms)
         told = read_ids(received)
         self._look_for_gap(told, first_seen)
         self._course.observe(told.greatest())
         before = self._last_event_id
         if received:
             self._last_event_id = received[-1]
-        self._send(blob if usual is None else usual, before)
+        self._send(content, before)
 
     def _look_for_gap(self, told: Told, first_seen: set[TopicPartition]) -> None:
         # The event that the position stands for is itself among what is asked for. If a topic
@@ -233,14 +232,3 @@ class Reader:
     def _alive(self) -> None:
         self._life.beat()
         self._life.check()
-
-
-def run(
-    life: Life,
-    metrics: Metrics,
-    settings: Settings,
-    resume: Channel[Checkpoint],
-    parsers: list[Channel[Frames | End]],
-) -> None:
-    """The reader process."""
-    Reader(life, metrics, settings, resume, parsers).run()

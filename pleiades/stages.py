@@ -7,8 +7,6 @@ of them needs takes as long as the rest of its start. So each process imports wh
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
-from functools import partial
 
 from pleiades.core.position import Checkpoint
 from pleiades.core.range import Part
@@ -29,23 +27,15 @@ def reader(
     resume: Channel[Checkpoint],
     parsers: list[Channel[Frames | End]],
 ) -> None:
-    """Reads the stream."""
-    from pleiades.reader import run
+    """Reads the stream, or a range of its history."""
+    if settings.replay is None:
+        from pleiades.reader import Reader
 
-    run(life, metrics, settings, resume, parsers)
+        Reader(life, metrics, settings, resume, parsers).run()
+    else:
+        from pleiades.lanes.reader import RangeReader
 
-
-def range_reader(
-    life: Life,
-    metrics: Metrics,
-    settings: Settings,
-    resume: Channel[Checkpoint],
-    parsers: list[Channel[Frames | End]],
-) -> None:
-    """Reads a range of history."""
-    from pleiades.lanes.reader import run
-
-    run(life, metrics, settings, resume, parsers)
+        RangeReader(life, metrics, settings, settings.replay, resume, parsers).run()
 
 
 def parser(
@@ -71,20 +61,20 @@ def publisher(
     parsers: list[Channel[Batch | End]],
 ) -> None:
     """Publishes events; `reached`: an earlier one of this program had the destination open."""
-    from pleiades.publisher import run
+    from pleiades.publisher import Publisher
 
-    run(life, metrics, settings, _sink_of(settings, reached), resume, parsers)
+    sink = _sink_of(settings, reached, life, metrics)
+    Publisher(life, metrics, settings, sink, resume, parsers).run()
 
 
-def _sink_of(settings: Settings, reached: bool) -> Callable[[Life, Metrics], Sink]:
-    """What makes the sink."""
+def _sink_of(settings: Settings, reached: bool, life: Life, metrics: Metrics) -> Sink:
     if settings.kafka is not None:
-        return partial(_kafka, settings.kafka, settings, reached)
+        return _kafka(settings.kafka, settings, reached, life, metrics)
     if settings.files is not None:
-        return partial(_files, settings.files, settings, reached)
+        return _files(settings.files, settings, reached, life, metrics)
     if settings.replay is None or not settings.replay.dry_run:
         raise AssertionError("settings_from sees to it that there is a publisher")
-    return _counting
+    return _counting(life)
 
 
 def _kafka(
@@ -105,7 +95,7 @@ def _kafka(
     )
 
 
-def _counting(life: Life, _metrics: Metrics) -> Sink:
+def _counting(life: Life) -> Sink:
     from pleiades.sinks.counting import Counted, CountingSink
 
     def tell(counted: Counted) -> None:

@@ -164,6 +164,23 @@ def usual_frames(blob: bytes) -> Usual | None:
     return Usual([line[4:] for line in ids], [line[6:] for line in data])
 
 
+class Taken(NamedTuple):
+    """What a reader needs of a blob from `Framer.feed`, and what it hands on."""
+
+    content: bytes | Usual
+    """By columns where all frames have the usual shape; else as it came."""
+    ids: list[bytes]
+    retry_ms: int | None
+
+
+def take(blob: bytes) -> Taken:
+    """Look through a blob once."""
+    usual = usual_frames(blob)
+    if usual is None:
+        return Taken(blob, ids_in(blob), retry_in(blob))
+    return Taken(usual, usual.ids, None)
+
+
 def ids_in(blob: bytes) -> list[bytes]:
     """Values of all `id` fields in a blob, in order; those with a NUL are ignored (WHATWG)."""
     return [value for value in _ID_LINE.findall(b"\n" + blob) if b"\0" not in value]

@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import NamedTuple, TypeAlias
 
-from pleiades.core.framing import Framer, Usual, ids_in, retry_in, usual_frames
+from pleiades.core.framing import Framer, Usual, take
 from pleiades.core.ids import read_ids
 from pleiades.core.pauses import Pauses
 from pleiades.core.position import Course
@@ -237,16 +237,15 @@ class Lane:
                 return "closed"
             skipped = framer.oversized_total
             blob = framer.feed(chunk)
-            usual = usual_frames(blob)
-            received = ids_in(blob) if usual is None else usual.ids
+            content, received, retry_ms = take(blob)
             before = self._last_event_id
-            self._pauses.delivered(len(received), retry_in(blob) if usual is None else None)
+            self._pauses.delivered(len(received), retry_ms)
             gap, over = self._take(received, ending)
             self._send(
                 Received(
                     self._plan.source,
                     number,
-                    blob if usual is None else usual,
+                    content,
                     before,
                     len(received),
                     len(chunk),

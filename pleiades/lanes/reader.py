@@ -209,16 +209,3 @@ def _next(work: deque[Plan]) -> Plan | None:
         return work.popleft()
     except IndexError:
         return None
-
-
-def run(
-    life: Life,
-    metrics: Metrics,
-    settings: Settings,
-    resume: Channel[Checkpoint],
-    parsers: list[Channel[Frames | End]],
-) -> None:
-    """The reader process of a replay."""
-    if settings.replay is None:
-        raise AssertionError("this is the reader of a replay")
-    RangeReader(life, metrics, settings, settings.replay, resume, parsers).run()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import socket
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,6 +14,7 @@ import requests
 
 from pleiades.simulator.settings import Faults, SimulatorSettings
 from pleiades.simulator.simulator import Simulator
+from tests.harness.broker import free_port
 from tests.harness.relay import Relay
 from tests.harness.waiting import until
 
@@ -62,9 +62,7 @@ def relay(
 @pytest.fixture
 def ask(relay: Relay, tools: Tools, tmp_path: Path) -> Iterator[Callable[[str], list[Any]]]:
     """Asks a Prometheus that scrapes the relay under the job's usual name."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     configuration = {
         "global": {"scrape_interval": "1s", "evaluation_interval": "1s"},
         "rule_files": [str(RULES)],

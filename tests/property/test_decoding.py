@@ -17,7 +17,7 @@ from pleiades.core.decoding import (
     decode_usual,
     general_sse_events,
 )
-from pleiades.core.framing import Framer, ids_in, retry_in, split_frames, usual_frames
+from pleiades.core.framing import Framer, ids_in, retry_in, split_frames, take, usual_frames
 from pleiades.core.wire import (
     MAX_TIMESTAMP_MS,
     REASONS,
@@ -96,7 +96,7 @@ frames = as_usual | odd_frames | spoilt()
 
 
 def received(blob: bytes, last_event_id: bytes = b"") -> Frames:
-    return Frames(0, 1, usual_frames(blob) or blob, last_event_id, 0, 0)
+    return Frames(0, 1, take(blob).content, last_event_id, 0, 0)
 
 
 def decoded(blob: bytes, last_event_id: bytes = b"", keep_canaries: bool = False) -> Decoded:

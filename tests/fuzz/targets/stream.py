@@ -16,7 +16,7 @@ from pleiades.core.decoding import (
     general_sse_events,
     identify,
 )
-from pleiades.core.framing import Framer, ids_in, retry_in, split_frames, usual_frames
+from pleiades.core.framing import Framer, ids_in, retry_in, split_frames, take, usual_frames
 from pleiades.core.ids import read_ids
 from pleiades.core.position import Checkpoint, Course, decode_checkpoint, join
 from pleiades.core.wire import (
@@ -155,7 +155,7 @@ def sse_id(raw: bytes) -> None:
 
 
 def _received(blob: bytes, last_event_id: bytes) -> Frames:
-    return Frames(0, 1, usual_frames(blob) or blob, last_event_id, 0, 0)
+    return Frames(0, 1, take(blob).content, last_event_id, 0, 0)
 
 
 def events(raw: bytes) -> None:

@@ -16,7 +16,7 @@ from pleiades.core.decoding import (
     identify,
     own_assignment,
 )
-from pleiades.core.framing import Framer, ids_in, retry_in, usual_frames
+from pleiades.core.framing import Framer, ids_in, retry_in, take
 from pleiades.core.wire import (
     NOT_AN_OBJECT,
     NOT_JSON,
@@ -184,7 +184,7 @@ def decoded(blob: bytes, last_event_id: bytes = b"", keep_canaries: bool = False
 
 
 def received(blob: bytes, last_event_id: bytes = b"") -> Frames:
-    return Frames(7, 3, usual_frames(blob) or blob, last_event_id, 11, 13)
+    return Frames(7, 3, take(blob).content, last_event_id, 11, 13)
 
 
 def frame(data: bytes, sse_id: bytes = ID) -> bytes:
