@@ -11,6 +11,9 @@ from typing import Any, NamedTuple
 
 import pytest
 import requests
+from grafana_foundation_sdk.cog.encoder import JSONEncoder
+from grafana_foundation_sdk.cog.plugins import register_default_plugins
+from grafana_foundation_sdk.models.dashboard import Dashboard
 
 from pleiades.simulator.settings import Faults, SimulatorSettings
 from pleiades.simulator.simulator import Simulator
@@ -20,6 +23,7 @@ from tests.harness.waiting import until
 
 ROOT = Path(__file__).resolve().parents[2]
 RULES = ROOT / "deploy" / "prometheus" / "pleiades.rules.yml"
+DASHBOARD = ROOT / "deploy" / "grafana" / "pleiades.json"
 INSTALL_SECONDS = 200
 LONGEST_SECONDS = 60.0
 RANGE = "30s"
@@ -114,7 +118,7 @@ def documented() -> set[str]:
 
 def dashboard() -> list[str]:
     """Every expression of the dashboard, its variables put in as Grafana does for "All"."""
-    board = json.loads((ROOT / "deploy" / "grafana" / "pleiades.json").read_text())
+    board = json.loads(DASHBOARD.read_text())
     expressions = [
         target["expr"] for panel in board["panels"] for target in panel.get("targets", [])
     ]
@@ -158,6 +162,28 @@ def test_every_metric_is_scraped_and_every_panel_shows_something(
         'pleiades_kafka_publish_lag_milliseconds use base unit "seconds" instead of "milliseconds"'
     }
     assert not ask('ALERTS{alertstate="firing"}')
+
+
+def unlike(one: Any, other: Any, path: str = "") -> Iterator[str]:
+    """Where `one` has something that `other` has not, or has otherwise."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        for key, value in one.items():
+            yield from unlike(value, other.get(key), f"{path}.{key}")
+    elif isinstance(one, list) and isinstance(other, list) and len(one) == len(other):
+        for index, (value, its) in enumerate(zip(one, other, strict=True)):
+            yield from unlike(value, its, f"{path}[{index}]")
+    elif one != other:
+        yield f"{path}: {one!r}"
+
+
+def test_grafana_knows_every_field_of_the_dashboard() -> None:
+    # Its schema drops what it does not know; of what belongs to a data source it knows nothing.
+    register_default_plugins()
+    board = json.loads(DASHBOARD.read_text())
+    known = json.loads(JSONEncoder().encode(Dashboard.from_json(board)))
+    unknown = [where.split(":")[0] for where in unlike(board, known)]
+    untyped = r"\.templating\.list\[\d\]\.definition|\.annotations\.list\[\d\]\.titleFormat"
+    assert [where for where in unknown if not re.fullmatch(untyped, where)] == []
 
 
 @pytest.mark.parametrize(
