@@ -26,6 +26,8 @@ USER 65532:65532
 # volumes or tmpfs the root file system can be read-only.
 WORKDIR /data
 ENV PATH=/opt/pleiades/bin:$PATH
+# For a replay, too, whose own default is any free port; and for the health check. To change it, set this, not --metricsPort.
+ENV PLEIADES_METRICS_PORT=9000
 EXPOSE 9000
 STOPSIGNAL SIGTERM
 ENTRYPOINT ["pleiades"]
@@ -33,7 +35,7 @@ CMD ["help"]
 
 # All processes live and beat. Readiness is no part of it: an upstream that is away is no reason to restart.
 HEALTHCHECK --interval=10s --timeout=5s --start-period=20s \
-    CMD ["python3", "-c", "import os, urllib.request as r; r.urlopen('http://127.0.0.1:' + os.environ.get('PLEIADES_METRICS_PORT', '9000') + '/healthz', timeout=4)"]
+    CMD ["python3", "-c", "import os, urllib.request as r; r.urlopen('http://127.0.0.1:' + os.environ['PLEIADES_METRICS_PORT'] + '/healthz', timeout=4)"]
 
 ARG VERSION=0.1.0
 ARG REVISION=unknown
