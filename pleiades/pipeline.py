@@ -52,8 +52,10 @@ def _stages(settings: Settings) -> Stages:
     if settings.replay is not None:
         part = Part(settings.replay.range, len(settings.replay.first_ms) > 1)
 
-    def stages(context: SpawnContext, resume_stored: bool) -> list[StageSpec]:
+    def stages(context: SpawnContext, resume_stored: bool, details: object) -> list[StageSpec]:
         own = replace(settings, resume=settings.resume or resume_stored)
+        # A replay begins its range again where the destination has forgotten it.
+        last = details if isinstance(details, Checkpoint) and own.replay is None else None
         # upstream ─▶ reader ═frames═▶ parser 0…N-1 ═batches═▶ publisher ─▶ sink
         #               ▲                                         │
         #               └──────────────── resume ─────────────────┘
@@ -78,7 +80,7 @@ def _stages(settings: Settings) -> Stages:
             StageSpec(
                 "publisher",
                 run.publisher,
-                (own, resume_stored, resume, batches),
+                (own, resume_stored, last, resume, batches),
                 concludes=own.replay is not None,
             ),
         ]

@@ -79,6 +79,7 @@ class Publisher:
         sink: Sink,
         resume: Channel[Checkpoint],
         parsers: list[Channel[Batch | End]],
+        last: Checkpoint | None = None,
     ) -> None:
         self._life = life
         self._metrics = metrics
@@ -86,6 +87,8 @@ class Publisher:
         self._sink = sink
         self._resume = resume
         self._parsers = parsers
+        self._last = last
+        """Committed by a publisher before this one, of the same program."""
         self._policy = CommitPolicy()
         self._replay = settings.replay
         self._published_total = None if settings.files is None else metrics.file_events
@@ -134,7 +137,7 @@ class Publisher:
     def _open(self) -> None:
         with self._life.busy(COMMIT_ALLOWED_SECONDS):
             opened = self._sink.open(self._settings.resume)
-            stored = opened.checkpoint
+            stored = opened.checkpoint or self._remembered()
             self._admission = Admission(self._window, ask_each=not opened.all_told)
             self._window.restore({} if stored is None else stored.position, opened.window)
             since_ms = self._settings.since_ms
@@ -146,6 +149,9 @@ class Publisher:
                 self._checkpoint = self._marked(self._start(since_ms))
                 # A crash before the first event must not bring back an ignored position.
                 self._sink.commit(self._checkpoint)
+            elif opened.checkpoint is None:
+                self._checkpoint = stored
+                self._sink.commit(stored)
             else:
                 self._checkpoint = self._marked(stored)
                 log.info(
@@ -158,6 +164,18 @@ class Publisher:
         self._resume.put(self._checkpoint, self._life.beat)
         self._life.ready = True
         self._life.beat()
+
+    def _remembered(self) -> Checkpoint | None:
+        """Where nothing is stored: what was, while this program ran; but --since says it better."""
+        if self._settings.since_ms is not None or self._last is None:
+            return None
+        log.warning(
+            "the destination knows no position any more: since this program began it was emptied, "
+            "or another one took its place. Going on from the last position that was stored, %s: "
+            "what has come since is not lost; what was published before is not published again",
+            compose_id(self._last.position),
+        )
+        return self._last
 
     def _start(self, since_ms: int | None) -> Checkpoint:
         if self._replay is not None:
@@ -192,7 +210,7 @@ class Publisher:
 
     def _show_position(self) -> None:
         self._life.position = self._position()
-        self._life.details = None if self._replay is None else self._checkpoint
+        self._life.details = self._checkpoint
 
     def _left(self) -> int:
         """How many events may still be published."""

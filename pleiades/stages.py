@@ -57,14 +57,18 @@ def publisher(
     metrics: Metrics,
     settings: Settings,
     reached: bool,
+    last: Checkpoint | None,
     resume: Channel[Checkpoint],
     parsers: list[Channel[Batch | End]],
 ) -> None:
-    """Publishes events; `reached`: an earlier one of this program had the destination open."""
+    """Publishes events.
+
+    `reached`: an earlier one of this program had the destination open; `last`: what it committed last.
+    """
     from pleiades.publisher import Publisher
 
     sink = _sink_of(settings, reached, life, metrics)
-    Publisher(life, metrics, settings, sink, resume, parsers).run()
+    Publisher(life, metrics, settings, sink, resume, parsers, last).run()
 
 
 def _sink_of(settings: Settings, reached: bool, life: Life, metrics: Metrics) -> Sink:

@@ -57,7 +57,7 @@ class Beat(NamedTuple):
     position: str
     """publisher: what is committed, as an SSE id; empty before it knows."""
     details: object = None
-    """publisher of a replay: what is committed, for the progress and the report."""
+    """publisher: what is committed; of a dry run, what is counted."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -41,8 +41,9 @@ DRAIN_SECONDS = 9.0
 TICK_SECONDS = 0.5
 
 
-Stages = Callable[[SpawnContext, bool], list[StageSpec]]
-"""Makes new channels and stages; the flag: there is a position of this run to resume from."""
+Stages = Callable[[SpawnContext, bool, object], list[StageSpec]]
+"""Makes new channels and stages. The flag: there is a position of this run to resume from; the rest:
+`Beat.details` as the generation before told it last."""
 
 
 class Display(Protocol):
@@ -153,7 +154,7 @@ class Supervisor:
     def _one_generation(self) -> Ended | None:
         """Run the pipeline to its end; None if that was asked for."""
         started = time.monotonic()
-        specs = self._stages(self._context, bool(self._position))
+        specs = self._stages(self._context, bool(self._position), self._details)
         self._metrics.describe(spec.name for spec in specs)
         for spec in specs:
             self._take_signals()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import re
+import time
 from collections import defaultdict
 from collections.abc import Callable
 
@@ -53,6 +54,12 @@ def stored(kafka: str, topic: str) -> Stored:
 def forget_position(kafka: str, topic: str) -> None:
     admin = AdminClient({"bootstrap.servers": kafka})
     for done in admin.delete_consumer_groups([group(topic)], request_timeout=10).values():
+        done.result()
+
+
+def delete_topic(kafka: str, topic: str) -> None:
+    admin = AdminClient({"bootstrap.servers": kafka})
+    for done in admin.delete_topics([topic], request_timeout=10).values():
         done.result()
 
 
@@ -368,3 +375,26 @@ def test_a_lost_position_is_said_with_the_groups_name(
         assert said[1] == group(topic)
         assert relay.stop() == 0
     assert not re.search("Traceback|%[0-9]\\|", relay.log)
+
+
+def test_a_topic_that_is_deleted_meanwhile_gets_all_that_comes_after(
+    simulate: Simulate, to_topic: ToTopic, kafka: str, topic: str
+) -> None:
+    upstream = simulate(SimulatorSettings(rate=100))
+    now = [flag for flag in to_topic(upstream) if not flag.startswith("--since")]
+    with Relay(*now, "--upstream.overlap=500ms") as relay:
+        until_published(relay, 100)
+        publisher = relay.child("publisher")
+        stopped_ms = time.time_ns() // 1_000_000
+        publisher.suspend()
+        # More than the overlap, which a new start would ask for anyway.
+        missed = upstream.stats().events_appended_total + 200
+        upstream.wait_until(lambda stats: stats.events_appended_total > missed, 30)
+        delete_topic(kafka, topic)
+        forget_position(kafka, topic)
+        publisher.kill()
+        relay.wait_for("Going on from the last position that was stored")
+        until_published(relay, 500)
+        assert relay.stop() == 0
+    verdict = judge_topic(kafka, topic, upstream.journal(), stopped_ms, finished=False)
+    assert verdict.flawless, f"{verdict}\n{relay.log}"

@@ -32,7 +32,9 @@ def store() -> MemoryStore:
 def run(metrics: Metrics, settings_of: Callable[..., Settings], store: MemoryStore) -> Run:
     """Publishes batches and the end marker; returns what the reader was told."""
 
-    def publish(*channels: list[Batch], flags: tuple[str, ...] = ()) -> Checkpoint:
+    def publish(
+        *channels: list[Batch], flags: tuple[str, ...] = (), last: Checkpoint | None = None
+    ) -> Checkpoint:
         resume: FakeChannel[Checkpoint] = FakeChannel()
         parsers = [FakeChannel[Batch | End](*batches, End()) for batches in channels]
         Publisher(
@@ -42,6 +44,7 @@ def run(metrics: Metrics, settings_of: Callable[..., Settings], store: MemorySto
             MemorySink(store),
             cast("Channel[Checkpoint]", resume),
             [cast("Channel[Batch | End]", parser) for parser in parsers],
+            last,
         ).run()
         told = resume.items[0]
         assert isinstance(told, Checkpoint)
@@ -130,6 +133,27 @@ def test_since_does_not_count_where_a_time_was_found_by_what_is_there(
     run([batch(0, 1)])
     store.checkpoint = Checkpoint({}, START_MS - 5, 0).encoded()
     assert run([], flags=("--since=2026-01-01",)).started_ms == START_MS - 5
+
+
+def test_a_destination_that_was_emptied_meanwhile_goes_on_where_it_was(
+    run: Run, store: MemoryStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    last = Checkpoint({SOURCE: START_MS + 2, ("codfw.x", 0): 0}, START_MS - 5, START_MS + 2)
+    assert run([], last=last) == last
+    assert store.checkpoint is not None
+    assert decode_checkpoint(store.checkpoint) == last, "it is durable before anybody acts on it"
+    assert "the destination knows no position any more" in caplog.text
+
+
+def test_what_is_stored_and_since_outrank_what_was_known_before(
+    run: Run, caplog: pytest.LogCaptureFixture
+) -> None:
+    last = Checkpoint({SOURCE: START_MS + 2}, START_MS - 5, START_MS + 2)
+    told = run([], flags=("--since=2026-01-01",), last=last)
+    assert told == Checkpoint({}, 1_767_225_600_000, 0)
+    run([batch(0, 1)])
+    assert run([], last=last).position == {SOURCE: START_MS + 1}
+    assert "the destination knows no position any more" not in caplog.text
 
 
 def test_dropped_events_still_move_the_position(run: Run, store: MemoryStore) -> None:

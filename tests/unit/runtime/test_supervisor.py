@@ -29,7 +29,7 @@ def test_a_process_that_can_not_be_started_is_a_failed_generation(
     """EAGAIN, ENOMEM, EMFILE: tried again with pauses, and given up in the end."""
     started = []
 
-    def stages(_context: SpawnContext, _resume: bool) -> list[StageSpec]:
+    def stages(_context: SpawnContext, _resume: bool, _details: object) -> list[StageSpec]:
         return [StageSpec("reader", never, ()), StageSpec("publisher", never, ())]
 
     def failing(_context: object, spec: StageSpec, _settings: object) -> object:
