@@ -11,18 +11,23 @@ with cut or odd bytes is in docs/adr/0003).
 
 from __future__ import annotations
 
-import hashlib
-import json
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 
 import msgspec
 import orjson
 from sseclient import SSEClient
 
 from pleiades.core.framing import Usual, ids_in, split_frames
+from pleiades.core.identity import (
+    are_names,
+    digest,
+    identity_of,
+    loosely_loaded,
+    own_assignment,
+    substitute_identity,
+)
 from pleiades.core.ids import read_ids
 from pleiades.core.wire import (
     LINE_TYPES,
@@ -45,12 +50,6 @@ _NOT_ASKED_FOR = Assignment(UNKNOWN_SOURCE, None)
 
 _LINES_PER_PIECE = 500
 _MAX_TIME_CHARACTERS = 40
-_MAX_DIGITS = 1000
-
-# One rule for all sinks: a name of at most 128 characters that no file system, path or log reads in
-# another way; no leading dot.
-_IDENTITY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
-_IDENTITIES = re.compile(rf"(?:{_IDENTITY.pattern}\n)*")
 
 
 class SseEvent(NamedTuple):
@@ -202,7 +201,7 @@ def _decoded_as_usual(frames: Frames, usual: Usual, keep_canaries: bool) -> Deco
     if (
         told.ambiguous
         or not all(own_ms)
-        or not _are_names(identities)
+        or not are_names(identities)
         or (not keep_canaries and "canary" in [meta.domain for meta in metas])
         or max(map(len, times)) > _MAX_TIME_CHARACTERS
     ):
@@ -210,11 +209,6 @@ def _decoded_as_usual(frames: Frames, usual: Usual, keep_canaries: bool) -> Deco
     events = events_of(zip(identities, sources, own_ms, times, keys, data, strict=True))
     lines = dict.fromkeys(("id", "event", "data"), len(events))
     return Decoded(_batch(frames, events, told.greatest()), lines=lines)
-
-
-def _are_names(identities: list[str]) -> bool:
-    text = "\n".join(identities) + "\n"
-    return _IDENTITIES.fullmatch(text) is not None and text.count("\n") == len(identities)
 
 
 def _batch(frames: Frames, events: list[Event], timestamps_ms: dict[TopicPartition, int]) -> Batch:
@@ -245,7 +239,7 @@ def _sort_out(
         # The fast way leaves invalid UTF-8 to be found here.
         sse_event = sse_event._replace(data=sse_event.data.decode(errors="replace").encode())
         try:
-            body = _loosely_loaded(sse_event.data)
+            body = loosely_loaded(sse_event.data)
         except (ValueError, RecursionError):
             _dead_letter(NOT_JSON, sse_event, assignments, decoded)
             return
@@ -259,7 +253,7 @@ def _sort_out(
         place = len(decoded.batch.events)
         decoded.batch.canaries.append(Canary(*own_assignment(meta, assignments), place))
         return
-    identity = _identity(meta)
+    identity = identity_of(meta)
     if identity is None:
         identity = substitute_identity(meta, sse_event.data)
         decoded.replaced_identities += 1
@@ -272,67 +266,6 @@ def _sort_out(
 def _time(meta: dict[str, Any]) -> str:
     text = meta.get("dt")
     return text if type(text) is str and len(text) <= _MAX_TIME_CHARACTERS else ""
-
-
-class Identified(NamedTuple):
-    """What is said of a published event by its id and data."""
-
-    identity: str
-    source: TopicPartition
-    assignments: tuple[Assignment, ...]
-    stream: str
-    """`meta.stream`, such as `mediawiki.recentchange`; empty where it has none."""
-
-
-def identify(sse_id: bytes, data: bytes) -> Identified | None:
-    """What `decode` made of this event when it came; None for what is none."""
-    try:
-        body = orjson.loads(data)
-    except orjson.JSONDecodeError:
-        try:
-            body = _loosely_loaded(data)
-        except (ValueError, RecursionError):
-            return None
-    if type(body) is not dict:
-        return None
-    meta = body.get("meta")
-    if type(meta) is not dict:
-        meta = {}
-    try:
-        assignments = parse_id(sse_id)
-    except MalformedId:
-        assignments = ()
-    stream = meta.get("stream")
-    return Identified(
-        _identity(meta) or substitute_identity(meta, data),
-        own_assignment(meta, assignments)[0],
-        assignments,
-        stream if type(stream) is str else "",
-    )
-
-
-def _loosely_loaded(data: bytes) -> Any:
-    """JSON that orjson refuses, and JavaScript writes: a lone surrogate, as `\ud800`; or a number that
-    is too long for Python's own.
-    """
-    text = data.decode(errors="replace")
-    return json.loads(text, parse_constant=_refuse_constant, parse_int=_integer)
-
-
-def _identity(meta: dict[str, Any]) -> str | None:
-    """`meta.id`, if it can be trusted as a name."""
-    identity = meta.get("id")
-    if type(identity) is str and _IDENTITY.fullmatch(identity) is not None:
-        return identity
-    return None
-
-
-def _integer(digits: str) -> int | float:
-    return int(digits) if len(digits) <= _MAX_DIGITS else float(digits)
-
-
-def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no JSON")
 
 
 def _dead_letter(
@@ -350,37 +283,3 @@ def _dead_letter(
             len(decoded.batch.events),
         )
     )
-
-
-def own_assignment(
-    meta: dict[str, Any], assignments: tuple[Assignment, ...]
-) -> tuple[TopicPartition, int]:
-    """Which entry of its id is the event's own: the one `meta` names, else the only one.
-
-    Returns the unknown source with the greatest timestamp in the id where that stays open.
-    """
-    topic, partition = meta.get("topic"), meta.get("partition", 0)
-    # By type: True == 1 and 1.0 == 1, and neither is a partition.
-    if type(topic) is str and type(partition) is int:
-        for source, timestamp_ms in assignments:
-            if timestamp_ms and source[0] == topic and source[1] == partition:
-                return source, timestamp_ms
-    timed = [(source, time) for source, time in assignments if time]
-    if len(timed) == 1 and len(assignments) == 1:
-        return timed[0]
-    return UNKNOWN_SOURCE, max((time for _, time in timed), default=0)
-
-
-def substitute_identity(meta: dict[str, Any], data: bytes) -> str:
-    """A name for an event without a usable `meta.id`: its place in Kafka, else its digest."""
-    topic, partition, offset = meta.get("topic"), meta.get("partition"), meta.get("offset")
-    if type(topic) is str and type(partition) is int and type(offset) is int:
-        place = f"{topic}-{partition}-{offset}"
-        if _IDENTITY.fullmatch(place) is not None:
-            return place
-    return digest(data)
-
-
-def digest(data: bytes) -> str:
-    """Names bytes by their content."""
-    return "sha256-" + hashlib.sha256(data).hexdigest()

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, TypeAlias
 import orjson
 from confluent_kafka import Message
 
-from pleiades.core.decoding import identify
+from pleiades.core.identity import identify
 from pleiades.core.wire import (
     UNKNOWN_SOURCE,
     Assignment,

@@ -14,9 +14,9 @@ from pleiades.core.decoding import (
     decode_any,
     decode_usual,
     general_sse_events,
-    identify,
 )
 from pleiades.core.framing import Framer, ids_in, retry_in, split_frames, take, usual_frames
+from pleiades.core.identity import identify
 from pleiades.core.ids import read_ids
 from pleiades.core.position import Checkpoint, Course, decode_checkpoint, join
 from pleiades.core.wire import (

@@ -11,12 +11,10 @@ from pleiades.core.decoding import (
     count_lines,
     decode,
     decode_usual,
-    digest,
     general_sse_events,
-    identify,
-    own_assignment,
 )
 from pleiades.core.framing import Framer, ids_in, retry_in, take
+from pleiades.core.identity import digest, identify, own_assignment
 from pleiades.core.wire import (
     NOT_AN_OBJECT,
     NOT_JSON,
