@@ -4,8 +4,7 @@ Law: nothing that happens to the files reaches the relay. Memory is the truth; w
 kept, said, and written later. So no mmap, as prometheus-client has it: with that, a file that is cut
 short, or a full file system under a file with holes, kills the process by SIGBUS.
 
-The format is prometheus-client's (`mmap_dict.py`), but for a mark in what is padding there: used bytes
-(4), mark (4), then entries of key length (4), key, padding to 8, value (8), timestamp (8).
+What stands in the files is in `metric_format`.
 """
 
 from __future__ import annotations
@@ -14,18 +13,27 @@ import contextlib
 import functools
 import logging
 import os
-import stat
-import struct
 import threading
 import time
 import weakref
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from prometheus_client.mmap_dict import mmap_key
 
 from pleiades.runtime.logs import Seldom, printable
+from pleiades.runtime.metric_format import (
+    FIGURE,
+    HEADER,
+    INCOMPLETE,
+    LENGTH,
+    WHOLE,
+    DamagedFile,
+    padding,
+    parse,
+    read_file,
+)
 
 log = logging.getLogger(__name__)
 
@@ -35,96 +43,7 @@ UNFINISHED_SUFFIX = ".db.new"
 LOOK_SECONDS = 5.0
 """How often a process that counts compares its files with memory, and tries again what failed."""
 WARNING_SECONDS = 60.0
-MAX_FILE_BYTES = 4 << 20
-"""More than ten thousand series. A larger file is none of ours, and is not read."""
-
-_HEADER = struct.Struct("=ii")
-_LENGTH = struct.Struct("=i")
-_FIGURE = struct.Struct("=dd")
-_WHOLE, _INCOMPLETE = 0, 1
-# Never waits for whoever should hold the other end of a FIFO, never leaves the folder.
-_READ_FLAGS = os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC
 _NEW_FLAGS = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-
-
-class DamagedFile(Exception):
-    """Not a file of figures, or not a whole one; the message says in what way."""
-
-
-class Entry(NamedTuple):
-    """One series as it stands in a file."""
-
-    key: str
-    value: float
-    timestamp: float
-    place: int
-    """Where the value lies, in bytes from the beginning."""
-
-
-class Contents(NamedTuple):
-    """What a file says."""
-
-    entries: list[Entry]
-    used: int
-    complete: bool
-    """False: its process has figures that it could not write."""
-
-
-def read_file(path: Path) -> bytes:
-    """The bytes of a regular file, at once and bounded, whatever lies there.
-
-    Raises:
-        DamagedFile: it is no regular file, or too large.
-        OSError: it can't be read.
-    """
-    descriptor = os.open(path, _READ_FLAGS)
-    try:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise DamagedFile("it is no regular file")
-        with open(descriptor, "rb", buffering=0, closefd=False) as file:
-            content = bytearray()
-            while len(content) <= MAX_FILE_BYTES and (part := file.read(MAX_FILE_BYTES + 1)):
-                content += part
-    finally:
-        os.close(descriptor)
-    if len(content) > MAX_FILE_BYTES:
-        raise DamagedFile(f"it is larger than {MAX_FILE_BYTES >> 20} MiB")
-    return bytes(content)
-
-
-def parse(content: bytes) -> Contents:
-    """What a file's bytes say.
-
-    Raises:
-        DamagedFile: they are not what a process writes.
-    """
-    if len(content) < _HEADER.size:
-        raise DamagedFile("it is cut short")
-    used, mark = _HEADER.unpack_from(content)
-    if used < _HEADER.size or mark not in (_WHOLE, _INCOMPLETE):
-        raise DamagedFile("its beginning is overwritten")
-    if used > len(content):
-        raise DamagedFile("it is cut short")
-    entries = []
-    place = _HEADER.size
-    try:
-        while place < used:
-            (length,) = _LENGTH.unpack_from(content, place)
-            start = place + _LENGTH.size
-            place = start + length + _padding(length)
-            if length < 0 or place + _FIGURE.size > used:
-                raise DamagedFile("an entry reaches beyond its end")
-            key = content[start : start + length].decode()
-            value, timestamp = _FIGURE.unpack_from(content, place)
-            entries.append(Entry(key, value, timestamp, place))
-            place += _FIGURE.size
-    except (struct.error, UnicodeDecodeError) as error:
-        raise DamagedFile(f"an entry is overwritten: {error}") from None
-    return Contents(entries, used, mark == _WHOLE)
-
-
-def _padding(length: int) -> int:
-    return 8 - (length + _LENGTH.size) % 8
 
 
 class _File:
@@ -132,7 +51,7 @@ class _File:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._memory = bytearray(_HEADER.pack(_HEADER.size, _WHOLE))
+        self._memory = bytearray(HEADER.pack(HEADER.size, WHOLE))
         self._places: dict[str, int] = {}
         self._stored = 0
         """So many bytes of memory have their place in the file; what lies there is kept up to date."""
@@ -156,7 +75,7 @@ class _File:
         content = read_file(self.path)
         contents = parse(content)
         self._memory = bytearray(content[: contents.used])
-        _HEADER.pack_into(self._memory, 0, contents.used, _WHOLE)
+        HEADER.pack_into(self._memory, 0, contents.used, WHOLE)
         self._places = {entry.key: entry.place for entry in contents.entries}
         # One that can be read and not written is written anew.
         with contextlib.suppress(OSError):
@@ -168,24 +87,24 @@ class _File:
         """Where a series has its place in memory; it is made where it has none."""
         if key not in self._places:
             text = key.encode()
-            place = len(self._memory) + _LENGTH.size + len(text) + _padding(len(text))
-            self._memory += _LENGTH.pack(len(text)) + text + b" " * _padding(len(text))
-            self._memory += _FIGURE.pack(0.0, 0.0)
-            _HEADER.pack_into(self._memory, 0, len(self._memory), _WHOLE)
+            place = len(self._memory) + LENGTH.size + len(text) + padding(len(text))
+            self._memory += LENGTH.pack(len(text)) + text + b" " * padding(len(text))
+            self._memory += FIGURE.pack(0.0, 0.0)
+            HEADER.pack_into(self._memory, 0, len(self._memory), WHOLE)
             self._places[key] = place
         return self._places[key]
 
     def value_at(self, place: int) -> float:
         """The value at a place."""
-        return float(_FIGURE.unpack_from(self._memory, place)[0])
+        return float(FIGURE.unpack_from(self._memory, place)[0])
 
     def note(self, place: int, value: float, timestamp: float) -> None:
         """Keep a figure, in memory only."""
-        _FIGURE.pack_into(self._memory, place, value, timestamp)
+        FIGURE.pack_into(self._memory, place, value, timestamp)
 
     def store(self, place: int) -> None:
         """Bring one figure of memory into the file."""
-        end = place + _FIGURE.size
+        end = place + FIGURE.size
         if end <= self._stored:
             self._write(place, end)
 
@@ -193,7 +112,7 @@ class _File:
         """Bring new entries of memory into the file: first they, then how far it is used."""
         if 0 < self._stored < len(self._memory) and not self._stale:
             self._write(self._stored, len(self._memory))
-            self._write(0, _HEADER.size)
+            self._write(0, HEADER.size)
             self._stored = len(self._memory)
 
     def look(self) -> bool:
@@ -201,7 +120,7 @@ class _File:
         was_whole = self.whole
         if was_whole and self._is_intact():
             # Shows whether it could be written, even if there is nothing to write.
-            self._write(0, _HEADER.size)
+            self._write(0, HEADER.size)
             return True
         self._write_anew()
         return not was_whole
@@ -241,7 +160,7 @@ class _File:
             self._stale = True
             # For the parent to see. It overwrites what has its place: a full disk has that much room.
             with contextlib.suppress(OSError):
-                os.pwrite(self._descriptor, _HEADER.pack(self._stored, _INCOMPLETE), 0)
+                os.pwrite(self._descriptor, HEADER.pack(self._stored, INCOMPLETE), 0)
             raise
 
     def _hold(self, descriptor: int) -> None:

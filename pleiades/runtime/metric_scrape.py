@@ -22,14 +22,8 @@ from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
 from pleiades.runtime.logs import Seldom, printable
-from pleiades.runtime.metric_files import (
-    SUFFIX,
-    WARNING_SECONDS,
-    Contents,
-    DamagedFile,
-    parse,
-    read_file,
-)
+from pleiades.runtime.metric_files import SUFFIX, WARNING_SECONDS
+from pleiades.runtime.metric_format import Contents, DamagedFile, parse, read_file
 
 log = logging.getLogger(__name__)
 

@@ -16,7 +16,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.parser import text_string_to_metric_families
 
-from pleiades.runtime import metric_files, metric_scrape
+from pleiades.runtime import metric_files, metric_format, metric_scrape
 from pleiades.runtime import metrics as catalogue
 from pleiades.runtime.errors import MetricsUnavailable
 from pleiades.runtime.logs import Seldom
@@ -361,7 +361,7 @@ def test_between_any_two_writes_each_file_can_be_read(
         nonlocal moments
         written = pwrite(descriptor, content, place)
         for file in tmp_path.glob("*.db"):
-            metric_files.parse(metric_files.read_file(file))
+            metric_format.parse(metric_format.read_file(file))
             moments += 1
         return written
 
