@@ -40,12 +40,13 @@ from pleiades.sinks.kafka.history import (
     found_in,
     own_of,
 )
+from pleiades.sinks.kafka.insisting import SLICE_SECONDS, Around
 from pleiades.sinks.kafka.patience import Fenced, Patience
 from pleiades.sinks.kafka.records import Published, is_of_replay, key_by_field
 from pleiades.sinks.kafka.reporting import Reporting
 from pleiades.sinks.kafka.stored import Stored, read_metadata
 from pleiades.sinks.kafka.topics import Limits, Topics
-from pleiades.sinks.kafka.transaction import SLICE_SECONDS, Around, Transactions
+from pleiades.sinks.kafka.transaction import Transactions
 from pleiades.sinks.kafka.trouble import group_of
 
 log = logging.getLogger(__name__)

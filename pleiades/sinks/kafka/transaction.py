@@ -12,18 +12,14 @@ Laws:
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import NamedTuple
 
 from confluent_kafka import KafkaError, KafkaException, Message, Producer, TopicPartition
 
-from pleiades.core.backoff import Backoff
 from pleiades.core.wire import TOO_LARGE, DeadLetter, Event
 from pleiades.runtime import faultpoints
-from pleiades.runtime.errors import GenerationLost
+from pleiades.sinks.kafka.insisting import RETRY_BACKOFF, SLICE_SECONDS, Around, Insisting
 from pleiades.sinks.kafka.records import (
     ID_HEADER,
     MAX_ID_BYTES,
@@ -35,19 +31,6 @@ from pleiades.sinks.kafka.trouble import Kind, kind_of
 
 log = logging.getLogger(__name__)
 
-SLICE_SECONDS = 0.5
-"""How long one call may block; between two the process shows that it lives."""
-ANSWER_SECONDS = 10.0
-"""After that long without an answer none is to be expected (librdkafka issues 5456 and 5511). A new
-process looks for the cluster afresh, and waits for it as long as it takes."""
-STUCK_SECONDS = 30.0
-"""So long a commit may run out of time again and again while no message of it is delivered. After a
-broker has hung, librdkafka may wait for something that does not come any more; a broker that is slow,
-or a line, still delivers. While the broker hangs, the new process waits, and as long as it takes."""
-TROUBLE_SECONDS = 300.0
-"""So long one step of a commit is tried again, while it is answered with errors that should pass."""
-RETRY_BACKOFF = Backoff(first_seconds=0.1, max_seconds=5.0)
-
 
 class Record(NamedTuple):
     """A message that is produced by itself."""
@@ -56,17 +39,6 @@ class Record(NamedTuple):
     key: bytes
     value: bytes
     headers: Headers
-
-
-@dataclass(frozen=True, slots=True)
-class Around:
-    """What a transaction needs from what is around it."""
-
-    alive: Callable[[], None]
-    """Called at least every second, always from the same thread."""
-    pause: Callable[[float], None]
-    on_trouble: Callable[[str, KafkaError], None]
-    """Told of each error that is taken for transient or aborts: what could not be done, and why."""
 
 
 class Reports:
@@ -124,7 +96,7 @@ class Transactions:
         self._around = around
         self._events: list[Event] = []
         self._letters: list[DeadLetter] = []
-        self._caller = ThreadPoolExecutor(1, "librdkafka")
+        self._calls = Insisting(producer, around)
         self._begun = False
         self._spoilt: KafkaError | None = None
         """Why what was produced can't be committed."""
@@ -186,12 +158,12 @@ class Transactions:
         try:
             self._begin()
             faultpoints.passing(faultpoints.PRODUCED)
-            self._insist(
+            self._calls.insist(
                 lambda: producer.send_offsets_to_transaction([position], group, SLICE_SECONDS)
             )
             faultpoints.passing(faultpoints.POSITION_SENT)
             # A commit that ran out of time goes on; to call it again is to wait for its end.
-            self._insist(lambda: producer.commit_transaction(SLICE_SECONDS))
+            self._calls.insist(lambda: producer.commit_transaction(SLICE_SECONDS))
         except KafkaException as error:
             if kind_of(error.args[0]) is not Kind.ABORT:
                 raise
@@ -209,64 +181,6 @@ class Transactions:
         if not self._begun:
             self._producer.begin_transaction()
             self._begun = True
-
-    def _insist(self, call: Callable[[], None]) -> None:
-        """Call again while the error is one that passes.
-
-        Raises:
-            GenerationLost: it does not pass.
-        """
-        failures = 0
-        moved = time.monotonic()
-        waiting = len(self._producer)
-        deadline = moved + TROUBLE_SECONDS
-        while True:
-            started = time.monotonic()
-            try:
-                self._answered(call)
-            except KafkaException as error:
-                if kind_of(error.args[0]) is not Kind.TRANSIENT:
-                    raise
-                if error.args[0].code() != KafkaError._TIMED_OUT or len(self._producer) != waiting:
-                    moved, waiting = time.monotonic(), len(self._producer)
-                if time.monotonic() - moved >= STUCK_SECONDS:
-                    raise GenerationLost(
-                        f"librdkafka got no further with a commit for {STUCK_SECONDS:.0f} s"
-                    ) from None
-                if time.monotonic() >= deadline:
-                    raise GenerationLost(
-                        f"can't commit for {TROUBLE_SECONDS:.0f} s: {error.args[0].name()}"
-                    ) from None
-                self._around.on_trouble("commit", error.args[0])
-                if time.monotonic() - started < SLICE_SECONDS / 2:
-                    failures += 1
-                    self._around.pause(RETRY_BACKOFF.pause_seconds(failures, jitter=1.0))
-            else:
-                return
-
-    def _answered(self, call: Callable[[], None]) -> None:
-        """Call in another thread: while a broker is away, librdkafka may ignore our timeout.
-
-        Raises:
-            GenerationLost: no answer came for so long that none is to be expected.
-        """
-        # What librdkafka reports meanwhile, its statistics above all, it keeps until it is taken: in a
-        # commit that took half an hour that was 4 MB.
-        self._producer.poll(0)
-        answer = self._caller.submit(call)
-        deadline = time.monotonic() + ANSWER_SECONDS
-        while True:
-            self._around.alive()
-            try:
-                return answer.result(2 * SLICE_SECONDS)
-            except TimeoutError:
-                self._around.on_trouble("commit", KafkaError(KafkaError._TIMED_OUT))
-            self._producer.poll(0)
-            if time.monotonic() >= deadline:
-                raise GenerationLost(
-                    f"librdkafka did not answer for {ANSWER_SECONDS:.0f} s to what should take less "
-                    "than one"
-                )
 
     # ---- producing, the quick way and the careful one ----
 
@@ -312,7 +226,7 @@ class Transactions:
             KafkaException: the transaction can't be aborted, or a message not be delivered ever.
         """
         if self._begun:
-            self._insist(lambda: self._producer.abort_transaction(SLICE_SECONDS))
+            self._calls.insist(lambda: self._producer.abort_transaction(SLICE_SECONDS))
             self._begun = False
         reports = Reports()
         try:

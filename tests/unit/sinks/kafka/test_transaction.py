@@ -11,8 +11,9 @@ import pytest
 from confluent_kafka import KafkaError, KafkaException, TopicPartition
 
 from pleiades.runtime.errors import GenerationLost
-from pleiades.sinks.kafka import transaction
-from pleiades.sinks.kafka.transaction import Around, Transactions
+from pleiades.sinks.kafka import insisting
+from pleiades.sinks.kafka.insisting import Around
+from pleiades.sinks.kafka.transaction import Transactions
 
 STUCK_SECONDS = 0.05
 OUT_OF_TIME = KafkaError(KafkaError._TIMED_OUT, "retry call to resume", retriable=True)
@@ -47,7 +48,7 @@ class SlowProducer:
 
 @pytest.fixture
 def commit(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any], None]:
-    monkeypatch.setattr(transaction, "STUCK_SECONDS", STUCK_SECONDS)
+    monkeypatch.setattr(insisting, "STUCK_SECONDS", STUCK_SECONDS)
     nothing = Around(lambda: None, lambda _: None, lambda _what, _why: None)
 
     def commit_by(producer: Any) -> None:
