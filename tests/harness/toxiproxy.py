@@ -18,13 +18,9 @@ from typing import Any, Literal, Protocol
 import requests
 
 from tests.harness.broker import free_port
+from tests.harness.programs import programs
 from tests.harness.waiting import until
 
-SCRIPT = Path(__file__).parents[2] / "scripts" / "toxiproxy"
-
-# The script's, where there is neither a server nor what it is built with.
-NO_GO = 3
-BUILD_SECONDS = 300
 ASK_SECONDS = 10
 STOP_SECONDS = 10
 
@@ -41,30 +37,6 @@ server = subprocess.Popen(sys.argv[2:], stdin=subprocess.DEVNULL)
 select.select([sys.stdin, os.pidfd_open(server.pid), *owner], [], [])
 server.kill()
 """
-
-
-class NoToxiproxy(Exception):
-    """There is none here, and no Go to build it with."""
-
-
-def server_path() -> Path:
-    """The server's program; the first call of all builds it.
-
-    Raises:
-        NoToxiproxy: it can't be built.
-    """
-    done = subprocess.run(
-        [SCRIPT],
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=BUILD_SECONDS,
-        check=False,
-    )
-    if done.returncode == NO_GO:
-        raise NoToxiproxy(done.stderr.strip())
-    assert done.returncode == 0, done.stderr
-    return Path(done.stdout.strip())
 
 
 # ---- toxics ----
@@ -270,9 +242,9 @@ class Toxiproxy:
         """Start it; returns when it answers.
 
         Raises:
-            NoToxiproxy: it can't be built here.
+            NotThere: it can't be built here.
         """
-        server = [str(server_path()), "-host", "127.0.0.1", "-port", str(self._port)]
+        server = [*programs("toxiproxy"), "-host", "127.0.0.1", "-port", str(self._port)]
         self._log.parent.mkdir(parents=True, exist_ok=True)
         with self._log.open("wb") as log:
             keeper = subprocess.Popen(

@@ -15,11 +15,11 @@ import pytest
 import yaml
 
 from pleiades.runtime.arguments import ingest_parser, settings_from
+from tests.harness.programs import NotThere, programs
 
 ROOT = Path(__file__).resolve().parents[2]
 DEPLOY = ROOT / "deploy"
 KUBERNETES_VERSION = "1.34"
-BUILD_SECONDS = 280
 MOST_EXPOSED = 2.0
 """Of systemd's 10; below 2 it says "OK"."""
 
@@ -55,17 +55,11 @@ _REMOTE = re.compile(r"^ *- (https://\S+)\n", re.MULTILINE)
 
 @pytest.fixture(scope="module")
 def kustomize() -> str:
-    found = subprocess.run(
-        [ROOT / "scripts" / "kustomize"],
-        stdout=subprocess.PIPE,
-        text=True,
-        timeout=BUILD_SECONDS,
-        check=False,
-    )
-    if found.returncode == 3:
-        pytest.skip("there is neither Kustomize nor Go")
-    assert found.returncode == 0
-    return found.stdout.strip()
+    try:
+        (program,) = programs("kustomize")
+    except NotThere as error:
+        pytest.skip(str(error))
+    return program
 
 
 @pytest.fixture(scope="module")

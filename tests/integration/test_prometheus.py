@@ -18,13 +18,13 @@ from grafana_foundation_sdk.models.dashboard import Dashboard
 from pleiades.simulator.settings import Faults, SimulatorSettings
 from pleiades.simulator.simulator import Simulator
 from tests.harness.broker import free_port
+from tests.harness.programs import NotThere, programs
 from tests.harness.relay import Relay
 from tests.harness.waiting import until
 
 ROOT = Path(__file__).resolve().parents[2]
 RULES = ROOT / "deploy" / "prometheus" / "pleiades.rules.yml"
 DASHBOARD = ROOT / "deploy" / "grafana" / "pleiades.json"
-INSTALL_SECONDS = 200
 LONGEST_SECONDS = 60.0
 RANGE = "30s"
 """In place of what Grafana puts in: some scrapes."""
@@ -39,17 +39,10 @@ class Tools(NamedTuple):
 
 @pytest.fixture(scope="module")
 def tools() -> Tools:
-    found = subprocess.run(
-        [ROOT / "scripts" / "prometheus"],
-        stdout=subprocess.PIPE,
-        text=True,
-        timeout=INSTALL_SECONDS,
-        check=False,
-    )
-    if found.returncode == 3:
-        pytest.skip("Prometheus is not installed, and can't be")
-    assert found.returncode == 0
-    return Tools(*found.stdout.split())
+    try:
+        return Tools(*programs("prometheus"))
+    except NotThere as error:
+        pytest.skip(str(error))
 
 
 @pytest.fixture

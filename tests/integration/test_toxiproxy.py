@@ -14,13 +14,12 @@ from typing import NamedTuple
 import psutil
 import pytest
 
+from tests.harness.programs import SCRIPTS, NotThere, programs
 from tests.harness.toxiproxy import (
-    SCRIPT,
     Bandwidth,
     Direction,
     Latency,
     LimitData,
-    NoToxiproxy,
     Proxy,
     ResetPeer,
     Slicer,
@@ -28,7 +27,6 @@ from tests.harness.toxiproxy import (
     Timeout,
     Toxic,
     Toxiproxy,
-    server_path,
 )
 from tests.harness.waiting import until
 
@@ -37,16 +35,17 @@ ONE_WAY: tuple[Direction, Direction] = ("upstream", "downstream")
 
 
 @pytest.fixture(scope="module")
-def program() -> Path:
+def program() -> str:
     try:
-        return server_path()
-    except NoToxiproxy as error:
+        (path,) = programs("toxiproxy")
+    except NotThere as error:
         pytest.skip(str(error))
+    return path
 
 
 @pytest.fixture
-def toxiproxy(program: Path, tmp_path: Path) -> Iterator[Toxiproxy]:
-    assert program.exists()
+def toxiproxy(program: str, tmp_path: Path) -> Iterator[Toxiproxy]:
+    assert program
     with Toxiproxy(tmp_path) as server:
         yield server
 
@@ -249,14 +248,14 @@ with Toxiproxy(Path(sys.argv[1])) as toxiproxy:
 """
 
 
-def test_it_does_not_outlive_a_killed_test_process(program: Path, tmp_path: Path) -> None:
+def test_it_does_not_outlive_a_killed_test_process(program: str, tmp_path: Path) -> None:
     with subprocess.Popen(
-        [sys.executable, "-c", OWNER, tmp_path], cwd=SCRIPT.parents[1], stdout=subprocess.PIPE
+        [sys.executable, "-c", OWNER, tmp_path], cwd=SCRIPTS.parent, stdout=subprocess.PIPE
     ) as owner:
         assert owner.stdout is not None
         port = int(owner.stdout.readline())
         family = psutil.Process(owner.pid).children(recursive=True)
-        assert str(program) in [process.cmdline()[0] for process in family]
+        assert program in [process.cmdline()[0] for process in family]
         owner.kill()
 
     def refused() -> bool:
@@ -267,17 +266,18 @@ def test_it_does_not_outlive_a_killed_test_process(program: Path, tmp_path: Path
     until(lambda: not any(process.is_running() for process in family), "the end of all")
 
 
-def test_without_go_it_says_what_to_do(tmp_path: Path) -> None:
+@pytest.mark.parametrize("script", ["toxiproxy", "kustomize"])
+def test_without_go_it_says_what_to_do(script: str, tmp_path: Path) -> None:
     """An empty cache, and a PATH that has all but Go."""
     tools = tmp_path / "bin"
     tools.mkdir()
-    for tool in ("bash", "mkdir", "flock", "env"):
+    for tool in ("bash", "dirname", "mkdir", "flock", "env"):
         found = next(
             path for path in (Path("/usr/bin") / tool, Path("/bin") / tool) if path.exists()
         )
         (tools / tool).symlink_to(found)
     done = subprocess.run(
-        [SCRIPT],
+        [SCRIPTS / script],
         env={"PATH": str(tools), "HOME": str(tmp_path)},
         capture_output=True,
         text=True,

@@ -8,12 +8,12 @@ from tests.faults.matrix import row
 from tests.faults.trial import KAFKA, NotHere, Trial, restarts, without_tracebacks
 from tests.harness.broker import Broker, free_port
 from tests.harness.destinations import Topic
+from tests.harness.programs import NotThere
 from tests.harness.relay import Relay
 from tests.harness.toxiproxy import (
     Bandwidth,
     Latency,
     LimitData,
-    NoToxiproxy,
     ResetPeer,
     Slicer,
     SlowClose,
@@ -43,7 +43,7 @@ def toxiproxy(trial: Trial) -> Toxiproxy:
     """
     try:
         started: Toxiproxy = trial.enter(Toxiproxy(trial.folder))
-    except NoToxiproxy as reason:
+    except NotThere as reason:
         raise NotHere(str(reason)) from None
     return started
 
