@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -57,13 +58,19 @@ CELLS = [
 
 
 @pytest.mark.parametrize(("name", "destination"), CELLS)
-def test_row(name: str, destination: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+def test_row(
+    name: str,
+    destination: str,
+    tmp_path: Path,
+    request: pytest.FixtureRequest,
+    record_property: Callable[[str, object], None],
+) -> None:
     bootstrap = request.getfixturevalue("kafka") if destination == KAFKA else ""
     seed = random.randrange(2**31)
     outcome = attempt(ROWS[name], destination, tmp_path, seed, SHORT_MINUTES, bootstrap)
     if outcome.skipped:
         pytest.skip(outcome.skipped)
-    print(line(outcome))  # noqa: T201
+    record_property("faults", line(outcome))
     again = (
         f"./scripts/faults --only {name} --on {destination} --seed {seed} --minutes {SHORT_MINUTES}"
     )

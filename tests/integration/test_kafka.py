@@ -308,7 +308,9 @@ def test_dead_letters(kafka: str, topic: str, limit: int) -> None:
 # ---- figures ----
 
 
-def test_the_window_of_50_000_events_is_read_back(simulate: Simulate, to_topic: ToTopic) -> None:
+def test_the_window_of_50_000_events_is_read_back(
+    simulate: Simulate, to_topic: ToTopic, record_property: Callable[[str, object], None]
+) -> None:
     upstream = simulate(SimulatorSettings(rate=0, max_events=50_000, history_events=50_000))
     everything = [f"--since={since_ms(upstream) - 10**9}", "--dedup.window=30d"]
     count = real(upstream)
@@ -319,11 +321,11 @@ def test_the_window_of_50_000_events_is_read_back(simulate: Simulate, to_topic: 
         said = relay.wait_for(r"read (\d+) events of the topic back in ([\d.]+) s")
         assert int(said[1]) == count
         assert relay.stop() == 0
-    print(f"read {said[1]} events back in {said[2]} s")  # noqa: T201
+    record_property("a topic's window read back", f"{said[1]} events in {said[2]} s")
 
 
 def test_the_lag_at_100_events_a_second_and_all_metrics(
-    simulate: Simulate, to_topic: ToTopic
+    simulate: Simulate, to_topic: ToTopic, record_property: Callable[[str, object], None]
 ) -> None:
     upstream = simulate(SimulatorSettings(rate=100, faults=NO_CUTS))
     now = [flag for flag in to_topic(upstream) if not flag.startswith("--since")]
@@ -357,7 +359,7 @@ def test_the_lag_at_100_events_a_second_and_all_metrics(
         if name == "pleiades_publish_lag_seconds_bucket"
     }
     within = " ".join(f"{le}s:{value:.0f}" for le, value in buckets.items())
-    print(f"lag: {within}")  # noqa: T201
+    record_property("events by their lag at 100 events/s into Kafka", within)
     # The median. What a start has to catch up with is less than half of it.
     assert buckets["0.5"] > buckets["+Inf"] / 2
 

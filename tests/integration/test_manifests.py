@@ -6,7 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -216,7 +216,9 @@ def test_compose_mounts_and_sets_what_there_is() -> None:
 
 
 @pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="there is no systemd here")
-def test_the_unit_is_valid_and_hardened(tmp_path: Path) -> None:
+def test_the_unit_is_valid_and_hardened(
+    tmp_path: Path, record_property: Callable[[str, object], None]
+) -> None:
     unit = tmp_path / "pleiades.service"
     text = (DEPLOY / "systemd" / "pleiades.service").read_text()
     program = Path(sys.executable).with_name("pleiades")
@@ -238,4 +240,5 @@ def test_the_unit_is_valid_and_hardened(tmp_path: Path) -> None:
     )
     found = re.search(r"Overall exposure level for \S+: ([\d.]+)", done.stdout)
     assert found, done.stdout + done.stderr
+    record_property("exposure of the systemd unit, of 10", found[1])
     assert float(found[1]) < MOST_EXPOSED, done.stdout
