@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from pleiades import PROJECT_URL
+from pleiades.core.units import plural
 from pleiades.runtime import logs
 from pleiades.runtime.arguments import ingest_parser, settings_from
 from pleiades.runtime.flags import Flags, Variation, joined_negatives
@@ -90,10 +91,10 @@ def run(arguments: Sequence[str], description: str) -> int:
         status = ingest(settings)
         journal = upstream.journal()
         log.info(
-            "demo: the upstream made %d events, %d of them canaries, and cut %d connections",
-            len(journal),
+            "demo: the upstream made %s, %d of them canaries, and cut %s",
+            plural(len(journal), "event"),
             sum(entry.canary for entry in journal),
-            upstream.stats().cuts_total,
+            plural(upstream.stats().cuts_total, "connection"),
         )
     if settings.files is not None:
         _compare(settings.files.publish_dir, journal)
@@ -112,4 +113,11 @@ def _compare(publish_dir: Path, journal: list[JournalEntry]) -> None:
             expected.append(entry)
     lost = sum(entry.identity not in names for entry in expected)
     doubled = sum(names[entry.identity] > 1 for entry in expected)
-    log.info("demo: compared %d events: %d lost, %d doubled", len(expected), lost, doubled)
+    later = sum(not entry.canary for entry in journal) - len(expected)
+    log.info(
+        "demo: compared %s: %d lost, %d doubled; %d came when the relay had stopped reading",
+        plural(len(expected), "event"),
+        lost,
+        doubled,
+        later,
+    )

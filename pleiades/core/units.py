@@ -63,6 +63,11 @@ def iso_time(milliseconds: int) -> str:
     return when.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
+def plural(count: int, one: str, many: str = "") -> str:
+    """`1 copy`, `1000 copies`."""
+    return f"{count} {one if count == 1 else many or one + 's'}"
+
+
 def rough_duration(seconds: float) -> str:
     """A duration as a person says it, rounded down: `3 s`, `12 min`, `5 h`, `9 days`."""
     for name, size in _ROUGH:

@@ -14,7 +14,7 @@ from prometheus_client import CollectorRegistry
 
 from pleiades.core.position import Checkpoint, Done
 from pleiades.core.range import Range, Slice
-from pleiades.core.units import iso_time, rough_duration
+from pleiades.core.units import iso_time, plural, rough_duration
 from pleiades.core.wire import REASONS, TopicPartition
 from pleiades.replay.progress import name_of
 from pleiades.runtime.errors import EXIT_INCOMPLETE, EXIT_INTERRUPTED, EXIT_STOPPED
@@ -112,6 +112,7 @@ class Report:
             (f"  {name_of(source)}", f"{done.published.get(source, 0):,}{self._state(source)}")
             for source in sorted(self._position)
         ]
+        restarts = plural(self.restarts, "restart")
         rows += [
             ("already there", f"{counted.existing:,}"),
             ("repeats dropped", f"{counted.repeats:,}"),
@@ -120,7 +121,7 @@ class Report:
             ("dead letters", _by_reason(counted.dead_letters)),
             (
                 "time",
-                f"{_duration(self.seconds)}, {self._rate:,.0f} events/s, {self.restarts} restarts",
+                f"{_duration(self.seconds)}, {self._rate:,.0f} events/s, {restarts}",
             ),
         ]
         width = max(LABEL_WIDTH, *(len(label) for label, _ in rows))

@@ -6,6 +6,8 @@ import logging
 import sys
 import time
 
+from pleiades.core.units import plural
+
 INTERVAL_SECONDS = 0.5
 
 
@@ -35,7 +37,7 @@ class LiveLine:
         self._clear()
         self._console.print(
             f"{self._rate:,.0f} events/s · {published:,} published · lag {lag_seconds:.1f} s · "
-            f"{restarts} restarts",
+            f"{plural(restarts, 'restart')}",
             end="",
             overflow="ellipsis",
             no_wrap=True,

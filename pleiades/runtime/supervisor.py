@@ -25,6 +25,7 @@ from typing import Protocol
 from setproctitle import setproctitle
 
 from pleiades.core.restart import Ended, GiveUp, RestartPolicy
+from pleiades.core.units import plural
 from pleiades.runtime.child import EXIT_WAITING, STOP_SIGNALS, Beat
 from pleiades.runtime.errors import EXIT_FAILED, EXIT_STOPPED
 from pleiades.runtime.health import HealthServer
@@ -106,7 +107,9 @@ class Supervisor:
         if self._position:
             log.info("last position: %s", self._position)
         log.info(
-            "stopped: %d events published, %d restarts", self._published_before, self._restarts
+            "stopped: %s published, %s",
+            plural(self._published_before, "event"),
+            plural(self._restarts, "restart"),
         )
         return status
 

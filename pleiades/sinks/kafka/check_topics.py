@@ -7,7 +7,7 @@ from typing import Any
 
 from confluent_kafka import KafkaError, KafkaException
 
-from pleiades.core.units import rough_duration
+from pleiades.core.units import plural, rough_duration
 from pleiades.runtime.findings import Finding, note, ok, problem, warning
 from pleiades.runtime.settings import KafkaSettings, Settings
 from pleiades.sinks.kafka.topics import DEFAULT_MAX_BATCH_BYTES, REQUEST_SECONDS, Topics
@@ -55,9 +55,9 @@ def _missing(kafka: KafkaSettings, view: View, topics: Topics, name: str) -> Fin
         return note(PART, f"the topic {name} is missing: a start would try to make it")
     topic: Any = wanted[name]
     error = view.creation(topic)
-    partitions = _counted(topic.num_partitions, "partition")
+    partitions = plural(topic.num_partitions, "partition")
     copies = (
-        f"{_counted(topic.replication_factor, 'copy', 'copies')} of each"
+        f"{plural(topic.replication_factor, 'copy', 'copies')} of each"
         if topic.replication_factor > 0
         else "as many copies as the cluster makes by default"
     )
@@ -99,8 +99,7 @@ def _topic(
 def _described(topic: Topic, configuration: Configuration) -> str:
     copies = min(partition.copies for partition in topic.partitions)
     described = (
-        f"{_counted(len(topic.partitions), 'partition')}, "
-        f"{_counted(copies, 'copy', 'copies')} of each"
+        f"{plural(len(topic.partitions), 'partition')}, {plural(copies, 'copy', 'copies')} of each"
     )
     if "max.message.bytes" in configuration:
         described += f", takes {int(configuration['max.message.bytes']):,} bytes per batch"
@@ -160,10 +159,6 @@ def _cleanup(
             "--dedup.window): what is gone of them may be published a second time. Set retention.ms "
             "higher",
         )
-
-
-def _counted(count: int, one: str, many: str = "") -> str:
-    return f"{count} {one if count == 1 else many or one + 's'}"
 
 
 def _listed(numbers: list[int]) -> str:

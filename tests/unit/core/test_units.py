@@ -4,7 +4,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pleiades.core.units import iso_time, parse_duration, parse_iso_time_ms, rough_duration
+from pleiades.core.units import (
+    iso_time,
+    parse_duration,
+    parse_iso_time_ms,
+    plural,
+    rough_duration,
+)
 
 
 @pytest.mark.parametrize(
@@ -119,3 +125,9 @@ def test_a_time_is_read_back_as_it_was_written(milliseconds: int) -> None:
 )
 def test_a_duration_is_said_roughly(seconds: float, text: str) -> None:
     assert rough_duration(seconds) == text
+
+
+def test_plural() -> None:
+    assert plural(0, "restart") == "0 restarts"
+    assert plural(1, "copy", "copies") == "1 copy"
+    assert plural(1000, "copy", "copies") == "1000 copies"

@@ -41,7 +41,7 @@ def test_the_summary_says_what_happened_and_what_to_do() -> None:
         "eqiad.mediawiki.recentchange   1,000, reached 2026-09-21T14:14:20.000Z",
         "codfw.mediawiki.recentchange/1 234\n",
         "2 (2 not_json)",
-        "117 events/s, 1 restarts",
+        "117 events/s, 1 restart",
     ):
         assert said in text, text
 
