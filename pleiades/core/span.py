@@ -43,7 +43,9 @@ class Span:
 
     def publishing(self, now_ms: int) -> Span:
         """Before something is published with this time."""
-        if now_ms >= max(self.since_ms, self.last_ms):
+        # After a restart the mark alone tells how late a time has been used.
+        marked_ms = self.mark.time_ms if self.mark else 0
+        if now_ms >= max(self.since_ms, self.last_ms, marked_ms):
             return replace(self, last_ms=now_ms)
         return Span(min(self.since_ms, now_ms), None, now_ms)
 
