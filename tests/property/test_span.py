@@ -1,4 +1,4 @@
-"""Whatever the clock does and however often it is restarted, a restart reads back all that can be repeated."""
+"""Whatever the clock does, and whenever it is restarted: all that can be repeated is read back."""
 
 from __future__ import annotations
 

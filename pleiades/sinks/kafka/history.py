@@ -15,7 +15,6 @@ from operator import attrgetter
 from typing import NamedTuple, TypeAlias
 
 from confluent_kafka import (
-    OFFSET_END,
     Consumer,
     KafkaError,
     KafkaException,
@@ -84,15 +83,7 @@ class History:
         Raises:
             KafkaException: it can't be read now.
         """
-        asked = [TopicPartition(topic, partition, max(since_ms, 0)) for topic, partition in ends]
-        found = self._consumer.offsets_for_times(asked, REQUEST_SECONDS)
-        begins = {}
-        for at in found:
-            if at.error is not None:
-                raise KafkaException(at.error)
-            if at.offset != OFFSET_END and at.offset >= 0:
-                begins[at.topic, at.partition] = at.offset
-        return self._read(begins, ends)
+        return self._read(self._topics.begins(ends, since_ms), ends)
 
     def tail(self, ends: Ends, records: int) -> tuple[list[Published], bool]:
         """The last records, about that many over all partitions; and whether that is all there is.

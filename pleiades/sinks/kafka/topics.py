@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import TypeAlias
 
 from confluent_kafka import IsolationLevel, KafkaError, KafkaException, TopicPartition
 from confluent_kafka.admin import (  # type: ignore[attr-defined]  # its documented names
@@ -18,6 +20,8 @@ from pleiades.runtime.settings import DEAD_LETTERS_SUFFIX, KafkaSettings
 from pleiades.sinks.kafka.trouble import advice, said
 
 log = logging.getLogger(__name__)
+
+Partition: TypeAlias = tuple[str, int]
 
 REQUEST_SECONDS = 5.0
 DEFAULT_MAX_BATCH_BYTES = 1_000_000
@@ -113,19 +117,34 @@ class Topics:
             found[topic] = sorted(described.partitions)
         return found
 
-    def ends(self, partitions: dict[str, list[int]]) -> dict[tuple[str, int], int]:
+    def ends(self, partitions: dict[str, list[int]]) -> dict[Partition, int]:
         """Where each partition ends now, also behind what other transactions have not committed.
 
         Raises:
             KafkaException: they can't be asked now.
         """
-        asked = {
-            TopicPartition(topic, partition): OffsetSpec.latest()  # type: ignore[no-untyped-call]  # untyped in the library
-            for topic, numbers in partitions.items()
-            for partition in numbers
-        }
+        latest = OffsetSpec.latest()  # type: ignore[no-untyped-call]  # untyped in the library
+        return self._offsets(
+            ((topic, number) for topic, numbers in partitions.items() for number in numbers), latest
+        )
+
+    def begins(self, partitions: Iterable[Partition], since_ms: int) -> dict[Partition, int]:
+        """The first record of each partition that is dated at or after a time, committed or not; nothing
+        of those that have none.
+
+        A consumer of committed records must not be asked: it finds none where another transaction is
+        still open before it.
+
+        Raises:
+            KafkaException: they can't be asked now.
+        """
+        since = OffsetSpec.for_timestamp(max(since_ms, 0))
+        found = self._offsets(partitions, since)
+        return {at: offset for at, offset in found.items() if offset >= 0}
+
+    def _offsets(self, partitions: Iterable[Partition], wanted: OffsetSpec) -> dict[Partition, int]:
         answers = self._admin.list_offsets(
-            asked,
+            {TopicPartition(*at): wanted for at in partitions},
             isolation_level=IsolationLevel.READ_UNCOMMITTED,
             request_timeout=REQUEST_SECONDS,
         )

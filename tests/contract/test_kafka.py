@@ -1,0 +1,91 @@
+"""What only a topic can do to its sink: others' transactions in it, and fences."""
+
+from __future__ import annotations
+
+import logging
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from confluent_kafka import Producer
+
+from pleiades.runtime import faultpoints
+from pleiades.runtime.child import Life
+from pleiades.runtime.errors import DestinationHeld, GenerationLost
+from pleiades.runtime.metrics import Metrics
+from pleiades.sinks.kafka import history, sink
+from tests.contract.test_sinks import Place, checkpoint, event, kafka_place
+from tests.harness.waiting import until
+
+ANSWER_SECONDS = 10
+
+
+@pytest.fixture
+def place(kafka: str, topic: str, life: Life, metrics: Metrics) -> Place:
+    return kafka_place(kafka, topic, life, metrics)
+
+
+def transactional(kafka: str, name: str) -> Producer:
+    producer = Producer({"bootstrap.servers": kafka, "transactional.id": name})
+    producer.init_transactions(ANSWER_SECONDS)
+    return producer
+
+
+def test_a_transaction_that_is_open_before_our_records_hides_none_of_them(
+    place: Place,
+    kafka: str,
+    topic: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """As of a replay that was killed: the broker ends it only after minutes."""
+    monkeypatch.setattr(history, "WAITING_SECONDS", 0.0)
+    caplog.set_level(logging.INFO)
+    first = place.sink()
+    first.open(resume=True)
+    first.commit(checkpoint(0))
+    other = transactional(kafka, f"other-{topic}")
+    other.begin_transaction()
+    other.produce(topic, b"[]", b"x")
+    other.flush(ANSWER_SECONDS)
+    first.write([event(1), event(2)], [])
+    first.commit(checkpoint(2))
+    first.close()
+    second = place.sink()
+    with ThreadPoolExecutor() as pool:
+        opening = pool.submit(second.open, resume=True)
+        until(
+            lambda: opening.done() or "another transaction is open" in caplog.text,
+            "that it waits for the other one",
+        )
+        other.abort_transaction(ANSWER_SECONDS)
+        window = opening.result(ANSWER_SECONDS).window
+    assert [remembered.identity for remembered in window] == [event(1).identity, event(2).identity]
+    second.close()
+
+
+@pytest.mark.parametrize("somebody", [False, True])
+def test_a_fence_at_the_start_is_another_instance_only_if_that_has_committed(
+    somebody: bool, place: Place, kafka: str, topic: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The broker fences us, too, if our own transaction takes too long: a machine that was suspended."""
+    monkeypatch.setattr(sink, "CLAIM_SECONDS", 0.5)
+    earlier = place.sink()
+    earlier.open(resume=True)
+    earlier.commit(checkpoint(0))
+    earlier.close()
+    other = place.sink()
+
+    def fence(point: str) -> None:
+        if point != faultpoints.POSITION_SENT:
+            return
+        monkeypatch.undo()
+        monkeypatch.setattr(sink, "CLAIM_SECONDS", 0.5)
+        if somebody:
+            other.open(resume=True)
+        else:
+            transactional(kafka, f"pleiades-{topic}-recentchange")
+
+    monkeypatch.setattr(faultpoints, "passing", fence)
+    with pytest.raises(DestinationHeld if somebody else GenerationLost):
+        place.sink().open(resume=True)
+    other.close()
