@@ -18,7 +18,7 @@ from pleiades.runtime.child import Life
 from pleiades.runtime.logs import Seldom
 from pleiades.runtime.metrics import Metrics
 from pleiades.runtime.settings import Settings
-from pleiades.sinks.base import Sink
+from pleiades.sinks.base import Opened, Sink
 
 log = logging.getLogger(__name__)
 
@@ -141,11 +141,7 @@ class Publisher:
             self._admission = Admission(self._window, ask_each=not opened.all_told)
             self._window.restore({} if stored is None else stored.position, opened.window)
             since_ms = self._settings.since_ms
-            nothing_came = stored is not None and not (
-                any(stored.position.values()) or opened.window
-            )
-            if stored is None or (since_ms is not None and nothing_came):
-                # Also where an earlier run stored its start and got nothing: --since still counts.
+            if stored is None or (since_ms is not None and self._begins_earlier(since_ms, opened)):
                 self._checkpoint = self._marked(self._start(since_ms))
                 # A crash before the first event must not bring back an ignored position.
                 self._sink.commit(self._checkpoint)
@@ -164,6 +160,18 @@ class Publisher:
         self._resume.put(self._checkpoint, self._life.beat)
         self._life.ready = True
         self._life.beat()
+
+    @staticmethod
+    def _begins_earlier(since_ms: int, opened: Opened) -> bool:
+        """Whether --since counts although a start is stored: that got nothing yet, and skips nothing
+        that it would have got.
+        """
+        stored = opened.checkpoint
+        return (
+            stored is not None
+            and not (any(stored.position.values()) or stored.clock_ms or opened.window)
+            and since_ms < stored.started_ms
+        )
 
     def _remembered(self) -> Checkpoint | None:
         """Where nothing is stored: what was, while this program ran; but --since says it better."""

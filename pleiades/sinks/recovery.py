@@ -36,7 +36,9 @@ def recovered_checkpoint(publish_dir: Path, window_ms: int) -> Checkpoint | None
         newest[topic] = max(time_in(path.name) or 0, newest.get(topic, 0))
     if not newest:
         return None
-    return Checkpoint({}, max(min(newest.values()) - window_ms, 0), 0)
+    begin_ms = max(min(newest.values()) - window_ms, 0)
+    # With a clock: something had come, so --since does not count any more.
+    return Checkpoint({}, begin_ms, begin_ms)
 
 
 def _last_written(publish_dir: Path) -> list[Path]:

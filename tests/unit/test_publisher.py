@@ -126,6 +126,19 @@ def test_since_counts_until_something_was_delivered(run: Run) -> None:
     assert run([], flags=("--since=2026-01-02",)).position == {SOURCE: START_MS + 1}
 
 
+def test_since_skips_nothing_that_an_earlier_start_was_to_get(run: Run) -> None:
+    """As of `--since=-1h` in a file, and an upstream that is away for longer than that."""
+    run([], flags=("--since=2026-01-01",))
+    assert run([], flags=("--since=2026-01-02",)).started_ms == 1_767_225_600_000
+
+
+def test_since_does_not_count_where_a_time_was_found_in_a_directory(
+    run: Run, store: MemoryStore
+) -> None:
+    store.checkpoint = Checkpoint({}, START_MS - 5, START_MS - 5).encoded()
+    assert run([], flags=("--since=2020-01-01",)).started_ms == START_MS - 5
+
+
 def test_since_does_not_count_where_a_time_was_found_by_what_is_there(
     run: Run, store: MemoryStore
 ) -> None:

@@ -224,7 +224,8 @@ def found_in(records: list[Published], streams: tuple[str, ...], overlap_ms: int
         return Tail(None, {})
     # Before every position: else a topic would count as one that has delivered nothing from after the
     # start, and what a reconnect repeats of it be taken for older than the start.
-    return Tail(Checkpoint(reached if len(reached) > 1 else {}, begin_ms, 0), reached)
+    # With a clock: something had come, so --since does not count any more.
+    return Tail(Checkpoint(reached if len(reached) > 1 else {}, begin_ms, begin_ms), reached)
 
 
 def _is_of(meta_stream: str, name: str) -> bool:

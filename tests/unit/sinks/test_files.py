@@ -387,7 +387,7 @@ def test_a_damaged_checkpoint_is_set_aside_and_a_position_found_again(
     second = make(folder, world)
     found = second.open(resume=True).checkpoint
     # codfw is the topic that is furthest behind: its newest event, less the window.
-    assert found == Checkpoint({}, NOON_MS + 1_000_000 - 600_000, 0)
+    assert found == Checkpoint({}, begin_ms := NOON_MS + 400_000, begin_ms)
     assert second.is_published(eqiad[-1])
     assert "was set aside" in caplog.text
     (aside,) = (folder / ".pleiades").glob("checkpoint-*.damaged-*")
@@ -416,7 +416,7 @@ def test_in_a_replay_the_topic_that_is_behind_is_found_too(
         os.utime(path, (age + 1e9, age + 1e9))
     (folder / ".pleiades" / "checkpoint-recentchange").write_bytes(b"{")
     found = make(folder, world).open(resume=True).checkpoint
-    assert found == Checkpoint({}, NOON_MS + 9 - 600_000, 0)
+    assert found == Checkpoint({}, begin_ms := NOON_MS + 9 - 600_000, begin_ms)
 
 
 def test_a_folder_that_failed_to_sync_is_synced_by_the_next_try(

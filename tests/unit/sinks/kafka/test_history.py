@@ -35,7 +35,7 @@ def test_the_position_is_the_join_of_the_ids() -> None:
     ]
     found, reached = found_in(records, ("recentchange",), OVERLAP_MS)
     assert reached == {EQIAD: NOW_MS + 9, CODFW: NOW_MS}
-    assert found == Checkpoint(reached, NOW_MS - OVERLAP_MS, 0)
+    assert found == Checkpoint(reached, begin_ms := NOW_MS - OVERLAP_MS, begin_ms)
     assert found.started_ms < min(reached.values()), "else its topics would count as young"
 
 
@@ -61,7 +61,7 @@ def test_where_ids_name_one_topic_only_all_topics_are_asked_from_a_time_on() -> 
     """A position of them would leave out what else there may be, which upstream then never sends."""
     records = [record((EQIAD, NOW_MS)), record((EQIAD, NOW_MS + 7))]
     found, reached = found_in(records, ("recentchange",), OVERLAP_MS)
-    assert found == Checkpoint({}, NOW_MS + 7 - OVERLAP_MS, 0)
+    assert found == Checkpoint({}, begin_ms := NOW_MS + 7 - OVERLAP_MS, begin_ms)
     assert reached == {EQIAD: NOW_MS + 7}
 
 
