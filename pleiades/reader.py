@@ -14,7 +14,7 @@ from itertools import count
 from pleiades.core.framing import Framer, Usual, take
 from pleiades.core.ids import Told, read_ids
 from pleiades.core.pauses import Pauses
-from pleiades.core.position import Checkpoint, Course
+from pleiades.core.position import MAX_SOURCES, Checkpoint, Course
 from pleiades.core.wire import End, Frames, TopicPartition
 from pleiades.runtime.channel import POLL_SECONDS, Channel
 from pleiades.runtime.child import Life
@@ -199,7 +199,8 @@ class Reader:
         # The event that the position stands for is itself among what is asked for. If a topic
         # begins later than it, upstream has it no more, and perhaps others after it.
         for source, column in told.timestamps_ms.items():
-            if source in first_seen:
+            # Bounded, whatever names come.
+            if source in first_seen or len(first_seen) == MAX_SOURCES:
                 continue
             timestamp_ms = next((time for time in column if time is not None), None)
             if timestamp_ms is None:

@@ -29,6 +29,7 @@ from pleiades.core.identity import (
     substitute_identity,
 )
 from pleiades.core.ids import read_ids
+from pleiades.core.position import MAX_SOURCES
 from pleiades.core.wire import (
     LINE_TYPES,
     NOT_AN_OBJECT,
@@ -147,7 +148,9 @@ def decode_any(frames: Frames, keep_canaries: bool, more_topics: bool = False) -
             decoded.malformed_ids += 1
             assignments = ()
         for source, timestamp_ms in assignments:
-            timestamps_ms[source] = max(timestamps_ms.get(source, 0), timestamp_ms or 0)
+            # As many as a position can hold, as in `read_ids`.
+            if source in timestamps_ms or len(timestamps_ms) < MAX_SOURCES:
+                timestamps_ms[source] = max(timestamps_ms.get(source, 0), timestamp_ms or 0)
         _sort_out(sse_event, assignments + unnamed, keep_canaries, decoded)
     return decoded
 
@@ -200,6 +203,7 @@ def _decoded_as_usual(frames: Frames, usual: Usual, keep_canaries: bool) -> Deco
     times = [meta.dt for meta in metas]
     if (
         told.ambiguous
+        or not told.aligned
         or not all(own_ms)
         or not are_names(identities)
         or (not keep_canaries and "canary" in [meta.domain for meta in metas])

@@ -14,10 +14,14 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
+from pleiades.core.position import MAX_SOURCES
 from pleiades.core.wire import MalformedId, TopicPartition, parse_id
 
 MAX_PATTERN_SOURCES = 64
 """Topic-partitions with a timestamp that one pattern may have: to make it takes longer with each."""
+MAX_PATTERN_BYTES = 16 << 10
+"""The longest id that becomes a pattern, which takes a hundred times as much: with so many
+topic-partitions one has 6 KiB."""
 _KEPT_PATTERNS = 16
 
 _MARK = b'"timestamp":'
@@ -38,6 +42,9 @@ class Told(NamedTuple):
     """How many of them can't be read."""
     ambiguous: bool = False
     """Some id names a topic-partition twice; its greatest timestamp counts."""
+    aligned: bool = True
+    """False: too many topic-partitions are named. Each then has what the ids that name it say of it, and
+    of the others nothing; and those beyond `MAX_SOURCES`, in the order of the naming, are left out."""
 
     def greatest(self) -> dict[TopicPartition, int]:
         """The position that they amount to: 0 for what is named without a timestamp."""
@@ -60,7 +67,8 @@ def read_ids(ids: Sequence[bytes]) -> Told:
     """Read ids as they came, without their line ends. Never raises for what is in them."""
     if not ids:
         return Told({})
-    pattern = _pattern_for(_TIMESTAMP.sub(_OPEN, ids[-1]))
+    form = _TIMESTAMP.sub(_OPEN, ids[-1])
+    pattern = _pattern_for(form) if len(form) <= MAX_PATTERN_BYTES else None
     return (pattern and _read_by(pattern, ids)) or _read_each(ids)
 
 
@@ -91,7 +99,8 @@ def _numbers(column: Sequence[bytes]) -> list[int | None]:
 
 
 def _read_each(ids: Sequence[bytes]) -> Told:
-    timestamps_ms: dict[TopicPartition, list[int | None]] = {}
+    # By the numbers of the ids: only what is said takes room, for hostile ids name another one each.
+    said: dict[TopicPartition, dict[int, int | None]] = {}
     malformed = 0
     ambiguous = False
     for number, sse_id in enumerate(ids):
@@ -101,11 +110,20 @@ def _read_each(ids: Sequence[bytes]) -> Told:
             malformed += 1
             continue
         for source, timestamp_ms in assignments:
-            column = timestamps_ms.setdefault(source, [None] * len(ids))
-            if timestamp_ms is not None:
-                column[number] = max(column[number] or 0, timestamp_ms)
+            if source not in said:
+                if len(said) == MAX_SOURCES:
+                    continue
+                said[source] = {}
+            times = said[source]
+            known_ms = times.get(number)
+            if timestamp_ms is None or known_ms is None or timestamp_ms > known_ms:
+                times[number] = known_ms if timestamp_ms is None else timestamp_ms
         ambiguous = ambiguous or len({entry.source for entry in assignments}) < len(assignments)
-    return Told(timestamps_ms, malformed, ambiguous)
+    if len(said) > MAX_PATTERN_SOURCES:
+        columns = {source: list(times.values()) for source, times in said.items()}
+        return Told(columns, malformed, ambiguous, aligned=False)
+    columns = {source: [times.get(n) for n in range(len(ids))] for source, times in said.items()}
+    return Told(columns, malformed, ambiguous)
 
 
 @lru_cache(_KEPT_PATTERNS)

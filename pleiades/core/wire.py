@@ -34,6 +34,9 @@ LINE_TYPES = ("id", "event", "data", "comment", "unknown")
 
 MAX_ASSIGNMENTS = 256
 """Topic-partitions one id may name; an id with more is treated as malformed."""
+MAX_SSE_ID_BYTES = 128 << 10
+"""So many entries, with the longest names that Kafka allows (249 characters), take 80 KiB. To read JSON
+takes twelve times its length."""
 
 MAX_TIMESTAMP_MS = 253_402_300_799_999
 """9999-12-31T23:59:59.999Z: what a four-digit year in a file name can still say."""
@@ -63,6 +66,8 @@ def parse_id(sse_id: bytes) -> tuple[Assignment, ...]:
     Raises:
         MalformedId: it is anything else than the documented array, or names too many topics.
     """
+    if len(sse_id) > MAX_SSE_ID_BYTES:
+        raise MalformedId(f"more than {MAX_SSE_ID_BYTES} bytes")
     try:
         entries = orjson.loads(sse_id)
     except orjson.JSONDecodeError as error:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+from collections.abc import Callable
 from typing import Any
 
 import orjson
@@ -10,9 +12,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from pleiades.core import ids
-from pleiades.core.ids import read_ids
-from pleiades.core.position import Position, join
-from pleiades.core.wire import Assignment, MalformedId, TopicPartition, parse_id
+from pleiades.core.ids import MAX_PATTERN_BYTES, read_ids
+from pleiades.core.position import MAX_SOURCES, Position, join
+from pleiades.core.wire import MAX_SSE_ID_BYTES, Assignment, MalformedId, TopicPartition, parse_id
 
 USUAL = b'[{"topic":"a","partition":0,"timestamp":1000000000000}]'
 TOPICS = ("eqiad.x", "codfw.x", "timestamp")
@@ -184,3 +186,41 @@ def test_where_the_form_changes_each_is_parsed(parsed: list[bytes]) -> None:
         ("codfw.x", 0): [None, 10**12 + 8],
     }
     assert parsed == [sse_id(10**12, 10**12), *sent]
+
+
+def peak_of(call: Callable[[], object]) -> int:
+    """The most memory that a call takes, bytes."""
+    tracemalloc.start()
+    try:
+        call()
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+def named(number: int, timestamp_ms: int) -> bytes:
+    return b'[{"topic":"hostile-%d","partition":0,"timestamp":%d}]' % (number, timestamp_ms)
+
+
+def test_ids_that_name_another_topic_each_take_room_for_what_they_say() -> None:
+    sent = [named(number, 10**12 + number) for number in range(4_000)]
+    assert peak_of(lambda: read_ids(sent)) < 8 << 20
+    told = read_ids(sent)
+    assert not told.aligned
+    # As many as a position can hold, and of them what was said.
+    assert told.greatest() == {
+        (f"hostile-{number}", 0): 10**12 + number for number in range(MAX_SOURCES)
+    }
+    later = read_ids([*sent, named(0, 10**12 + 7)])
+    assert later.timestamps_ms["hostile-0", 0] == [10**12, 10**12 + 7]
+
+
+@pytest.mark.parametrize("length", [MAX_PATTERN_BYTES + 1, MAX_SSE_ID_BYTES, 8 << 20])
+def test_a_long_id_becomes_no_pattern(length: int) -> None:
+    long = USUAL[:-1] + b" " * (length - len(USUAL)) + b"]"
+    ids._pattern_for.cache_clear()
+    assert peak_of(lambda: read_ids([long])) < 2 * length + (2 << 20)
+    assert ids._pattern_for.cache_info().currsize == 0
+    told = read_ids([long])
+    assert told.malformed == (length > MAX_SSE_ID_BYTES)
+    assert told.greatest() == ({} if told.malformed else {("a", 0): 10**12})

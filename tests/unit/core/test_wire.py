@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from pleiades.core.wire import (
     MAX_ASSIGNMENTS,
+    MAX_SSE_ID_BYTES,
     MAX_TIMESTAMP_MS,
     UNKNOWN_SOURCE,
     Assignment,
@@ -104,6 +105,7 @@ def test_parse_id(sse_id: bytes, assignments: tuple[Assignment, ...]) -> None:
         b"\xef\xbb\xbf[]",
         b"[" * 100_000,
         orjson.dumps([entry()] * (MAX_ASSIGNMENTS + 1)),
+        orjson.dumps([entry()]) + b" " * MAX_SSE_ID_BYTES,
         *(orjson.dumps([entry() | change]) for change in CHANGES),
     ],
 )
