@@ -6,16 +6,14 @@ import http.client
 import logging
 import random
 import select
-import ssl
 import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from functools import partial
 from typing import TypeAlias
-from urllib.parse import urlsplit
+from urllib.parse import urljoin, urlsplit
 
-import orjson
 import requests
 import urllib3
 from tenacity import RetryCallState, Retrying, retry_if_exception_type
@@ -25,6 +23,7 @@ from pleiades.core.backoff import retry_after_seconds
 from pleiades.core.chunks import ChunkDecoder, MalformedChunk
 from pleiades.core.gathering import Gathering
 from pleiades.core.pauses import Pauses
+from pleiades.refusals import about_topics, advice, cause_of, explanation, short
 from pleiades.runtime.errors import RefusedByUpstream, Transient
 from pleiades.runtime.logs import printable
 from pleiades.runtime.settings import UpstreamSettings
@@ -40,14 +39,15 @@ READ_BYTES = 256 * 1024
 """Read at most at a time; less than this and one read more is given on together."""
 BULK_BYTES = 8 * 1024
 """So much at once is history, of which more waits. Less is given on as it comes."""
-MAX_ERROR_BODY_BYTES = 4096
+MAX_REDIRECTS = 5
 
 
 class Connection:
     """An open event stream."""
 
-    def __init__(self, response: requests.Response) -> None:
+    def __init__(self, response: requests.Response, idle_seconds: float) -> None:
         self._response = response
+        self._idle_seconds = idle_seconds
         date = response.headers.get("Date")
         self.server_ms: int | None = None
         """The upstream's clock at the answer, ms since 1970, if it says."""
@@ -67,7 +67,8 @@ class Connection:
         # headers. Both are where they are since many years; without them there is the other way.
         under = getattr(getattr(raw, "_original_response", None), "fp", None)
         if under is not None and raw.chunked and "Content-Encoding" not in raw.headers:
-            yield from self._in_bulk(partial(_read_chunks, under.read1, ChunkDecoder()))
+            read = partial(_read_chunks, under.read1, ChunkDecoder(), self._idle_seconds)
+            yield from self._in_bulk(read)
             return
         # read1: iter_content(n) would wait until n bytes are there if the body is not chunked.
         while chunk := _read(raw.read1):
@@ -121,10 +122,16 @@ def _read(read1: Callable[..., bytes]) -> bytes:
         raise _cut(error) from None
 
 
-def _read_chunks(read1: Callable[[int], bytes], decoder: ChunkDecoder) -> list[Buffer]:
+def _read_chunks(
+    read1: Callable[[int], bytes], decoder: ChunkDecoder, idle_seconds: float
+) -> list[Buffer]:
     """Past http.client, which takes chunks one by one; it has read the headers."""
     body: list[Buffer] = []
+    deadline = time.monotonic() + idle_seconds
     while not body and not decoder.ended:
+        if time.monotonic() > deadline:
+            # Bytes come, and none of them is of the stream.
+            raise _silent()
         try:
             received = read1(READ_BYTES)
             if not received:
@@ -142,7 +149,7 @@ def _silent() -> Transient:
 
 
 def _cut(error: Exception) -> Transient:
-    return Transient(f"the connection was cut: {_short(error)}", "cut")
+    return Transient(f"the connection was cut: {short(error)}", "cut")
 
 
 def retrying(
@@ -178,6 +185,15 @@ def retrying(
     )
 
 
+class _Session(requests.Session):
+    """Leaves redirects to us: requests reads what one says to its end, decompressed, and even if it is
+    not to follow it.
+    """
+
+    def get_redirect_target(self, resp: requests.Response) -> None:
+        """None: there is nowhere to go."""
+
+
 class Upstream:
     """Knows how to ask."""
 
@@ -186,7 +202,7 @@ class Upstream:
         self._url = f"{settings.url}/{','.join(settings.streams)}"
         self.address = _without_password(self._url)
         """What is asked, fit to be shown."""
-        self._session = requests.Session()
+        self._session = _Session()
         self._session.headers.update(
             {
                 "Accept": "text/event-stream",
@@ -208,29 +224,42 @@ class Upstream:
         headers = {} if last_event_id is None else {"Last-Event-ID": last_event_id}
         query = {"since": str(since_ms)} if last_event_id is None else {}
         try:
+            response = self._answer(query, headers)
+        except (requests.RequestException, urllib3.exceptions.HTTPError, ValueError) as error:
+            # The latter two: what requests lets through of a redirect to nowhere.
+            cause = cause_of(error)
+            raise Transient(
+                f"can't reach {self.address}: {short(cause)}; nothing is lost while the upstream "
+                f"keeps its history. {advice(cause)}",
+                "connect",
+            ) from None
+        try:
+            self._check(response, last_event_id)
+        except BaseException:
+            response.close()
+            raise
+        return Connection(response, self._settings.idle_timeout_seconds)
+
+    def _answer(self, query: dict[str, str], headers: dict[str, str]) -> requests.Response:
+        """The answer, or that of where it sends us."""
+        url = self._url
+        for _ in range(MAX_REDIRECTS + 1):
             response = self._session.get(
-                self._url,
+                url,
                 params=query,
                 headers=headers,
                 stream=True,
                 timeout=(CONNECT_TIMEOUT_SECONDS, self._settings.idle_timeout_seconds),
             )
-        except (requests.RequestException, urllib3.exceptions.HTTPError, ValueError) as error:
-            # The latter two: what requests lets through of a redirect to nowhere.
-            cause = _cause(error)
-            raise Transient(
-                f"can't reach {self.address}: {_short(cause)}; nothing is lost while the upstream "
-                f"keeps its history. {_advice(cause)}",
-                "connect",
-            ) from None
-        try:
-            self._check(response)
-        except BaseException:
+            if not response.is_redirect:
+                return response
             response.close()
-            raise
-        return Connection(response)
+            url = urljoin(url, response.headers["Location"])
+            if urlsplit(url).query:
+                query = {}
+        raise requests.TooManyRedirects(f"more than {MAX_REDIRECTS} redirects")
 
-    def _check(self, response: requests.Response) -> None:
+    def _check(self, response: requests.Response, last_event_id: str | None) -> None:
         status = response.status_code
         if status == requests.codes.ok:
             kind = response.headers.get("Content-Type", "")
@@ -241,7 +270,7 @@ class Upstream:
                     "content_type",
                 )
             return
-        said = printable(_detail(response), 300)
+        said = printable(explanation(response), 300)
         if status in (408, 425, 429) or status >= 500:  # noqa: PLR2004  # statuses of RFC 9110
             raise Transient(
                 f"the upstream answered {status}: {said}",
@@ -253,49 +282,10 @@ class Upstream:
         raise RefusedByUpstream(
             f"the upstream refused {self.address} with status {status}: {said}. Nothing was lost; "
             "the position is kept. Check --upstream.stream, --upstream.url and --upstream.contact"
+            + about_topics(last_event_id)
         )
 
 
 def _without_password(url: str) -> str:
     parts = urlsplit(url)
     return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
-
-
-def _detail(response: requests.Response) -> str:
-    try:
-        body = response.raw.read(MAX_ERROR_BODY_BYTES, decode_content=True)
-    except (urllib3.exceptions.HTTPError, OSError):
-        return "(its explanation was cut off)"
-    try:
-        answer = orjson.loads(body)
-        said = [answer.get(key) for key in ("type", "name", "detail", "message")]
-        text = ", ".join(str(part) for part in said if part)
-    # RecursionError: what orjson reads can be nested deeper than Python shows.
-    except (orjson.JSONDecodeError, AttributeError, RecursionError):
-        text = body.decode(errors="replace")
-    return text or "(it gave no explanation)"
-
-
-def _cause(error: BaseException) -> BaseException:
-    """What lies behind the wrappers of requests and urllib3."""
-    inner = error.args[0] if error.args else None
-    reason = getattr(inner, "reason", inner)
-    return reason if isinstance(reason, BaseException) else error
-
-
-def _advice(cause: BaseException) -> str:
-    """What an operator should look at."""
-    if isinstance(cause, urllib3.exceptions.NameResolutionError):
-        return "This host is not known: check its spelling in --upstream.url, and the DNS"
-    if isinstance(cause, (urllib3.exceptions.SSLError, ssl.SSLError)):
-        return (
-            "TLS did not come about: check --upstream.url, this machine's clock, and whether a proxy "
-            "wants its own certificates trusted (REQUESTS_CA_BUNDLE)"
-        )
-    if isinstance(cause, urllib3.exceptions.ProxyError):
-        return "Check the proxy that HTTPS_PROXY or HTTP_PROXY names"
-    return "Check the network and --upstream.url if this goes on"
-
-
-def _short(error: BaseException) -> str:
-    return printable(f"{type(error).__name__}: {error}", 160)

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import select
 import socket
 import threading
 from contextlib import suppress
 
+DRIP_SECONDS = 0.02
+
 
 class Server:
-    """Answers one request after the other with the bytes given, the last one again and again."""
+    """Answers one request after the other with the bytes given, the last one again and again.
 
-    def __init__(self, *answers: bytes) -> None:
+    Args:
+        drip: sent after the last of them again and again, until the client has had enough.
+    """
+
+    def __init__(self, *answers: bytes, drip: bytes = b"") -> None:
+        self._drip = drip
         self.requests: list[bytes] = []
         self._answers = list(answers)
         self._socket = socket.create_server(("127.0.0.1", 0))
@@ -33,6 +41,9 @@ class Server:
                 connection.sendall(self._answers[0])
                 if len(self._answers) > 1:
                     del self._answers[0]
+                elif self._drip:
+                    while not select.select([connection], [], [], DRIP_SECONDS)[0]:
+                        connection.sendall(self._drip)
 
     def close(self) -> None:
         """Stop answering."""

@@ -20,6 +20,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("pleiades.stages",),
     ("pleiades.reader", "pleiades.lanes", "pleiades.parser", "pleiades.publisher"),
     ("pleiades.upstream", "pleiades.sinks", "pleiades.simulator"),
+    ("pleiades.refusals",),
     ("pleiades.runtime",),
     ("pleiades.core",),
 )

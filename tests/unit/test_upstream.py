@@ -5,25 +5,28 @@ from __future__ import annotations
 import gzip
 import http.client
 import socket
+import tracemalloc
 from collections.abc import Callable, Iterator
 
 import pytest
 
 from pleiades.runtime.errors import RefusedByUpstream, Transient
 from pleiades.runtime.settings import UpstreamSettings
-from pleiades.upstream import BULK_BYTES, Upstream
+from pleiades.upstream import BULK_BYTES, MAX_REDIRECTS, Upstream
 from tests.harness.answers import Server
 from tests.harness.script import chunked
+
+Serve = Callable[..., Server]
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream; charset=utf-8\r\n"
 
 
 @pytest.fixture
-def serve() -> Iterator[Callable[[bytes], Server]]:
+def serve() -> Iterator[Serve]:
     servers: list[Server] = []
 
-    def start(answer: bytes) -> Server:
-        servers.append(Server(answer))
+    def start(*answers: bytes, drip: bytes = b"") -> Server:
+        servers.append(Server(*answers, drip=drip))
         return servers[-1]
 
     yield start
@@ -31,10 +34,9 @@ def serve() -> Iterator[Callable[[bytes], Server]]:
         server.close()
 
 
-def upstream(url: str) -> Upstream:
-    return Upstream(
-        UpstreamSettings(url, ("recentchange", "page-create"), "https://example.org/", 60, 5, False)
-    )
+def upstream(url: str, idle_seconds: float = 5) -> Upstream:
+    streams = ("recentchange", "page-create")
+    return Upstream(UpstreamSettings(url, streams, "https://example.org/", 60, idle_seconds, False))
 
 
 def read(url: str) -> bytes:
@@ -64,9 +66,7 @@ def status(line: bytes, body: bytes = b"", *headers: bytes) -> bytes:
         (status(b"404 Not Found", b"x" * 100_000), "status 404: x{300}…"),
     ],
 )
-def test_refusals_are_fatal_and_quote_the_upstream(
-    serve: Callable[[bytes], Server], answer: bytes, says: str
-) -> None:
+def test_refusals_are_fatal_and_quote_the_upstream(serve: Serve, answer: bytes, says: str) -> None:
     with pytest.raises(RefusedByUpstream, match=says) as refused:
         read(serve(answer).url)
     assert "--upstream.stream" in str(refused.value)
@@ -89,7 +89,7 @@ def test_refusals_are_fatal_and_quote_the_upstream(
     ],
 )
 def test_what_may_pass_is_transient(
-    serve: Callable[[bytes], Server], answer: bytes, kind: str, retry_after: float | None
+    serve: Serve, answer: bytes, kind: str, retry_after: float | None
 ) -> None:
     with pytest.raises(Transient) as failed:
         read(serve(answer).url)
@@ -105,7 +105,7 @@ def test_nobody_listening_is_transient_and_says_what_to_check() -> None:
 
 
 def test_a_cut_inside_a_chunk_gives_what_came_and_then_says_so(
-    serve: Callable[[bytes], Server],
+    serve: Serve,
 ) -> None:
     server = serve(OK + b"Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n10\r\nwor")
     connection = upstream(server.url).connect(None, 5)
@@ -118,7 +118,7 @@ def test_a_cut_inside_a_chunk_gives_what_came_and_then_says_so(
 
 
 def test_chunks_are_read_many_at_a_time_past_http_client(
-    serve: Callable[[bytes], Server], monkeypatch: pytest.MonkeyPatch
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def one_by_one(*_: object) -> bytes:
         raise AssertionError("chunks are read one by one")
@@ -131,7 +131,7 @@ def test_chunks_are_read_many_at_a_time_past_http_client(
 
 
 def test_what_waits_is_given_at_once_and_what_came_before_a_cut_before_it(
-    serve: Callable[[bytes], Server],
+    serve: Serve,
 ) -> None:
     body = chunked(b"x" * BULK_BYTES) * 8
     server = serve(OK + b"Transfer-Encoding: chunked\r\n\r\n" + body + b"10\r\nwor")
@@ -145,21 +145,71 @@ def test_what_waits_is_given_at_once_and_what_came_before_a_cut_before_it(
 
 
 def test_a_body_that_is_not_chunked_and_a_compressed_one_are_read(
-    serve: Callable[[bytes], Server],
+    serve: Serve,
 ) -> None:
     assert read(serve(OK + b"\r\n:ok\n\n").url) == b":ok\n\n"
     body = gzip.compress(b":ok\n\n" * 1000)
     assert read(serve(OK + b"Content-Encoding: gzip\r\n\r\n" + body).url) == b":ok\n\n" * 1000
 
 
-def test_a_damaged_compressed_body_is_transient(serve: Callable[[bytes], Server]) -> None:
+def test_a_damaged_compressed_body_is_transient(serve: Serve) -> None:
     with pytest.raises(Transient) as damaged:
         read(serve(OK + b"Content-Encoding: gzip\r\n\r\nnot gzip at all").url)
     assert damaged.value.kind == "decode"
 
 
+def test_a_redirect_is_followed_and_what_it_says_not_read(serve: Serve) -> None:
+    bomb = gzip.compress(bytes(64 << 20))
+    ends = b"Connection: close"
+    elsewhere = status(b"302 Found", bomb, ends, b"Location: /x?y=1", b"Content-Encoding: gzip")
+    back = status(b"307 Again", b"", ends, b"Location: /v2/other")
+    server = serve(back, elsewhere, OK + b"\r\n")
+    tracemalloc.start()
+    try:
+        upstream(server.url).connect(None, 1234).close()
+        assert tracemalloc.get_traced_memory()[1] < 16 << 20
+    finally:
+        tracemalloc.stop()
+    asked = [request.split(b" ")[1] for request in server.requests]
+    own = b"/v2/stream/recentchange,page-create"
+    assert asked == [own + b"?since=1234", b"/v2/other?since=1234", b"/x?y=1"]
+
+
+def test_redirects_have_an_end(serve: Serve) -> None:
+    server = serve(status(b"302 Found", b"", b"Location: /again", b"Connection: close"))
+    with pytest.raises(Transient, match="redirects") as failed:
+        read(server.url)
+    assert failed.value.kind == "connect"
+    assert len(server.requests) == MAX_REDIRECTS + 1
+
+
+def test_an_explanation_that_trickles_is_not_waited_for(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pleiades.refusals.ERROR_BODY_SECONDS", 0.2)
+    server = serve(b"HTTP/1.1 503 Away\r\nContent-Length: 9999\r\n\r\nbusy", drip=b".")
+    with pytest.raises(Transient, match=r"503: busy\.") as failed:
+        read(server.url)
+    assert failed.value.kind == "status_5xx"
+
+
+def test_bytes_that_are_none_of_the_stream_are_silence(serve: Serve) -> None:
+    server = serve(OK + b"Transfer-Encoding: chunked\r\n\r\n5;", drip=b"x")
+    connection = upstream(server.url, idle_seconds=0.2).connect(None, 5)
+    with pytest.raises(Transient) as silent:
+        list(connection.chunks())
+    connection.close()
+    assert silent.value.kind == "idle"
+
+
+def test_a_refusal_of_an_id_says_what_the_id_names(serve: Serve) -> None:
+    server = serve(status(b"404 Not Found", b'{"name":"TopicNotAvailableError"}'))
+    with pytest.raises(RefusedByUpstream, match=r'after \[\{"topic":"gone"\}\].*--resume=false'):
+        upstream(server.url).connect('[{"topic":"gone"}]', 5)
+
+
 def test_the_request_is_as_the_policy_and_the_protocol_ask(
-    serve: Callable[[bytes], Server],
+    serve: Serve,
 ) -> None:
     server = serve(OK + b"\r\n")
     asking = upstream(server.url)
@@ -183,9 +233,7 @@ def test_the_request_is_as_the_policy_and_the_protocol_ask(
         (b"", None),
     ],
 )
-def test_the_upstreams_clock(
-    serve: Callable[[bytes], Server], header: bytes, server_ms: int | None
-) -> None:
+def test_the_upstreams_clock(serve: Serve, header: bytes, server_ms: int | None) -> None:
     connection = upstream(serve(OK + header + b"\r\n").url).connect(None, 5)
     connection.close()
     assert connection.server_ms == server_ms
