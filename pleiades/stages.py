@@ -7,6 +7,8 @@ of them needs takes as long as the rest of its start. So each process imports wh
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
+from typing import TypeVar
 
 from pleiades.core.position import Checkpoint
 from pleiades.core.range import Part
@@ -18,6 +20,8 @@ from pleiades.runtime.settings import FilesSettings, KafkaSettings, Settings
 from pleiades.sinks.base import Sink
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 
 def reader(
@@ -126,12 +130,24 @@ def _files(
             pause_seconds,
         )
 
+    def aside(operation: str, call: Callable[[], T]) -> T:
+        def announce(seconds: float) -> None:
+            log.warning(
+                "it takes %.0f s already to %s %s: the disk is slow, or hangs. Nothing is lost: the "
+                "reader waits",
+                seconds,
+                operation,
+                files.publish_dir,
+            )
+
+        return life.aside(call, announce)
+
     return FilesSink(
         files.publish_dir,
         files.sync,
         files.position_name,
         int(settings.window_seconds * 1000),
-        Surroundings(life.pause, on_trouble),
+        Surroundings(life.pause, on_trouble, aside),
         reached,
         settings.replay is not None,
     )

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from multiprocessing import connection, parent_process
 from multiprocessing.connection import Connection
 from types import FrameType
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from setproctitle import setproctitle
 
@@ -28,10 +28,17 @@ from pleiades.runtime import logs, memory
 from pleiades.runtime.errors import Fatal, GenerationLost, Stopped
 from pleiades.runtime.metrics import Metrics
 
+if TYPE_CHECKING:
+    from concurrent.futures import ThreadPoolExecutor
+
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 BEAT_SECONDS = 0.25
+SLOW_SECONDS = 30.0
+"""How often it is said of a call that it lasts."""
 """A child says no more often than this that it lives."""
 _PR_SET_PDEATHSIG = 1
 EXIT_ORPHANED = 70
@@ -83,6 +90,7 @@ class Life:
         self.position = ""
         self.details: object = None
         self._beats = beats
+        self._caller: ThreadPoolExecutor | None = None
         self._interruptible = False
         self._last = 0.0
         self._shown: Beat | None = None
@@ -119,6 +127,28 @@ class Life:
         finally:
             self.allowed_seconds = usual
             self.beat()
+
+    def aside(self, call: Callable[[], T], announce: Callable[[float], None]) -> T:
+        """Make a call that blocks for as long as it likes, in a thread; this one shows that it lives.
+
+        A disk that takes minutes is no process that hangs: to start that again would not help.
+
+        Args:
+            announce: told again and again, but not at once, for how many seconds it has lasted.
+        """
+        # Only here: most processes need none of it.
+        from concurrent.futures import ThreadPoolExecutor, wait
+
+        self._caller = self._caller or ThreadPoolExecutor(1, "aside")
+        answer = self._caller.submit(call)
+        began = time.monotonic()
+        due = SLOW_SECONDS
+        while not wait([answer], BEAT_SECONDS).done:
+            self.beat()
+            if time.monotonic() - began >= due:
+                announce(time.monotonic() - began)
+                due += SLOW_SECONDS
+        return answer.result()
 
     def pause(self, seconds: float) -> None:
         """Wait, unless a stop is requested.

@@ -81,13 +81,11 @@ class Running:
         return None if status is None or status < EXIT_FATAL_BASE else status - EXIT_FATAL_BASE
 
     def kill(self) -> None:
-        """End it, and take the beats that it left."""
+        """End it, soon: a process that waits for a disk in the kernel dies when that answers."""
         if self.exit_status is None:
             self.process.kill()
-        self.process.join()
-        self.listen()
 
     def forget(self) -> None:
-        """Close what belonged to it; only after `kill`."""
+        """Close what belonged to it; only when it is dead."""
         self.process.close()
         self.beats.close()

@@ -40,6 +40,10 @@ log = logging.getLogger(__name__)
 DRAIN_SECONDS = 9.0
 """From the stop request to the SIGKILL of what is left; with it a stop takes under 10 s."""
 TICK_SECONDS = 0.5
+LEAVE_SECONDS = 5.0
+"""So long a stop waits for what it has killed."""
+UNKILLABLE_SECONDS = 5.0
+"""After which it is said that a process does not die."""
 
 
 Stages = Callable[[SpawnContext, bool, object], list[StageSpec]]
@@ -287,8 +291,10 @@ class Supervisor:
         """Kill all that live; returns how often this generation committed something."""
         for running in self._children:
             running.kill()
+        self._await_their_end()
         committed = 0
         for running in self._children:
+            running.listen()
             if running.beat is not None:
                 committed += running.beat.committed_total
             self._learn(running.beat)
@@ -298,6 +304,32 @@ class Supervisor:
         for running in children:
             running.forget()
         return committed
+
+    def _await_their_end(self) -> None:
+        """Until the killed are dead. No other may begin before: they hold the destination."""
+        began = time.monotonic()
+        said = False
+        while alive := [running for running in self._children if running.exit_status is None]:
+            connection.wait([self._wake, *(one.process.sentinel for one in alive)], TICK_SECONDS)
+            self._take_signals()
+            self._notify.turn(self._unready)
+            lasted = time.monotonic() - began
+            if self._stops and lasted > LEAVE_SECONDS:
+                log.error(
+                    "leaving %s behind, which can't be killed: a disk does not answer it. It ends when "
+                    "that does; until then a new start finds the destination held",
+                    ", ".join(one.spec.name for one in alive),
+                )
+                logging.shutdown()
+                # Whatever else there is to do at the end would wait for it.
+                os._exit(EXIT_FAILED)
+            if lasted > UNKILLABLE_SECONDS and not said:
+                said = True
+                log.error(
+                    "%s can't be killed: a disk does not answer it. Waiting until that does; nothing is "
+                    "lost",
+                    ", ".join(one.spec.name for one in alive),
+                )
 
     def _rest(self, seconds: float) -> bool:
         """Wait before a restart; True if a stop came meanwhile."""

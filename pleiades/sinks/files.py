@@ -22,7 +22,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple, Protocol, TypeVar
 
 from pleiades.core.backoff import Backoff
 from pleiades.core.position import Checkpoint
@@ -49,6 +49,7 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
+PUBLISH, STORE = "publish events in", "store the position in"
 OWN_FOLDER = ".pleiades"
 LOCK = "lock"
 STAGING = "staging"
@@ -76,6 +77,17 @@ _FATAL_AT_START = (
 )
 
 
+class Aside(Protocol):
+    """What makes a call, and returns what it returns."""
+
+    def __call__(self, operation: str, call: Callable[[], T], /) -> T:
+        """Make it; `operation` says what it does."""
+
+
+def _directly(_operation: str, call: Callable[[], T]) -> T:
+    return call()
+
+
 @dataclass(frozen=True, slots=True)
 class Surroundings:
     """What a sink needs from the process around it."""
@@ -84,6 +96,8 @@ class Surroundings:
     """Waits that many seconds."""
     on_trouble: Callable[[str, OSError, float], None]
     """Told before each pause: what could not be done, why, and for how long the pause is."""
+    aside: Aside = _directly
+    """Makes a call that may block for as long as a disk likes."""
 
 
 class _Pending(NamedTuple):
@@ -184,10 +198,10 @@ class FilesSink:
         """See `Sink.commit`."""
         repeated = 0
         if self._pending:
-            repeated = self._until_done("publish events in", self._publish)
+            repeated = self._until_done(PUBLISH, lambda: self._around.aside(PUBLISH, self._publish))
             self._pending = []
             self._tried = False
-        self._until_done("store the position in", lambda: self._store(checkpoint))
+        self._until_done(STORE, lambda: self._around.aside(STORE, lambda: self._store(checkpoint)))
         letters, self._letters = self._letters, []
         return Committed(letters, repeated)
 

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import signal
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
+import pytest
+
 from pleiades.simulator.settings import SimulatorSettings
 from pleiades.simulator.simulator import Simulator
-from tests.harness.oracle import more_than, published_count
-from tests.harness.relay import Relay
+from tests.harness.oracle import judge, more_than, published_count
+from tests.harness.relay import Relay, since_ms
 from tests.harness.waiting import until
 
 Simulate = Callable[[SimulatorSettings], Simulator]
@@ -69,3 +74,64 @@ def test_no_progress_over_several_restarts_ends_the_program(
         assert relay.wait() == 1
     assert len(seen) == 6
     assert "gave up: parser-0 ended 6 times in a row" in relay.log
+
+
+FREEZER = Path("/sys/fs/cgroup/freezer")
+
+
+@pytest.fixture
+def freezer() -> Iterator[Path]:
+    """A group whose processes stand still in the kernel: not even SIGKILL ends them (cgroup v1)."""
+    group = FREEZER / f"pleiades-{uuid.uuid4()}"
+    try:
+        group.mkdir()
+    except OSError as error:
+        pytest.skip(f"there is no freezer here: {error}")
+    yield group
+    until(lambda: not (group / "cgroup.procs").read_text(), "the end of what is in it")
+    group.rmdir()
+
+
+@contextmanager
+def frozen(group: Path, pid: int) -> Iterator[None]:
+    state = group / "freezer.state"
+    (group / "cgroup.procs").write_text(str(pid))
+    state.write_text("FROZEN")
+    until(lambda: state.read_text().strip() == "FROZEN", "the frost")
+    try:
+        yield
+    finally:
+        # It has the pipe of the log, too: whoever reads that to its end waits for it.
+        state.write_text("THAWED")
+
+
+def test_one_that_can_not_be_killed_is_waited_for(
+    simulate: Simulate, flags: Flags, folder: Path, freezer: Path
+) -> None:
+    """As a publisher that waits for a disk in the kernel: it holds the directory until it is gone."""
+    upstream = simulate(SimulatorSettings(rate=200))
+    with Relay(*flags(upstream)) as relay:
+        relay.until(more_than(folder, 100), "events", 30)
+        with frozen(freezer, relay.child("publisher").pid):
+            relay.child("reader").kill()
+            relay.wait_for("publisher can't be killed: a disk does not answer it. Waiting")
+            assert relay.status("/metrics") == 200
+        relay.until(more_than(folder, published_count(folder) + 200), "new events", 30)
+        assert relay.stop() == 0
+    assert "another instance" not in relay.log
+    verdict = judge(folder, upstream.journal(), since_ms(upstream), finished=False)
+    assert verdict.flawless, verdict
+
+
+def test_a_stop_leaves_one_behind_that_can_not_be_killed(
+    simulate: Simulate, flags: Flags, folder: Path, freezer: Path
+) -> None:
+    upstream = simulate(SimulatorSettings(rate=200))
+    with Relay(*flags(upstream)) as relay:
+        relay.until(more_than(folder, 100), "events", 30)
+        publisher = relay.child("publisher")
+        with frozen(freezer, publisher.pid):
+            relay.signal(signal.SIGTERM)
+            relay.wait_for("leaving publisher behind, which can't be killed")
+            assert relay.process.wait(30) == 1
+            assert publisher.is_running()

@@ -13,12 +13,14 @@ import orjson
 
 from tests.faults.matrix import row
 from tests.faults.trial import FILES, NotHere, Trial, restarted, restarts, without_tracebacks
+from tests.harness.preload import NoCompiler, compiled
 from tests.harness.relay import Relay, since_ms
 
 RATE = 200
 DISK_BYTES = 192 * 1024 * 1024
 """Room for 30,000 files of a page each, and no more than a machine's memory takes three times."""
 MOUNT_SECONDS = 30
+HANG_SECONDS = 2
 CHECKPOINT = "checkpoint-recentchange"
 
 
@@ -118,6 +120,33 @@ def disk_full(trial: Trial) -> None:
             disk.free()
     assert "No space left on device" in relay.log
     without_tracebacks([relay])
+    trial.finish(upstream, relay)
+
+
+@row("disk that does not answer for longer than a process may hang", on=(FILES,))
+def disk_hangs(trial: Trial) -> None:
+    """Another start would not help: it would wait for the same disk."""
+    try:
+        library = compiled("disk", trial.folder)
+    except NoCompiler as reason:
+        raise NotHere(str(reason)) from None
+    hangs = trial.folder / "hangs"
+    environment = {"LD_PRELOAD": str(library), "DISK_HANGS_FILE": str(hangs)}
+    upstream = trial.simulate(rate=RATE)
+    relay = trial.relay(
+        *trial.flags(upstream), f"--hangTimeout={HANG_SECONDS}s", environment=environment
+    )
+    for _ in range(trial.times(3, at_least=1)):
+        trial.wait_for_more(relay, RATE)
+        hangs.touch()
+        enough = upstream.stats().events_appended_total + RATE * HANG_SECONDS * 3
+        trial.wait(lambda: upstream.stats().events_appended_total > enough, "a long wait", relay)  # noqa: B023
+        assert relay.status("/healthz") == 200, "a slow disk is no process that hangs"
+        trial.survived()
+        with trial.recovery(upstream, relay):
+            hangs.unlink()
+        trial.wait_for_more(relay, RATE)
+    assert restarts(relay) == 0, relay.log
     trial.finish(upstream, relay)
 
 

@@ -5,9 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-import shutil
 import statistics
-import subprocess
 import sys
 import time
 from collections import defaultdict
@@ -28,6 +26,7 @@ from tests.faults.rows.stalling import (
     wait_for_full_queues,
 )
 from tests.faults.trial import NotHere, Trial, restarted, restarts, without_tracebacks
+from tests.harness.preload import NoCompiler, compiled
 from tests.harness.relay import Relay
 
 RATE = 300
@@ -45,8 +44,6 @@ UNREADABLE = "pleiades_metrics_files_unreadable"
 UNWRITTEN = "pleiades_metrics_processes_unwritten"
 MOST_BYTES = 250e6
 """Of all processes together."""
-COMPILE_SECONDS = 60
-CLOCK_SOURCE = Path(__file__).parents[2] / "harness" / "clock.c"
 
 
 @row("clock set 1 h ahead and 1 h back during the run, with a restart after each")
@@ -89,12 +86,10 @@ class Clock:
     """A wall clock that can be set, for the processes that get its environment; see `clock.c`."""
 
     def __init__(self, folder: Path) -> None:
-        compiler = shutil.which("cc") or shutil.which("gcc")
-        if compiler is None:
-            raise NotHere("needs a C compiler: apt-get install gcc libc6-dev")
-        library = folder / "clock.so"
-        command = [compiler, "-O2", "-shared", "-fPIC", "-o", str(library), str(CLOCK_SOURCE)]
-        subprocess.run(command, check=True, timeout=COMPILE_SECONDS)
+        try:
+            library = compiled("clock", folder)
+        except NoCompiler as reason:
+            raise NotHere(str(reason)) from None
         self._ahead = folder / "ahead"
         self.set_ahead(0)
         self.environment = {"LD_PRELOAD": str(library), "CLOCK_AHEAD_FILE": str(self._ahead)}
