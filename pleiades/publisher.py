@@ -315,6 +315,8 @@ class Publisher:
             self._life.published_total += published
             self._take_back(dead_letters)
             self._show_position()
+        # Whatever becomes of this process: what is durable is known.
+        self._life.beat(at_once=True)
         self._in_flight = None
         self._window.advance(self._checkpoint.position, self._checkpoint.clock_ms)
         if self._published_total is not None:

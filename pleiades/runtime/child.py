@@ -95,8 +95,12 @@ class Life:
         self._last = 0.0
         self._shown: Beat | None = None
 
-    def beat(self) -> None:
-        """Show the parent that this process lives; cheap enough to call for every batch."""
+    def beat(self, at_once: bool = False) -> None:
+        """Show the parent that this process lives; cheap enough to call for every batch.
+
+        Args:
+            at_once: also if it was shown a moment ago, for there is something to tell.
+        """
         now = time.monotonic()
         beat = Beat(
             self.ready,
@@ -107,7 +111,7 @@ class Life:
             self.position,
             self.details,
         )
-        urgent = self._shown is None or (beat[:2] != self._shown[:2])
+        urgent = at_once or self._shown is None or beat[:2] != self._shown[:2]
         if not urgent and now - self._last < BEAT_SECONDS:
             return
         self._last = now

@@ -28,7 +28,7 @@ class FakeLife(Life):
         self.pauses: list[float] = []
         self._stop_at_pause = stop_at_pause
 
-    def beat(self) -> None:
+    def beat(self, at_once: bool = False) -> None:
         pass
 
     def pause(self, seconds: float) -> None:
