@@ -36,7 +36,8 @@ from pleiades.sinks.kafka.trouble import Kind, kind_of
 log = logging.getLogger(__name__)
 
 MESSAGES_AT_ONCE = 10_000
-POLL_SECONDS = 0.25
+POLL_SECONDS = 0.05
+"""So long a read waits for as many; the last one of a topic waits in vain, at each start."""
 TAIL_RECORDS = 50_000
 """How much of a topic without a stored position is looked at first."""
 TAIL_GROWTH = 4
@@ -122,6 +123,9 @@ class History:
         if not unread:
             return
         consumer = self._consumer
+        # Who leads them; of itself librdkafka asks only a second after the assignment.
+        for topic in {topic for topic, _ in unread}:
+            consumer.list_topics(topic, REQUEST_SECONDS)
         consumer.assign([TopicPartition(*at, begins[at]) for at in unread])
         started, told, count = time.monotonic(), False, 0
         try:
