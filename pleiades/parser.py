@@ -41,7 +41,7 @@ def run(
             continue
         if isinstance(received, End):
             batches.put(received, life.beat)
-            batches.flush()
+            batches.flush(life.beat)
             return
         batches.put(_parse(received, keep_canaries, metrics, part), life.beat)
         metrics.queue_depth.labels(batches.name).set(batches.depth())

@@ -131,6 +131,7 @@ class Publisher:
                     self._take(batch)
                 self._commit_if_due()
             self._commit()
+            self._life.farewell()
         finally:
             self._sink.close()
 

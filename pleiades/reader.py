@@ -74,7 +74,7 @@ class Reader:
         for channel in self._parsers:
             channel.put(End(), self._life.beat)
         for channel in self._parsers:
-            channel.flush()
+            channel.flush(self._life.beat)
 
     def _start(self) -> None:
         checkpoint = None

@@ -92,4 +92,10 @@ def advice(cause: BaseException) -> str:
 
 def short(error: BaseException) -> str:
     """An error in a few words, fit to be shown."""
+    if isinstance(error, ValueError) and not isinstance(error, ssl.SSLError):
+        # It quotes what it can't read, which may be a password.
+        return (
+            f"{type(error).__name__}: an address can't be read, that of a redirect or a proxy's in "
+            "HTTPS_PROXY or HTTP_PROXY"
+        )
     return printable(f"{type(error).__name__}: {error}", 160)

@@ -27,6 +27,7 @@ from pleiades.core.range import Ending
 from pleiades.core.units import iso_time
 from pleiades.core.wire import TopicPartition, compose_id
 from pleiades.runtime.errors import HistoryMissing, Transient
+from pleiades.runtime.logs import Seldom
 from pleiades.upstream import CONNECT_TIMEOUT_SECONDS, Connection, Upstream, retrying
 
 log = logging.getLogger(__name__)
@@ -35,6 +36,9 @@ OVER = "over"
 """Why a connection ended: all of the range had come."""
 SILENT_CONNECTIONS = 2
 """So many in a row say that there is nothing more."""
+QUIET_SECONDS = 30.0
+"""So long without an id, and a connection that somebody else ends counts as silent."""
+WARNING_SECONDS = 300.0
 
 
 class Received(NamedTuple):
@@ -126,6 +130,11 @@ class Lane:
         """No id has come on this connection yet."""
         self._silent = 0
         """Connections in a row that ended in silence and brought nothing new."""
+        self._unanswered = 0
+        """Of those, the ones that did not even bring what is known."""
+        self._warnings = Seldom(WARNING_SECONDS)
+        self._quiet_since = 0.0
+        """Monotonic time of the last id on this connection, or of its begin."""
         self._over = False
         self.due_at = math.inf
         """Monotonic time at which it should have shown that it lives."""
@@ -190,7 +199,11 @@ class Lane:
         finally:
             connection.close()
         self._send(Closed(reason))
-        idle = reason == "idle"
+        # Others end silent connections, too, proxies above all, and perhaps sooner than we.
+        quiet_seconds = time.monotonic() - self._quiet_since
+        idle = reason == "idle" or (
+            reason != OVER and quiet_seconds >= min(self._idle_seconds, QUIET_SECONDS)
+        )
         useful = self._pauses.ended(course.position, self._last_event_id, time.monotonic(), idle)
         if reason == OVER:
             self._over = True
@@ -210,8 +223,16 @@ class Lane:
     def _take_silence(self, before_ms: int) -> None:
         """Judge a connection that ended in silence; `before_ms`: the position at its begin."""
         known = self._reached_ms == before_ms
-        answered = not self._first or not before_ms
+        # What it delivered before, or was found to have, must come again: or nobody is there.
+        answered = not self._first or not (before_ms or self._plan.first_ms)
         self._silent = self._silent + 1 if known and answered else 1
+        self._unanswered = 0 if answered else self._unanswered + 1
+        if self._unanswered > 1 and self._warnings.due():
+            log.warning(
+                "%s: the upstream sends nothing of it, not even what it has sent before: asking again "
+                "until it does",
+                self._name,
+            )
         self._over = self._silent >= SILENT_CONNECTIONS
         if self._over:
             log.info(
@@ -225,6 +246,7 @@ class Lane:
         framer = Framer()
         ending = Ending(self._plan.end_ms, self._plan.overlap_ms)
         chunks = connection.chunks()
+        self._quiet_since = time.monotonic()
         while True:
             self._busy(CONNECT_TIMEOUT_SECONDS + self._idle_seconds)
             try:
@@ -240,6 +262,8 @@ class Lane:
             content, received, retry_ms = take(blob)
             before = self._last_event_id
             self._pauses.delivered(len(received), retry_ms)
+            if received:
+                self._quiet_since = time.monotonic()
             gap, over = self._take(received, ending)
             self._send(
                 Received(
@@ -255,6 +279,9 @@ class Lane:
             )
             if over:
                 return OVER
+            if time.monotonic() - self._quiet_since >= self._idle_seconds:
+                # Comments keep a connection open, and are no events.
+                return "idle"
 
     def _take(self, received: list[bytes], ending: Ending) -> tuple[bool, bool]:
         """Take note of ids; whether there is a gap before them, and whether the range is over."""

@@ -75,7 +75,7 @@ class RangeReader:
         for channel in self._parsers:
             channel.put(End(), self._life.beat)
         for channel in self._parsers:
-            channel.flush()
+            channel.flush(self._life.beat)
 
     def _checkpoint(self) -> Checkpoint:
         while True:

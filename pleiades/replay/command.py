@@ -50,14 +50,15 @@ def run(arguments: Sequence[str], description: str) -> int:
     parsed = replay_parser(description).parse_args(joined_negatives(arguments))
     told = arguments_from(parsed)
     logs.configure(told.settings.log_level, told.settings.log_format, "parent")
-    stored = None if told.dry_run or told.restart else _stored(told.settings)
+    restart = told.restart
+    stored = None if told.dry_run or restart else _stored(told.settings)
     if stored is not None and _is_finished(stored) and (told.skip_existing or not told.absolute):
         # What the topic has may be less than what was published. And `-36h` means another range by now.
         stored = None
         told = told._replace(restart=True)
     now_ms = time.time_ns() // 1_000_000 if stored is None else stored.clock_ms
     span = told.range(now_ms)
-    display = Display(told, span, stored)
+    display = Display(told, span, stored, restart)
     if stored is not None and _is_finished(stored):
         log.info("all of this is published already: --restart would begin again")
         return display.conclude(EXIT_STOPPED)
@@ -179,7 +180,10 @@ def _tell_of_gaps(found: dict[TopicPartition, Found], allow_gap: bool) -> bool:
 class Display:
     """What is seen meanwhile, and what is said at the end."""
 
-    def __init__(self, told: Arguments, span: Range, stored: Checkpoint | None) -> None:
+    def __init__(
+        self, told: Arguments, span: Range, stored: Checkpoint | None, restart: bool
+    ) -> None:
+        self._restart = restart
         settings = told.settings
         self._told = told
         self._span = span
@@ -230,16 +234,27 @@ class Display:
             status=status,
             dry_run=told.dry_run,
             hours=self._hours,
+            restart=self._restart,
         )
-        print(report.text(), file=sys.stdout, flush=True)  # noqa: T201  # what was asked for
+        wrong = ""
         if told.report is not None:
             try:
                 write_report(told.report, report)
             except OSError as error:
-                raise Fatal(
+                wrong = (
                     f"can't write the report {told.report}: {error.strerror}. The events are not "
                     "concerned: what the summary says holds. Run the same command again for it"
-                ) from None
+                )
+        try:
+            print(report.text(), file=sys.stdout, flush=True)  # noqa: T201  # what was asked for
+        except OSError as error:
+            log.warning("can't write the summary to standard output: %s", error.strerror)
+            # Or Python tries once more at its end, and complains.
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, sys.stdout.fileno())
+            os.close(nowhere)
+        if wrong:
+            raise Fatal(wrong)
         return status
 
 
@@ -247,5 +262,7 @@ def _destination(settings: Settings) -> str:
     if settings.kafka is not None:
         return f"the topic {settings.kafka.topic} of Kafka at {settings.kafka.brokers}"
     if settings.files is not None:
-        return f"files in {settings.files.publish_dir.absolute()}"
+        # A path's bytes need not be text.
+        shown = os.fsencode(settings.files.publish_dir.absolute()).decode(errors="replace")
+        return f"files in {shown}"
     return "nothing (a dry run)"

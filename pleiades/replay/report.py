@@ -82,6 +82,8 @@ class Report:
     dry_run: bool
     hours: Mapping[tuple[str, int], int]
     """Of a dry run: events by topic (empty: unknown) and begin of the hour, ms since 1970."""
+    restart: bool = False
+    """It was told to begin again, whatever was there."""
 
     @property
     def _done(self) -> Done:
@@ -95,6 +97,13 @@ class Report:
     def _rate(self) -> float:
         return self.published_now / self.seconds if self.seconds else 0.0
 
+    def _outcome(self) -> str:
+        if self.status == EXIT_INTERRUPTED and self.dry_run:
+            return "stopped before its end: nothing is kept of a dry run"
+        if self.status == EXIT_INTERRUPTED and self.restart:
+            return "stopped before its end: the same command without --restart goes on"
+        return _OUTCOMES.get(self.status, "failed: the log says why")
+
     def text(self) -> str:
         """A summary."""
         done, counted = self._done, self.totals
@@ -102,7 +111,7 @@ class Report:
         part = "" if self.part is None else f", slice {self.part.number} of {self.part.parts}"
         own = " (each topic from its own id)" if self.span.sources else ""
         rows = [
-            ("replay", _OUTCOMES.get(self.status, "failed: the log says why")),
+            ("replay", self._outcome()),
             ("range", f"{iso_time(begin.default_ms)} to {iso_time(end.default_ms)}{own}{part}"),
             ("streams", ", ".join(self.streams)),
             ("into", self.destination),

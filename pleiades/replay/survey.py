@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from statistics import median_low
 from typing import NamedTuple, TypeVar
@@ -84,13 +84,19 @@ class Survey:
 
     def look(self, source: TopicPartition, begin_ms: int) -> Found:
         """What there is of one topic-partition from a time on."""
-        first = self._insist(lambda: self._own(source, begin_ms, 1))
-        history = self._insist(lambda: self._own(source, EARLIEST_MS, FIRST_EVENTS))
+        first = self._surely(lambda: self._own(source, begin_ms, 1))
+        history = self._surely(lambda: self._own(source, EARLIEST_MS, FIRST_EVENTS))
         begins_ms = _begin_of(source, history)
         return Found(
             first[0].timestamps_ms[source] if first else None,
             begins_ms if begins_ms is not None and begins_ms > begin_ms else None,
         )
+
+    def _surely(self, ask: Callable[[], list[First]]) -> list[First]:
+        """Ask twice before nothing is taken for an answer: when its own Kafka is away, the upstream's
+        connections just fall silent.
+        """
+        return self._insist(ask) or self._insist(ask)
 
     def _own(self, source: TopicPartition, from_ms: int, count: int) -> list[First]:
         asked = compose_id({source: max(from_ms, EARLIEST_MS)})

@@ -82,12 +82,17 @@ class Channel(Generic[T]):
             os.write(inside._writer.fileno(), half)  # noqa: SLF001  # as above
         faultpoints.die()
 
-    def flush(self) -> None:
-        """Wait until everything put is in the pipe. For an orderly end of the writer; at every other
-        end what is not yet in the pipe is lost (`child.run` leaves by `os._exit`), and is to be.
+    def flush(self, alive: Callable[[], None]) -> None:
+        """Wait until everything put is in the pipe, and call `alive` every half second: whoever takes it
+        may wait for a destination that stalls. For an orderly end of the writer; at every other end
+        what is not yet in the pipe is lost (`child.run` leaves by `os._exit`), and is to be.
         """
+        inside: Any = self._queue
         self._queue.close()
-        self._queue.join_thread()
+        feeder = inside._thread  # noqa: SLF001  # what join_thread() joins, without an end
+        while feeder is not None and feeder.is_alive():
+            alive()
+            feeder.join(POLL_SECONDS)
 
 
 def _widen(queue_: Queue[Any]) -> None:

@@ -102,15 +102,7 @@ class Life:
             at_once: also if it was shown a moment ago, for there is something to tell.
         """
         now = time.monotonic()
-        beat = Beat(
-            self.ready,
-            self.allowed_seconds,
-            self.committed_total,
-            self.published_total,
-            self.lag_seconds,
-            self.position,
-            self.details,
-        )
+        beat = self._now()
         urgent = at_once or self._shown is None or beat[:2] != self._shown[:2]
         if not urgent and now - self._last < BEAT_SECONDS:
             return
@@ -120,6 +112,22 @@ class Life:
         if select.select([], [self._beats], [], 0)[1]:
             with contextlib.suppress(BrokenPipeError):
                 self._beats.send(beat)
+
+    def farewell(self) -> None:
+        """The last beat, which must arrive: waits for a parent that is busy."""
+        with contextlib.suppress(BrokenPipeError):
+            self._beats.send(self._now())
+
+    def _now(self) -> Beat:
+        return Beat(
+            self.ready,
+            self.allowed_seconds,
+            self.committed_total,
+            self.published_total,
+            self.lag_seconds,
+            self.position,
+            self.details,
+        )
 
     @contextlib.contextmanager
     def busy(self, seconds: float) -> Iterator[None]:

@@ -8,12 +8,14 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from confluent_kafka import Producer
 
+from pleiades.core.range import Bound, Range
 from pleiades.runtime import faultpoints
 from pleiades.runtime.child import Life
 from pleiades.runtime.errors import DestinationHeld, GenerationLost
 from pleiades.runtime.metrics import Metrics
+from pleiades.runtime.settings import ReplaySettings
 from pleiades.sinks.kafka import history, sink
-from tests.contract.test_sinks import Place, checkpoint, event, kafka_place
+from tests.contract.test_sinks import SOURCE, START_MS, Place, checkpoint, event, kafka_place
 from tests.harness.waiting import until
 
 ANSWER_SECONDS = 10
@@ -89,3 +91,25 @@ def test_a_fence_at_the_start_is_another_instance_only_if_that_has_committed(
     with pytest.raises(DestinationHeld if somebody else GenerationLost):
         place.sink().open(resume=True)
     other.close()
+
+
+def test_a_replay_knows_what_it_published_without_a_readable_id(
+    kafka: str, topic: str, life: Life, metrics: Metrics
+) -> None:
+    """It does not say whose it is: it may be an ingest's, and may be the replay's own."""
+    span = Range(Bound(START_MS), Bound(START_MS + 1_000))
+    sources = {SOURCE: START_MS, ("codfw.x", 0): START_MS}
+    settings = ReplaySettings(
+        span, START_MS, sources, 2, 0.0, None, False, False, False, dry_run=False
+    )
+    place = kafka_place(kafka, topic, life, metrics, settings)
+    first = place.sink()
+    first.open(resume=True)
+    first.commit(checkpoint(0))
+    first.write([event(1)._replace(key=b"unreadable")], [])
+    first.commit(checkpoint(1))
+    first.close()
+    second = place.sink()
+    window = second.open(resume=True).window
+    second.close()
+    assert [remembered.identity for remembered in window] == [event(1).identity]

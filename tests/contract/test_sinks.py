@@ -14,7 +14,7 @@ from pleiades.core.wire import DeadLetter, Event, compose_id
 from pleiades.runtime.child import Life
 from pleiades.runtime.errors import DestinationHeld
 from pleiades.runtime.metrics import Metrics
-from pleiades.runtime.settings import DEAD_LETTERS_SUFFIX, KafkaSettings
+from pleiades.runtime.settings import DEAD_LETTERS_SUFFIX, KafkaSettings, ReplaySettings
 from pleiades.sinks import files
 from pleiades.sinks.base import Remembered, Sink
 from pleiades.sinks.files import FilesSink, Surroundings
@@ -82,7 +82,13 @@ def memory_place() -> Place:
     )
 
 
-def kafka_place(bootstrap: str, topic: str, life: Life, metrics: Metrics) -> Place:
+def kafka_place(
+    bootstrap: str,
+    topic: str,
+    life: Life,
+    metrics: Metrics,
+    replay: ReplaySettings | None = None,
+) -> Place:
     settings = KafkaSettings(
         brokers=bootstrap,
         topic=topic,
@@ -103,6 +109,7 @@ def kafka_place(bootstrap: str, topic: str, life: Life, metrics: Metrics) -> Pla
             window_ms=600_000,
             reached=False,
             reporting=Reporting(life, metrics),
+            replay=replay,
         )
 
     def values(of: str) -> list[bytes]:

@@ -5,20 +5,26 @@ from __future__ import annotations
 import select
 import socket
 import threading
+import time
 from contextlib import suppress
+from typing import NamedTuple
 
 DRIP_SECONDS = 0.02
 
 
+class Held(NamedTuple):
+    """An answer whose connection stays open: until the client has had enough, or for a time."""
+
+    answer: bytes
+    drip: bytes = b""
+    """Sent meanwhile, again and again."""
+    seconds: float = 60.0
+
+
 class Server:
-    """Answers one request after the other with the bytes given, the last one again and again.
+    """Answers one request after the other with the bytes given, the last one again and again."""
 
-    Args:
-        drip: sent after the last of them again and again, until the client has had enough.
-    """
-
-    def __init__(self, *answers: bytes, drip: bytes = b"") -> None:
-        self._drip = drip
+    def __init__(self, *answers: bytes | Held) -> None:
         self.requests: list[bytes] = []
         self._answers = list(answers)
         self._socket = socket.create_server(("127.0.0.1", 0))
@@ -38,12 +44,16 @@ class Server:
                 while b"\r\n\r\n" not in request and (part := connection.recv(65536)):
                     request += part
                 self.requests.append(request)
-                connection.sendall(self._answers[0])
+                answer = self._answers[0]
+                held = answer if isinstance(answer, Held) else Held(answer, seconds=0.0)
+                connection.sendall(held.answer)
                 if len(self._answers) > 1:
                     del self._answers[0]
-                elif self._drip:
-                    while not select.select([connection], [], [], DRIP_SECONDS)[0]:
-                        connection.sendall(self._drip)
+                until = time.monotonic() + held.seconds
+                while time.monotonic() < until:
+                    if select.select([connection], [], [], DRIP_SECONDS)[0]:
+                        break
+                    connection.sendall(held.drip)
 
     def close(self) -> None:
         """Stop answering."""

@@ -23,7 +23,7 @@ from tests.harness.oracle import (
     judge_topic_parts,
     published_count,
 )
-from tests.harness.relay import Relay, ingest_flags, kafka_flags, replay_flags
+from tests.harness.relay import COMMAND, Relay, ingest_flags, kafka_flags, replay_flags
 
 Simulate = Callable[[SimulatorSettings], Simulator]
 
@@ -352,6 +352,23 @@ def test_a_dry_run_counts_by_topic_and_hour_and_writes_nothing(
         (topic, iso_time(hour * 3_600_000)): count for (topic, hour), count in expected.items()
     }
     assert list(tmp_path.iterdir()) == [report_path]
+
+
+def test_a_summary_that_nobody_reads_changes_nothing(simulate: Simulate, tmp_path: Path) -> None:
+    upstream = simulate(history(3000))
+    begin, end = middle(upstream.journal())
+    report = tmp_path / "report"
+    with Relay(
+        *replay_flags(upstream.url, begin, end),
+        "--dry-run",
+        f"--report={report}",
+        command=["bash", "-o", "pipefail", "-c", '"$@" | true', "bash", *COMMAND],
+        cwd=tmp_path,
+    ) as relay:
+        assert relay.wait() == 0, relay.log
+    assert "can't write the summary to standard output: Broken pipe" in relay.log
+    assert "Exception" not in relay.log
+    assert orjson.loads(report.read_bytes())["complete"]
 
 
 def test_a_topic_without_events_is_done_when_it_stays_silent(

@@ -31,6 +31,9 @@ class FakeLife(Life):
     def beat(self, at_once: bool = False) -> None:
         pass
 
+    def farewell(self) -> None:
+        pass
+
     def pause(self, seconds: float) -> None:
         self.pauses.append(seconds)
         if len(self.pauses) == self._stop_at_pause:
@@ -56,7 +59,8 @@ class FakeChannel(Generic[T]):
     def depth(self) -> int:
         return len(self.items)
 
-    def flush(self) -> None:
+    def flush(self, alive: Callable[[], None]) -> None:
+        alive()
         self.flushed = True
 
 

@@ -13,7 +13,7 @@ import pytest
 from pleiades.runtime.errors import RefusedByUpstream, Transient
 from pleiades.runtime.settings import UpstreamSettings
 from pleiades.upstream import BULK_BYTES, MAX_REDIRECTS, Upstream
-from tests.harness.answers import Server
+from tests.harness.answers import Held, Server
 from tests.harness.script import chunked
 
 Serve = Callable[..., Server]
@@ -25,8 +25,8 @@ OK = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream; charset=utf-8\r\n"
 def serve() -> Iterator[Serve]:
     servers: list[Server] = []
 
-    def start(*answers: bytes, drip: bytes = b"") -> Server:
-        servers.append(Server(*answers, drip=drip))
+    def start(*answers: bytes | Held) -> Server:
+        servers.append(Server(*answers))
         return servers[-1]
 
     yield start
@@ -187,14 +187,14 @@ def test_an_explanation_that_trickles_is_not_waited_for(
     serve: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("pleiades.refusals.ERROR_BODY_SECONDS", 0.2)
-    server = serve(b"HTTP/1.1 503 Away\r\nContent-Length: 9999\r\n\r\nbusy", drip=b".")
+    server = serve(Held(b"HTTP/1.1 503 Away\r\nContent-Length: 9999\r\n\r\nbusy", drip=b"."))
     with pytest.raises(Transient, match=r"503: busy\.") as failed:
         read(server.url)
     assert failed.value.kind == "status_5xx"
 
 
 def test_bytes_that_are_none_of_the_stream_are_silence(serve: Serve) -> None:
-    server = serve(OK + b"Transfer-Encoding: chunked\r\n\r\n5;", drip=b"x")
+    server = serve(Held(OK + b"Transfer-Encoding: chunked\r\n\r\n5;", drip=b"x"))
     connection = upstream(server.url, idle_seconds=0.2).connect(None, 5)
     with pytest.raises(Transient) as silent:
         list(connection.chunks())
@@ -237,3 +237,12 @@ def test_the_upstreams_clock(serve: Serve, header: bytes, server_ms: int | None)
     connection = upstream(serve(OK + header + b"\r\n").url).connect(None, 5)
     connection.close()
     assert connection.server_ms == server_ms
+
+
+@pytest.mark.parametrize("proxy", ["http://user:SEC#RET@127.0.0.1:1", "http://user:SECRET@x:99999"])
+def test_a_proxys_password_is_not_shown(proxy: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("http_proxy", proxy)
+    monkeypatch.delenv("no_proxy", raising=False)
+    with pytest.raises(Transient, match="HTTP_PROXY") as failed:
+        upstream("http://example.org/v2/stream").connect(None, 5)
+    assert "SEC" not in str(failed.value)

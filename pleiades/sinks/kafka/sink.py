@@ -284,7 +284,8 @@ class KafkaSink:
             return lambda record: replay is None or is_of(replay.range, record)
         if replay is None:
             return lambda record: not is_of_replay(record)
-        return lambda record: is_of_replay(record) and is_of(replay.range, record)
+        # Of one whose id can't be read nobody knows whose it is: it may be ours.
+        return lambda record: len(record.assignments) <= 1 and is_of(replay.range, record)
 
     def _look_for_existing(self, history: History, ends: Ends, span: Range) -> Existing:
         started = time.monotonic()

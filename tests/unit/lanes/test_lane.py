@@ -22,13 +22,14 @@ from pleiades.lanes.lane import (
 from pleiades.runtime.errors import HistoryMissing, RefusedByUpstream
 from pleiades.runtime.settings import Settings
 from pleiades.upstream import Upstream
-from tests.harness.answers import Server
+from tests.harness.answers import Held, Server
 
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n"
 SOURCE = ("eqiad.x", 0)
 BEGIN, END, OVERLAP = 1_000_000, 2_000_000, 10_000
 PLAN = Plan(SOURCE, BEGIN, END, 0, None, OVERLAP, 3_000_000, allow_gap=False)
 PAST = END + OVERLAP + 1
+IDLE_SECONDS = 0.5
 
 Run = Callable[..., tuple[list[Message], list[dict[str, int]], list[float]]]
 
@@ -52,12 +53,12 @@ def run(settings_of: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(Lane, "_rest", lambda _, seconds: rests.append(seconds))
 
     def play(
-        *answers: bytes, plan: Plan = PLAN
+        *answers: bytes | Held, plan: Plan = PLAN
     ) -> tuple[list[Message], list[dict[str, int]], list[float]]:
         servers.append(Server(*answers))
         settings = settings_of(f"--upstream.url={servers[-1].url}")
         said: list[Message] = []
-        Lane(plan, Upstream(settings.upstream), 1.0, said.append, count(1)).run()
+        Lane(plan, Upstream(settings.upstream), IDLE_SECONDS, said.append, count(1)).run()
         asked = []
         for request in servers[-1].requests:
             (line,) = [line for line in request.split(b"\r\n") if b"Last-Event-ID" in line]
@@ -146,6 +147,43 @@ def test_trouble_is_told_and_tried_again(run: Run) -> None:
     kinds = [message.kind for message in said if isinstance(message, Refused)]
     assert kinds == ["status_5xx", "empty"]
     assert rests[0] >= 7
+
+
+def cut_when_quiet(*timestamps_ms: int) -> Held:
+    """As by a proxy that is less patient than we."""
+    return Held(frames(*timestamps_ms), seconds=IDLE_SECONDS + 0.1)
+
+
+def test_silence_is_no_answer_where_there_is_known_to_be_something(
+    run: Run, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As when the upstream's own Kafka goes away after it was asked what there is."""
+    said, asked, _ = run(
+        *[cut_when_quiet()] * 3,
+        frames(BEGIN + 1, *OVER),
+        plan=PLAN._replace(first_ms=BEGIN + 1),
+    )
+    assert len(asked) == 4
+    assert timestamps(said)[0] == BEGIN + 1
+    assert "not even what it has sent before" in caplog.text
+
+
+def test_a_topic_without_events_is_over_when_it_stays_silent(run: Run) -> None:
+    said, asked, _ = run(cut_when_quiet())
+    assert len(asked) == 2
+    assert said[-1] == Finished(SOURCE)
+
+
+def test_a_silent_connection_that_somebody_else_ends_is_silent_too(run: Run) -> None:
+    said, asked, _ = run(cut_when_quiet(BEGIN + 1))
+    assert len(asked) == 2, "one that brought something, and one that brought the same"
+    assert said[-1] == Finished(SOURCE)
+
+
+def test_comments_are_silence(run: Run) -> None:
+    said, asked, _ = run(Held(HEAD, drip=b":\n\n"))
+    assert len(asked) == 2
+    assert said[-1] == Finished(SOURCE)
 
 
 def test_a_refusal_ends_it(run: Run) -> None:

@@ -54,6 +54,12 @@ def test_the_outcome_follows_the_status(status: int, says: str) -> None:
     assert orjson.loads(replace(REPORT, status=status).json())["complete"] is (status == 0)
 
 
+def test_what_begins_again_does_not_go_on() -> None:
+    assert "without --restart goes on" in replace(REPORT, restart=True).text()
+    dry = replace(REPORT, dry_run=True, restart=True).text()
+    assert "nothing is kept of a dry run" in dry
+
+
 def test_the_json_has_it_all() -> None:
     report = orjson.loads(REPORT.json())
     assert report["range"]["from_ms"] == BEGIN

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import select
 import threading
 from multiprocessing import Pipe
 
@@ -46,3 +47,19 @@ def test_what_a_call_raises_comes_out_even_if_it_is_a_timeout() -> None:
     with pytest.raises(TimeoutError, match="Connection timed out"):
         life.aside(timed_out, lambda _: None)
     assert life.aside(lambda: 7, lambda _: None) == 7
+
+
+def test_the_last_beat_waits_for_a_parent_that_is_busy() -> None:
+    beats, own = Pipe(duplex=False)
+    life = Life(own)
+    while select.select([], [own], [], 0)[1]:
+        life.beat(at_once=True)
+    life.published_total = 7
+    life.beat(at_once=True)
+    leaving = threading.Thread(target=life.farewell)
+    leaving.start()
+    told = 0
+    while told != 7:
+        assert beats.poll(PATIENCE_SECONDS), "the last beat did not come"
+        told = beats.recv().published_total
+    leaving.join(PATIENCE_SECONDS)
