@@ -1,0 +1,39 @@
+"""What is asked of the upstream before a replay writes anything."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import orjson
+
+from pleiades.replay.survey import Survey
+from pleiades.runtime.settings import Settings
+from tests.harness.answers import Held, Server
+
+HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n"
+SOURCE = ("eqiad.x", 0)
+BEGIN = 1_760_000_000_000
+
+
+def event(timestamp_ms: int) -> bytes:
+    sse_id = orjson.dumps([{"topic": SOURCE[0], "partition": 0, "timestamp": timestamp_ms}])
+    return HEAD + b"event: message\nid: " + sse_id + b"\ndata: {}\n\n"
+
+
+def test_one_silence_is_not_taken_for_an_answer(settings_of: Callable[..., Settings]) -> None:
+    """When its own Kafka is away, the upstream's connections just fall silent."""
+    server = Server(Held(HEAD), event(BEGIN + 5), Held(HEAD), event(BEGIN - 7))
+    settings = settings_of(f"--upstream.url={server.url}", "--idleTimeout=300ms")
+    found = Survey(settings.upstream).look(SOURCE, BEGIN)
+    server.close()
+    assert found.first_ms == BEGIN + 5
+    assert len(server.requests) == 4
+
+
+def test_two_are(settings_of: Callable[..., Settings]) -> None:
+    server = Server(Held(HEAD))
+    settings = settings_of(f"--upstream.url={server.url}", "--idleTimeout=300ms")
+    found = Survey(settings.upstream).look(SOURCE, BEGIN)
+    server.close()
+    assert found.first_ms is None
+    assert len(server.requests) == 4
