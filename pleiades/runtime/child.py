@@ -160,7 +160,12 @@ class Life:
             if time.monotonic() - began >= due:
                 announce(time.monotonic() - began)
                 due += SLOW_SECONDS
-        return answer.result()
+        try:
+            return answer.result()
+        finally:
+            # An error holds on to this frame, which must not hold on to it: what a commit had in hand
+            # would stay until some collection; while a destination stalls, of hundreds of commits.
+            del answer
 
     def pause(self, seconds: float) -> None:
         """Wait, unless a stop is requested.

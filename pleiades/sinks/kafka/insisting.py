@@ -95,15 +95,19 @@ class Insisting:
         self._producer.poll(0)
         answer = self._caller.submit(call)
         deadline = time.monotonic() + ANSWER_SECONDS
-        while True:
-            self._around.alive()
-            try:
-                return answer.result(2 * SLICE_SECONDS)
-            except TimeoutError:
-                self._around.on_trouble("commit", KafkaError(KafkaError._TIMED_OUT))
-            self._producer.poll(0)
-            if time.monotonic() >= deadline:
-                raise GenerationLost(
-                    f"librdkafka did not answer for {ANSWER_SECONDS:.0f} s to what should take less "
-                    "than one"
-                )
+        try:
+            while True:
+                self._around.alive()
+                try:
+                    return answer.result(2 * SLICE_SECONDS)
+                except TimeoutError:
+                    self._around.on_trouble("commit", KafkaError(KafkaError._TIMED_OUT))
+                self._producer.poll(0)
+                if time.monotonic() >= deadline:
+                    raise GenerationLost(
+                        f"librdkafka did not answer for {ANSWER_SECONDS:.0f} s to what should take "
+                        "less than one"
+                    )
+        finally:
+            # As in `Life.aside`.
+            del answer

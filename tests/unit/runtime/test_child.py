@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import select
 import threading
+import weakref
 from multiprocessing import Pipe
 
 import pytest
@@ -63,3 +66,23 @@ def test_the_last_beat_waits_for_a_parent_that_is_busy() -> None:
         assert beats.poll(PATIENCE_SECONDS), "the last beat did not come"
         told = beats.recv().published_total
     leaving.join(PATIENCE_SECONDS)
+
+
+def test_what_a_failed_call_had_in_hand_is_let_go_at_once() -> None:
+    """A destination that stalls fails for hours, with a batch in hand each time."""
+    life = Life(Pipe(duplex=False)[1])
+    held: list[weakref.ref[set[int]]] = []
+
+    def fails() -> None:
+        batch = {1}
+        held.append(weakref.ref(batch))
+        raise OSError(28, "No space left on device")
+
+    gc.disable()
+    try:
+        # Not by pytest, which keeps what it has caught.
+        with contextlib.suppress(OSError):
+            life.aside(fails, lambda _: None)
+        assert [batch() for batch in held] == [None]
+    finally:
+        gc.enable()
