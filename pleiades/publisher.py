@@ -272,6 +272,9 @@ class Publisher:
         )
         if advanced.done is not None:
             advanced = replace(advanced, done=advanced.done.after(batch, len(admitted.events)))
+        if not (self._checkpoint.clock_ms or any(advanced.position.values())):
+            # A clock says that something had come.
+            advanced = replace(advanced, clock_ms=0)
         # The clock alone is no reason to store it.
         moved = replace(advanced, clock_ms=0) != replace(self._checkpoint, clock_ms=0)
         self._checkpoint = advanced

@@ -24,27 +24,37 @@ def explanation(response: requests.Response) -> str:
     """What the upstream says of a refusal, as far as it says it soon."""
     body = bytearray()
 
+    done = threading.Event()
+
     def gather() -> None:
         # Also what http.client raises, now or when the connection is closed under it.
         with contextlib.suppress(Exception):
             while len(body) < MAX_ERROR_BODY_BYTES:
                 piece = response.raw.read1(MAX_ERROR_BODY_BYTES - len(body), decode_content=True)
                 if not piece:
-                    return
+                    break
                 body.extend(piece)
+        done.set()
 
-    gathering = threading.Thread(target=gather, name="error-body", daemon=True)
-    gathering.start()
-    gathering.join(ERROR_BODY_SECONDS)
-    if gathering.is_alive():
-        # Ends the read; to close what somebody reads would wait for it.
-        with (
-            contextlib.suppress(OSError),
-            socket.socket(fileno=os.dup(response.raw.fileno())) as own,
-        ):
-            own.shutdown(socket.SHUT_RDWR)
-        gathering.join()
+    threading.Thread(target=gather, name="error-body", daemon=True).start()
+    try:
+        # Not join(): a thread whose join a stop request has interrupted counts as ended.
+        done.wait(ERROR_BODY_SECONDS)
+    finally:
+        if not done.is_set():
+            _end_reading(response)
+            done.wait()
     return _explained(bytes(body))
+
+
+def _end_reading(response: requests.Response) -> None:
+    """Whatever another thread waits for: to close what somebody reads would wait for it, too."""
+    # The latter two: it has come to its end just now.
+    with (
+        contextlib.suppress(OSError, AttributeError, ValueError),
+        socket.socket(fileno=os.dup(response.raw.fileno())) as own,
+    ):
+        own.shutdown(socket.SHUT_RDWR)
 
 
 def _explained(body: bytes) -> str:

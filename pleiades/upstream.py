@@ -254,10 +254,20 @@ class Upstream:
             if not response.is_redirect:
                 return response
             response.close()
-            url = urljoin(url, response.headers["Location"])
+            url = self._redirected(url, response.headers["Location"])
             if urlsplit(url).query:
                 query = {}
         raise requests.TooManyRedirects(f"more than {MAX_REDIRECTS} redirects")
+
+    def _redirected(self, url: str, location: str) -> str:
+        """Where we are sent; with what we are known by only if that is the same host."""
+        target = urlsplit(urljoin(url, location))
+        known_by, at, _ = urlsplit(url).netloc.rpartition("@")
+        if at and "@" not in target.netloc:
+            elsewhere = self._session.should_strip_auth(url, target.geturl())  # type: ignore[no-untyped-call]  # untyped in the library
+            if not elsewhere:
+                target = target._replace(netloc=f"{known_by}@{target.netloc}")
+        return target.geturl()
 
     def _check(self, response: requests.Response, last_event_id: str | None) -> None:
         status = response.status_code

@@ -198,9 +198,9 @@ class Lane:
             reason = self._read(connection, next(self._connections))
         finally:
             connection.close()
-        self._send(Closed(reason))
         # Others end silent connections, too, proxies above all, and perhaps sooner than we.
         quiet_seconds = time.monotonic() - self._quiet_since
+        self._send(Closed(reason))
         idle = reason == "idle" or (
             reason != OVER and quiet_seconds >= min(self._idle_seconds, QUIET_SECONDS)
         )
@@ -265,6 +265,7 @@ class Lane:
             if received:
                 self._quiet_since = time.monotonic()
             gap, over = self._take(received, ending)
+            handed = time.monotonic()
             self._send(
                 Received(
                     self._plan.source,
@@ -277,6 +278,8 @@ class Lane:
                     gap,
                 )
             )
+            # That nobody took it for a while is no silence of the upstream's.
+            self._quiet_since += time.monotonic() - handed
             if over:
                 return OVER
             if time.monotonic() - self._quiet_since >= self._idle_seconds:

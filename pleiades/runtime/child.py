@@ -37,9 +37,9 @@ T = TypeVar("T")
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 BEAT_SECONDS = 0.25
+"""A child says no more often than this that it lives."""
 SLOW_SECONDS = 30.0
 """How often it is said of a call that it lasts."""
-"""A child says no more often than this that it lives."""
 _PR_SET_PDEATHSIG = 1
 EXIT_ORPHANED = 70
 """A child's own exit status when its parent is gone; nobody is left to read it."""

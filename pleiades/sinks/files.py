@@ -324,7 +324,7 @@ class FilesSink:
                 pause_seconds = RETRY_BACKOFF.pause_seconds(failures, jitter=1.0)
                 self._around.on_trouble(operation, error, pause_seconds)
             self._around.pause(pause_seconds)
-            self._mend()
+            self._around.aside("prepare", self._mend)
 
     def _mend(self) -> None:
         """Make again what may have been removed; whether it helped, the next attempt tells."""

@@ -32,6 +32,10 @@ class Server:
         self._thread = threading.Thread(target=self._serve, daemon=True)
         self._thread.start()
 
+    def say(self, *answers: bytes | Held) -> None:
+        """From now on these."""
+        self._answers = list(answers)
+
     def _serve(self) -> None:
         while True:
             try:

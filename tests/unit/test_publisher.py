@@ -132,6 +132,13 @@ def test_since_skips_nothing_that_an_earlier_start_was_to_get(run: Run) -> None:
     assert run([], flags=("--since=2026-01-02",)).started_ms == 1_767_225_600_000
 
 
+def test_since_counts_also_after_a_start_that_was_set_back_and_got_nothing(run: Run) -> None:
+    """As the reader does where this machine's clock is ahead of the upstream's."""
+    set_back = batch(0)._replace(timestamps_ms={}, started_ms=START_MS - 1)
+    run([set_back])
+    assert run([], flags=("--since=2020-01-01",)).started_ms == 1_577_836_800_000
+
+
 def test_since_does_not_count_where_a_time_was_found_in_a_directory(
     run: Run, store: MemoryStore
 ) -> None:

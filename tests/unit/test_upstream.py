@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import gzip
 import http.client
+import signal
 import socket
 import tracemalloc
 from collections.abc import Callable, Iterator
 
 import pytest
 
-from pleiades.runtime.errors import RefusedByUpstream, Transient
+from pleiades.runtime.errors import RefusedByUpstream, Stopped, Transient
 from pleiades.runtime.settings import UpstreamSettings
 from pleiades.upstream import BULK_BYTES, MAX_REDIRECTS, Upstream
 from tests.harness.answers import Held, Server
@@ -175,6 +176,19 @@ def test_a_redirect_is_followed_and_what_it_says_not_read(serve: Serve) -> None:
     assert asked == [own + b"?since=1234", b"/v2/other?since=1234", b"/x?y=1"]
 
 
+@pytest.mark.parametrize(("host", "is_known"), [("127.0.0.1", True), ("localhost", False)])
+def test_a_redirect_takes_a_password_along_to_the_same_host_only(
+    serve: Serve, host: str, is_known: bool
+) -> None:
+    server = serve(b"")
+    port = server.url.split(":")[2].split("/")[0]
+    location = f"Location: http://{host}:{port}/v3".encode()
+    server.say(status(b"301 Moved", b"", location, b"Connection: close"), OK + b"\r\n")
+    upstream(server.url.replace("//", "//user:pw@")).connect(None, 5).close()
+    first, second = [b"Authorization: Basic" in request for request in server.requests]
+    assert (first, second) == (True, is_known)
+
+
 def test_redirects_have_an_end(serve: Serve) -> None:
     server = serve(status(b"302 Found", b"", b"Location: /again", b"Connection: close"))
     with pytest.raises(Transient, match="redirects") as failed:
@@ -191,6 +205,23 @@ def test_an_explanation_that_trickles_is_not_waited_for(
     with pytest.raises(Transient, match=r"503: busy\.") as failed:
         read(server.url)
     assert failed.value.kind == "status_5xx"
+
+
+def test_a_stop_does_not_wait_for_an_explanation(serve: Serve) -> None:
+    server = serve(Held(b"HTTP/1.1 503 Away\r\nContent-Length: 9999\r\n\r\nbusy"))
+
+    def stop(_number: int, _frame: object) -> None:
+        raise Stopped("stop requested")
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, 0.3)
+    try:
+        with pytest.raises(Stopped):
+            # Longer than a test may take.
+            upstream(server.url, idle_seconds=3600).connect(None, 5)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def test_bytes_that_are_none_of_the_stream_are_silence(serve: Serve) -> None:

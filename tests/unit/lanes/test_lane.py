@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from itertools import count
 
@@ -53,12 +54,18 @@ def run(settings_of: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(Lane, "_rest", lambda _, seconds: rests.append(seconds))
 
     def play(
-        *answers: bytes | Held, plan: Plan = PLAN
+        *answers: bytes | Held, plan: Plan = PLAN, taking_seconds: float = 0.0
     ) -> tuple[list[Message], list[dict[str, int]], list[float]]:
         servers.append(Server(*answers))
         settings = settings_of(f"--upstream.url={servers[-1].url}")
         said: list[Message] = []
-        Lane(plan, Upstream(settings.upstream), IDLE_SECONDS, said.append, count(1)).run()
+
+        def take(message: Message) -> None:
+            if taking_seconds and isinstance(message, Received | Closed):
+                threading.Event().wait(taking_seconds)
+            said.append(message)
+
+        Lane(plan, Upstream(settings.upstream), IDLE_SECONDS, take, count(1)).run()
         asked = []
         for request in servers[-1].requests:
             (line,) = [line for line in request.split(b"\r\n") if b"Last-Event-ID" in line]
@@ -178,6 +185,15 @@ def test_a_silent_connection_that_somebody_else_ends_is_silent_too(run: Run) -> 
     said, asked, _ = run(cut_when_quiet(BEGIN + 1))
     assert len(asked) == 2, "one that brought something, and one that brought the same"
     assert said[-1] == Finished(SOURCE)
+
+
+def test_that_nobody_takes_what_comes_is_no_silence(run: Run) -> None:
+    """A low --rate, or a destination that stalls."""
+    more = frame(BEGIN + 2) + b"".join(map(frame, OVER))
+    said, asked, _ = run(Held(frames(BEGIN + 1), drip=more), taking_seconds=IDLE_SECONDS + 0.1)
+    assert len(asked) == 1
+    assert timestamps(said)[:2] == [BEGIN + 1, BEGIN + 2]
+    assert said[-2:] == [Closed("over"), Finished(SOURCE)]
 
 
 def test_comments_are_silence(run: Run) -> None:
