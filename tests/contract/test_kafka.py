@@ -9,12 +9,10 @@ import pytest
 from confluent_kafka import Producer
 
 from pleiades.core.range import Bound, Range
-from pleiades.runtime import faultpoints
 from pleiades.runtime.child import Life
-from pleiades.runtime.errors import DestinationHeld, GenerationLost
 from pleiades.runtime.metrics import Metrics
 from pleiades.runtime.settings import ReplaySettings
-from pleiades.sinks.kafka import history, sink
+from pleiades.sinks.kafka import history
 from tests.contract.test_sinks import SOURCE, START_MS, Place, checkpoint, event, kafka_place
 from tests.harness.waiting import until
 
@@ -63,34 +61,6 @@ def test_a_transaction_that_is_open_before_our_records_hides_none_of_them(
         window = opening.result(ANSWER_SECONDS).window
     assert [remembered.identity for remembered in window] == [event(1).identity, event(2).identity]
     second.close()
-
-
-@pytest.mark.parametrize("somebody", [False, True])
-def test_a_fence_at_the_start_is_another_instance_only_if_that_has_committed(
-    somebody: bool, place: Place, kafka: str, topic: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The broker fences us, too, if our own transaction takes too long: a machine that was suspended."""
-    monkeypatch.setattr(sink, "CLAIM_SECONDS", 0.5)
-    earlier = place.sink()
-    earlier.open(resume=True)
-    earlier.commit(checkpoint(0))
-    earlier.close()
-    other = place.sink()
-
-    def fence(point: str) -> None:
-        if point != faultpoints.POSITION_SENT:
-            return
-        monkeypatch.undo()
-        monkeypatch.setattr(sink, "CLAIM_SECONDS", 0.5)
-        if somebody:
-            other.open(resume=True)
-        else:
-            transactional(kafka, f"pleiades-{topic}-recentchange")
-
-    monkeypatch.setattr(faultpoints, "passing", fence)
-    with pytest.raises(DestinationHeld if somebody else GenerationLost):
-        place.sink().open(resume=True)
-    other.close()
 
 
 def test_a_replay_knows_what_it_published_without_a_readable_id(

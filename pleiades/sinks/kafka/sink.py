@@ -103,8 +103,6 @@ class KafkaSink:
         self._clients = Clients(settings)
         self._group = group_of(settings)
         self._writer = new_writer()
-        self._writer_before = ""
-        """Who had committed last when this one opened: as a rule, an earlier process of this program."""
         self._span = Span(0)
         self._patience = Patience(settings, self._clients, reporting, reached)
         self._session: Session | None = None
@@ -243,7 +241,6 @@ class KafkaSink:
             return None
 
     def _claim(self, stored: Stored) -> None:
-        self._writer_before = stored.writer
         self._span = stored.span
         self._commit(stored._replace(writer=self._writer))
 
@@ -364,7 +361,7 @@ class KafkaSink:
         deadline = time.monotonic() + CLAIM_SECONDS
         while time.monotonic() < deadline:
             stored = self._patience.until_done("read the stored position", self._stored)
-            if stored is not None and stored.writer not in {self._writer, self._writer_before}:
+            if stored is not None and stored.writer != self._writer:
                 raise DestinationHeld(
                     f"another instance has taken over the topic {self._settings.topic} (transactional "
                     f"id {self._group}). It goes on where this one stopped, nothing is lost. Two at "
