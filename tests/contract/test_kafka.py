@@ -1,4 +1,4 @@
-"""What only a topic can do to its sink: others' transactions in it, and fences."""
+"""What only a topic can do to its sink: others' transactions in it, records without a readable id."""
 
 from __future__ import annotations
 
