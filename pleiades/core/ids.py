@@ -115,9 +115,10 @@ def _read_each(ids: Sequence[bytes]) -> Told:
                     continue
                 said[source] = {}
             times = said[source]
-            known_ms = times.get(number)
-            if timestamp_ms is None or known_ms is None or timestamp_ms > known_ms:
-                times[number] = known_ms if timestamp_ms is None else timestamp_ms
+            if timestamp_ms is None:
+                times.setdefault(number, None)
+            else:
+                times[number] = max(times.get(number) or 0, timestamp_ms)
         ambiguous = ambiguous or len({entry.source for entry in assignments}) < len(assignments)
     if len(said) > MAX_PATTERN_SOURCES:
         columns = {source: list(times.values()) for source, times in said.items()}

@@ -49,7 +49,6 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-PUBLISH, STORE = "publish events in", "store the position in"
 OWN_FOLDER = ".pleiades"
 LOCK = "lock"
 STAGING = "staging"
@@ -198,10 +197,10 @@ class FilesSink:
         """See `Sink.commit`."""
         repeated = 0
         if self._pending:
-            repeated = self._until_done(PUBLISH, lambda: self._around.aside(PUBLISH, self._publish))
+            repeated = self._aside_until_done("publish events in", self._publish)
             self._pending = []
             self._tried = False
-        self._until_done(STORE, lambda: self._around.aside(STORE, lambda: self._store(checkpoint)))
+        self._aside_until_done("store the position in", lambda: self._store(checkpoint))
         letters, self._letters = self._letters, []
         return Committed(letters, repeated)
 
@@ -305,6 +304,10 @@ class FilesSink:
     def _store(self, checkpoint: Checkpoint) -> None:
         self._lock.check(self._publish_dir)
         self._checkpoints.replace(checkpoint)
+
+    def _aside_until_done(self, operation: str, attempt: Callable[[], T]) -> T:
+        """As `_until_done`, of what may block for as long as a disk likes."""
+        return self._until_done(operation, lambda: self._around.aside(operation, attempt))
 
     def _until_done(
         self, operation: str, attempt: Callable[[], T], fatal: tuple[int, ...] = ()

@@ -24,12 +24,6 @@ def place(kafka: str, topic: str, life: Life, metrics: Metrics) -> Place:
     return kafka_place(kafka, topic, life, metrics)
 
 
-def transactional(kafka: str, name: str) -> Producer:
-    producer = Producer({"bootstrap.servers": kafka, "transactional.id": name})
-    producer.init_transactions(ANSWER_SECONDS)
-    return producer
-
-
 def test_a_transaction_that_is_open_before_our_records_hides_none_of_them(
     place: Place,
     kafka: str,
@@ -43,7 +37,8 @@ def test_a_transaction_that_is_open_before_our_records_hides_none_of_them(
     first = place.sink()
     first.open(resume=True)
     first.commit(checkpoint(0))
-    other = transactional(kafka, f"other-{topic}")
+    other = Producer({"bootstrap.servers": kafka, "transactional.id": f"other-{topic}"})
+    other.init_transactions(ANSWER_SECONDS)
     other.begin_transaction()
     other.produce(topic, b"[]", b"x")
     other.flush(ANSWER_SECONDS)

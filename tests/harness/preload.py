@@ -6,22 +6,20 @@ import shutil
 import subprocess
 from pathlib import Path
 
+from tests.harness.programs import NotThere
+
 COMPILE_SECONDS = 60
-
-
-class NoCompiler(Exception):
-    """They can't be made here; the message says what is missing."""
 
 
 def compiled(name: str, folder: Path) -> Path:
     """The library of `tests/harness/<name>.c`, for LD_PRELOAD, made in a folder.
 
     Raises:
-        NoCompiler: skip what needs it.
+        NotThere: skip what needs it.
     """
     compiler = shutil.which("cc") or shutil.which("gcc")
     if compiler is None:
-        raise NoCompiler("needs a C compiler: apt-get install gcc libc6-dev")
+        raise NotThere("needs a C compiler: apt-get install gcc libc6-dev")
     library = folder / f"{name}.so"
     source = Path(__file__).with_name(f"{name}.c")
     command = [compiler, "-O2", "-shared", "-fPIC", "-o", str(library), str(source)]

@@ -11,9 +11,11 @@ from pathlib import Path
 
 import orjson
 
+from pleiades.simulator.simulator import Simulator
 from tests.faults.matrix import row
 from tests.faults.trial import FILES, NotHere, Trial, restarted, restarts, without_tracebacks
-from tests.harness.preload import NoCompiler, compiled
+from tests.harness.preload import compiled
+from tests.harness.programs import NotThere
 from tests.harness.relay import Relay, since_ms
 
 RATE = 200
@@ -128,7 +130,7 @@ def disk_hangs(trial: Trial) -> None:
     """Another start would not help: it would wait for the same disk."""
     try:
         library = compiled("disk", trial.folder)
-    except NoCompiler as reason:
+    except NotThere as reason:
         raise NotHere(str(reason)) from None
     hangs = trial.folder / "hangs"
     environment = {"LD_PRELOAD": str(library), "DISK_HANGS_FILE": str(hangs)}
@@ -139,8 +141,7 @@ def disk_hangs(trial: Trial) -> None:
     for _ in range(trial.times(3, at_least=1)):
         trial.wait_for_more(relay, RATE)
         hangs.touch()
-        enough = upstream.stats().events_appended_total + RATE * HANG_SECONDS * 3
-        trial.wait(lambda: upstream.stats().events_appended_total > enough, "a long wait", relay)  # noqa: B023
+        _wait_until_made(trial, upstream, relay, RATE * HANG_SECONDS * 3)
         assert relay.status("/healthz") == 200, "a slow disk is no process that hangs"
         trial.survived()
         with trial.recovery(upstream, relay):
@@ -148,6 +149,12 @@ def disk_hangs(trial: Trial) -> None:
         trial.wait_for_more(relay, RATE)
     assert restarts(relay) == 0, relay.log
     trial.finish(upstream, relay)
+
+
+def _wait_until_made(trial: Trial, upstream: Simulator, relay: Relay, events: int) -> None:
+    """By the upstream, whether they are published or not."""
+    enough = upstream.stats().events_appended_total + events
+    trial.wait(lambda: upstream.stats().events_appended_total > enough, "a long wait", relay)
 
 
 @row("disk mounted read-only, then writable", on=(FILES,))

@@ -26,7 +26,8 @@ from tests.faults.rows.stalling import (
     wait_for_full_queues,
 )
 from tests.faults.trial import NotHere, Trial, restarted, restarts, without_tracebacks
-from tests.harness.preload import NoCompiler, compiled
+from tests.harness.preload import compiled
+from tests.harness.programs import NotThere
 from tests.harness.relay import Relay
 
 RATE = 300
@@ -88,7 +89,7 @@ class Clock:
     def __init__(self, folder: Path) -> None:
         try:
             library = compiled("clock", folder)
-        except NoCompiler as reason:
+        except NotThere as reason:
             raise NotHere(str(reason)) from None
         self._ahead = folder / "ahead"
         self.set_ahead(0)
