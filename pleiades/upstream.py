@@ -23,6 +23,7 @@ from pleiades.core.backoff import retry_after_seconds
 from pleiades.core.chunks import ChunkDecoder, MalformedChunk
 from pleiades.core.gathering import Gathering
 from pleiades.core.pauses import Pauses
+from pleiades.core.units import iso_time
 from pleiades.refusals import about_topics, advice, cause_of, explanation, short
 from pleiades.runtime.errors import RefusedByUpstream, Transient
 from pleiades.runtime.logs import printable
@@ -222,7 +223,7 @@ class Upstream:
             Transient: anything that another try may mend.
         """
         headers = {} if last_event_id is None else {"Last-Event-ID": last_event_id}
-        query = {"since": str(since_ms)} if last_event_id is None else {}
+        query = {"since": iso_time(since_ms)} if last_event_id is None else {}
         try:
             response = self._answer(query, headers)
         except (requests.RequestException, urllib3.exceptions.HTTPError, ValueError) as error:

@@ -8,8 +8,17 @@ import threading
 import time
 from contextlib import suppress
 from typing import NamedTuple
+from urllib.parse import parse_qs, urlsplit
+
+from pleiades.core.units import parse_iso_time_ms
 
 DRIP_SECONDS = 0.02
+
+
+def since_of(request: bytes) -> int:
+    """The time from which a request asks, in ms since 1970."""
+    query = urlsplit(request.split(b" ", 2)[1].decode()).query
+    return parse_iso_time_ms(parse_qs(query)["since"][0])
 
 
 class Held(NamedTuple):

@@ -25,6 +25,7 @@ from urllib.parse import parse_qs, urlsplit
 
 import orjson
 
+from pleiades.core.units import parse_iso_time_ms
 from pleiades.simulator.journal import JournalEntry
 from pleiades.simulator.log import LATEST
 from pleiades.simulator.server import STREAM_PATH, Stats
@@ -250,7 +251,7 @@ class Tape:
         if request.asked is not None:
             return request.asked
         since = parse_qs(urlsplit(target).query).get("since", [])
-        return dict.fromkeys(self._topics, int(since[0]) if since else LATEST)
+        return dict.fromkeys(self._topics, parse_iso_time_ms(since[0]) if since else LATEST)
 
     def _stream(
         self, connection: socket.socket, answer: Stream, generation: int, asked: dict[str, int]

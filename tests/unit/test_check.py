@@ -18,7 +18,7 @@ from pleiades.check import Look, look_at_upstream
 from pleiades.runtime.errors import EXIT_REFUSED
 from pleiades.runtime.findings import Finding, Kind, note, ok, problem, warning
 from pleiades.runtime.settings import Settings
-from tests.harness.answers import Server
+from tests.harness.answers import Server, since_of
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n:ok\n\n"
 ID = b'id: [{"topic":"eqiad.mediawiki.recentchange","partition":0,"timestamp":1795558047048}]\n'
@@ -82,9 +82,7 @@ def test_it_asks_once_as_ingest_does_and_for_nothing_old(
     assert b"User-Agent: Pleiades/" in request
     assert b"Accept: text/event-stream" in request
     assert b"Last-Event-ID" not in request
-    since = re.search(rb"\?since=(\d+) ", request)
-    assert since
-    assert before_ms <= int(since[1]) <= time.time_ns() // 1_000_000
+    assert before_ms <= since_of(request) <= time.time_ns() // 1_000_000
 
 
 def test_what_cannot_be_reached_is_told_apart(settings_of: SettingsOf) -> None:

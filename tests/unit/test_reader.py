@@ -17,7 +17,7 @@ from pleiades.runtime.channel import Channel
 from pleiades.runtime.errors import RefusedByUpstream
 from pleiades.runtime.metrics import Metrics
 from pleiades.runtime.settings import Settings
-from tests.harness.answers import Server
+from tests.harness.answers import Server, since_of
 from tests.unit.conftest import FakeChannel, FakeLife
 
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n"
@@ -134,7 +134,7 @@ def test_a_reconnect_asks_for_position_less_overlap_of_every_topic(
     server = answer(b"event: message\nid: " + both + b"\ndata: {}\n\n" + b"data: half an event\n")
     reader, _, (channel,) = make(server, "--upstream.overlap=10s")
     reader.run()
-    assert b"since=1760000000000" in server.requests[0]
+    assert since_of(server.requests[0]) == 1_760_000_000_000
     assert last_event_id(server.requests[1]) == {
         "eqiad.x": START_MS + 90_000,
         "codfw.x": START_MS,
@@ -222,7 +222,7 @@ def test_a_start_in_the_upstreams_future_is_set_back_at_once(
         [cast("Channel[Frames | End]", channel)],
     )
     reader.run()
-    asked = [int(request.split(b"since=")[1].split(b" ")[0]) for request in server.requests[:2]]
+    asked = [since_of(request) for request in server.requests[:2]]
     assert asked[0] == now_ms
     assert now_ms - 662_000 <= asked[1] <= now_ms - 658_000
     (first, *_) = [item for item in channel.items if isinstance(item, Frames)]
