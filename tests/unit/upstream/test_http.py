@@ -8,18 +8,20 @@ import signal
 import socket
 import tracemalloc
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 
 from pleiades.runtime.errors import RefusedByUpstream, Stopped, Transient
-from pleiades.runtime.settings import UpstreamSettings
-from pleiades.upstream import BULK_BYTES, MAX_REDIRECTS, Upstream
+from pleiades.runtime.settings import REDIRECTS_ANY, UpstreamSettings
+from pleiades.upstream.http import MAX_REDIRECTS, Upstream
 from tests.harness.answers import Held, Server
 from tests.harness.script import chunked
 
 Serve = Callable[..., Server]
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream; charset=utf-8\r\n"
+PIECE_BYTES = 8192
 SINCE = b"?since=1970-01-01T00%3A00%3A01.234Z"
 """Of 1,234 ms: the service takes a number of milliseconds for no time at all."""
 
@@ -37,9 +39,10 @@ def serve() -> Iterator[Serve]:
         server.close()
 
 
-def upstream(url: str, idle_seconds: float = 5) -> Upstream:
+def upstream(url: str, idle_seconds: float = 5, **others: Any) -> Upstream:
     streams = ("recentchange", "page-create")
-    return Upstream(UpstreamSettings(url, streams, "https://example.org/", 60, idle_seconds, False))
+    contact = "https://example.org/"
+    return Upstream(UpstreamSettings(url, streams, contact, 60, idle_seconds, False, **others))
 
 
 def read(url: str) -> bytes:
@@ -86,7 +89,7 @@ def test_refusals_are_fatal_and_quote_the_upstream(serve: Serve, answer: bytes, 
         (status(b"200 OK", b"<html>", b"Content-Type: text/html"), "content_type", None),
         (status(b"200 OK", b"data: x"), "content_type", None),
         (status(b"302 Found", b"", b"Location: http://[bad"), "connect", None),
-        (status(b"302 Found", b"", b"Location: http://" + b"a" * 70 + b"/"), "connect", None),
+        (status(b"302 Found", b"", b"Location: http://" + b"a" * 70 + b"/"), "redirect", None),
         (b"SSH-2.0-OpenSSH\r\n", "connect", None),
         (b"", "connect", None),
     ],
@@ -136,7 +139,7 @@ def test_chunks_are_read_many_at_a_time_past_http_client(
 def test_what_waits_is_given_at_once_and_what_came_before_a_cut_before_it(
     serve: Serve,
 ) -> None:
-    body = chunked(b"x" * BULK_BYTES) * 8
+    body = chunked(b"x" * PIECE_BYTES) * 8
     server = serve(OK + b"Transfer-Encoding: chunked\r\n\r\n" + body + b"10\r\nwor")
     connection = upstream(server.url).connect(None, 5)
     given: list[bytes] = []
@@ -144,7 +147,7 @@ def test_what_waits_is_given_at_once_and_what_came_before_a_cut_before_it(
         given.extend(connection.chunks())
     connection.close()
     assert cut.value.kind == "cut"
-    assert b"".join(given) == b"x" * BULK_BYTES * 8 + b"wor"
+    assert b"".join(given) == b"x" * PIECE_BYTES * 8 + b"wor"
 
 
 def test_a_body_that_is_not_chunked_and_a_compressed_one_are_read(
@@ -186,7 +189,8 @@ def test_a_redirect_takes_a_password_along_to_the_same_host_only(
     port = server.url.split(":")[2].split("/")[0]
     location = f"Location: http://{host}:{port}/v3".encode()
     server.say(status(b"301 Moved", b"", location, b"Connection: close"), OK + b"\r\n")
-    upstream(server.url.replace("//", "//user:pw@")).connect(None, 5).close()
+    url = server.url.replace("//", "//user:pw@")
+    upstream(url, redirects=REDIRECTS_ANY).connect(None, 5).close()
     first, second = [b"Authorization: Basic" in request for request in server.requests]
     assert (first, second) == (True, is_known)
 
@@ -202,7 +206,7 @@ def test_redirects_have_an_end(serve: Serve) -> None:
 def test_an_explanation_that_trickles_is_not_waited_for(
     serve: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pleiades.refusals.ERROR_BODY_SECONDS", 0.2)
+    monkeypatch.setattr("pleiades.upstream.refusals.ERROR_BODY_SECONDS", 0.2)
     server = serve(Held(b"HTTP/1.1 503 Away\r\nContent-Length: 9999\r\n\r\nbusy", drip=b"."))
     with pytest.raises(Transient, match=r"503: busy\.") as failed:
         read(server.url)
