@@ -107,7 +107,11 @@ class Upstream:
         seconds = CONNECT_TIMEOUT_SECONDS + self._settings.idle_timeout_seconds
         with Deadline(seconds) as deadline:
             try:
-                return self._followed(query, headers)
+                response = self._followed(query, headers)
+                if deadline.expired:
+                    # To http.client, headers that break off have ended.
+                    response.close()
+                    raise TimeoutError
             except (
                 OSError,
                 urllib3.exceptions.HTTPError,
@@ -122,6 +126,7 @@ class Upstream:
                     f"history. {advice(cause, self._proxy())}",
                     "connect",
                 ) from None
+        return response
 
     def _followed(self, query: dict[str, str], headers: dict[str, str]) -> requests.Response:
         url = self._url

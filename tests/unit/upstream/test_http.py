@@ -6,8 +6,11 @@ import gzip
 import http.client
 import signal
 import socket
+import ssl
+import threading
 import tracemalloc
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -15,7 +18,9 @@ import pytest
 from pleiades.runtime.errors import RefusedByUpstream, Stopped, Transient
 from pleiades.runtime.settings import REDIRECTS_ANY, UpstreamSettings
 from pleiades.upstream.http import MAX_REDIRECTS, Upstream
+from pleiades.upstream.transport import MAX_INTERIM_RESPONSES
 from tests.harness.answers import Held, Server
+from tests.harness.authority import authority
 from tests.harness.script import chunked
 
 Serve = Callable[..., Server]
@@ -283,3 +288,101 @@ def test_a_proxys_password_is_not_shown(proxy: str, monkeypatch: pytest.MonkeyPa
     with pytest.raises(Transient, match="HTTP_PROXY") as failed:
         upstream("http://example.org/v2/stream").connect(None, 5)
     assert "SEC" not in str(failed.value)
+
+
+EARLY = b"HTTP/1.1 103 Early Hints\r\nLink: </x>; rel=preload\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    "interim",
+    [b"HTTP/1.1 102 Processing\r\n\r\n", EARLY, b"HTTP/1.1 100 Continue\r\n\r\n" + EARLY * 3],
+)
+def test_interim_responses_are_skipped(serve: Serve, interim: bytes) -> None:
+    assert read(serve(interim + OK + b"\r\n:ok\n\n").url) == b":ok\n\n"
+
+
+def test_interim_responses_have_an_end(serve: Serve) -> None:
+    with pytest.raises(Transient, match="interim responses") as failed:
+        read(serve(EARLY * (MAX_INTERIM_RESPONSES + 1) + OK + b"\r\n").url)
+    assert failed.value.kind == "connect"
+
+
+@pytest.mark.parametrize(
+    ("answer", "drip"),
+    [(b"HTTP/1.1 200 OK\r\nX-Slow: ", b"x"), (b"", b"HTTP/1.1 100 Continue\r\n"), (b"HTT", b"")],
+    ids=["headers that trickle", "a header without end after 100", "silence"],
+)
+def test_an_answer_has_a_deadline_as_a_whole(
+    serve: Serve, answer: bytes, drip: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pleiades.upstream.http.CONNECT_TIMEOUT_SECONDS", 0.2)
+    with pytest.raises(Transient) as failed:
+        # Each byte comes sooner than the idle timeout.
+        upstream(serve(Held(answer, drip=drip)).url, idle_seconds=0.3).connect(None, 5)
+    assert failed.value.kind == "connect"
+
+
+@pytest.mark.parametrize(
+    "header",
+    [b"Content-Encoding: br", b"Content-Encoding: gzip, br", b"Transfer-Encoding: gzip, chunked"],
+)
+def test_a_coding_that_was_not_asked_for_is_an_error_that_says_so(
+    serve: Serve, header: bytes
+) -> None:
+    with pytest.raises(Transient, match=r"-Encoding .*not asked for") as failed:
+        read(serve(OK + header + b"\r\n\r\nxyz").url)
+    assert failed.value.kind == "encoding"
+
+
+def test_a_proxys_refusal_names_the_proxy(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    proxy = serve(status(b"407 Proxy Authentication Required", b"who are you?"))
+    address = proxy.url.removesuffix("/v2/stream")
+    monkeypatch.setenv("http_proxy", address.replace("//", "//user:SECRET@"))
+    monkeypatch.delenv("no_proxy", raising=False)
+    with pytest.raises(
+        Transient, match=f"the proxy {address} refused .*407: who are you"
+    ) as failed:
+        upstream("http://example.org/v2/stream").connect(None, 5)
+    assert failed.value.kind == "proxy"
+    assert "SECRET" not in str(failed.value)
+
+
+@pytest.mark.parametrize("url", ["https://127.0.0.1", "http://127.0.0.1"])
+@pytest.mark.parametrize(
+    "location",
+    ["http://127.0.0.1/x", "http://example.org/x", "https://example.org/x", "https://127.0.0.1/x"],
+)
+def test_redirects_stay_on_the_host_and_on_https(url: str, location: str) -> None:
+    """A forged event could come from anywhere else."""
+    leaves = "example" in location or (url.startswith("https") and location.startswith("http:"))
+    asking = upstream(url)
+    if leaves:
+        with pytest.raises(Transient, match=r"another host.*--upstream\.redirects=any") as failed:
+            asking._redirected(url, location)
+        assert failed.value.kind == "redirect"
+    else:
+        assert asking._redirected(url, location) == location
+    assert upstream(url, redirects=REDIRECTS_ANY)._redirected(url, location) == location
+
+
+def test_a_private_authority_is_trusted_if_it_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    # requests would prefer it to what a session says.
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", ssl.get_default_verify_paths().cafile or "/dev/null")
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def answer() -> None:
+            for _ in range(2):
+                connection, _ = listener.accept()
+                with suppress(OSError), authority().server.wrap_socket(connection, True) as tls:
+                    tls.recv(65_536)
+                    tls.sendall(OK + b"\r\n:ok\n\n")
+
+        answering = threading.Thread(target=answer)
+        answering.start()
+        url = f"https://127.0.0.1:{listener.getsockname()[1]}/v2/stream"
+        with pytest.raises(Transient, match=r"TLS handshake failed.*--upstream\.ca"):
+            upstream(url).connect(None, 5)
+        connection = upstream(url, ca=authority().ca).connect(None, 5)
+        assert b"".join(connection.chunks()) == b":ok\n\n"
+        connection.close()
+        answering.join()
