@@ -43,6 +43,8 @@ def settings_from(arguments: argparse.Namespace) -> SimulatorSettings:
         shift_timestamps=arguments.shiftTimestamps,
         journal=arguments.journal,
         retention_bytes=arguments.retentionBytes,
+        tls_ca=arguments.tlsCa if arguments.tls or arguments.tlsRecord else None,
+        tls_record_bytes=arguments.tlsRecord,
         faults=_faults_from(arguments),
     )
 
@@ -75,6 +77,7 @@ def _faults_from(arguments: argparse.Namespace) -> Faults:
         stall_rate=arguments.stallRate,
         stall_seconds=arguments.stall,
         error_event_rate=arguments.errorEventRate,
+        deaf_seconds=arguments.deaf,
         other_cluster_rate=arguments.otherClusterRate,
         mirror_lag_seconds=arguments.mirrorLag,
         chunk_bytes=arguments.chunk,
@@ -122,17 +125,21 @@ async def _serve(settings: SimulatorSettings) -> None:
             f"can't listen on {settings.host}:{settings.port}: {error}; choose another --port"
         ) from None
     log.info(
-        "simulating http://%s:%d%s/%s seed %d, %d events so far; journal and counters: "
-        "http://%s:%d/simulator/journal and /simulator/stats",
+        "simulating %s://%s:%d%s/%s seed %d, %d events so far; journal and counters: "
+        "%s://%s:%d/simulator/journal and /simulator/stats",
+        settings.scheme,
         settings.host,
         port,
         STREAM_PATH,
         ",".join(upstream.streams),
         settings.seed,
         upstream.log.appended_total,
+        settings.scheme,
         settings.host,
         port,
     )
+    if settings.tls_ca is not None:
+        log.info("its certificate: give the relay --upstream.ca=%s", settings.tls_ca)
     await stopping.wait()
     await server.stop()
     log.info("stopped: %s", server.stats)

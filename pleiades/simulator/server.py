@@ -39,6 +39,7 @@ from pleiades.simulator.request import (
     topics_for,
 )
 from pleiades.simulator.settings import Cut, Faults
+from pleiades.simulator.tls import server_context
 from pleiades.simulator.upstream import LocalUpstream
 
 log = logging.getLogger(__name__)
@@ -89,6 +90,12 @@ class Server:
     ) -> None:
         self.stats = Stats() if stats is None else stats
         self.faults: Faults = upstream.settings.faults
+        settings = upstream.settings
+        self._tls = (
+            None
+            if settings.tls_ca is None
+            else server_context(settings.host, settings.tls_ca, settings.tls_record_bytes)
+        )
         self._upstream = upstream
         self._now = monotonic
         self._changed = changed
@@ -120,7 +127,7 @@ class Server:
         )
         await runner.setup()
         try:
-            await web.TCPSite(runner, host, port).start()
+            await web.TCPSite(runner, host, port, ssl_context=self._tls).start()
         except OSError:
             await runner.cleanup()
             raise
@@ -196,7 +203,7 @@ class Server:
         compress = faults.gzip and "gzip" in request.headers.get("Accept-Encoding", "")
         body = Body(request, planned, faults, compress=compress)
         cluster = self._upstream.cluster(planned.data_centre, faults.mirror_lag_seconds)
-        feed = Feed(cluster, asked, planned.rng, self._now())
+        feed = Feed(cluster, asked, planned.rng, self._now(), faults.deaf_seconds)
         self._open.add(body)
         self.stats.connections_total += 1
         self.stats.connections_open += 1
