@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 from pathlib import Path
 
-from tests.harness.programs import NotThere
+from tests.harness.prerequisites import COMPILER, require
 
 COMPILE_SECONDS = 60
 
 
 def compiled(name: str, folder: Path) -> Path:
-    """The library of `tests/harness/<name>.c`, for LD_PRELOAD, made in a folder.
-
-    Raises:
-        NotThere: skip what needs it.
-    """
-    compiler = shutil.which("cc") or shutil.which("gcc")
-    if compiler is None:
-        raise NotThere("needs a C compiler: apt-get install gcc libc6-dev")
+    """The library of `tests/harness/<name>.c`, for LD_PRELOAD, made in a folder."""
+    (compiler,) = require(COMPILER)
     library = folder / f"{name}.so"
     source = Path(__file__).with_name(f"{name}.c")
     command = [compiler, "-O2", "-shared", "-fPIC", "-o", str(library), str(source)]
