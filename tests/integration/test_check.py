@@ -143,7 +143,7 @@ def test_a_running_instance_of_files_is_seen_and_left_alone(
         status, lines = with_flags(flags(upstream))
         assert status == 4
         assert f"{folder} already" in said(lines, "problem", "destination")
-        assert "position stored 0 s ago in" in said(lines, "ok", "destination")
+        assert re.search(r"position stored \d+ s ago in", said(lines, "ok", "destination"))
         assert tree(own / "lock") == before
         count = published_count(folder)
         relay.until(lambda: published_count(folder) > count, "new events", 30)
@@ -198,7 +198,7 @@ def test_a_running_instance_of_kafka_is_seen_and_left_alone(
         assert "an instance is running, its position moves" in said(lines, "note", "destination")
         described = said(lines, "ok", "destination")
         assert f"topic {topic}: 1 partition, 1 copy of each" in described
-        assert f"position stored 0 s ago as the group {ours}" in described
+        assert re.search(rf"position stored \d+ s ago as the group {ours}", described)
         assert re.search(r"reads about [\d,]+ records of the topic back", described)
         assert of_topic(contents(admin), topic) == before
         count = relay.metric("pleiades_kafka_publish_events_total")
