@@ -10,7 +10,10 @@ from hypothesis import settings
 from tests.harness.prerequisites import not_tested, require
 
 # A machine that is busy with something else makes no law untrue.
-settings.register_profile("pleiades", deadline=None)
+# Where CI is set, hypothesis would start from a profile that tries the same examples in every run.
+settings.register_profile(
+    "pleiades", settings.get_profile("default"), deadline=None, print_blob=True
+)
 settings.load_profile("pleiades")
 
 
