@@ -46,7 +46,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> Iterat
     )
     yield
     reasons = [_reason(report) for report in terminalreporter.getreports("skipped")]
-    _section(terminalreporter, "not tested", list(not_tested(reasons, "tests")))
+    _section(terminalreporter, "not tested", list(not_tested(reasons, "test")))
 
 
 def _reason(report: pytest.TestReport) -> str:

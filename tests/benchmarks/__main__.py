@@ -81,7 +81,7 @@ def kafka(folder: Path) -> Iterator[str]:
         yield bootstrap
         return
     if not is_there(KAFKA):
-        sys.exit(f"bench: needs {KAFKA.name}, or KAFKA_BOOTSTRAP=host:port: {KAFKA.install}")
+        sys.exit(f"bench: needs {KAFKA.name}, or KAFKA_BOOTSTRAP=host:port: {KAFKA.remedy}")
     with Broker(folder / "kafka") as broker:
         yield broker.bootstrap
 

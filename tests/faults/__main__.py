@@ -245,7 +245,7 @@ def main() -> int:
     skipped = [outcome.skipped for outcome in outcomes if outcome.skipped]
     if skipped:
         console.rule("not tested")
-        for text in prerequisites.not_tested(skipped, "cells"):
+        for text in prerequisites.not_tested(skipped, "cell"):
             console.print(text, markup=False, highlight=False)
     return 1 if bad else 0
 

@@ -42,8 +42,8 @@ class Prerequisite:
     name: str
     purpose: str
     """What is not tested without it."""
-    install: str
-    """How to get it."""
+    remedy: str
+    """What to install, or how to run the tests."""
     find: Callable[[], list[str]]
     """Returns the paths of its programs, if it has any. Raises NotThere."""
 
@@ -84,18 +84,22 @@ def not_tested(reasons: Iterable[str], unit: str) -> Iterator[str]:
 
     Args:
         reasons: why each test was skipped, one entry per test.
-        unit: what is counted, in the plural.
+        unit: what is counted, in the singular.
     """
     counts = Counter(reasons)
     for prerequisite in ALL:
         of_this = [reason for reason in counts if reason.startswith(f"needs {prerequisite.name}: ")]
         if of_this:
             count = sum(counts.pop(reason) for reason in of_this)
-            yield f"{count} {unit} need {prerequisite.name}"
+            yield f"missing: {prerequisite.name} ({_counted(count, unit)})"
             yield f"    not tested: {prerequisite.purpose}"
-            yield f"    to install: {prerequisite.install}"
+            yield f"    to test it: {prerequisite.remedy}"
     for reason, count in counts.items():
-        yield f"{count} {unit} for another reason: {reason}"
+        yield f"other: {reason} ({_counted(count, unit)})"
+
+
+def _counted(count: int, unit: str) -> str:
+    return f"{count} {unit}" if count == 1 else f"{count} {unit}s"
 
 
 # ---- how each is found ----
@@ -191,73 +195,73 @@ def _run(*command: str) -> str:
 KAFKA = Prerequisite(
     name="Java 17 and Maven",
     purpose="everything that publishes into a real Kafka",
-    install="apt-get install openjdk-17-jdk-headless maven",
+    remedy="apt-get install openjdk-17-jdk-headless maven",
     find=partial(_script, "kafka", "prepare"),
 )
 NODE = Prerequisite(
     name=f"Node {NODE_VERSION} and npm",
     purpose="the relay against the server of the real EventStreams",
-    install="apt-get install nodejs npm",
+    remedy="apt-get install nodejs npm",
     find=_node,
 )
 TOXIPROXY = Prerequisite(
     name="Go",
     purpose="slow, torn and silent network connections, by Toxiproxy",
-    install="apt-get install golang-go",
+    remedy="apt-get install golang-go",
     find=partial(_script, "toxiproxy"),
 )
 KUSTOMIZE = Prerequisite(
     name="Kustomize or Go",
     purpose="the Kubernetes manifests in deploy/",
-    install="apt-get install golang-go",
+    remedy="apt-get install golang-go",
     find=partial(_script, "kustomize"),
 )
 PROMETHEUS = Prerequisite(
     name="Prometheus and promtool",
     purpose="alerting rules, recording rules and dashboard against a real Prometheus",
-    install="apt-get install prometheus",
+    remedy="apt-get install prometheus",
     find=partial(_script, "prometheus"),
 )
 COMPILER = Prerequisite(
     name="a C compiler",
     purpose="a clock that is set during the run, a disk that does not answer",
-    install="apt-get install gcc libc6-dev",
+    remedy="apt-get install gcc libc6-dev",
     find=_compiler,
 )
 SYSTEMD = Prerequisite(
     name="systemd-analyze",
     purpose="the systemd unit in deploy/",
-    install="apt-get install systemd",
+    remedy="apt-get install systemd",
     find=partial(_on_path, "systemd-analyze"),
 )
 MOUNT = Prerequisite(
     name="the right to mount",
     purpose="disks that are full, read-only or unmounted",
-    install="nothing: run as root, in a container with CAP_SYS_ADMIN",
+    remedy="run as root, in a container with CAP_SYS_ADMIN",
     find=_mount,
 )
 PID_NAMESPACE = Prerequisite(
     name="the right to make a PID namespace",
     purpose="the relay as PID 1",
-    install="nothing: run as root, in a container with CAP_SYS_ADMIN",
+    remedy="run as root, in a container with CAP_SYS_ADMIN",
     find=_pid_namespace,
 )
 FREEZE = Prerequisite(
     name="the freezer of cgroup v1",
     purpose="a process that SIGKILL does not end",
-    install="nothing: run as root, with the cgroup v1 freezer mounted at /sys/fs/cgroup/freezer",
+    remedy="run as root, with the cgroup v1 freezer mounted at /sys/fs/cgroup/freezer",
     find=_freezer,
 )
 SETPRIV = Prerequisite(
     name="setpriv or another user than root",
     purpose="a directory without permission to write",
-    install="apt-get install util-linux",
+    remedy="apt-get install util-linux",
     find=partial(_on_path, "setpriv"),
 )
 IPV6 = Prerequisite(
     name="IPv6",
     purpose="metrics on an IPv6 address",
-    install="nothing: enable IPv6 on the loopback interface",
+    remedy="enable IPv6 on the loopback interface",
     find=_ipv6,
 )
 

@@ -70,9 +70,9 @@ def test_what_is_missing_is_skipped_and_listed_at_the_end(bare: dict[str, str]) 
     status, said = run_pytest(bare)
     assert status == 0, said
     block = said.partition(" not tested ==")[2]
-    assert f"1 tests need {SYSTEMD.name}\n" in block, said
-    assert f"    to install: {SYSTEMD.install}\n" in block
-    assert f"tests need {KAFKA.name}\n" in block
+    assert f"missing: {SYSTEMD.name} (1 test)\n" in block, said
+    assert f"    to test it: {SYSTEMD.remedy}\n" in block
+    assert f"missing: {KAFKA.name} (" in block
     assert f"    not tested: {KAFKA.purpose}\n" in block
 
 
@@ -94,8 +94,8 @@ def test_rows_that_can_not_run_are_listed(bare: dict[str, str]) -> None:
     assert status == 0, said
     assert "1 not run" in said
     block = said.partition("─ not tested ─")[2]
-    assert f"1 cells need {KAFKA.name}\n" in block, said
-    assert f"    to install: {KAFKA.install}\n" in block
+    assert f"missing: {KAFKA.name} (1 cell)\n" in block, said
+    assert f"    to test it: {KAFKA.remedy}\n" in block
 
 
 def test_in_ci_rows_that_can_not_run_have_failed(bare: dict[str, str]) -> None:
@@ -128,11 +128,11 @@ def test_one_that_is_there_says_where(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_nothing_skipped_nothing_said() -> None:
-    assert list(not_tested([], "tests")) == []
+    assert list(not_tested([], "test")) == []
 
 
 def test_other_reasons_are_listed_too() -> None:
-    assert list(not_tested(["too hot", "too hot", "too cold"], "tests")) == [
-        "2 tests for another reason: too hot",
-        "1 tests for another reason: too cold",
+    assert list(not_tested(["too hot", "too hot", "too cold"], "test")) == [
+        "other: too hot (2 tests)",
+        "other: too cold (1 test)",
     ]
