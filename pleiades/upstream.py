@@ -250,6 +250,8 @@ class Upstream:
                 params=query,
                 headers=headers,
                 stream=True,
+                # Named here, because requests prefers its environment variables to the session's value.
+                verify=None if self._settings.ca is None else str(self._settings.ca),
                 timeout=(CONNECT_TIMEOUT_SECONDS, self._settings.idle_timeout_seconds),
             )
             if not response.is_redirect:
