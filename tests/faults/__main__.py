@@ -18,6 +18,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 
+import psutil
 from rich.console import Console
 
 from tests.faults import rows  # noqa: F401  # enters them into the matrix
@@ -100,7 +101,7 @@ class Cells:
 
 def clear(folder: Path) -> None:
     """Remove a cell's folder, and the file systems that a killed one left mounted in it."""
-    mounts = [line.split()[1] for line in Path("/proc/self/mounts").read_text().splitlines()]
+    mounts = [partition.mountpoint for partition in psutil.disk_partitions(all=True)]
     for mount in reversed(mounts):
         if Path(mount).is_relative_to(folder):
             subprocess.run(["umount", "--lazy", mount], check=False)

@@ -14,7 +14,7 @@ import orjson
 from pleiades.simulator.simulator import Simulator
 from tests.faults.matrix import row
 from tests.faults.trial import FILES, Trial, restarted, restarts, without_tracebacks
-from tests.harness.preload import compiled
+from tests.harness.preload import preload
 from tests.harness.prerequisites import MOUNT, SETPRIV, require
 from tests.harness.relay import Relay, since_ms
 
@@ -123,9 +123,8 @@ def disk_full(trial: Trial) -> None:
 @row("disk that does not answer for longer than a process may hang", on=(FILES,))
 def disk_hangs(trial: Trial) -> None:
     """Another start would not help: it would wait for the same disk."""
-    library = compiled("disk", trial.folder)
     hangs = trial.folder / "hangs"
-    environment = {"LD_PRELOAD": str(library), "DISK_HANGS_FILE": str(hangs)}
+    environment = preload("disk", trial.folder) | {"DISK_HANGS_FILE": str(hangs)}
     upstream = trial.simulate(rate=RATE)
     relay = trial.relay(
         *trial.flags(upstream), f"--hangTimeout={HANG_SECONDS}s", environment=environment
