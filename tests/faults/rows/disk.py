@@ -133,6 +133,8 @@ def disk_hangs(trial: Trial) -> None:
         trial.wait_for_more(relay, RATE)
         hangs.touch()
         _wait_until_made(trial, upstream, relay, RATE * HANG_SECONDS * 3)
+        behind = upstream.stats().events_appended_total - trial.destination.count()
+        assert behind > RATE * HANG_SECONDS, "the disk answers"
         assert relay.status("/healthz") == 200, "a slow disk is no process that hangs"
         trial.survived()
         with trial.recovery(upstream, relay):
