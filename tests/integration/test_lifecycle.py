@@ -459,7 +459,9 @@ def test_quiet_says_nothing_where_nothing_is_wrong(
 def test_a_terminal_shows_one_live_line(simulate: Simulate, flags: Flags) -> None:
     upstream = simulate(SimulatorSettings(rate=200))
     ours, theirs = pty.openpty()
-    process = subprocess.Popen([*COMMAND, *flags(upstream)], stderr=theirs, stdout=theirs)
+    # A narrow terminal, such as that of whoever runs the tests, cuts the line off.
+    wide = os.environ | {"COLUMNS": "120", "TERM": "xterm"}
+    process = subprocess.Popen([*COMMAND, *flags(upstream)], stderr=theirs, stdout=theirs, env=wide)
     os.close(theirs)
     shown = b""
     try:
