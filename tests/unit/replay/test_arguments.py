@@ -10,7 +10,7 @@ from pleiades.runtime.flags import joined_negatives
 NOW_MS = 1_790_000_000_000
 ID = (
     '[{"topic":"eqiad.x","partition":0,"timestamp":1700000000001},'
-    '{"topic":"codfw.x","partition":0,"offset":-1}]'
+    '{"topic":"codfw.x","partition":0,"timestamp":1700000000001}]'
 )
 
 
@@ -137,3 +137,17 @@ def test_parts_and_rates() -> None:
     assert part("") is None
     assert rate("500/s") == rate("500") == 500.0
     assert rate("0.5/s") == 0.5
+
+
+@pytest.mark.parametrize("flag", ["--from", "--to"])
+@pytest.mark.parametrize("offset", [-1, 17])
+def test_an_id_with_an_offset_is_refused(
+    flag: str, offset: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As all ids are until each topic has delivered; 32,523 events were left out without a word."""
+    entry = f'{{"topic":"codfw.x","partition":0,"offset":{offset}}}'
+    sse_id = f'[{{"topic":"eqiad.x","partition":0,"timestamp":1700000000001}},{entry}]'
+    with pytest.raises(SystemExit) as refused:
+        arguments("--from=-1h", f"{flag}={sse_id}")
+    assert refused.value.code == 2
+    assert "how far codfw.x/0 had got" in capsys.readouterr().err
