@@ -7,7 +7,6 @@ import pty
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -24,6 +23,7 @@ from pleiades import __version__
 from pleiades.simulator.settings import Cut, Disorder, Faults, SimulatorSettings
 from pleiades.simulator.simulator import Simulator
 from tests.harness.oracle import judge, published_count
+from tests.harness.prerequisites import IPV6, PID_NAMESPACE
 from tests.harness.relay import COMMAND, Relay
 
 Simulate = Callable[[SimulatorSettings], Simulator]
@@ -104,15 +104,7 @@ def test_the_same_command_twice_exits_with_4_too_and_not_for_the_port(
         assert first.stop() == 0
 
 
-def has_ipv6_loopback() -> bool:
-    try:
-        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
-    except OSError:
-        return False
-    return True
-
-
-@pytest.mark.skipif(not has_ipv6_loopback(), reason="this machine has no IPv6")
+@pytest.mark.needs(IPV6)
 def test_metrics_on_ipv6_too(simulate: Simulate, flags: Flags) -> None:
     upstream = simulate(SimulatorSettings(rate=100))
     with Relay(*flags(upstream), "--metricsHost=::1") as relay:
@@ -239,12 +231,7 @@ def test_stopped_children_leave_too_when_the_parent_is_killed(
         assert not alive
 
 
-def may_unshare() -> bool:
-    tried = subprocess.run(["unshare", "--pid", "--fork", "true"], check=False, capture_output=True)
-    return tried.returncode == 0
-
-
-@pytest.mark.skipif(not may_unshare(), reason="needs the right to make a PID namespace")
+@pytest.mark.needs(PID_NAMESPACE)
 def test_works_as_pid_1_and_buries_orphans(simulate: Simulate, flags: Flags, folder: Path) -> None:
     upstream = simulate(SimulatorSettings(rate=100))
     unshare = ("unshare", "--pid", "--fork", "--mount-proc", "--kill-child")
@@ -473,7 +460,9 @@ def test_quiet_says_nothing_where_nothing_is_wrong(
 def test_a_terminal_shows_one_live_line(simulate: Simulate, flags: Flags) -> None:
     upstream = simulate(SimulatorSettings(rate=200))
     ours, theirs = pty.openpty()
-    process = subprocess.Popen([*COMMAND, *flags(upstream)], stderr=theirs, stdout=theirs)
+    # A narrow terminal, such as that of whoever runs the tests, cuts the line off.
+    wide = os.environ | {"COLUMNS": "120", "TERM": "xterm"}
+    process = subprocess.Popen([*COMMAND, *flags(upstream)], stderr=theirs, stdout=theirs, env=wide)
     os.close(theirs)
     shown = b""
     try:
