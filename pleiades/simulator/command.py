@@ -7,10 +7,12 @@ import asyncio
 import logging
 import signal
 import time
+from dataclasses import replace
 
 from pleiades.runtime.errors import EXIT_STOPPED, UsageError
 from pleiades.simulator.flags import DEFAULT_EVENTS, add_arguments
 from pleiades.simulator.settings import Cut, Disorder, Faults, SimulatorSettings
+from pleiades.simulator.tls import server_context
 
 __all__ = ["add_arguments", "run", "settings_from"]
 
@@ -43,8 +45,6 @@ def settings_from(arguments: argparse.Namespace) -> SimulatorSettings:
         shift_timestamps=arguments.shiftTimestamps,
         journal=arguments.journal,
         retention_bytes=arguments.retentionBytes,
-        tls_ca=arguments.tlsCa if arguments.tls or arguments.tlsRecord else None,
-        tls_record_bytes=arguments.tlsRecord,
         faults=_faults_from(arguments),
     )
 
@@ -92,7 +92,12 @@ def run(arguments: argparse.Namespace) -> int:
     Raises:
         UsageError: aiohttp is not installed, a file can't be used, or the address is taken.
     """
-    asyncio.run(_serve(settings_from(arguments)))
+    settings = settings_from(arguments)
+    if arguments.tls or arguments.tlsRecord:
+        context = server_context(settings.host, arguments.tlsCa, arguments.tlsRecord)
+        settings = replace(settings, tls=context)
+        log.info("its certificate: give the relay --upstream.ca=%s", arguments.tlsCa)
+    asyncio.run(_serve(settings))
     return EXIT_STOPPED
 
 
@@ -138,8 +143,6 @@ async def _serve(settings: SimulatorSettings) -> None:
         settings.host,
         port,
     )
-    if settings.tls_ca is not None:
-        log.info("its certificate: give the relay --upstream.ca=%s", settings.tls_ca)
     await stopping.wait()
     await server.stop()
     log.info("stopped: %s", server.stats)

@@ -39,7 +39,6 @@ from pleiades.simulator.request import (
     topics_for,
 )
 from pleiades.simulator.settings import Cut, Faults
-from pleiades.simulator.tls import server_context
 from pleiades.simulator.upstream import LocalUpstream
 
 log = logging.getLogger(__name__)
@@ -90,12 +89,6 @@ class Server:
     ) -> None:
         self.stats = Stats() if stats is None else stats
         self.faults: Faults = upstream.settings.faults
-        settings = upstream.settings
-        self._tls = (
-            None
-            if settings.tls_ca is None
-            else server_context(settings.host, settings.tls_ca, settings.tls_record_bytes)
-        )
         self._upstream = upstream
         self._now = monotonic
         self._changed = changed
@@ -127,7 +120,7 @@ class Server:
         )
         await runner.setup()
         try:
-            await web.TCPSite(runner, host, port, ssl_context=self._tls).start()
+            await web.TCPSite(runner, host, port, ssl_context=self._upstream.settings.tls).start()
         except OSError:
             await runner.cleanup()
             raise

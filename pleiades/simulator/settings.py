@@ -6,6 +6,7 @@ where it is a fault.
 
 from __future__ import annotations
 
+import ssl
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
@@ -131,16 +132,14 @@ class SimulatorSettings:
     journal: Path | None = None
     """Where the truth is written to; None: only served at /simulator/journal."""
     retention_bytes: int = RETENTION_BYTES
-    tls_ca: Path | None = None
-    """Serve over TLS, and write the authority's certificate to this file; None: plain HTTP."""
-    tls_record_bytes: int = 0
-    """Most bytes in one TLS record; 0: a write is one record, as long as it fits."""
+    tls: ssl.SSLContext | None = None
+    """Serve over TLS, as `tls.server_context` makes it; None: plain HTTP."""
     faults: Faults = field(default_factory=Faults)
 
     @property
     def scheme(self) -> str:
         """Of its URL."""
-        return "http" if self.tls_ca is None else "https"
+        return "http" if self.tls is None else "https"
 
     def period_ms(self) -> float:
         """The mean distance between two events."""

@@ -25,6 +25,7 @@ from pleiades.simulator.journal import JournalEntry
 from pleiades.simulator.server import Stats
 from pleiades.simulator.settings import NO_DISORDER, Cut, Faults, SimulatorSettings
 from pleiades.simulator.simulator import Simulator
+from pleiades.simulator.tls import server_context
 
 RECORDINGS = Path(__file__).parents[2].parent / "shared" / "data"
 AGENT = {"User-Agent": "PleiadesTests/1.0 (https://example.org/; tests@example.org)"}
@@ -612,8 +613,8 @@ def test_the_command_serves_until_a_signal(number: signal.Signals) -> None:
 @pytest.mark.parametrize("record_bytes", [0, 16])
 def test_over_tls_with_records_of_any_size(tmp_path: Path, record_bytes: int) -> None:
     ca = tmp_path / "ca.pem"
-    settings: dict[str, Any] = {"tls_ca": ca, "tls_record_bytes": record_bytes}
-    with serving(HEARING, history_events=20, canary_every_seconds=0.0, **settings) as simulator:
+    tls = server_context("127.0.0.1", ca, record_bytes)
+    with serving(HEARING, history_events=20, canary_every_seconds=0.0, tls=tls) as simulator:
         assert simulator.url.startswith("https://")
         url = urllib.parse.urlsplit(simulator.url)
         assert url.hostname
