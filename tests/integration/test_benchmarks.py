@@ -25,7 +25,7 @@ from tests.benchmarks.serve import EVENT_CHUNKS, HEAD, MAX_RECORD_BYTES
 from tests.benchmarks.trials import TRIALS, OverTls, Row, Spread, Target
 from tests.harness.script import chunked
 
-TIMEOUT_SECONDS = 240
+TIMEOUT_SECONDS = 280
 CLIENT_SECONDS = 30.0
 RATE, EVENTS = 500.0, 100
 
