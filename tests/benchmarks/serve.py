@@ -34,6 +34,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TypeAlias
 
+from pleiades.simulator.tls import server_context
 from tests.benchmarks.corpus import OPENING
 from tests.harness.script import chunked
 
@@ -204,17 +205,6 @@ def _queued_bytes(client: socket.socket) -> int:
     return queued
 
 
-def _certified(authority: Path) -> ssl.SSLContext:
-    """With a certificate by an authority of its own, whose certificate is written into a file."""
-    import trustme  # Takes long; plain HTTP does without.
-
-    made = trustme.CA()
-    made.cert_pem.write_to_path(str(authority))
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    made.issue_cert(HOST).configure_cert(context)
-    return context
-
-
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser()
@@ -224,7 +214,7 @@ def main() -> None:
     parser.add_argument("--ca", type=Path)
     parser.add_argument("--record", type=int, default=MAX_RECORD_BYTES)
     given = parser.parse_args()
-    tls = None if given.ca is None else _certified(given.ca)
+    tls = None if given.ca is None else server_context(HOST, given.ca, record_bytes=0)
     Server(given.file, given.rate, given.times, tls, given.record).run()
 
 
