@@ -132,6 +132,8 @@ def _compiler() -> list[str]:
     found = shutil.which("cc") or shutil.which("gcc")
     if found is None:
         raise NotThere("neither cc nor gcc is on the PATH")
+    # Debian has compiler and headers in packages of their own.
+    _run(found, "-fsyntax-only", "-include", "dlfcn.h", "-x", "c", "/dev/null")
     return [found]
 
 
