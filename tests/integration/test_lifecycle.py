@@ -543,6 +543,7 @@ def test_environment_and_file_configure_a_real_run(simulate: Simulate, tmp_path:
     config = tmp_path / "pleiades.toml"
     config.write_text(
         f'metricsPort = 0\nsince = "-1m"\n[file]\nenable = true\n[upstream]\nurl = "{upstream.url}"\n'
+        f'ca = "{authority().ca}"\n'
     )
     environment = {"PLEIADES_FILE_PUBLISH_DIR": "from-environment"}
     with Relay("ingest", f"--config={config}", cwd=tmp_path, environment=environment) as relay:
