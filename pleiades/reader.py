@@ -241,13 +241,15 @@ class Reader:
         if asked is not None:
             return
         oldest_ms = self._course.started_ms - self._course.overlap_ms
-        times = [time for column in left.timestamps_ms.values() for time in column if time]
-        old = [time for time in times if time <= oldest_ms]
-        if old:
+        columns = [[time for time in column if time] for column in left.timestamps_ms.values()]
+        old = [time for column in columns for time in column if time <= oldest_ms]
+        # A later one may be dated back by years, and is rightly there: the first is the one that is
+        # found.
+        if any(column and column[0] <= oldest_ms for column in columns):
             self._metrics.before_start_dropped.inc(len(old))
             log.warning(
                 "the upstream was asked for events from %s on and sent older ones, from %s: they are "
-                "dropped. Asking again for each topic by itself, which it understands",
+                "dropped. Asking again by topic",
                 iso_time(self._course.started_ms),
                 iso_time(min(old)),
             )

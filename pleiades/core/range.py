@@ -74,8 +74,8 @@ def bound_of(assignments: Iterable[Assignment], first: bool) -> Bound:
     for (topic, partition), time in assignments:
         if not time:
             raise ValueError(
-                f"does not tell how far {topic}/{partition} had got, which had delivered nothing yet. Give a "
-                "time, such as the meta.dt of that event, or an id with a timestamp for each topic"
+                f"does not tell how far {topic}/{partition} had got: it had delivered nothing yet. Give "
+                "a time, such as the meta.dt of that event, or an id with a timestamp for each topic"
             )
         own_ms[topic, partition] = time
     if not own_ms:
