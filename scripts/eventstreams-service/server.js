@@ -4,7 +4,8 @@
  * Wikimedia's own SSE layer (npm kafka-sse) behind a front that does what the route of the EventStreams
  * service does: it checks the request, and hands streams and `since` on. scripts/eventstreams starts it.
  *
- * It prints one line of JSON with its ports when it answers. SIGTERM ends it, and all connections with it.
+ * It prints one line of JSON with its ports when it answers. SIGUSR2 cuts all connections; SIGTERM ends it, and
+ * all connections with it.
  */
 
 const fs = require('fs');
@@ -41,6 +42,7 @@ const cutMs = Number(options['cut-seconds']) * 1000;
 
 const logger = bunyan.createLogger({ name: 'eventstreams', level: process.env.LOG_LEVEL || 'warn' });
 const openConnections = new Map();
+const sockets = new Set();
 
 class Refusal extends Error {
     constructor(status, type, title, detail) {
@@ -152,6 +154,10 @@ function serve(req, res) {
 }
 
 function listen(server, port) {
+    server.on('connection', (socket) => {
+        sockets.add(socket);
+        socket.once('close', () => sockets.delete(socket));
+    });
     return new Promise((resolve, reject) => {
         server.once('error', reject);
         server.listen(Number(port), HOST, () => resolve(server.address().port));
@@ -167,6 +173,7 @@ async function main() {
     console.log(JSON.stringify(listening));
 }
 
+process.on('SIGUSR2', () => sockets.forEach((socket) => socket.destroy()));
 process.on('SIGTERM', () => process.exit(0));
 main().catch((error) => {
     console.error(error.message);

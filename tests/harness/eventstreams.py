@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import tempfile
 import threading
@@ -94,6 +96,10 @@ class EventStreams:
         """Stop and start."""
         self.stop()
         self.start()
+
+    def cut_all(self) -> None:
+        """Cut all connections, perhaps inside an event."""
+        os.kill(int((Path(self._folder.name) / "pid").read_text()), signal.SIGUSR2)
 
     def _run(self, command: str, *options: str) -> None:
         done = subprocess.run(
