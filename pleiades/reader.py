@@ -133,7 +133,7 @@ class Reader:
             )
             # Makes the start durable before the first event comes, perhaps hours later.
             self._send(b"", b"")
-            reason = self._read(connection, asked)
+            reason = self._read(connection, asked, started)
         finally:
             self._open = None
             connection.close()
@@ -177,11 +177,16 @@ class Reader:
         self._course.started_ms = max(server_ms - self._course.overlap_ms, 0)
         return True
 
-    def _read(self, connection: Connection, asked: str | None) -> str:
+    def _read(self, connection: Connection, asked: str | None, clock_ms: int) -> str:
         """Read to the connection's end; returns why it ended."""
         first_seen: set[TopicPartition] = set()
-        # Where no topic was known, the request named none: nothing of what comes can be relied on.
-        self._past_end.connected(self._course.position if asked is not None else None)
+        self._past_end.connected(
+            None
+            if asked is None
+            else {at: self._course.asked_from(at, clock_ms) for at in self._course.position},
+            self._course.position,
+            self._course.started_ms,
+        )
         received = frames(connection, self._past_end)
         while True:
             self._life.beat()

@@ -12,9 +12,13 @@ On a connection, nothing was missed of a topic-partition
 
 - if an id showed the offset that it was resolved to, and not -1,
 - or if its first event was delivered before, so that it was found in the history,
-- or if the connection was made because of an event that was left. That one is taken whether or not it
-  was found (it may be dated before what was asked for): a topic-partition costs one connection, never a
-  loop.
+- or if the connection was made because of an event that was left: a topic-partition costs one more
+  connection, never a loop.
+
+An event that is dated before what was asked for, such as an imported edit of 2016, can't be found by
+asking again: it is taken as it comes. Unless no topic was known, and only a time was asked for: then it
+may also show that the upstream ignored the time and sends all that it has. It did not if the other
+topic- partitions are past their end.
 """
 
 from __future__ import annotations
@@ -34,18 +38,29 @@ class PastEnd:
         """The connection was made because of an event of these that was left."""
         self._trusted: set[TopicPartition] = set()
         """On this connection: those that have delivered, or were found in the history."""
-        self._delivered: Mapping[TopicPartition, int] | None = None
+        self._asked: Mapping[TopicPartition, int] | None = None
+        self._delivered: Mapping[TopicPartition, int] = {}
+        self._since_ms = 0
 
-    def connected(self, delivered: Mapping[TopicPartition, int] | None) -> None:
+    def connected(
+        self,
+        asked: Mapping[TopicPartition, int] | None,
+        delivered: Mapping[TopicPartition, int],
+        since_ms: int,
+    ) -> None:
         """A new connection was made.
 
         Args:
-            delivered: the topic-partitions that it asked for, each with the greatest timestamp in an id
-                of it that is known to be in the history from there on; 0: none. What comes of others
-                was not asked for and is not looked at. None: it asked for all that there are.
+            asked: what it asked for, a timestamp for each topic-partition; what comes of others is not
+                looked at. None: a time was asked for, of all that there are.
+            delivered: of each topic-partition the greatest timestamp in an id of it that is known to be
+                in the history from there on; 0 or none: there is none.
+            since_ms: that time.
         """
         self._trusted = set()
-        self._delivered = None if delivered is None else dict(delivered)
+        self._asked = None if asked is None else dict(asked)
+        self._delivered = dict(delivered)
+        self._since_ms = since_ms
 
     def first_left(self, told: Told) -> int | None:
         """Which of the next ids must be left, with all that follow; None: none of them.
@@ -60,7 +75,7 @@ class PastEnd:
             place = next((place for place, time in enumerate(column) if time), None)
             if place is not None and self._is_suspect(source, column[place] or 0, told):
                 left[source] = place
-            elif place is not None or source in told.resolved:
+            elif place is not None or told.offsets.get(source, -1) >= 0:
                 self._trust(source)
         # Bounded, whatever names come.
         if not left or len(self._asked_again) + len(left) > MAX_SOURCES:
@@ -71,10 +86,14 @@ class PastEnd:
         return min(left.values()) if told.aligned else 0
 
     def _is_suspect(self, source: TopicPartition, timestamp_ms: int, told: Told) -> bool:
-        if source in told.resolved or source in self._asked_again:
+        if told.offsets.get(source, -1) >= 0 or source in self._asked_again:
             return False
-        delivered = self._delivered
-        return delivered is None or timestamp_ms > delivered.get(source, timestamp_ms)
+        if self._asked is None:
+            honoured = bool(told.offsets) and max(told.offsets.values()) < 0
+            return timestamp_ms > self._since_ms or not honoured
+        if timestamp_ms <= self._asked.get(source, timestamp_ms):
+            return False
+        return timestamp_ms > self._delivered.get(source, 0)
 
     def _trust(self, source: TopicPartition) -> None:
         if len(self._trusted) < MAX_SOURCES:

@@ -199,7 +199,7 @@ class Lane:
                 self._upstream.address,
                 iso_time(asked_ms),
             )
-            reason = self._read(connection, next(self._connections))
+            reason = self._read(connection, next(self._connections), asked_ms)
         finally:
             connection.close()
         # Others end silent connections, too, proxies above all, and perhaps sooner than we.
@@ -249,11 +249,13 @@ class Lane:
                 self._idle_seconds,
             )
 
-    def _read(self, connection: Connection, number: int) -> str:
+    def _read(self, connection: Connection, number: int, asked_ms: int) -> str:
         """Read to the connection's end; returns why it ended."""
         plan = self._plan
         ending = Ending(plan.end_ms, plan.overlap_ms)
-        self._past_end.connected({plan.source: self._reached_ms or plan.first_ms or 0})
+        self._past_end.connected(
+            {plan.source: asked_ms}, {plan.source: self._reached_ms or plan.first_ms or 0}, 0
+        )
         received = frames(connection, self._past_end, f"{self._name}: ")
         self._quiet_since = time.monotonic()
         while True:

@@ -130,7 +130,7 @@ def test_the_upstreams_password_is_not_seen(simulate: Simulate, tmp_path: Path) 
         upstream.set_faults(error_rate=1.0)
         relay.wait_for("the upstream answered 5", after=seen)
         upstream.stop()
-        relay.wait_for("can't reach http://127", after=seen)
+        relay.wait_for("can't reach https://127", after=seen)
         processes = family(relay)
         assert MARK not in shown_by_ps(processes), "not even of the parent, which was told it there"
         assert MARK not in answers(relay)

@@ -76,8 +76,8 @@ def test_nothing_is_lost_and_no_topic_costs_more_than_one_connection(
     now_ms = STARTED_MS
 
     def connected() -> Iterator[bytes]:
-        past_end.connected(course.position)
         asked = {source: course.asked_from(source, now_ms) for source in course.position}
+        past_end.connected(asked, course.position, STARTED_MS)
         return service.connect(asked, deaf)
 
     def read(ids: Iterator[bytes]) -> Iterator[bytes]:
