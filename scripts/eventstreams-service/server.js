@@ -23,15 +23,6 @@ const HOST = '127.0.0.1';
 const STREAM_PATH = '/v2/stream/';
 
 const DATA_CENTRES = ['eqiad', 'codfw'];
-const STREAMS = ['recentchange', 'page-create', 'page-delete', 'page-move', 'revision-create'];
-
-// Each stream is known by two names: recentchange and mediawiki.recentchange.
-const TOPICS_OF = new Map(
-    STREAMS.flatMap((name) => {
-        const topics = DATA_CENTRES.map((dataCentre) => `${dataCentre}.mediawiki.${name}`);
-        return [[name, topics], [`mediawiki.${name}`, topics]];
-    }),
-);
 
 // What HTTP libraries send if nobody tells them otherwise. Wikimedia's User-Agent policy asks for a contact.
 const LIBRARY_AGENT = /^(python-(requests|urllib3|httpx)|python-urllib|python\/|aiohttp|curl|wget|go-http-client|java\/|okhttp|axios|node)\b/i;
@@ -43,12 +34,21 @@ const { values: options } = parseArgs({
         'tls-port': { type: 'string' },
         cert: { type: 'string' },
         key: { type: 'string' },
+        streams: { type: 'string' },
         'max-connections': { type: 'string', default: '0' },
         'cut-seconds': { type: 'string', default: '0' },
     },
 });
 const maxConnections = Number(options['max-connections']);
 const cutMilliseconds = Number(options['cut-seconds']) * 1000;
+
+// Each stream is known by two names, such as recentchange and mediawiki.recentchange.
+const TOPICS_OF = new Map(
+    options.streams.split(',').flatMap((name) => {
+        const topics = DATA_CENTRES.map((dataCentre) => `${dataCentre}.mediawiki.${name}`);
+        return [[name, topics], [`mediawiki.${name}`, topics]];
+    }),
+);
 
 const logger = bunyan.createLogger({ name: 'eventstreams', level: 'info' });
 
