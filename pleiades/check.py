@@ -27,7 +27,7 @@ from pleiades.runtime.findings import Finding, Kind, note, ok, problem, warning
 from pleiades.runtime.flags import joined_negatives
 from pleiades.runtime.health import refuse_if_taken
 from pleiades.runtime.settings import Settings
-from pleiades.upstream import Connection, Upstream
+from pleiades.upstream.http import Connection, Upstream
 
 log = logging.getLogger(__name__)
 

@@ -11,20 +11,27 @@ import random
 import time
 from itertools import count
 
-from pleiades.core.framing import Framer, Usual, take
-from pleiades.core.ids import Told, read_ids
+from pleiades.core.falling_behind import PERIOD_SECONDS, FallingBehind
+from pleiades.core.framing import Usual
+from pleiades.core.ids import Told
+from pleiades.core.past_end import PastEnd
 from pleiades.core.pauses import Pauses
 from pleiades.core.position import MAX_SOURCES, Checkpoint, Course
+from pleiades.core.units import iso_time
 from pleiades.core.wire import End, Frames, TopicPartition
 from pleiades.runtime.channel import POLL_SECONDS, Channel
 from pleiades.runtime.child import Life
 from pleiades.runtime.errors import Stopped, Transient
 from pleiades.runtime.metrics import Metrics
 from pleiades.runtime.settings import Settings
-from pleiades.upstream import CONNECT_TIMEOUT_SECONDS, Connection, Upstream, retrying
+from pleiades.upstream.http import CONNECT_TIMEOUT_SECONDS, Connection, Upstream
+from pleiades.upstream.retrying import retrying
+from pleiades.upstream.session import PAST_END, Ended, Received, frames
 
 log = logging.getLogger(__name__)
 
+WATCH_SECONDS = 1.0
+"""How often the reader looks whether it falls behind."""
 MAX_CLOCK_DIFFERENCE_MS = 3_600_000
 """An upstream whose clock is further from ours has none: a proxy or a device after a reset."""
 
@@ -52,7 +59,11 @@ class Reader:
         self._idle = False
         self._last_event_id = b""
         self._pauses = Pauses()
+        self._past_end = PastEnd()
         self._clock_ms = 0
+        self._open: Connection | None = None
+        self._falling_behind = FallingBehind()
+        self._watched_at = 0.0
         self._course = Course(0, int(settings.upstream.overlap_seconds * 1000))
 
     def run(self) -> None:
@@ -110,6 +121,7 @@ class Reader:
             if self._start_lay_ahead(connection.server_ms, started):
                 return
             self._connection += 1
+            self._open = connection
             self._life.ready = True
             self._metrics.connected.set(1)
             # An idle stream is normal: its reconnects are no news.
@@ -121,9 +133,11 @@ class Reader:
             )
             # Makes the start durable before the first event comes, perhaps hours later.
             self._send(b"", b"")
-            reason = self._read(connection)
+            reason = self._read(connection, asked)
         finally:
+            self._open = None
             connection.close()
+            self._metrics.unread_bytes.set(0)
             self._life.ready = False
             self._metrics.connected.set(0)
         self._metrics.reconnects.labels(reason).inc()
@@ -133,6 +147,10 @@ class Reader:
         )
         if self._idle:
             log.debug("silent for %.0f s: reconnecting", self._settings.idle_timeout_seconds)
+        elif reason == PAST_END:
+            log.info(
+                "the first event of a topic came: reconnecting, to miss none that came before it"
+            )
         elif not useful:
             raise Transient(f"the connection ended ({reason}) without anything new", "empty")
         else:
@@ -159,41 +177,82 @@ class Reader:
         self._course.started_ms = max(server_ms - self._course.overlap_ms, 0)
         return True
 
-    def _read(self, connection: Connection) -> str:
+    def _read(self, connection: Connection, asked: str | None) -> str:
         """Read to the connection's end; returns why it ended."""
-        framer = Framer()
         first_seen: set[TopicPartition] = set()
-        chunks = connection.chunks()
+        # Where no topic was known, the request named none: nothing of what comes can be relied on.
+        self._past_end.connected(self._course.position if asked is not None else None)
+        received = frames(connection, self._past_end)
         while True:
             self._life.beat()
             try:
                 with self._life.interruptible():
-                    chunk = next(chunks, None)
-            except Transient as error:
-                if error.kind == "decode":
-                    log.warning("%s; the events in it are fetched again", error)
-                return error.kind
-            if chunk is None:
-                return "closed"
-            self._metrics.recv_bytes.inc(len(chunk))
-            oversized = framer.oversized_total
-            blob = framer.feed(chunk)
-            if framer.oversized_total > oversized:
-                self._metrics.oversized_frames.inc(framer.oversized_total - oversized)
+                    piece = next(received)
+            except Ended as ended:
+                return ended.reason
+            self._metrics.recv_bytes.inc(piece.size_bytes)
+            if piece.oversized:
+                self._metrics.oversized_frames.inc(piece.oversized)
                 log.warning("skipped an SSE frame of more than 8 MiB; it can't be an event")
-            if blob:
-                self._take(blob, first_seen)
+            if piece.content:
+                self._take(piece, first_seen)
+            self._leave(piece.left, asked)
+            self._watch("this machine is too busy for the reader: look at its CPU")
 
-    def _take(self, blob: bytes, first_seen: set[TopicPartition]) -> None:
-        content, received, retry_ms = take(blob)
-        self._pauses.delivered(len(received), retry_ms)
-        told = read_ids(received)
-        self._look_for_gap(told, first_seen)
-        self._course.observe(told.greatest())
+    def _watch(self, cause: str) -> None:
+        """Say if the relay falls behind.
+
+        Args:
+            cause: the likely one, if it does.
+        """
+        now = time.monotonic()
+        if self._open is None or now - self._watched_at < WATCH_SECONDS:
+            return
+        self._watched_at = now
+        unread_bytes = self._open.unread_bytes()
+        self._metrics.unread_bytes.set(unread_bytes)
+        reached_ms = max(self._course.position.values(), default=0) or self._course.started_ms
+        lag_seconds = self._now_ms() / 1000 - reached_ms / 1000
+        if self._falling_behind.observe(now, lag_seconds, unread_bytes):
+            log.warning(
+                "falling behind: for the last %.0f s events came faster than they were relayed, and the "
+                "newest one is %.0f s old. Nothing is lost while the upstream keeps its history. Likely "
+                "cause: %s",
+                PERIOD_SECONDS,
+                lag_seconds,
+                cause,
+            )
+
+    def _take(self, piece: Received, first_seen: set[TopicPartition]) -> None:
+        self._pauses.delivered(len(piece.ids), piece.retry_ms)
+        self._look_for_gap(piece.told, first_seen)
+        self._course.observe(piece.told.greatest())
         before = self._last_event_id
-        if received:
-            self._last_event_id = received[-1]
-        self._send(content, before)
+        if piece.ids:
+            self._last_event_id = piece.ids[-1]
+        self._send(piece.content, before)
+
+    def _leave(self, left: Told, asked: str | None) -> None:
+        """Take note of events that are asked for again, on a connection of their own."""
+        if not left.timestamps_ms:
+            return
+        # Their topics are known from now on. Where they are is not: they have delivered nothing.
+        self._course.observe(dict.fromkeys(left.timestamps_ms, 0))
+        if asked is not None:
+            return
+        oldest_ms = self._course.started_ms - self._course.overlap_ms
+        columns = [[time for time in column if time] for column in left.timestamps_ms.values()]
+        old = [time for column in columns for time in column if time <= oldest_ms]
+        # A later one may be dated back by years, and is rightly there: the first is the one that is
+        # found.
+        if any(column and column[0] <= oldest_ms for column in columns):
+            self._metrics.before_start_dropped.inc(len(old))
+            log.warning(
+                "the upstream was asked for events from %s on and sent older ones, from %s: they are "
+                "dropped. Asking again by topic",
+                iso_time(self._course.started_ms),
+                iso_time(min(old)),
+            )
 
     def _look_for_gap(self, told: Told, first_seen: set[TopicPartition]) -> None:
         # The event that the position stands for is itself among what is asked for. If a topic
@@ -231,5 +290,10 @@ class Reader:
         self._metrics.queue_depth.labels(channel.name).set(channel.depth())
 
     def _alive(self) -> None:
+        """Called while a queue is full."""
         self._life.beat()
+        self._watch(
+            "the parser or the destination is slower than the upstream: look at the commit time and "
+            "the queues in the metrics, or give --parsers more processes"
+        )
         self._life.check()

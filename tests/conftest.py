@@ -2,22 +2,60 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 from hypothesis import settings
 
+from tests.harness.prerequisites import not_tested, require
+
 # A machine that is busy with something else makes no law untrue.
-settings.register_profile("pleiades", deadline=None)
+# Where CI is set, hypothesis would start from a profile that tries the same examples in every run.
+settings.register_profile(
+    "pleiades", settings.get_profile("default"), deadline=None, print_blob=True
+)
 settings.load_profile("pleiades")
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """What tests measured and somebody should see, though it passed: `record_property(what, figure)`."""
-    figures = [
-        f"{what}: {figure}"
-        for report in terminalreporter.getreports("passed")
-        for what, figure in report.user_properties
-    ]
-    if figures:
-        terminalreporter.section("figures")
-        for figure in figures:
-            terminalreporter.line(figure)
+def pytest_configure(config: pytest.Config) -> None:
+    """Register the markers."""
+    config.addinivalue_line(
+        "markers", "needs(prerequisite, ...): skip the test where one of them is missing"
+    )
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Look for the prerequisites before any fixture is set up."""
+    for mark in item.iter_markers("needs"):
+        for prerequisite in mark.args:
+            require(prerequisite)
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> Iterator[None]:
+    """Print what tests measured (`record_property(what, figure)`), and last, what was not tested."""
+    _section(
+        terminalreporter,
+        "figures",
+        [
+            f"{what}: {figure}"
+            for report in terminalreporter.getreports("passed")
+            for what, figure in report.user_properties
+        ],
+    )
+    yield
+    reasons = [_reason(report) for report in terminalreporter.getreports("skipped")]
+    _section(terminalreporter, "not tested", list(not_tested(reasons, "test")))
+
+
+def _reason(report: pytest.TestReport) -> str:
+    assert isinstance(report.longrepr, tuple), report.longrepr
+    return str(report.longrepr[2]).removeprefix("Skipped: ")
+
+
+def _section(terminalreporter: pytest.TerminalReporter, title: str, lines: list[str]) -> None:
+    if lines:
+        terminalreporter.section(title)
+        for line in lines:
+            terminalreporter.line(line)

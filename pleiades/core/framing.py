@@ -181,6 +181,16 @@ def take(blob: bytes) -> Taken:
     return Taken(usual, usual.ids, None)
 
 
+def before_id(content: bytes | Usual, number: int) -> bytes | Usual:
+    """The frames before the one with this id, counted from 0 as in `Taken.ids`."""
+    if not isinstance(content, bytes):
+        return Usual(content.ids[:number], content.data[:number])
+    ids = [match for match in _ID_LINE.finditer(b"\n" + content) if b"\0" not in (match[1] or b"")]
+    # The newline that was put before the blob makes up for the line's own: it begins here.
+    before, end_of_frame, _ = content[: ids[number].start()].rpartition(b"\n\n")
+    return before + end_of_frame
+
+
 def ids_in(blob: bytes) -> list[bytes]:
     """Values of all `id` fields in a blob, in order; those with a NUL are ignored (WHATWG)."""
     return [value for value in _ID_LINE.findall(b"\n" + blob) if b"\0" not in value]

@@ -15,7 +15,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from pleiades.core.position import MAX_SOURCES
-from pleiades.core.wire import MalformedId, TopicPartition, parse_id
+from pleiades.core.wire import MalformedId, TopicPartition, parse_id, resolved_in
 
 MAX_PATTERN_SOURCES = 64
 """Topic-partitions with a timestamp that one pattern may have: to make it takes longer with each."""
@@ -46,6 +46,9 @@ class Told(NamedTuple):
     """False: too many topic-partitions are named. Each then has what the ids that name it say of it, and
     of the others nothing; and those beyond `MAX_SOURCES`, in the order of the naming, are left out."""
 
+    resolved: frozenset[TopicPartition] = frozenset()
+    """Those of which an id shows an offset in the history: see `wire.resolved_in`."""
+
     def greatest(self) -> dict[TopicPartition, int]:
         """The position that they amount to: 0 for what is named without a timestamp."""
         return {
@@ -61,6 +64,7 @@ class _Pattern(NamedTuple):
     sources: list[tuple[TopicPartition, int | None]]
     """Each with the number of its group, if it has one."""
     groups: int
+    resolved: frozenset[TopicPartition]
 
 
 def read_ids(ids: Sequence[bytes]) -> Told:
@@ -87,7 +91,8 @@ def _read_by(pattern: _Pattern, ids: Sequence[bytes]) -> Told | None:
         {
             source: [None] * len(ids) if group is None else _numbers(groups[group])
             for source, group in pattern.sources
-        }
+        },
+        resolved=pattern.resolved,
     )
 
 
@@ -103,12 +108,15 @@ def _read_each(ids: Sequence[bytes]) -> Told:
     said: dict[TopicPartition, dict[int, int | None]] = {}
     malformed = 0
     ambiguous = False
+    resolved: set[TopicPartition] = set()
     for number, sse_id in enumerate(ids):
         try:
             assignments = parse_id(sse_id)
         except MalformedId:
             malformed += 1
             continue
+        if len(resolved) < MAX_SOURCES:
+            resolved |= resolved_in(sse_id)
         for source, timestamp_ms in assignments:
             if source not in said:
                 if len(said) == MAX_SOURCES:
@@ -120,11 +128,12 @@ def _read_each(ids: Sequence[bytes]) -> Told:
             else:
                 times[number] = max(times.get(number) or 0, timestamp_ms)
         ambiguous = ambiguous or len({entry.source for entry in assignments}) < len(assignments)
+    found = frozenset(resolved & said.keys())
     if len(said) > MAX_PATTERN_SOURCES:
         columns = {source: list(times.values()) for source, times in said.items()}
-        return Told(columns, malformed, ambiguous, aligned=False)
+        return Told(columns, malformed, ambiguous, aligned=False, resolved=found)
     columns = {source: [times.get(n) for n in range(len(ids))] for source, times in said.items()}
-    return Told(columns, malformed, ambiguous)
+    return Told(columns, malformed, ambiguous, resolved=found)
 
 
 @lru_cache(_KEPT_PATTERNS)
@@ -153,4 +162,5 @@ def _pattern_for(form: bytes) -> _Pattern | None:
         len(form),
         [(entry.source, group_of.get(entry.source)) for entry in assignments],
         len(timed),
+        resolved_in(form),
     )

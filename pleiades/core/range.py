@@ -62,18 +62,24 @@ class Bound:
 def bound_of(assignments: Iterable[Assignment], first: bool) -> Bound:
     """The bound that an SSE id stands for.
 
-    A topic-partition that the id does not give a time to, because it had delivered nothing, gets the
-    one by which nothing is left out: as a begin the earliest in the id, as an end the latest.
-
     Args:
         first: it is a begin.
 
     Raises:
-        ValueError: no entry has a time.
+        ValueError: an entry has no time: its topic-partition had delivered nothing on that connection.
+            An offset says where that was in one of the upstream's two clusters only, and -1 nothing at
+            all.
     """
-    own_ms = {source: time for source, time in assignments if time}
+    own_ms: dict[TopicPartition, int] = {}
+    for (topic, partition), time in assignments:
+        if not time:
+            raise ValueError(
+                f"does not tell how far {topic}/{partition} had got: it had delivered nothing yet. Give "
+                "a time, such as the meta.dt of that event, or an id with a timestamp for each topic"
+            )
+        own_ms[topic, partition] = time
     if not own_ms:
-        raise ValueError("no topic in it has a timestamp")
+        raise ValueError("names no topic")
     return Bound(min(own_ms.values()) if first else max(own_ms.values()), own_ms)
 
 

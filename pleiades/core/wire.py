@@ -77,6 +77,28 @@ def parse_id(sse_id: bytes) -> tuple[Assignment, ...]:
     return tuple([_assignment(entry) for entry in entries])
 
 
+def resolved_in(sse_id: bytes) -> frozenset[TopicPartition]:
+    """The topic-partitions of which an id shows an offset in the history, instead of a timestamp.
+
+    Such a one has delivered nothing on its connection yet, and was not asked for from past its end:
+    then its offset is -1. Empty for an id that is malformed.
+    """
+    if b'"offset"' not in sse_id or len(sse_id) > MAX_SSE_ID_BYTES:
+        return frozenset()
+    try:
+        entries = orjson.loads(sse_id)
+        return frozenset(
+            source
+            for entry in entries
+            if type(offset := entry.get("offset")) is int
+            and offset >= 0
+            and entry.get("timestamp") is None
+            and is_source(source := (entry.get("topic"), entry.get("partition")))
+        )
+    except (ValueError, TypeError, AttributeError):
+        return frozenset()
+
+
 def _assignment(entry: Any) -> Assignment:
     if type(entry) is not dict:
         raise MalformedId("an entry is not an object")

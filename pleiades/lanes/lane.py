@@ -19,8 +19,9 @@ import time
 from collections.abc import Callable, Iterator
 from typing import NamedTuple, TypeAlias
 
-from pleiades.core.framing import Framer, Usual, take
-from pleiades.core.ids import read_ids
+from pleiades.core.framing import Usual
+from pleiades.core.ids import Told
+from pleiades.core.past_end import PastEnd
 from pleiades.core.pauses import Pauses
 from pleiades.core.position import Course
 from pleiades.core.range import Ending
@@ -28,7 +29,9 @@ from pleiades.core.units import iso_time
 from pleiades.core.wire import TopicPartition, compose_id
 from pleiades.runtime.errors import HistoryMissing, Transient
 from pleiades.runtime.logs import Seldom
-from pleiades.upstream import CONNECT_TIMEOUT_SECONDS, Connection, Upstream, retrying
+from pleiades.upstream.http import CONNECT_TIMEOUT_SECONDS, Connection, Upstream
+from pleiades.upstream.retrying import retrying
+from pleiades.upstream.session import PAST_END, Ended, frames
 
 log = logging.getLogger(__name__)
 
@@ -125,6 +128,7 @@ class Lane:
         if plan.reached_ms:
             self._course.position[plan.source] = plan.reached_ms
         self._pauses = Pauses()
+        self._past_end = PastEnd()
         self._last_event_id = b""
         self._first: bool = True
         """No id has come on this connection yet."""
@@ -202,7 +206,8 @@ class Lane:
         quiet_seconds = time.monotonic() - self._quiet_since
         self._send(Closed(reason))
         idle = reason == "idle" or (
-            reason != OVER and quiet_seconds >= min(self._idle_seconds, QUIET_SECONDS)
+            reason not in (OVER, PAST_END)
+            and quiet_seconds >= min(self._idle_seconds, QUIET_SECONDS)
         )
         useful = self._pauses.ended(course.position, self._last_event_id, time.monotonic(), idle)
         if reason == OVER:
@@ -210,6 +215,9 @@ class Lane:
             log.info("%s: complete", self._name)
         elif idle:
             self._take_silence(before_ms)
+        elif reason == PAST_END:
+            self._silent = 0
+            log.info("%s: its first event came: reconnecting, to miss none before it", self._name)
         else:
             self._silent = 0
             if not useful:
@@ -243,38 +251,33 @@ class Lane:
 
     def _read(self, connection: Connection, number: int) -> str:
         """Read to the connection's end; returns why it ended."""
-        framer = Framer()
-        ending = Ending(self._plan.end_ms, self._plan.overlap_ms)
-        chunks = connection.chunks()
+        plan = self._plan
+        ending = Ending(plan.end_ms, plan.overlap_ms)
+        self._past_end.connected({plan.source: self._reached_ms or plan.first_ms or 0})
+        received = frames(connection, self._past_end, f"{self._name}: ")
         self._quiet_since = time.monotonic()
         while True:
             self._busy(CONNECT_TIMEOUT_SECONDS + self._idle_seconds)
             try:
-                chunk = next(chunks, None)
-            except Transient as error:
-                if error.kind == "decode":
-                    log.warning("%s: %s; the events in it are fetched again", self._name, error)
-                return error.kind
-            if chunk is None:
-                return "closed"
-            skipped = framer.oversized_total
-            blob = framer.feed(chunk)
-            content, received, retry_ms = take(blob)
+                piece = next(received)
+            except Ended as ended:
+                return ended.reason
             before = self._last_event_id
-            self._pauses.delivered(len(received), retry_ms)
-            if received:
+            self._pauses.delivered(len(piece.ids), piece.retry_ms)
+            if piece.ids:
                 self._quiet_since = time.monotonic()
-            gap, over = self._take(received, ending)
+                self._last_event_id = piece.ids[-1]
+            gap, over = self._take(piece.told, ending)
             handed = time.monotonic()
             self._send(
                 Received(
-                    self._plan.source,
+                    plan.source,
                     number,
-                    content,
+                    piece.content,
                     before,
-                    len(received),
-                    len(chunk),
-                    framer.oversized_total - skipped,
+                    len(piece.ids),
+                    piece.size_bytes,
+                    piece.oversized,
                     gap,
                 )
             )
@@ -286,17 +289,15 @@ class Lane:
                 # Comments keep a connection open, and are no events.
                 return "idle"
 
-    def _take(self, received: list[bytes], ending: Ending) -> tuple[bool, bool]:
+    def _take(self, told: Told, ending: Ending) -> tuple[bool, bool]:
         """Take note of ids; whether there is a gap before them, and whether the range is over."""
         gap = over = False
         source = self._plan.source
-        for timestamp_ms in read_ids(received).timestamps_ms.get(source, []):
+        for timestamp_ms in told.timestamps_ms.get(source, []):
             if timestamp_ms:
                 gap = self._is_gap(timestamp_ms) or gap
                 self._course.observe({source: timestamp_ms})
                 over = ending.observe(timestamp_ms) or over
-        if received:
-            self._last_event_id = received[-1]
         return gap, over
 
     def _is_gap(self, timestamp_ms: int) -> bool:

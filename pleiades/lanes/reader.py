@@ -24,7 +24,7 @@ from pleiades.runtime.child import Life
 from pleiades.runtime.errors import Stopped
 from pleiades.runtime.metrics import RECONNECT_REASONS, Metrics
 from pleiades.runtime.settings import ReplaySettings, Settings
-from pleiades.upstream import Upstream
+from pleiades.upstream.http import Upstream
 
 log = logging.getLogger(__name__)
 

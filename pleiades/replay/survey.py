@@ -26,7 +26,8 @@ from pleiades.core.range import Range
 from pleiades.core.wire import MalformedId, TopicPartition, compose_id, parse_id
 from pleiades.runtime.errors import Fatal, Transient
 from pleiades.runtime.settings import UpstreamSettings
-from pleiades.upstream import Upstream, retrying
+from pleiades.upstream.http import Upstream
+from pleiades.upstream.retrying import retrying
 
 log = logging.getLogger(__name__)
 

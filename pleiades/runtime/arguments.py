@@ -108,6 +108,22 @@ def _add_upstream(flags: Flags) -> None:
         meaning="silence after which the connection is made anew",
         unit="duration",
     )
+    flags.add(
+        "--upstream.ca",
+        default="",
+        reads=read.certificates,
+        meaning="PEM file of the certificate authorities to trust instead of the usual ones, for an "
+        "upstream or a proxy with a private certificate",
+        unit="file",
+    )
+    flags.add(
+        "--upstream.redirects",
+        default=read.REDIRECTS_SAME_HOST,
+        reads=read.choice(read.REDIRECTS_SAME_HOST, read.REDIRECTS_ANY),
+        meaning="redirects to follow: same-host: to the same host, and never from https to http; "
+        "any: all",
+        unit="same-host|any",
+    )
     flags.toggle(
         "--upstream.keepCanaries",
         default=False,
@@ -193,6 +209,8 @@ def settings_from(parsed: argparse.Namespace, publishes: bool = True) -> Setting
             overlap_seconds=flag["upstream.overlap"],
             idle_timeout_seconds=flag["upstream.idleTimeout"],
             keep_canaries=flag["upstream.keepCanaries"],
+            ca=flag["upstream.ca"],
+            redirects=flag["upstream.redirects"],
         ),
         files=FilesSettings(flag["file.publishDir"], flag["file.sync"], position_name)
         if publishes and flag["file.enable"]

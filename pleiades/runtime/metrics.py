@@ -47,12 +47,15 @@ COMMIT_BUCKETS_SECONDS = (
     30,
 )
 
-RECONNECT_REASONS = ("closed", "cut", "decode", "idle")
+RECONNECT_REASONS = ("closed", "cut", "decode", "idle", "past_end")
 RECV_ERRORS = (
     "connect",
     "content_type",
     "empty",
+    "encoding",
     "id",
+    "proxy",
+    "redirect",
     "status_4xx",
     "status_5xx",
     "throttled",
@@ -200,6 +203,10 @@ class Metrics:
         )
         self.connected = gauge(
             "pleiades_upstream_connected", "Connections to the upstream that are open."
+        )
+        self.unread_bytes = gauge(
+            "pleiades_upstream_unread_bytes",
+            "Bytes of a live stream that wait on this machine to be read: in the socket and within TLS.",
         )
         self.reconnects = counter(
             "pleiades_upstream_reconnects", "Connections that ended, by reason.", "reason"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 import math
 import re
+import ssl
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -40,6 +41,9 @@ MIN_OVERLAP_SECONDS = 0.001
 MIN_HANG_TIMEOUT_SECONDS = 2.0
 """A healthy process may be silent for almost a second: it looks up every half second."""
 
+REDIRECTS_SAME_HOST = "same-host"
+REDIRECTS_ANY = "any"
+
 # A stream's name becomes part of a URL and of a file name.
 _STREAM = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _TOPIC = re.compile(r"[A-Za-z0-9._-]+")
@@ -57,6 +61,10 @@ class UpstreamSettings:
     overlap_seconds: float
     idle_timeout_seconds: float
     keep_canaries: bool
+    ca: Path | None = None
+    """Certificates (PEM) of the authorities to trust instead of the usual ones."""
+    redirects: str = REDIRECTS_SAME_HOST
+    """`REDIRECTS_SAME_HOST` or `REDIRECTS_ANY`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,6 +209,19 @@ def directory(text: str) -> Path:
     if not text or "\0" in text:
         raise ValueError("needs the path of a directory")
     return Path(text)
+
+
+def certificates(text: str) -> Path | None:
+    """Reads the path of a PEM file of certificates, and the file; empty: none."""
+    if not text:
+        return None
+    try:
+        ssl.create_default_context(cafile=directory(text))
+    except OSError as error:
+        damaged = isinstance(error, ssl.SSLError)
+        reason = "it holds no certificate in PEM form" if damaged else error.strerror
+        raise ValueError(f"{text!r} can't be used: {reason}") from None
+    return Path(text).absolute()
 
 
 def streams(text: str) -> tuple[str, ...]:

@@ -7,10 +7,12 @@ import asyncio
 import logging
 import signal
 import time
+from dataclasses import replace
 
 from pleiades.runtime.errors import EXIT_STOPPED, UsageError
 from pleiades.simulator.flags import DEFAULT_EVENTS, add_arguments
 from pleiades.simulator.settings import Cut, Disorder, Faults, SimulatorSettings
+from pleiades.simulator.tls import server_context
 
 __all__ = ["add_arguments", "run", "settings_from"]
 
@@ -75,6 +77,7 @@ def _faults_from(arguments: argparse.Namespace) -> Faults:
         stall_rate=arguments.stallRate,
         stall_seconds=arguments.stall,
         error_event_rate=arguments.errorEventRate,
+        deaf_seconds=arguments.deaf,
         other_cluster_rate=arguments.otherClusterRate,
         mirror_lag_seconds=arguments.mirrorLag,
         chunk_bytes=arguments.chunk,
@@ -89,7 +92,12 @@ def run(arguments: argparse.Namespace) -> int:
     Raises:
         UsageError: aiohttp is not installed, a file can't be used, or the address is taken.
     """
-    asyncio.run(_serve(settings_from(arguments)))
+    settings = settings_from(arguments)
+    if arguments.tls or arguments.tlsRecord:
+        context = server_context(settings.host, arguments.tlsCa, arguments.tlsRecord)
+        settings = replace(settings, tls=context)
+        log.info("its certificate: give the relay --upstream.ca=%s", arguments.tlsCa)
+    asyncio.run(_serve(settings))
     return EXIT_STOPPED
 
 
@@ -122,14 +130,16 @@ async def _serve(settings: SimulatorSettings) -> None:
             f"can't listen on {settings.host}:{settings.port}: {error}; choose another --port"
         ) from None
     log.info(
-        "simulating http://%s:%d%s/%s seed %d, %d events so far; journal and counters: "
-        "http://%s:%d/simulator/journal and /simulator/stats",
+        "simulating %s://%s:%d%s/%s seed %d, %d events so far; journal and counters: "
+        "%s://%s:%d/simulator/journal and /simulator/stats",
+        settings.scheme,
         settings.host,
         port,
         STREAM_PATH,
         ",".join(upstream.streams),
         settings.seed,
         upstream.log.appended_total,
+        settings.scheme,
         settings.host,
         port,
     )

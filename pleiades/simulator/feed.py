@@ -27,16 +27,25 @@ class Feed:
         asked: where each topic-partition starts; one that is not in the cluster stays silent.
         rng: for what varies from connection to connection: the order of entries, keys, batches.
         now_seconds: the time at which it is resolved.
+        deaf_seconds: for so long nothing is heard of what was asked for from past its end.
     """
 
     def __init__(
-        self, cluster: Cluster, asked: Sequence[Asked], rng: random.Random, now_seconds: float
+        self,
+        cluster: Cluster,
+        asked: Sequence[Asked],
+        rng: random.Random,
+        now_seconds: float,
+        deaf_seconds: float = 0.0,
     ) -> None:
         self._cluster = cluster
         self._rng = rng
         self._next: dict[TopicPartition, int] = {}
         self._entries: dict[TopicPartition, bytes] = {}
         self._shapes: dict[TopicPartition, tuple[bytes, bytes]] = {}
+        self._deaf: set[TopicPartition] = set()
+        """Asked for from past their end, and not heard yet."""
+        self._hears_at = now_seconds + deaf_seconds
         order = list(asked)
         rng.shuffle(order)
         for source, offset, timestamp_ms in order:
@@ -48,6 +57,8 @@ class Feed:
             self._entries[source] = b"%b%d%b" % (before, -1 if offset is None else offset, after)
             if known and offset is not None:
                 self._next[source] = cluster.index_of(source, offset, now_seconds)
+                if deaf_seconds and self._next[source] == self._end(source, now_seconds):
+                    self._deaf.add(source)
 
     def _shape(self, source: TopicPartition, key: bytes) -> tuple[bytes, bytes]:
         """What stands before and after the number in an entry, with the keys in some order."""
@@ -68,6 +79,10 @@ class Feed:
 
     def next_batch(self, now_seconds: float) -> tuple[bytes, int]:
         """The next frames, and how many they are; nothing and 0 while the log has no more."""
+        for source in self._deaf:
+            self._next[source] = self._end(source, now_seconds)
+        if now_seconds >= self._hears_at:
+            self._deaf.clear()
         waiting = [s for s, index in self._next.items() if index < self._end(s, now_seconds)]
         if not waiting:
             return b"", 0
@@ -106,10 +121,12 @@ class Feed:
 
     def wait_seconds(self, now_seconds: float) -> float | None:
         """How long until an event that exists shows up here; None: wait for the log to grow."""
-        waits = [
+        waits = [self._hears_at - now_seconds] if self._deaf else []
+        waits += [
             wait
             for source, index in self._next.items()
-            if (wait := self._cluster.visible_in_seconds(source, index, now_seconds)) is not None
+            if source not in self._deaf
+            and (wait := self._cluster.visible_in_seconds(source, index, now_seconds)) is not None
         ]
         return min(waits, default=None)
 

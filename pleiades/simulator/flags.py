@@ -15,6 +15,9 @@ DEFAULT_RATE = 50.0
 DEFAULT_EVENTS = 100_000
 """Of a history without a rate."""
 
+MAX_RECORD_BYTES = 16_384
+"""Of TLS (RFC 8446, section 5.1)."""
+
 _STREAM = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", re.ASCII)
 
 
@@ -23,6 +26,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("what is served").add_argument
     add("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
     add("--port", type=_count, default=8080, help="TCP port; 0: any free one (default: 8080)")
+    add(
+        "--tls",
+        action="store_true",
+        help="serve over HTTPS, with a certificate of its own that is made at each start",
+    )
+    add(
+        "--tlsCa",
+        type=Path,
+        metavar="FILE",
+        default=Path("simulator-ca.pem"),
+        help="where the authority of that certificate is written to, for --upstream.ca (default: "
+        "%(default)s)",
+    )
+    add(
+        "--tlsRecord",
+        type=_record,
+        metavar="BYTES",
+        default=0,
+        help="implies --tls: most bytes in one TLS record; 0: each write is one record, up to "
+        f"{MAX_RECORD_BYTES} bytes (default: 0)",
+    )
     add("--seed", type=int, default=1, help="same seed, same events and faults (default: 1)")
     add(
         "--streams",
@@ -119,6 +143,14 @@ def _add_nature(parser: argparse.ArgumentParser) -> None:
         default=0.5,
         help="connections served by the second data centre's Kafka, with other offsets, 0-1 "
         "(default: 0.5)",
+    )
+    add(
+        "--deaf",
+        type=_duration,
+        default=Faults().deaf_seconds,
+        metavar="DURATION",
+        help="time in which a connection misses what is produced to a topic that was asked for from "
+        "past its end, as the real service does (default: 500ms)",
     )
     add(
         "--mirrorLag",
@@ -219,6 +251,10 @@ def _typed(parse: Callable[[str], float], text: str, meaning: str, top: float) -
 
 def _count(text: str) -> int:
     return int(_typed(int, text, "whole number from 0 on", 2**62))
+
+
+def _record(text: str) -> int:
+    return int(_typed(int, text, f"whole number from 0 to {MAX_RECORD_BYTES}", MAX_RECORD_BYTES))
 
 
 def _positive(text: str) -> int:

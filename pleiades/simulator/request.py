@@ -158,15 +158,18 @@ def topics_for(path: str, streams: Collection[str], uri: str) -> list[str]:
 def since_ms(text: str | None, uri: str) -> int | None:
     """The `since` parameter in ms since 1970; None means the end of the log.
 
+    A number, which is meant to be ms since 1970, becomes 0: the service hands it on as a string, which
+    its Kafka client takes for that. So all there is comes.
+
     Raises:
         Refusal: 400, it is neither a number nor a date.
     """
     if not text:
         return None
-    number = _number(text)
-    if number is None:
-        number = _date_ms(text)
-    if number is None:
+    if _is_number(text):
+        return 0
+    milliseconds = _date_ms(text)
+    if milliseconds is None:
         raise http_error(
             400,
             "invalid_timestamp",
@@ -174,15 +177,14 @@ def since_ms(text: str | None, uri: str) -> int | None:
             f"since timestamp is not a UTC milliseconds unix epoch and was not parseable: '{text}'",
             uri,
         )
-    return number
+    return milliseconds
 
 
-def _number(text: str) -> int | None:
+def _is_number(text: str) -> bool:
     try:
-        number = float(text.replace("_", "?"))
+        return abs(float(text.replace("_", "?"))) <= MAX_TIMESTAMP_MS
     except ValueError:
-        return None
-    return int(number) if abs(number) <= MAX_TIMESTAMP_MS else None
+        return False
 
 
 def _date_ms(text: str) -> int | None:

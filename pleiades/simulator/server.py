@@ -120,7 +120,7 @@ class Server:
         )
         await runner.setup()
         try:
-            await web.TCPSite(runner, host, port).start()
+            await web.TCPSite(runner, host, port, ssl_context=self._upstream.settings.tls).start()
         except OSError:
             await runner.cleanup()
             raise
@@ -196,7 +196,7 @@ class Server:
         compress = faults.gzip and "gzip" in request.headers.get("Accept-Encoding", "")
         body = Body(request, planned, faults, compress=compress)
         cluster = self._upstream.cluster(planned.data_centre, faults.mirror_lag_seconds)
-        feed = Feed(cluster, asked, planned.rng, self._now())
+        feed = Feed(cluster, asked, planned.rng, self._now(), faults.deaf_seconds)
         self._open.add(body)
         self.stats.connections_total += 1
         self.stats.connections_open += 1

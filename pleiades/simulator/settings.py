@@ -6,6 +6,7 @@ where it is a fault.
 
 from __future__ import annotations
 
+import ssl
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
@@ -87,6 +88,9 @@ class Faults:
     """Probability per write of an `error` event, after which the stream ends."""
     other_cluster_rate: float = 0.5
     """A connection is served by the second data centre's cluster, where offsets differ."""
+    deaf_seconds: float = 0.5
+    """For so long a connection sends nothing of a topic-partition that was asked for from past its end:
+    what is produced meanwhile is never sent on it. Measured: 0.46 to 0.53 s."""
     mirror_lag_seconds: float = 0.0
     """By how much a topic is late in the cluster that is not its home."""
     chunk_bytes: int = 0
@@ -128,7 +132,14 @@ class SimulatorSettings:
     journal: Path | None = None
     """Where the truth is written to; None: only served at /simulator/journal."""
     retention_bytes: int = RETENTION_BYTES
+    tls: ssl.SSLContext | None = None
+    """Serve over TLS, as `tls.server_context` makes it; None: plain HTTP."""
     faults: Faults = field(default_factory=Faults)
+
+    @property
+    def scheme(self) -> str:
+        """Of its URL."""
+        return "http" if self.tls is None else "https"
 
     def period_ms(self) -> float:
         """The mean distance between two events."""

@@ -56,7 +56,7 @@ class Simulator:
     @property
     def url(self) -> str:
         """What a client puts a slash and its streams behind: `http://127.0.0.1:port/v2/stream`."""
-        return f"http://{self.settings.host}:{self._port}{STREAM_PATH}"
+        return f"{self.settings.scheme}://{self.settings.host}:{self._port}{STREAM_PATH}"
 
     @property
     def started_ms(self) -> int:

@@ -15,6 +15,7 @@ from tests.benchmarks.pictures import PICTURES
 from tests.benchmarks.report import as_json, markdown, table
 from tests.benchmarks.trials import TRIALS, Bench, Row
 from tests.harness.broker import Broker
+from tests.harness.prerequisites import KAFKA, is_there
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / ".bench"
@@ -79,6 +80,8 @@ def kafka(folder: Path) -> Iterator[str]:
     if bootstrap := os.environ.get("KAFKA_BOOTSTRAP"):
         yield bootstrap
         return
+    if not is_there(KAFKA):
+        sys.exit(f"bench: needs {KAFKA.name}, or KAFKA_BOOTSTRAP=host:port: {KAFKA.remedy}")
     with Broker(folder / "kafka") as broker:
         yield broker.bootstrap
 

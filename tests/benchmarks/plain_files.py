@@ -13,7 +13,7 @@ import sys
 import time
 from pathlib import Path
 
-from pleiades.core.chunks import ChunkDecoder
+from pleiades.core.chunked import ChunkDecoder
 
 
 def main() -> None:

@@ -18,19 +18,20 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 
+import psutil
 from rich.console import Console
 
 from tests.faults import rows  # noqa: F401  # enters them into the matrix
 from tests.faults.matrix import ROWS, Row
 from tests.faults.table import LEAST_WIDTH, line, markdown, result, table, total
-from tests.faults.trial import FULL_MINUTES, KAFKA, Outcome
+from tests.faults.trial import FULL_MINUTES, KAFKA, NO_KAFKA, Outcome
+from tests.harness import prerequisites
 from tests.harness.broker import Broker
 
 FOLDER = Path(__file__).parents[2] / ".faults"
 """Logs and files of each cell that failed; not in the temporary folder, which may be in memory."""
 LONGEST_SECONDS = 1200.0
 """A cell that has not ended then, beyond what it lasts by itself, is killed and has failed."""
-NO_KAFKA = "none:0"
 
 Cell = tuple[Row, str]
 
@@ -100,7 +101,7 @@ class Cells:
 
 def clear(folder: Path) -> None:
     """Remove a cell's folder, and the file systems that a killed one left mounted in it."""
-    mounts = [line.split()[1] for line in Path("/proc/self/mounts").read_text().splitlines()]
+    mounts = [partition.mountpoint for partition in psutil.disk_partitions(all=True)]
     for mount in reversed(mounts):
         if Path(mount).is_relative_to(folder):
             subprocess.run(["umount", "--lazy", mount], check=False)
@@ -109,10 +110,10 @@ def clear(folder: Path) -> None:
 
 @contextmanager
 def kafka(needed: bool) -> Iterator[str]:
-    """`host:port` of a broker for all cells that do no harm to it."""
+    """`host:port` of a broker for all cells that do no harm to it; `NO_KAFKA` where there is none."""
     if given := os.environ.get("KAFKA_BOOTSTRAP"):
         yield given
-    elif not needed:
+    elif not needed or not prerequisites.is_there(prerequisites.KAFKA):
         yield NO_KAFKA
     else:
         clear(FOLDER / "kafka")
@@ -213,7 +214,7 @@ def arguments() -> argparse.ArgumentParser:
 
 
 def main() -> int:
-    """Run it; 0 if all went well, 1 otherwise."""
+    """Run it; 1 if a cell failed or was late, 0 otherwise. Cells that can't run here do not count."""
     given = arguments().parse_args()
     # Whoever ends this otherwise than by Ctrl-C wants its cells to end, too.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -242,6 +243,11 @@ def main() -> int:
     bad = [outcome for outcome in outcomes if not outcome.skipped and result(outcome) != "ok"]
     for outcome in bad:
         explain(outcome, given.minutes, console)
+    skipped = [outcome.skipped for outcome in outcomes if outcome.skipped]
+    if skipped:
+        console.rule("not tested")
+        for text in prerequisites.not_tested(skipped, "cell"):
+            console.print(text, markup=False, highlight=False)
     return 1 if bad else 0
 
 

@@ -9,7 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
-from tests.faults.trial import FILES, KAFKA, NotHere, Outcome, Trial
+import pytest
+
+from tests.faults.trial import FILES, KAFKA, NO_KAFKA, Outcome, Trial
+from tests.harness import prerequisites
 
 BOTH = (FILES, KAFKA)
 
@@ -70,10 +73,12 @@ def attempt(
     trial = Trial(row.name, destination, folder, seed, minutes, bootstrap)
     outcome = trial.outcome
     try:
+        if bootstrap == NO_KAFKA and destination == KAFKA:
+            prerequisites.require(prerequisites.KAFKA)
         with trial:
             row.scenario(trial)
         outcome.ok = True
-    except NotHere as reason:
+    except pytest.skip.Exception as reason:
         outcome.skipped = str(reason)
     except Exception:  # anything at all is a failed row, and the others go on
         outcome.error = traceback.format_exc()

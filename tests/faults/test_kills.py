@@ -14,6 +14,7 @@ import pytest
 from pleiades.simulator.settings import SimulatorSettings
 from pleiades.simulator.simulator import Simulator
 from tests.harness.oracle import judge, more_than, published_count
+from tests.harness.prerequisites import FREEZE, FREEZER, require
 from tests.harness.relay import Relay, since_ms
 from tests.harness.waiting import until
 
@@ -76,17 +77,12 @@ def test_no_progress_over_several_restarts_ends_the_program(
     assert "gave up: parser-0 ended 6 times in a row" in relay.log
 
 
-FREEZER = Path("/sys/fs/cgroup/freezer")
-
-
 @pytest.fixture
 def freezer() -> Iterator[Path]:
     """A group whose processes stand still in the kernel: not even SIGKILL ends them (cgroup v1)."""
+    require(FREEZE)
     group = FREEZER / f"pleiades-{uuid.uuid4()}"
-    try:
-        group.mkdir()
-    except OSError as error:
-        pytest.skip(f"there is no freezer here: {error}")
+    group.mkdir()
     yield group
     until(lambda: not (group / "cgroup.procs").read_text(), "the end of what is in it")
     group.rmdir()

@@ -31,10 +31,8 @@ RECOVERY_SECONDS = 120.0
 NO_CUTS = Faults(cut_every_seconds=0)
 
 FILES, KAFKA = "files", "kafka"
-
-
-class NotHere(Exception):
-    """This row can't run on this machine; the message says why."""
+NO_KAFKA = "none:0"
+"""In place of a broker's address."""
 
 
 @dataclass

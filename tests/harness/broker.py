@@ -24,6 +24,7 @@ from confluent_kafka import (
     TopicPartition,
 )
 
+from tests.harness.prerequisites import KAFKA, require
 from tests.harness.waiting import until
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "kafka"
@@ -197,6 +198,7 @@ class Broker(Node):
 
     def start(self) -> None:
         """Start, or start again with the same data and port; returns when it answers."""
+        require(KAFKA)
         self._guard.post()
         run_script("start", "--dir", str(self.folder), "--port", str(self.port), *self._options)
 

@@ -13,6 +13,7 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]  # its documen
 )
 
 from tests.harness.broker import Guard, Node, free_port, run_script
+from tests.harness.prerequisites import KAFKA, require
 from tests.harness.waiting import until
 
 TRANSACTIONS_TOPIC = "__transaction_state"
@@ -56,6 +57,7 @@ class Cluster:
 
     def start(self, number: int | None = None) -> None:
         """Start that node, or all that do not run; returns when they answer."""
+        require(KAFKA)
         self._guard.post()
         nodes = ["--nodes", str(len(self.nodes))]
         self._run("start", number, "--port", str(self.port), *nodes)

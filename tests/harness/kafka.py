@@ -17,6 +17,7 @@ from confluent_kafka import KafkaError, KafkaException
 from confluent_kafka.admin import AdminClient
 
 from tests.harness.broker import Broker, free_port, guard_command, run_script, script_environment
+from tests.harness.prerequisites import KAFKA, require
 
 ADMIN_TIMEOUT_SECONDS = 30
 DEAD_LETTERS = "-dead-letters"
@@ -31,6 +32,7 @@ def kafka(tmp_path_factory: pytest.TempPathFactory) -> str:
     """
     if given := os.environ.get("KAFKA_BOOTSTRAP"):
         return given
+    require(KAFKA)
     base, owner = tmp_path_factory.getbasetemp(), os.getpid()
     if "PYTEST_XDIST_WORKER" in os.environ:
         base, owner = base.parent, os.getppid()

@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 from pathlib import Path
 
-from tests.harness.programs import NotThere
+from tests.harness.prerequisites import COMPILER, require
 
 COMPILE_SECONDS = 60
 
 
-def compiled(name: str, folder: Path) -> Path:
-    """The library of `tests/harness/<name>.c`, for LD_PRELOAD, made in a folder.
+def preload(name: str, folder: Path) -> dict[str, str]:
+    """Compile `tests/harness/<name>.c` into a folder.
 
-    Raises:
-        NotThere: skip what needs it.
+    Returns:
+        The environment of processes that are to have it.
     """
-    compiler = shutil.which("cc") or shutil.which("gcc")
-    if compiler is None:
-        raise NotThere("needs a C compiler: apt-get install gcc libc6-dev")
+    (compiler,) = require(COMPILER)
     library = folder / f"{name}.so"
     source = Path(__file__).with_name(f"{name}.c")
     command = [compiler, "-O2", "-shared", "-fPIC", "-o", str(library), str(source)]
     subprocess.run(command, check=True, timeout=COMPILE_SECONDS)
-    return library
+    # LD_PRELOAD is a list separated by spaces, which the folder's path may have; see ld.so(8).
+    return {"LD_PRELOAD": library.name, "LD_LIBRARY_PATH": str(folder)}

@@ -18,7 +18,7 @@ from typing import Any, Literal, Protocol
 import requests
 
 from tests.harness.broker import free_port
-from tests.harness.programs import programs
+from tests.harness.prerequisites import TOXIPROXY, require
 from tests.harness.waiting import until
 
 ASK_SECONDS = 10
@@ -239,12 +239,8 @@ class Toxiproxy:
         self.stop()
 
     def start(self) -> None:
-        """Start it; returns when it answers.
-
-        Raises:
-            NotThere: it can't be built here.
-        """
-        server = [*programs("toxiproxy"), "-host", "127.0.0.1", "-port", str(self._port)]
+        """Start it; returns when it answers."""
+        server = [*require(TOXIPROXY), "-host", "127.0.0.1", "-port", str(self._port)]
         self._log.parent.mkdir(parents=True, exist_ok=True)
         with self._log.open("wb") as log:
             keeper = subprocess.Popen(

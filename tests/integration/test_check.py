@@ -26,6 +26,7 @@ from pleiades.simulator.settings import SimulatorSettings
 from pleiades.simulator.simulator import Simulator
 from tests.harness.broker import Broker, topic_records
 from tests.harness.oracle import published_count
+from tests.harness.prerequisites import KAFKA, require
 from tests.harness.relay import COMMAND, Relay
 from tests.harness.tree import tree
 from tests.harness.waiting import until
@@ -142,7 +143,7 @@ def test_a_running_instance_of_files_is_seen_and_left_alone(
         status, lines = with_flags(flags(upstream))
         assert status == 4
         assert f"{folder} already" in said(lines, "problem", "destination")
-        assert "position stored 0 s ago in" in said(lines, "ok", "destination")
+        assert re.search(r"position stored \d+ s ago in", said(lines, "ok", "destination"))
         assert tree(own / "lock") == before
         count = published_count(folder)
         relay.until(lambda: published_count(folder) > count, "new events", 30)
@@ -197,8 +198,8 @@ def test_a_running_instance_of_kafka_is_seen_and_left_alone(
         assert "an instance is running, its position moves" in said(lines, "note", "destination")
         described = said(lines, "ok", "destination")
         assert f"topic {topic}: 1 partition, 1 copy of each" in described
-        assert f"position stored 0 s ago as the group {ours}" in described
-        assert re.search(r"reads about \d+ records of the topic back", described)
+        assert re.search(rf"position stored \d+ s ago as the group {ours}", described)
+        assert re.search(r"reads about [\d,]+ records of the topic back", described)
         assert of_topic(contents(admin), topic) == before
         count = relay.metric("pleiades_kafka_publish_events_total")
         until(
@@ -274,6 +275,7 @@ def test_settings_that_lose_events_are_warned_of(
 @pytest.fixture
 def strict(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Broker]:
     """A fresh broker with rights that, as is Kafka's default, makes any topic that is mentioned."""
+    require(KAFKA)
     home = os.environ.get("JAVA_HOME")
     real = f"{home}/bin/java" if home else shutil.which("java")
     java = tmp_path / "java" / "bin" / "java"

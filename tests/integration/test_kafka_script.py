@@ -28,6 +28,7 @@ from tests.harness.broker import (
     topic_records,
 )
 from tests.harness.cluster import Cluster, java_hash
+from tests.harness.prerequisites import KAFKA
 from tests.harness.waiting import until
 
 CLIENT_TIMEOUT_SECONDS = 30
@@ -117,6 +118,7 @@ def test_keeps_its_data_over_stop_kill_and_freeze(tmp_path: Path) -> None:
     assert brokers_of(broker.folder) == []
 
 
+@pytest.mark.needs(KAFKA)
 def test_two_starts_at_once_are_one(tmp_path: Path) -> None:
     broker = Broker(tmp_path / "a folder")
     start = ("start", "--dir", broker.folder, "--port", str(broker.port))
@@ -147,6 +149,7 @@ def test_two_starts_at_once_are_one(tmp_path: Path) -> None:
     assert run("stop", "--dir", broker.folder).returncode == 0
 
 
+@pytest.mark.needs(KAFKA)
 def test_a_start_that_fails_shows_the_cause_and_leaves_nothing(tmp_path: Path) -> None:
     port = free_port()
     with socket.socket() as occupied:
@@ -301,6 +304,7 @@ with Broker(Path(sys.argv[1])) as broker:
 """
 
 
+@pytest.mark.needs(KAFKA)
 def test_a_broker_does_not_outlive_a_killed_test_process(tmp_path: Path) -> None:
     with subprocess.Popen(
         [sys.executable, "-c", OWNER, tmp_path],

@@ -18,7 +18,7 @@ from grafana_foundation_sdk.models.dashboard import Dashboard
 from pleiades.simulator.settings import Faults, SimulatorSettings
 from pleiades.simulator.simulator import Simulator
 from tests.harness.broker import free_port
-from tests.harness.programs import NotThere, programs
+from tests.harness.prerequisites import PROMETHEUS, require
 from tests.harness.relay import Relay
 from tests.harness.waiting import until
 
@@ -39,10 +39,7 @@ class Tools(NamedTuple):
 
 @pytest.fixture(scope="module")
 def tools() -> Tools:
-    try:
-        return Tools(*programs("prometheus"))
-    except NotThere as error:
-        pytest.skip(str(error))
+    return Tools(*require(PROMETHEUS))
 
 
 @pytest.fixture

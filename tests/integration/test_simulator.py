@@ -8,6 +8,7 @@ import json
 import re
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import time
@@ -24,10 +25,12 @@ from pleiades.simulator.journal import JournalEntry
 from pleiades.simulator.server import Stats
 from pleiades.simulator.settings import NO_DISORDER, Cut, Faults, SimulatorSettings
 from pleiades.simulator.simulator import Simulator
+from pleiades.simulator.tls import server_context
 
 RECORDINGS = Path(__file__).parents[2].parent / "shared" / "data"
 AGENT = {"User-Agent": "PleiadesTests/1.0 (https://example.org/; tests@example.org)"}
 TIMEOUT_SECONDS = 20.0
+HEARING = Faults(cut_every_seconds=0, deaf_seconds=0)
 ALL = "?since=1000000000000"
 """Later than the earliest date an event may have, but earlier than any in practice."""
 
@@ -173,7 +176,7 @@ def test_the_other_cluster_gives_other_offsets_to_the_same_events() -> None:
 
 
 def test_without_since_a_stream_begins_with_what_comes_next() -> None:
-    with serving(history_events=100) as simulator, Client(simulator) as client:
+    with serving(HEARING, history_events=100) as simulator, Client(simulator) as client:
         client.read_until(b":ok\n\n")
         simulator.append(3)
         assert identities(client.read_events(3)) == [
@@ -188,7 +191,7 @@ def _served_order(client: Client) -> Any:
 
 def test_resuming_with_the_last_id_of_a_caught_up_stream_gives_what_came_since() -> None:
     settings: dict[str, Any] = {"second_share": 0.0, "canary_every_seconds": 0.0}
-    with serving(history_events=50, **settings) as simulator:
+    with serving(HEARING, history_events=50, **settings) as simulator:
         with Client(simulator, f"/recentchange{ALL}") as client:
             client.read_events(50)
         greatest = max(entry.timestamp for entry in simulator.journal())
@@ -486,8 +489,8 @@ def test_gzip_where_it_is_on_and_accepted() -> None:
 
 def test_live_events_arrive_in_time() -> None:
     with (
-        serving(rate=500.0, max_events=200, disorder=NO_DISORDER) as simulator,
-        Client(simulator, f"/recentchange?since={simulator.started_ms}") as client,
+        serving(HEARING, rate=500.0, max_events=200, disorder=NO_DISORDER) as simulator,
+        Client(simulator, f"/recentchange{ALL}") as client,
     ):
         assert len(client.read_events(200)) == 200
         assert simulator.stats().events_appended_total == 200
@@ -605,3 +608,31 @@ def test_the_command_serves_until_a_signal(number: signal.Signals) -> None:
             connection.close()
         finally:
             process.kill()
+
+
+@pytest.mark.parametrize("record_bytes", [0, 16])
+def test_over_tls_with_records_of_any_size(tmp_path: Path, record_bytes: int) -> None:
+    ca = tmp_path / "ca.pem"
+    tls = server_context("127.0.0.1", ca, record_bytes)
+    with serving(HEARING, history_events=20, canary_every_seconds=0.0, tls=tls) as simulator:
+        assert simulator.url.startswith("https://")
+        url = urllib.parse.urlsplit(simulator.url)
+        assert url.hostname
+        context = ssl.create_default_context(cafile=ca)
+        with (
+            socket.create_connection((url.hostname, url.port or 0), TIMEOUT_SECONDS) as plain,
+            context.wrap_socket(plain, server_hostname=url.hostname) as client,
+        ):
+            path = f"{url.path}/recentchange{ALL}"
+            agent = AGENT["User-Agent"]
+            client.sendall(
+                f"GET {path} HTTP/1.1\r\nHost: x\r\nUser-Agent: {agent}\r\n\r\n".encode()
+            )
+            received, most = b"", 0
+            while received.count(b"\nevent: message\n") < 20:
+                part = client.recv(65_536)
+                assert part
+                most = max(most, len(part))
+                received += part
+    assert most <= record_bytes or not record_bytes
+    assert most > 16 or record_bytes

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import psutil
 import pytest
 
-from tests.harness.programs import SCRIPTS, NotThere, programs
+from tests.harness.prerequisites import NOT_THERE, SCRIPTS, TOXIPROXY, require
 from tests.harness.toxiproxy import (
     Bandwidth,
     Direction,
@@ -36,10 +36,7 @@ ONE_WAY: tuple[Direction, Direction] = ("upstream", "downstream")
 
 @pytest.fixture(scope="module")
 def program() -> str:
-    try:
-        (path,) = programs("toxiproxy")
-    except NotThere as error:
-        pytest.skip(str(error))
+    (path,) = require(TOXIPROXY)
     return path
 
 
@@ -284,5 +281,5 @@ def test_without_go_it_says_what_to_do(script: str, tmp_path: Path) -> None:
         timeout=LIMIT_SECONDS,
         check=False,
     )
-    assert (done.returncode, done.stdout) == (3, "")
+    assert (done.returncode, done.stdout) == (NOT_THERE, "")
     assert "apt-get install golang-go" in done.stderr

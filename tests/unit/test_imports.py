@@ -20,7 +20,6 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("pleiades.stages",),
     ("pleiades.reader", "pleiades.lanes", "pleiades.parser", "pleiades.publisher"),
     ("pleiades.upstream", "pleiades.sinks", "pleiades.simulator"),
-    ("pleiades.refusals",),
     ("pleiades.runtime",),
     ("pleiades.core",),
 )
@@ -162,7 +161,7 @@ def test_imports(name: str) -> None:
         ("pleiades.sinks.x", "from pleiades.runtime.errors import Fatal", False),
         ("pleiades.sinks.x", "from pleiades.sinks import base", False),
         ("pleiades.sinks.x", "from pleiades import upstream", True),
-        ("pleiades.reader", "from pleiades.upstream import Upstream", False),
+        ("pleiades.reader", "from pleiades.upstream.http import Upstream", False),
         ("pleiades.reader", "import pleiades.publisher", True),
         ("pleiades.reader", "from pleiades.pipeline import ingest", True),
         ("pleiades.simulator.x", "from pleiades.runtime.errors import Fatal", False),

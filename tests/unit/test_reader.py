@@ -132,10 +132,11 @@ def test_a_reconnect_asks_for_position_less_overlap_of_every_topic(
         ]
     )
     server = answer(b"event: message\nid: " + both + b"\ndata: {}\n\n" + b"data: half an event\n")
-    reader, _, (channel,) = make(server, "--upstream.overlap=10s")
+    reader, _, (channel,) = make(server, "--upstream.overlap=10s", pauses=3)
     reader.run()
     assert since_of(server.requests[0]) == 1_760_000_000_000
-    assert last_event_id(server.requests[1]) == {
+    assert last_event_id(server.requests[1]) == {"eqiad.x": START_MS, "codfw.x": START_MS}
+    assert last_event_id(server.requests[2]) == {
         "eqiad.x": START_MS + 90_000,
         "codfw.x": START_MS,
     }
@@ -159,7 +160,7 @@ def test_batches_go_round_the_parsers_and_each_gets_an_end(answer: Answer, make:
 
 def test_frames_know_the_id_before_them_and_their_connection(answer: Answer, make: Make) -> None:
     server = answer(frame(START_MS + 1), b"data: {}\n\n")
-    reader, _, (channel,) = make(server)
+    reader, _, (channel,) = make(server, position={SOURCE: START_MS + 1})
     reader.run()
     frames = [item for item in channel.items if isinstance(item, Frames) and item.blob]
     assert frames[0].last_event_id == b""
@@ -240,3 +241,43 @@ def test_an_implausible_clock_is_not_believed(
     assert "one of them is wrong" in caplog.text
     (first, *_) = [item for item in channel.items if isinstance(item, Frames)]
     assert first.started_ms == START_MS
+
+
+def ids(*entries: dict[str, object]) -> bytes:
+    return orjson.dumps([{"partition": 0, **entry} for entry in entries])
+
+
+def event(sse_id: bytes) -> bytes:
+    return b"event: message\nid: " + sse_id + b"\ndata: {}\n\n"
+
+
+def test_an_upstream_that_ignores_the_start_is_asked_by_topic(
+    answer: Answer, make: Make, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The real one takes a number of milliseconds for 0, and sends all of its history."""
+    old = b"".join(frame(START_MS - 86_400_000 + number) for number in range(500))
+    server = answer(old, frame(START_MS + 1))
+    reader, _, (channel,) = make(server, pauses=2)
+    with caplog.at_level(logging.WARNING):
+        reader.run()
+    assert since_of(server.requests[0]) == START_MS
+    assert last_event_id(server.requests[1]) == {SOURCE[0]: START_MS}
+    assert b"".join(blobs(channel)).startswith(frame(START_MS + 1))
+    said = [record.message for record in caplog.records if "and sent older ones" in record.message]
+    assert len(said) == 1
+
+
+def test_nothing_is_taken_of_a_topic_that_may_have_missed_something(
+    answer: Answer, make: Make
+) -> None:
+    """While it was deaf an event of `b` was missed, and then `b` went on, between events of `a`."""
+    a, b, past = {"topic": "a"}, {"topic": "b"}, {"topic": "b", "offset": -1}
+    first = event(ids({**a, "timestamp": START_MS + 1}, past))
+    then = event(ids({**a, "timestamp": START_MS + 1}, {**b, "timestamp": START_MS + 9}))
+    more = event(ids({**a, "timestamp": START_MS + 10}, {**b, "timestamp": START_MS + 9}))
+    missed = event(ids({**a, "timestamp": START_MS + 1}, {**b, "timestamp": START_MS + 5}))
+    server = answer(first + then + more, first + missed + then + more)
+    reader, _, (channel,) = make(server, position={("a", 0): START_MS + 1, ("b", 0): 0})
+    reader.run()
+    assert blobs(channel)[:2] == [first, first + missed + then + more]
+    assert last_event_id(server.requests[1]) == {"a": START_MS, "b": START_MS}

@@ -13,9 +13,9 @@ import orjson
 
 from pleiades.simulator.simulator import Simulator
 from tests.faults.matrix import row
-from tests.faults.trial import FILES, NotHere, Trial, restarted, restarts, without_tracebacks
-from tests.harness.preload import compiled
-from tests.harness.programs import NotThere
+from tests.faults.trial import FILES, Trial, restarted, restarts, without_tracebacks
+from tests.harness.preload import preload
+from tests.harness.prerequisites import MOUNT, SETPRIV, require
 from tests.harness.relay import Relay, since_ms
 
 RATE = 200
@@ -80,14 +80,9 @@ def small_disk(trial: Trial) -> SmallDisk:
 
 
 def mount_tmpfs(trial: Trial, folder: Path, size_bytes: int) -> None:
-    """Mount one there, until the trial ends.
-
-    Raises:
-        NotHere: this user may not.
-    """
-    mount = ["mount", "-t", "tmpfs", "-o", f"size={size_bytes}", "tmpfs", str(folder)]
-    if os.geteuid() != 0 or subprocess.run(mount, check=False, capture_output=True).returncode:
-        raise NotHere("needs the right to mount a tmpfs")
+    """Mount one there, until the trial ends."""
+    require(MOUNT)
+    run("mount", "-t", "tmpfs", "-o", f"size={size_bytes}", "tmpfs", str(folder))
     # Its propagation may be shared: then it can't be moved.
     run("mount", "--make-private", str(folder))
     trial.at_the_end(lambda: unmount_all(folder))
@@ -128,12 +123,8 @@ def disk_full(trial: Trial) -> None:
 @row("disk that does not answer for longer than a process may hang", on=(FILES,))
 def disk_hangs(trial: Trial) -> None:
     """Another start would not help: it would wait for the same disk."""
-    try:
-        library = compiled("disk", trial.folder)
-    except NotThere as reason:
-        raise NotHere(str(reason)) from None
     hangs = trial.folder / "hangs"
-    environment = {"LD_PRELOAD": str(library), "DISK_HANGS_FILE": str(hangs)}
+    environment = preload("disk", trial.folder) | {"DISK_HANGS_FILE": str(hangs)}
     upstream = trial.simulate(rate=RATE)
     relay = trial.relay(
         *trial.flags(upstream), f"--hangTimeout={HANG_SECONDS}s", environment=environment
@@ -142,6 +133,8 @@ def disk_hangs(trial: Trial) -> None:
         trial.wait_for_more(relay, RATE)
         hangs.touch()
         _wait_until_made(trial, upstream, relay, RATE * HANG_SECONDS * 3)
+        behind = upstream.stats().events_appended_total - trial.destination.count()
+        assert behind > RATE * HANG_SECONDS, "the disk answers"
         assert relay.status("/healthz") == 200, "a slow disk is no process that hangs"
         trial.survived()
         with trial.recovery(upstream, relay):
@@ -201,9 +194,7 @@ def _as_ordinary_user(trial: Trial, *flags: str) -> Relay:
     """Root may write everywhere: it is started without that right."""
     if os.geteuid() != 0:
         return trial.relay(*flags)
-    setpriv = shutil.which("setpriv")
-    if setpriv is None:
-        raise NotHere("needs setpriv of util-linux, or another user than root")
+    (setpriv,) = require(SETPRIV)
     without = "-dac_override,-dac_read_search"
     return trial.relay(
         *flags, before=[setpriv, f"--bounding-set={without}", f"--inh-caps={without}"]

@@ -25,9 +25,8 @@ from tests.faults.rows.stalling import (
     simulate_history,
     wait_for_full_queues,
 )
-from tests.faults.trial import NotHere, Trial, restarted, restarts, without_tracebacks
-from tests.harness.preload import compiled
-from tests.harness.programs import NotThere
+from tests.faults.trial import Trial, restarted, restarts, without_tracebacks
+from tests.harness.preload import preload
 from tests.harness.relay import Relay
 
 RATE = 300
@@ -87,13 +86,9 @@ class Clock:
     """A wall clock that can be set, for the processes that get its environment; see `clock.c`."""
 
     def __init__(self, folder: Path) -> None:
-        try:
-            library = compiled("clock", folder)
-        except NotThere as reason:
-            raise NotHere(str(reason)) from None
         self._ahead = folder / "ahead"
         self.set_ahead(0)
-        self.environment = {"LD_PRELOAD": str(library), "CLOCK_AHEAD_FILE": str(self._ahead)}
+        self.environment = preload("clock", folder) | {"CLOCK_AHEAD_FILE": str(self._ahead)}
 
     def set_ahead(self, seconds: int) -> None:
         """From now on, for all of them at once."""

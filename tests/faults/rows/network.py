@@ -5,10 +5,9 @@ from __future__ import annotations
 import time
 
 from tests.faults.matrix import row
-from tests.faults.trial import KAFKA, NotHere, Trial, restarts, without_tracebacks
+from tests.faults.trial import KAFKA, Trial, restarts, without_tracebacks
 from tests.harness.broker import Broker, free_port
 from tests.harness.destinations import Topic
-from tests.harness.programs import NotThere
 from tests.harness.relay import Relay
 from tests.harness.toxiproxy import (
     Bandwidth,
@@ -36,15 +35,8 @@ SHORT = ["--upstream.idleTimeout=1s", "--upstream.overlap=3s", "--dedup.window=3
 
 
 def toxiproxy(trial: Trial) -> Toxiproxy:
-    """The server of proxies.
-
-    Raises:
-        NotHere: it can't be built.
-    """
-    try:
-        started: Toxiproxy = trial.enter(Toxiproxy(trial.folder))
-    except NotThere as reason:
-        raise NotHere(str(reason)) from None
+    """The server of proxies."""
+    started: Toxiproxy = trial.enter(Toxiproxy(trial.folder))
     return started
 
 

@@ -25,7 +25,7 @@ from pleiades.runtime.errors import EXIT_USAGE, UsageError
 from pleiades.runtime.kafka_arguments import kafka_settings
 from pleiades.runtime.logs import printable
 from pleiades.runtime.settings import Settings, UpstreamSettings
-from pleiades.upstream import Upstream
+from pleiades.upstream.http import Upstream
 from tests.fuzz.target import lossless
 
 NOW = datetime(2026, 1, 2, 12, 0, tzinfo=UTC)

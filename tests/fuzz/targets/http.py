@@ -22,7 +22,8 @@ from pleiades.simulator.request import (
     since_ms,
     topics_for,
 )
-from pleiades.upstream import MAX_RETRY_AFTER_SECONDS, READ_BYTES, Upstream
+from pleiades.upstream.body import READ_BYTES
+from pleiades.upstream.http import MAX_RETRY_AFTER_SECONDS, Upstream
 from tests.fuzz.target import lossless, parts
 
 NOW = datetime(2026, 1, 2, 12, 0, tzinfo=UTC)

@@ -22,13 +22,15 @@ from pleiades.lanes.lane import (
 )
 from pleiades.runtime.errors import HistoryMissing, RefusedByUpstream
 from pleiades.runtime.settings import Settings
-from pleiades.upstream import Upstream
+from pleiades.upstream.http import Upstream
 from tests.harness.answers import Held, Server
 
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n"
 SOURCE = ("eqiad.x", 0)
 BEGIN, END, OVERLAP = 1_000_000, 2_000_000, 10_000
 PLAN = Plan(SOURCE, BEGIN, END, 0, None, OVERLAP, 3_000_000, allow_gap=False)
+KNOWN = PLAN._replace(first_ms=BEGIN + 1)
+"""Its first event was found before: so it is not asked for from past its end."""
 PAST = END + OVERLAP + 1
 IDLE_SECONDS = 0.5
 
@@ -92,7 +94,7 @@ def timestamps(said: list[Message]) -> list[int]:
 
 
 def test_it_asks_for_its_topic_alone_and_ends_past_the_end(run: Run) -> None:
-    said, asked, rests = run(frames(BEGIN + 1, BEGIN + 500, END + 1, *OVER))
+    said, asked, rests = run(frames(BEGIN + 1, BEGIN + 500, END + 1, *OVER), plan=KNOWN)
     assert asked == [{"eqiad.x": BEGIN}]
     assert timestamps(said) == [BEGIN + 1, BEGIN + 500, END + 1, *OVER]
     assert isinstance(said[0], Opened)
@@ -101,7 +103,9 @@ def test_it_asks_for_its_topic_alone_and_ends_past_the_end(run: Run) -> None:
 
 
 def test_a_cut_goes_on_an_overlap_behind_what_came(run: Run) -> None:
-    said, asked, _ = run(frames(BEGIN + 1, BEGIN + 50_000), frames(BEGIN + 40_000, *OVER))
+    said, asked, _ = run(
+        frames(BEGIN + 1, BEGIN + 50_000), frames(BEGIN + 40_000, *OVER), plan=KNOWN
+    )
     assert asked == [{"eqiad.x": BEGIN}, {"eqiad.x": BEGIN + 40_000}]
     numbers = [message.connection for message in said if isinstance(message, Received)]
     assert sorted(set(numbers)) == [1, 2]
@@ -109,7 +113,7 @@ def test_a_cut_goes_on_an_overlap_behind_what_came(run: Run) -> None:
 
 def test_events_past_the_end_on_two_connections_are_not_added_up(run: Run) -> None:
     few = [PAST] * (PAST_EVENTS - 1)
-    _, asked, _ = run(frames(BEGIN + 1, *few), frames(*few, BEGIN + 5), frames(*OVER))
+    _, asked, _ = run(frames(BEGIN + 1, *few), frames(*few, BEGIN + 5), frames(*OVER), plan=KNOWN)
     assert len(asked) == 3
 
 
@@ -120,7 +124,7 @@ def test_what_an_earlier_run_reached_is_where_it_goes_on(run: Run) -> None:
 
 def test_what_is_dated_ahead_of_the_clock_does_not_take_it_along(run: Run) -> None:
     ahead = 9_000_000
-    _, asked, _ = run(frames(BEGIN + 1, ahead), frames(BEGIN + 1, *OVER))
+    _, asked, _ = run(frames(BEGIN + 1, ahead), frames(BEGIN + 1, *OVER), plan=KNOWN)
     assert asked[1] == {"eqiad.x": PLAN.clock_ms - OVERLAP}
 
 
@@ -182,7 +186,7 @@ def test_a_topic_without_events_is_over_when_it_stays_silent(run: Run) -> None:
 
 
 def test_a_silent_connection_that_somebody_else_ends_is_silent_too(run: Run) -> None:
-    said, asked, _ = run(cut_when_quiet(BEGIN + 1))
+    said, asked, _ = run(cut_when_quiet(BEGIN + 1), plan=KNOWN)
     assert len(asked) == 2, "one that brought something, and one that brought the same"
     assert said[-1] == Finished(SOURCE)
 
@@ -190,7 +194,9 @@ def test_a_silent_connection_that_somebody_else_ends_is_silent_too(run: Run) -> 
 def test_that_nobody_takes_what_comes_is_no_silence(run: Run) -> None:
     """A low --rate, or a destination that stalls."""
     more = frame(BEGIN + 2) + b"".join(map(frame, OVER))
-    said, asked, _ = run(Held(frames(BEGIN + 1), drip=more), taking_seconds=IDLE_SECONDS + 0.1)
+    said, asked, _ = run(
+        Held(frames(BEGIN + 1), drip=more), plan=KNOWN, taking_seconds=IDLE_SECONDS + 0.1
+    )
     assert len(asked) == 1
     assert timestamps(said)[:2] == [BEGIN + 1, BEGIN + 2]
     assert said[-2:] == [Closed("over"), Finished(SOURCE)]
@@ -211,7 +217,19 @@ def test_what_can_not_be_read_is_passed_on_all_the_same(run: Run) -> None:
     odd = (
         b'id: banana\ndata: {}\n\nid: [{"topic":"other","partition":0,"timestamp":5}]\ndata: {}\n\n'
     )
-    said, asked, _ = run(HEAD + frame(BEGIN + 1) + odd + b"".join(map(frame, OVER)))
+    said, asked, _ = run(HEAD + frame(BEGIN + 1) + odd + b"".join(map(frame, OVER)), plan=KNOWN)
     assert len(asked) == 1
     blobs = blob_of(said)
     assert odd in blobs
+
+
+def test_the_first_event_of_a_topic_that_was_past_its_end_is_asked_for_again(run: Run) -> None:
+    """Another one may have come before it, in the time in which the connection was deaf."""
+    both = frames(BEGIN + 1, BEGIN + 2, *OVER)
+    said, asked, _ = run(frames(BEGIN + 2), both)
+    assert asked == [{"eqiad.x": BEGIN}, {"eqiad.x": BEGIN}]
+    assert timestamps(said) == [BEGIN + 1, BEGIN + 2, *OVER]
+    assert [message.reason for message in said if isinstance(message, Closed)] == [
+        "past_end",
+        "over",
+    ]

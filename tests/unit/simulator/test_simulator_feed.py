@@ -219,3 +219,23 @@ def test_all_from_the_resolved_offset_on_is_served_once_and_in_order(
         assert [number for _, number in mine] == [number for number, _ in all_of_it[first:]]
         for sse_id, number in mine:
             assert entries(sse_id)[source[0]]["timestamp"] == appended[number][1] + 1
+
+
+def test_what_was_past_its_end_is_deaf_at_first_and_what_was_not_is_not() -> None:
+    upstream = Upstream()
+    upstream.append(EQIAD, 10)
+    asked = (Asked(EQIAD, None, 10), Asked(CODFW, None, 10))
+    feed = Feed(upstream.cluster, asked, random.Random(0), 0.0, deaf_seconds=0.5)
+    assert [data for _, data in drained(feed)] == [0]
+    upstream.append(CODFW, 20)
+    upstream.append(EQIAD, 21)
+    (first,) = drained(feed)
+    assert feed.wait_seconds(0.1) == pytest.approx(0.4)
+    assert entries(first[0])[CODFW[0]]["offset"] == -1
+    assert feed.next_batch(0.5) == (b"", 0), "what came meanwhile is never sent on this connection"
+    assert feed.wait_seconds(0.5) is None
+    upstream.append(CODFW, 22)
+    ((sse_id, data),) = list(frames(feed.next_batch(0.6)[0]))
+    assert (data, entries(sse_id)[CODFW[0]]["timestamp"]) == (1, 23)
+    again = Feed(upstream.cluster, asked, random.Random(0), 1.0, deaf_seconds=0.5)
+    assert len(drained(again)) == 4, "a new connection finds it"

@@ -41,11 +41,11 @@ def test_faults_arrive_where_they_belong() -> None:
     flags = (
         "--cutEvery 2s --cutBytes 5000 --cutJitter 0 --cut reset --maxConnections 2 "
         "--retryAfter 3s --errorRate 0.1 --errorBurst 5 --hangRate 0.2 --silenceRate 0.3 "
-        "--stallRate 0.4 --stall 6s --errorEventRate 0.5 --otherClusterRate 0.6 --mirrorLag 30s "
-        "--chunk 7 --gzip --anyUserAgent"
+        "--stallRate 0.4 --stall 6s --errorEventRate 0.5 --otherClusterRate 0.6 --deaf 9s "
+        "--mirrorLag 30s --chunk 7 --gzip --anyUserAgent"
     )
     assert parsed(*flags.split()).faults == Faults(
-        2.0, 5000, 0.0, (Cut.RESET,), 2, 3, 0.1, 5, 0.2, 0.3, 0.4, 6.0, 0.5, 0.6, 30.0, 7,
+        2.0, 5000, 0.0, (Cut.RESET,), 2, 3, 0.1, 5, 0.2, 0.3, 0.4, 6.0, 0.5, 0.6, 9.0, 30.0, 7,
         gzip=True, check_user_agent=False,
     )  # fmt: skip
 

@@ -124,16 +124,16 @@ def test_a_stream_is_two_topics_and_each_is_taken_once() -> None:
         (None, None),
         ("", None),
         ("0", 0),
-        ("1700000000000", 1_700_000_000_000),
-        ("2023", 2023),
-        ("-5", -5),
+        ("1700000000000", 0),
+        ("2023", 0),
+        ("-5", 0),
         ("2023-11-14T22:13:20Z", 1_700_000_000_000),
         ("2023-11-14T22:13:20.5Z", 1_700_000_000_500),
         ("2023-11-14T23:13:20+01:00", 1_700_000_000_000),
         ("2023-11-14", 1_699_920_000_000),
     ],
 )
-def test_since_is_a_number_or_a_date(text: str | None, ms: int | None) -> None:
+def test_since_is_a_date_and_a_number_means_all_there_is(text: str | None, ms: int | None) -> None:
     assert since_ms(text, "/") == ms
 
 

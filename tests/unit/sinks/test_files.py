@@ -16,6 +16,7 @@ from pleiades.core.wire import UNKNOWN_SOURCE, Event
 from pleiades.runtime.errors import DestinationHeld, Fatal
 from pleiades.sinks import disk, files, recovery
 from pleiades.sinks.files import FilesSink, Surroundings
+from tests.harness.permissions import permissions_hold
 from tests.harness.tree import tree
 
 SOURCE = ("eqiad.mediawiki.recentchange", 0)
@@ -462,8 +463,7 @@ def test_positions_of_other_streams_are_kept_apart_and_mentioned(
     assert make(folder, world).open(resume=True).checkpoint == CHECKPOINT
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
 def test_a_read_only_directory_is_fatal(tmp_path: Path, world: World) -> None:
     tmp_path.chmod(0o500)
-    with pytest.raises(Fatal, match="mend its permissions"):
+    with permissions_hold(), pytest.raises(Fatal, match="mend its permissions"):
         make(tmp_path / "x", world).open(resume=True)

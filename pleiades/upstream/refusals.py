@@ -86,17 +86,17 @@ def cause_of(error: BaseException) -> BaseException:
     return reason if isinstance(reason, BaseException) else error
 
 
-def advice(cause: BaseException) -> str:
-    """What an operator should look at."""
+def advice(cause: BaseException, proxy: str | None) -> str:
+    """What an operator should look at; `proxy`: the one that was used."""
     if isinstance(cause, urllib3.exceptions.NameResolutionError):
         return "This host is not known: check its spelling in --upstream.url, and the DNS"
     if isinstance(cause, (urllib3.exceptions.SSLError, ssl.SSLError)):
         return (
-            "TLS did not come about: check --upstream.url, this machine's clock, and whether a proxy "
-            "wants its own certificates trusted (REQUESTS_CA_BUNDLE)"
+            "TLS handshake failed: check --upstream.url and this machine's clock. If the upstream or a "
+            "proxy has a certificate of a private authority, name that authority with --upstream.ca"
         )
     if isinstance(cause, urllib3.exceptions.ProxyError):
-        return "Check the proxy that HTTPS_PROXY or HTTP_PROXY names"
+        return f"Check the proxy {proxy}, which HTTPS_PROXY or HTTP_PROXY names"
     return "Check the network and --upstream.url if this goes on"
 
 

@@ -6,20 +6,27 @@ import gzip
 import http.client
 import signal
 import socket
+import ssl
+import threading
 import tracemalloc
 from collections.abc import Callable, Iterator
+from contextlib import suppress
+from typing import Any
 
 import pytest
 
 from pleiades.runtime.errors import RefusedByUpstream, Stopped, Transient
-from pleiades.runtime.settings import UpstreamSettings
-from pleiades.upstream import BULK_BYTES, MAX_REDIRECTS, Upstream
+from pleiades.runtime.settings import REDIRECTS_ANY, UpstreamSettings
+from pleiades.upstream.http import MAX_REDIRECTS, Upstream
+from pleiades.upstream.transport import MAX_INTERIM_RESPONSES
 from tests.harness.answers import Held, Server
+from tests.harness.authority import authority
 from tests.harness.script import chunked
 
 Serve = Callable[..., Server]
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream; charset=utf-8\r\n"
+PIECE_BYTES = 8192
 SINCE = b"?since=1970-01-01T00%3A00%3A01.234Z"
 """Of 1,234 ms: the service takes a number of milliseconds for no time at all."""
 
@@ -37,9 +44,10 @@ def serve() -> Iterator[Serve]:
         server.close()
 
 
-def upstream(url: str, idle_seconds: float = 5) -> Upstream:
+def upstream(url: str, idle_seconds: float = 5, **others: Any) -> Upstream:
     streams = ("recentchange", "page-create")
-    return Upstream(UpstreamSettings(url, streams, "https://example.org/", 60, idle_seconds, False))
+    contact = "https://example.org/"
+    return Upstream(UpstreamSettings(url, streams, contact, 60, idle_seconds, False, **others))
 
 
 def read(url: str) -> bytes:
@@ -86,7 +94,7 @@ def test_refusals_are_fatal_and_quote_the_upstream(serve: Serve, answer: bytes, 
         (status(b"200 OK", b"<html>", b"Content-Type: text/html"), "content_type", None),
         (status(b"200 OK", b"data: x"), "content_type", None),
         (status(b"302 Found", b"", b"Location: http://[bad"), "connect", None),
-        (status(b"302 Found", b"", b"Location: http://" + b"a" * 70 + b"/"), "connect", None),
+        (status(b"302 Found", b"", b"Location: http://" + b"a" * 70 + b"/"), "redirect", None),
         (b"SSH-2.0-OpenSSH\r\n", "connect", None),
         (b"", "connect", None),
     ],
@@ -136,7 +144,7 @@ def test_chunks_are_read_many_at_a_time_past_http_client(
 def test_what_waits_is_given_at_once_and_what_came_before_a_cut_before_it(
     serve: Serve,
 ) -> None:
-    body = chunked(b"x" * BULK_BYTES) * 8
+    body = chunked(b"x" * PIECE_BYTES) * 8
     server = serve(OK + b"Transfer-Encoding: chunked\r\n\r\n" + body + b"10\r\nwor")
     connection = upstream(server.url).connect(None, 5)
     given: list[bytes] = []
@@ -144,7 +152,7 @@ def test_what_waits_is_given_at_once_and_what_came_before_a_cut_before_it(
         given.extend(connection.chunks())
     connection.close()
     assert cut.value.kind == "cut"
-    assert b"".join(given) == b"x" * BULK_BYTES * 8 + b"wor"
+    assert b"".join(given) == b"x" * PIECE_BYTES * 8 + b"wor"
 
 
 def test_a_body_that_is_not_chunked_and_a_compressed_one_are_read(
@@ -186,7 +194,8 @@ def test_a_redirect_takes_a_password_along_to_the_same_host_only(
     port = server.url.split(":")[2].split("/")[0]
     location = f"Location: http://{host}:{port}/v3".encode()
     server.say(status(b"301 Moved", b"", location, b"Connection: close"), OK + b"\r\n")
-    upstream(server.url.replace("//", "//user:pw@")).connect(None, 5).close()
+    url = server.url.replace("//", "//user:pw@")
+    upstream(url, redirects=REDIRECTS_ANY).connect(None, 5).close()
     first, second = [b"Authorization: Basic" in request for request in server.requests]
     assert (first, second) == (True, is_known)
 
@@ -202,7 +211,7 @@ def test_redirects_have_an_end(serve: Serve) -> None:
 def test_an_explanation_that_trickles_is_not_waited_for(
     serve: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pleiades.refusals.ERROR_BODY_SECONDS", 0.2)
+    monkeypatch.setattr("pleiades.upstream.refusals.ERROR_BODY_SECONDS", 0.2)
     server = serve(Held(b"HTTP/1.1 503 Away\r\nContent-Length: 9999\r\n\r\nbusy", drip=b"."))
     with pytest.raises(Transient, match=r"503: busy\.") as failed:
         read(server.url)
@@ -279,3 +288,101 @@ def test_a_proxys_password_is_not_shown(proxy: str, monkeypatch: pytest.MonkeyPa
     with pytest.raises(Transient, match="HTTP_PROXY") as failed:
         upstream("http://example.org/v2/stream").connect(None, 5)
     assert "SEC" not in str(failed.value)
+
+
+EARLY = b"HTTP/1.1 103 Early Hints\r\nLink: </x>; rel=preload\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    "interim",
+    [b"HTTP/1.1 102 Processing\r\n\r\n", EARLY, b"HTTP/1.1 100 Continue\r\n\r\n" + EARLY * 3],
+)
+def test_interim_responses_are_skipped(serve: Serve, interim: bytes) -> None:
+    assert read(serve(interim + OK + b"\r\n:ok\n\n").url) == b":ok\n\n"
+
+
+def test_interim_responses_have_an_end(serve: Serve) -> None:
+    with pytest.raises(Transient, match="interim responses") as failed:
+        read(serve(EARLY * (MAX_INTERIM_RESPONSES + 1) + OK + b"\r\n").url)
+    assert failed.value.kind == "connect"
+
+
+@pytest.mark.parametrize(
+    ("answer", "drip"),
+    [(b"HTTP/1.1 200 OK\r\nX-Slow: ", b"x"), (b"", b"HTTP/1.1 100 Continue\r\n"), (b"HTT", b"")],
+    ids=["headers that trickle", "a header without end after 100", "silence"],
+)
+def test_an_answer_has_a_deadline_as_a_whole(
+    serve: Serve, answer: bytes, drip: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pleiades.upstream.http.CONNECT_TIMEOUT_SECONDS", 0.2)
+    with pytest.raises(Transient) as failed:
+        # Each byte comes sooner than the idle timeout.
+        upstream(serve(Held(answer, drip=drip)).url, idle_seconds=0.3).connect(None, 5)
+    assert failed.value.kind == "connect"
+
+
+@pytest.mark.parametrize(
+    "header",
+    [b"Content-Encoding: br", b"Content-Encoding: gzip, br", b"Transfer-Encoding: gzip, chunked"],
+)
+def test_a_coding_that_was_not_asked_for_is_an_error_that_says_so(
+    serve: Serve, header: bytes
+) -> None:
+    with pytest.raises(Transient, match=r"-Encoding .*not asked for") as failed:
+        read(serve(OK + header + b"\r\n\r\nxyz").url)
+    assert failed.value.kind == "encoding"
+
+
+def test_a_proxys_refusal_names_the_proxy(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    proxy = serve(status(b"407 Proxy Authentication Required", b"who are you?"))
+    address = proxy.url.removesuffix("/v2/stream")
+    monkeypatch.setenv("http_proxy", address.replace("//", "//user:SECRET@"))
+    monkeypatch.delenv("no_proxy", raising=False)
+    with pytest.raises(
+        Transient, match=f"the proxy {address} refused .*407: who are you"
+    ) as failed:
+        upstream("http://example.org/v2/stream").connect(None, 5)
+    assert failed.value.kind == "proxy"
+    assert "SECRET" not in str(failed.value)
+
+
+@pytest.mark.parametrize("url", ["https://127.0.0.1", "http://127.0.0.1"])
+@pytest.mark.parametrize(
+    "location",
+    ["http://127.0.0.1/x", "http://example.org/x", "https://example.org/x", "https://127.0.0.1/x"],
+)
+def test_redirects_stay_on_the_host_and_on_https(url: str, location: str) -> None:
+    """A forged event could come from anywhere else."""
+    leaves = "example" in location or (url.startswith("https") and location.startswith("http:"))
+    asking = upstream(url)
+    if leaves:
+        with pytest.raises(Transient, match=r"another host.*--upstream\.redirects=any") as failed:
+            asking._redirected(url, location)
+        assert failed.value.kind == "redirect"
+    else:
+        assert asking._redirected(url, location) == location
+    assert upstream(url, redirects=REDIRECTS_ANY)._redirected(url, location) == location
+
+
+def test_a_private_authority_is_trusted_if_it_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    # requests would prefer it to what a session says.
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", ssl.get_default_verify_paths().cafile or "/dev/null")
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def answer() -> None:
+            for _ in range(2):
+                connection, _ = listener.accept()
+                with suppress(OSError), authority().server.wrap_socket(connection, True) as tls:
+                    tls.recv(65_536)
+                    tls.sendall(OK + b"\r\n:ok\n\n")
+
+        answering = threading.Thread(target=answer)
+        answering.start()
+        url = f"https://127.0.0.1:{listener.getsockname()[1]}/v2/stream"
+        with pytest.raises(Transient, match=r"TLS handshake failed.*--upstream\.ca"):
+            upstream(url).connect(None, 5)
+        connection = upstream(url, ca=authority().ca).connect(None, 5)
+        assert b"".join(connection.chunks()) == b":ok\n\n"
+        connection.close()
+        answering.join()

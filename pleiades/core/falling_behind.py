@@ -1,0 +1,37 @@
+"""Tells when the relay falls behind.
+
+Law: it falls behind if, for `PERIOD_SECONDS`, bytes waited to be read whenever somebody looked, and the
+lag grew by more than `GROWTH_SECONDS`. A relay that catches up has much to read too, but its lag
+shrinks; one whose upstream is slow has a lag that grows, but nothing to read.
+"""
+
+from __future__ import annotations
+
+PERIOD_SECONDS = 60.0
+GROWTH_SECONDS = 5.0
+
+
+class FallingBehind:
+    """Of one reader."""
+
+    def __init__(self) -> None:
+        self._since: float | None = None
+        self._lag_seconds = 0.0
+
+    def observe(self, now: float, lag_seconds: float, unread_bytes: int) -> bool:
+        """Take note of how things stand; True once for each period in which the relay fell behind.
+
+        Args:
+            now: monotonic time in seconds.
+            lag_seconds: age of the newest event that was read.
+            unread_bytes: bytes of the upstream's that wait on this machine.
+        """
+        if not unread_bytes or self._since is None or lag_seconds < self._lag_seconds:
+            self._since = now if unread_bytes else None
+            self._lag_seconds = lag_seconds
+            return False
+        if now - self._since < PERIOD_SECONDS:
+            return False
+        fell_behind = lag_seconds - self._lag_seconds > GROWTH_SECONDS
+        self._since, self._lag_seconds = now, lag_seconds
+        return fell_behind

@@ -1,0 +1,48 @@
+"""File permissions that hold for root too."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+_VERSION_3 = 0x20080522
+_DAC_OVERRIDE, _DAC_READ_SEARCH = 1, 2
+_OVERRIDES = 1 << _DAC_OVERRIDE | 1 << _DAC_READ_SEARCH
+
+
+class _Header(ctypes.Structure):
+    _fields_ = (("version", ctypes.c_uint32), ("thread", ctypes.c_int))
+
+
+class _Capabilities(ctypes.Structure):
+    """Those below 32 first, then the others; see capset(2)."""
+
+    _fields_ = (
+        ("effective", ctypes.c_uint32),
+        ("permitted", ctypes.c_uint32),
+        ("inheritable", ctypes.c_uint32),
+        ("others", ctypes.c_uint32 * 3),
+    )
+
+
+@contextmanager
+def permissions_hold() -> Iterator[None]:
+    """Within the block, this thread is bound by the permissions of files, whoever the user is."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    header, capabilities = _Header(_VERSION_3, 0), _Capabilities()
+
+    def call(function: str) -> None:
+        if getattr(libc, function)(ctypes.byref(header), ctypes.byref(capabilities)):
+            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), function)
+
+    call("capget")
+    before = capabilities.effective
+    capabilities.effective = before & ~_OVERRIDES
+    call("capset")
+    try:
+        yield
+    finally:
+        capabilities.effective = before
+        call("capset")

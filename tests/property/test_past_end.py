@@ -1,0 +1,117 @@
+"""Connections of a service that is deaf at first for what is asked for from past its end."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import orjson
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pleiades.core.ids import read_ids
+from pleiades.core.past_end import PastEnd
+from pleiades.core.position import Course
+from pleiades.core.wire import TopicPartition
+
+A, B = ("a", 0), ("b", 0)
+STARTED_MS = 1_700_000_000_000
+
+
+@dataclass
+class Service:
+    """Two topics; a step of it is an event, and a connection that is deaf misses some.
+
+    Written after what was seen of the real one, not after the code that is tested.
+    """
+
+    log: dict[TopicPartition, list[int]] = field(default_factory=lambda: {A: [], B: []})
+
+    def connect(self, asked: dict[TopicPartition, int], deaf: int) -> Iterator[bytes]:
+        """Ids of what is delivered; `None` first, when it waits for new events.
+
+        Args:
+            asked: a timestamp for each topic.
+            deaf: so many events of a topic that was past its end are missed.
+        """
+        places, entries, missing = {}, {}, {}
+        for source, time in asked.items():
+            found = next((n for n, at in enumerate(self.log[source]) if at >= time), None)
+            places[source] = len(self.log[source]) if found is None else found
+            missing[source] = deaf if found is None else 0
+            entries[source] = {"offset": -1 if found is None else found}
+        while True:
+            delivered = False
+            for source, place in places.items():
+                if place == len(self.log[source]):
+                    continue
+                places[source] += 1
+                if missing[source]:
+                    missing[source] -= 1
+                    continue
+                entries[source] = {"timestamp": self.log[source][place] + 1}
+                delivered = True
+                yield orjson.dumps(
+                    [{"topic": topic, "partition": 0, **entries[topic, 0]} for topic, _ in entries]
+                )
+                break
+            if not delivered and all(place == len(self.log[at]) for at, place in places.items()):
+                yield b""
+
+
+@given(
+    steps=st.lists(
+        st.one_of(st.sampled_from([A, B]), st.just("cut"), st.just("read")), min_size=1, max_size=60
+    ),
+    deaf=st.integers(0, 5),
+    overlap_ms=st.integers(1, 50),
+)
+def test_nothing_is_lost_and_no_topic_costs_more_than_one_connection(
+    steps: list[TopicPartition | str], deaf: int, overlap_ms: int
+) -> None:
+    service, past_end, course = Service(), PastEnd(), Course(STARTED_MS, overlap_ms)
+    course.observe({A: 0, B: 0})
+    taken: dict[TopicPartition, set[int]] = {A: set(), B: set()}
+    reconnects = 0
+    now_ms = STARTED_MS
+
+    def connected() -> Iterator[bytes]:
+        past_end.connected(course.position)
+        asked = {source: course.asked_from(source, now_ms) for source in course.position}
+        return service.connect(asked, deaf)
+
+    def read(ids: Iterator[bytes]) -> Iterator[bytes]:
+        nonlocal reconnects
+        while sse_id := next(ids):
+            told = read_ids([sse_id])
+            if past_end.first_left(told) is not None:
+                reconnects += 1
+                assert reconnects <= 2, "one for each topic, never a loop"
+                ids = connected()
+                continue
+            before = dict(course.position)
+            course.observe(told.greatest())
+            for source, (time,) in told.timestamps_ms.items():
+                # What does not move the position is a repeat, or another topic's entry.
+                if time and time > before[source]:
+                    taken[source].add(time - 1)
+        return ids
+
+    ids = connected()
+    for step in [*steps, "read"]:
+        if isinstance(step, tuple):
+            now_ms += 20
+            service.log[step].append(now_ms)
+        elif step == "cut":
+            ids = connected()
+        else:
+            ids = read(ids)
+    # One more event of each: what came before it can't be missing then.
+    for source in (A, B):
+        for _ in range(deaf + 1):
+            now_ms += 20
+            service.log[source].append(now_ms)
+    ids = read(ids)
+    for source in (A, B):
+        last = max(taken[source], default=0)
+        assert taken[source] == {time for time in service.log[source] if time <= last}
