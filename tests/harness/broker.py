@@ -76,7 +76,7 @@ def script_environment() -> dict[str, str]:
 
 
 def guard_command(folder: Path, owner: int, script: Path = SCRIPT) -> list[str]:
-    """A process that waits for the end of the process `owner` and then has a script stop what runs in a folder."""
+    """A process that waits for `owner` to end and then has a script stop what runs in a folder."""
     return [sys.executable, "-c", _GUARD, str(owner), str(script), "stop", "--dir", str(folder)]
 
 

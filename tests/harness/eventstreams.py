@@ -5,14 +5,13 @@ A test writes events into the upstream topics and reads them back over HTTP or H
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import threading
 import time
-from collections.abc import Iterable, Sequence
+import uuid
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import NoReturn
 
 import orjson
 import psutil
@@ -24,14 +23,12 @@ from confluent_kafka.cimpl import NewTopic
 from pleiades.simulator.journal import JournalEntry
 from pleiades.simulator.server import Stats
 from tests.harness.broker import Guard, free_port
+from tests.harness.prerequisites import NODE, require
 from tests.harness.waiting import until
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "eventstreams"
 
-# The script's exit status where Node is missing.
-NO_NODE = 3
-# The first start of all also builds node-rdkafka: 20 s with Debian's librdkafka, minutes without.
-SCRIPT_TIMEOUT_SECONDS = 290
+SCRIPT_TIMEOUT_SECONDS = 60
 KAFKA_TIMEOUT_SECONDS = 30
 DELIVERY_TIMEOUT_SECONDS = 120
 
@@ -44,23 +41,9 @@ def topics_of(stream: str) -> tuple[str, str]:
     return first, second
 
 
-def missing(prerequisite: str) -> NoReturn:
-    """Skip the test for want of a program; where CI=true, fail instead."""
-    if os.environ.get("CI") == "true":
-        pytest.fail(prerequisite)
-    pytest.skip(prerequisite)
-
-
-class NoNode(Exception):
-    """Node or npm is missing or too old; the message says which."""
-
-
 def run_script(*arguments: str) -> None:
-    """Run `scripts/eventstreams`; its errors fail the test.
-
-    Raises:
-        NoNode: what it needs is not here.
-    """
+    """Run `scripts/eventstreams`; its errors fail the test, but what it lacks skips it."""
+    require(NODE)
     done = subprocess.run(
         [SCRIPT, *arguments],
         stdin=subprocess.DEVNULL,
@@ -69,22 +52,17 @@ def run_script(*arguments: str) -> None:
         timeout=SCRIPT_TIMEOUT_SECONDS,
         check=False,
     )
-    if done.returncode == NO_NODE:
-        raise NoNode(done.stderr.strip())
     assert done.returncode == 0, f"scripts/eventstreams {' '.join(arguments)}: {done.stderr}"
 
 
 class EventStreams:
-    """One instance of the service; the `with` block starts and stops it, and it never outlives this process.
+    """One instance of the service; the `with` block starts and stops it. It never outlives this process.
 
     Args:
         folder: its pid, log and certificate.
         bootstrap: host:port of the Kafka that it reads from and that `produce` writes to.
         streams: those that it serves; their topics are created.
         options: more of the script's, such as `--cut-seconds`, `5`.
-
-    Raises:
-        NoNode: it can't run on this machine.
     """
 
     def __init__(
@@ -156,15 +134,15 @@ class EventStreams:
         run_script(
             "start",
             "--dir",
-            f"{self.folder}",
+            str(self.folder),
             "--bootstrap",
-            f"{self._bootstrap}",
+            self._bootstrap,
             "--port",
-            f"{self._port}",
+            str(self._port),
             "--tls-port",
-            f"{self._port + 1}",
+            str(self._port + 1),
             "--streams",
-            f"{','.join(self.streams)}",
+            ",".join(self.streams),
             *self._options,
         )
 
@@ -232,3 +210,10 @@ class EventStreams:
     def wait_for_appended(self, count: int, timeout_seconds: float) -> None:
         """Wait until the Kafka has so many events in all."""
         until(lambda: len(self.journal()) >= count, f"{count} events upstream", timeout_seconds)
+
+
+@pytest.fixture
+def eventstreams(kafka: str, tmp_path: Path) -> Iterator[EventStreams]:
+    """The real service in front of the run's Kafka, with one stream of this test's own."""
+    with EventStreams(tmp_path / "eventstreams", kafka, [f"test-{uuid.uuid4()}"]) as service:
+        yield service
