@@ -23,6 +23,7 @@ from typing import Any, NamedTuple, Protocol
 
 import pytest
 
+from pleiades.simulator.journal import JournalEntry
 from pleiades.simulator.settings import Cut, Faults, SimulatorSettings
 from pleiades.simulator.simulator import Simulator
 from tests.harness.authority import authority
@@ -78,8 +79,8 @@ class Upstream:
     topics: Sequence[str]
     append: Callable[[int], None]
     """Write so many of the later events."""
-    offsets: Callable[[], dict[int, int]]
-    """Of the first topic's events, by their numbers."""
+    journal: Callable[[], list[JournalEntry]]
+    """All events written so far."""
     stop: Callable[[], None]
     tls: ssl.SSLContext | None = None
 
@@ -87,6 +88,10 @@ class Upstream:
         """Ask for the stream."""
         given = None if last_event_id is None else json.dumps(last_event_id)
         return Connection(f"{self.url}/{self.stream}{query}", given, tls=self.tls, **more)
+
+    def entry(self, number: int) -> JournalEntry:
+        """Where an event lies, and its date."""
+        return next(entry for entry in self.journal() if entry.identity == str(number))
 
     def position(self, topic: int, **place: int) -> dict[str, Any]:
         """An entry of an id."""
@@ -98,7 +103,7 @@ class Kind(Protocol):
 
     def open(
         self,
-        history: Sequence[Event] = (),
+        history: Sequence[Event],
         later: Sequence[Event] = (),
         max_connections: int = 0,
         cut_seconds: float = 0,
@@ -124,7 +129,7 @@ class Service:
 
     def open(
         self,
-        history: Sequence[Event] = (),
+        history: Sequence[Event],
         later: Sequence[Event] = (),
         max_connections: int = 0,
         cut_seconds: float = 0,
@@ -145,17 +150,13 @@ class Service:
                 service.produce(topic, event.timestamp_ms, value(topic, number))
             service.flush()
 
-        def offsets() -> dict[int, int]:
-            return {
-                int(entry.identity): entry.offset
-                for entry in service.journal()
-                if entry.topic == topics[FIRST]
-            }
+        def journal() -> list[JournalEntry]:
+            return [entry for entry in service.journal() if entry.topic in topics]
 
         append(len(history))
         context = ssl.create_default_context(cafile=str(service.ca)) if tls else None
         url = service.tls_url if tls else service.url
-        return Upstream(url, stream, topics, append, offsets, service.stop, context)
+        return Upstream(url, stream, topics, append, journal, service.stop, context)
 
 
 class Simulated:
@@ -167,7 +168,7 @@ class Simulated:
 
     def open(
         self,
-        history: Sequence[Event] = (),
+        history: Sequence[Event],
         later: Sequence[Event] = (),
         max_connections: int = 0,
         cut_seconds: float = 0,
@@ -199,26 +200,25 @@ class Simulated:
         trusted = authority() if tls else None
         settings = SimulatorSettings(
             streams=(stream,),
-            history_events=len(history),
-            file=file if history or later else None,
+            # Without a rate all of the file is history. Such a low one makes the later events wait for
+            # `append`, and the last one of the history due at the start.
+            rate=0.001,
+            history_events=len(history) - 1,
+            file=file,
             canary_every_seconds=0,
             faults=faults,
             tls=trusted.server if trusted else None,
         )
         simulator = self._stack.enter_context(Simulator(settings))
+        simulator.wait_until(lambda stats: stats.events_appended_total == len(history))
 
         def append(count: int) -> None:
             assert simulator.append(count) == count
 
-        def offsets() -> dict[int, int]:
-            return {
-                int(entry.identity): entry.offset
-                for entry in simulator.journal()
-                if entry.topic == topics[FIRST]
-            }
-
         context = ssl.create_default_context(cafile=str(trusted.ca)) if trusted else None
-        return Upstream(simulator.url, stream, topics, append, offsets, simulator.stop, context)
+        return Upstream(
+            simulator.url, stream, topics, append, simulator.journal, simulator.stop, context
+        )
 
 
 @pytest.fixture(scope="module", params=["service", "simulator"])
@@ -504,11 +504,11 @@ def test_without_since_or_past_the_end_history_is_not_sent_and_the_stream_is_dea
         assert heard.number >= len(TABLE)
         # It says nothing of what it may have missed.
         assert heard.entries[upstream.topics[SECOND]] == {"partition": 0, "offset": -1}
-        own = {"partition": 0, "timestamp": LATE_MS + heard.number - len(TABLE) + 1}
+        own = {"partition": 0, "timestamp": upstream.entry(heard.number).timestamp + 1}
         assert heard.entries[upstream.topics[FIRST]] == own
         # Once it has delivered, nothing is missed.
         upstream.append(2)
-        written = max(upstream.offsets())
+        written = len(upstream.journal()) - 1
         assert connection.until(written) == list(range(heard.number + 1, written + 1))
 
 
@@ -554,7 +554,7 @@ def test_a_position_is_resolved(
 
 def test_an_offset_is_exact(table: Upstream) -> None:
     """5 is earlier than 4, and still only what lies at and after it is sent."""
-    offset = table.offsets()[5]
+    offset = table.entry(5).offset
     with table.connect(last_event_id=[table.position(FIRST, offset=offset)]) as connection:
         connection.opening()
         assert connection.until(TABLE_NUMBERS[-1]) == [5, 6, 7]
