@@ -35,6 +35,11 @@ DELIVERY_TIMEOUT_SECONDS = 120
 DATA_CENTRES = ("eqiad", "codfw")
 
 
+def now_ms() -> int:
+    """The wall clock, ms since 1970."""
+    return time.time_ns() // 1_000_000
+
+
 def topics_of(stream: str) -> tuple[str, str]:
     """The topics behind a stream, of the first data centre and of the second."""
     first, second = (f"{data_centre}.mediawiki.{stream}" for data_centre in DATA_CENTRES)
@@ -74,7 +79,7 @@ class EventStreams:
     ) -> None:
         self.folder = folder
         self.streams = tuple(streams)
-        self.started_ms = time.time_ns() // 1_000_000
+        self.started_ms = now_ms()
         self._bootstrap = bootstrap
         # The second one is for HTTPS.
         self._port = free_port(span=2)

@@ -10,7 +10,8 @@ from tests.faults.rows import (
     machine,
     network,
     processes,
+    service,
     upstream,
 )
 
-in_order(processes, instances, upstream, answers, network, events, broker, disk, machine)
+in_order(processes, instances, upstream, answers, service, network, events, broker, disk, machine)
