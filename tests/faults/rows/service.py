@@ -10,6 +10,7 @@ from itertools import cycle, islice
 import orjson
 
 from tests.faults.matrix import row
+from tests.faults.rows.upstream import LEAST
 from tests.faults.trial import Trial
 from tests.harness.broker import Broker
 from tests.harness.eventstreams import EventStreams, now_ms, topics_of
@@ -119,13 +120,16 @@ def real_service(trial: Trial) -> None:
         *ingest_flags(service.tls_url, since_ms(service)),
         f"--upstream.ca={service.ca}",
         f"--upstream.idleTimeout={IDLE_SECONDS}s",
+        *LEAST,
         *trial.destination.flags,
     ]
+    start = trial.chance.randrange(len(VICTIMS))
+    victims = cycle([*VICTIMS[start:], *VICTIMS[:start]])
     times = trial.times(120, at_least=4)
     with Writer(service, trial.chance) as writer:
         relay = trial.relay(*flags)
         trial.wait_for_more(relay)
-        for victim, active in islice(zip(cycle(VICTIMS), cycle(ACTIVE), strict=True), times):
+        for victim, active in islice(zip(victims, cycle(ACTIVE), strict=True), times):
             writer.active = active
             trial.wait_for_more(relay, events=trial.chance.randrange(1, 400))
             if victim == "parent":
