@@ -29,6 +29,8 @@ from tests.harness.waiting import until
 SCRIPT = Path(__file__).parents[2] / "scripts" / "eventstreams"
 
 SCRIPT_TIMEOUT_SECONDS = 60
+# What kafka-sse logs before it sends the headers.
+STREAM_BEGUN = b"starting consume loop"
 KAFKA_TIMEOUT_SECONDS = 30
 DELIVERY_TIMEOUT_SECONDS = 120
 
@@ -132,6 +134,10 @@ class EventStreams:
     def process(self) -> psutil.Process:
         """The running service."""
         return psutil.Process(int((self.folder / "pid").read_text()))
+
+    def streams_begun(self) -> int:
+        """How many connections have got a stream, since the start of the process."""
+        return (self.folder / "service.log").read_bytes().count(STREAM_BEGUN)
 
     def start(self) -> None:
         """Start, or start again with the same ports and certificate; returns when it answers."""
