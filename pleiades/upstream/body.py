@@ -69,6 +69,7 @@ class Body:
         self._low_water = 1
         self._emptied = False
         """The last read took all that waited: the next may wait until more has gathered."""
+        self._began = time.monotonic()
         self._failure: OSError | None = None
         """Came behind bytes that are given on first."""
         self._socket.setblocking(False)
@@ -141,7 +142,8 @@ class Body:
             return first
         if self._failure is not None:
             raise self._failure
-        if self._emptied:
+        # At first each event is given as it comes: a start waits for the first one.
+        if self._emptied and time.monotonic() - self._began > GATHERING_SECONDS:
             self._wait(GATHERED_BYTES, min(GATHERING_SECONDS, self._idle_seconds))
         while (size := self._take()) is None:
             left_seconds = deadline - time.monotonic()

@@ -1,175 +1,188 @@
-/**
- * An HTTP server around `kafka-sse`, the library that Wikimedia EventStreams is made of, for development and tests.
- *
- * `kafka-sse` does what matters: it resolves positions to offsets, consumes, and writes events and ids. This server
- * does what the route of the EventStreams service does before: it maps streams to topics, parses `since`, and counts
- * connections. It also plays the part of the proxies in front of the public service: it refuses library User-Agents
- * and cuts connections after a while.
- *
- * scripts/eventstreams installs the packages and starts it.
- */
-
 'use strict';
+
+/*
+ * Wikimedia's own SSE layer (npm kafka-sse) behind a front that does what the route of the EventStreams
+ * service does: it checks the request, and hands streams and `since` on. scripts/eventstreams starts it.
+ *
+ * It prints one line of JSON with its ports when it answers. SIGUSR2 cuts all connections; SIGTERM ends it, and
+ * all connections with it.
+ */
 
 const fs = require('fs');
 const http = require('http');
 const https = require('https');
 const { parseArgs } = require('util');
-
 const bunyan = require('bunyan');
 const kafkaSse = require('kafka-sse');
 
 const HOST = '127.0.0.1';
 const STREAM_PATH = '/v2/stream/';
-
 const DATA_CENTRES = ['eqiad', 'codfw'];
+const RETRY_AFTER_SECONDS = 1;
 
-// What HTTP libraries send if nobody tells them otherwise. Wikimedia's User-Agent policy asks for a contact.
-const LIBRARY_AGENT = /^(python-(requests|urllib3|httpx)|python-urllib|python\/|aiohttp|curl|wget|go-http-client|java\/|okhttp|axios|node)\b/i;
+// Policy wants an agent that describes itself, and leaves a way to reach its owner.
+const LIBRARY_AGENT = /^(python|curl|wget|go-http-client|java\/|okhttp|axios|node|undici|aiohttp|ruby|php)/i;
+const CONTACT = /https?:\/\/\S|\S@\S/;
 
 const { values: options } = parseArgs({
     options: {
-        bootstrap: { type: 'string' },
-        port: { type: 'string' },
-        'tls-port': { type: 'string' },
+        bootstrap: { type: 'string', default: 'localhost:9092' },
+        port: { type: 'string', default: '8092' },
+        'tls-port': { type: 'string', default: '8093' },
         cert: { type: 'string' },
         key: { type: 'string' },
-        streams: { type: 'string' },
+        streams: { type: 'string', default: 'recentchange,page-create' },
         'max-connections': { type: 'string', default: '0' },
         'cut-seconds': { type: 'string', default: '0' },
     },
 });
+const streams = options.streams.split(',');
 const maxConnections = Number(options['max-connections']);
-const cutMilliseconds = Number(options['cut-seconds']) * 1000;
+const cutMs = Number(options['cut-seconds']) * 1000;
 
-// Each stream is known by two names, such as recentchange and mediawiki.recentchange.
-const TOPICS_OF = new Map(
-    options.streams.split(',').flatMap((name) => {
-        const topics = DATA_CENTRES.map((dataCentre) => `${dataCentre}.mediawiki.${name}`);
-        return [[name, topics], [`mediawiki.${name}`, topics]];
-    }),
-);
+const logger = bunyan.createLogger({ name: 'eventstreams', level: process.env.LOG_LEVEL || 'warn' });
+const openConnections = new Map();
+const sockets = new Set();
 
-const logger = bunyan.createLogger({ name: 'eventstreams', level: 'info' });
-
-/** A refusal, which the client gets as JSON. */
 class Refusal extends Error {
     constructor(status, type, title, detail) {
         super(detail);
-        this.body = { status, type, title, detail };
+        Object.assign(this, { status, type, title, detail });
     }
 }
 
-/** The topics of all requested streams, each once. */
-function topicsOf(names) {
-    const unknown = names.filter((name) => !TOPICS_OF.has(name));
+/** Writes the refusal as the service's JSON. */
+function refuse(req, res, { status, type, title, detail }) {
+    const headers = { 'content-type': 'application/json; charset=utf-8' };
+    if (status === 429) {
+        headers['retry-after'] = RETRY_AFTER_SECONDS;
+    }
+    res.writeHead(status, headers);
+    res.end(JSON.stringify({ status, type, title, detail, method: req.method, uri: req.url }));
+}
+
+/** Throws a 403 for an agent that is missing, or a library's default. */
+function checkUserAgent(agent = '') {
+    if (!agent.trim() || (LIBRARY_AGENT.test(agent.trim()) && !CONTACT.test(agent))) {
+        throw new Refusal(403, 'forbidden', 'Forbidden', 'Please set a User-Agent with contact information.');
+    }
+}
+
+function bareName(stream) {
+    return stream.replace(/^mediawiki\./, '');
+}
+
+/** Returns the topics behind comma-separated streams, each once; mediawiki.NAME is another name of NAME. */
+function topicsOf(joined) {
+    const asked = joined.split(',');
+    const unknown = asked.filter((stream) => !streams.includes(bareName(stream)));
     if (unknown.length > 0) {
         throw new Refusal(400, 'not_found', 'Stream Not Found', `Invalid streams: ${unknown.join(',')}`);
     }
-    return [...new Set(names.flatMap((name) => TOPICS_OF.get(name)))];
+    const topics = asked.flatMap((stream) =>
+        DATA_CENTRES.map((centre) => `${centre}.mediawiki.${bareName(stream)}`),
+    );
+    return [...new Set(topics)];
 }
 
 /**
- * The time to start from, as `kafka-sse` gets it from the EventStreams service.
+ * Returns what the service hands to kafka-sse as the time to start at.
  *
- * The service hands a number of milliseconds on as the string that it found in the URL. The Kafka client reads a
- * string as 0, so the client gets all of history. Only what is not a number becomes one, by parsing it as a date.
+ * A number of milliseconds stays a string, as in the service. The Kafka client takes a string for 0, so that
+ * all of history is sent.
  */
-function startOf(since) {
-    if (since === null) {
-        return undefined;
+function parseSince(since) {
+    if (!since || !Number.isNaN(Number(since))) {
+        return since || undefined;
     }
-    if (!Number.isNaN(Number(since))) {
-        return since;
-    }
-    const milliseconds = Date.parse(since);
-    if (Number.isNaN(milliseconds)) {
+    const ms = Date.parse(since);
+    if (Number.isNaN(ms)) {
         throw new Refusal(
             400, 'invalid_timestamp', 'Invalid timestamp',
             `since is neither a number of milliseconds nor a date: '${since}'`,
         );
     }
-    return milliseconds;
+    return ms;
 }
 
-const openConnections = new Map();
-
-/** Counts a connection of a client until its response ends, or refuses it. */
-function admit(client, response) {
-    const open = openConnections.get(client) || 0;
-    if (maxConnections > 0 && open >= maxConnections) {
+/** Counts a connection until it closes; throws a 429 for one too many of an address. */
+function admit(req, res) {
+    const address = req.socket.remoteAddress;
+    const open = openConnections.get(address) || 0;
+    if (maxConnections && open >= maxConnections) {
         throw new Refusal(
-            429, 'too_many_requests', 'Too Many Requests',
-            `This server allows ${maxConnections} connection(s) at a time from one address.`,
+            429, 'too_many_requests', 'Too Many Requests', `More than ${maxConnections} connections from ${address}`,
         );
     }
-    openConnections.set(client, open + 1);
-    response.once('close', () => openConnections.set(client, openConnections.get(client) - 1));
+    openConnections.set(address, open + 1);
+    res.once('close', () => openConnections.set(address, openConnections.get(address) - 1));
 }
 
-/** Parses an event and tells where it lies in Kafka, as the EventStreams service does. */
-function deserialize(record) {
-    const message = JSON.parse(record.value.toString());
-    const { topic, partition, offset } = record;
-    message.meta = Object.assign(message.meta || {}, { topic, partition, offset });
-    return Object.assign(record, { message });
+/** Adds to an event where it lies in Kafka, as the service does. */
+function deserialize(message) {
+    const { topic, partition, offset } = message;
+    const event = JSON.parse(message.value.toString());
+    event.meta = { ...event.meta, topic, partition, offset };
+    return Object.assign(message, { message: event });
 }
 
-function stream(request, response, url) {
-    const names = decodeURIComponent(url.pathname.slice(STREAM_PATH.length)).split(',');
-    const topics = topicsOf(names);
-    const start = startOf(url.searchParams.get('since'));
-    admit(request.headers['x-client-ip'] || request.socket.remoteAddress, response);
-    if (cutMilliseconds > 0) {
-        // No final chunk: the client sees its connection break, perhaps in the middle of an event.
-        const cut = setTimeout(() => request.socket.destroy(), cutMilliseconds);
-        response.once('close', () => clearTimeout(cut));
-    }
-    kafkaSse(
-        request,
-        response,
-        topics,
-        {
-            allowedTopics: topics,
-            useTimestampForId: true,
-            deserializer: deserialize,
-            kafkaConfig: { 'metadata.broker.list': options.bootstrap },
-            logger,
-        },
-        start,
-    );
-}
-
-function refuse(request, response, refusal) {
-    const body = { ...refusal.body, method: request.method, uri: request.url };
-    response.writeHead(body.status, { 'content-type': 'application/json; charset=utf-8' });
-    response.end(JSON.stringify(body));
-}
-
-function answer(request, response) {
-    const agent = request.headers['user-agent'] || '';
-    if (agent === '' || LIBRARY_AGENT.test(agent)) {
-        response.writeHead(403, { 'content-type': 'text/plain; charset=utf-8' });
-        response.end('Please set a User-Agent that names your program and a contact.\n');
+function serve(req, res) {
+    const url = new URL(req.url, 'http://localhost');
+    if (!url.pathname.startsWith(STREAM_PATH)) {
+        refuse(req, res, { status: 404, type: 'not_found', title: 'Not Found', detail: `No such path: ${url.pathname}` });
         return;
     }
+    let topics;
+    let since;
     try {
-        const url = new URL(request.url, `http://${HOST}`);
-        if (request.method !== 'GET' || !url.pathname.startsWith(STREAM_PATH)) {
-            throw new Refusal(404, 'not_found', 'Not found', `Not found: ${url.pathname}`);
-        }
-        stream(request, response, url);
+        checkUserAgent(req.headers['user-agent']);
+        admit(req, res);
+        topics = topicsOf(decodeURIComponent(url.pathname.slice(STREAM_PATH.length)));
+        since = parseSince(url.searchParams.get('since'));
     } catch (error) {
-        if (error instanceof Refusal) {
-            refuse(request, response, error);
-        } else {
-            // A URL that cannot be decoded.
-            refuse(request, response, new Refusal(400, 'bad_request', 'Bad Request', error.message));
+        if (!(error instanceof Refusal)) {
+            throw error;
         }
+        refuse(req, res, error);
+        return;
     }
+    if (cutMs) {
+        // By the socket: the response may be in the middle of an event.
+        const cut = setTimeout(() => req.socket.destroy(), cutMs);
+        res.once('close', () => clearTimeout(cut));
+    }
+    kafkaSse(req, res, topics, {
+        kafkaConfig: { 'metadata.broker.list': options.bootstrap },
+        allowedTopics: topics,
+        useTimestampForId: true,
+        deserializer: deserialize,
+        logger,
+    }, since);
 }
 
-http.createServer(answer).listen(Number(options.port), HOST);
-https
-    .createServer({ cert: fs.readFileSync(options.cert), key: fs.readFileSync(options.key) }, answer)
-    .listen(Number(options['tls-port']), HOST);
+function listen(server, port) {
+    server.on('connection', (socket) => {
+        sockets.add(socket);
+        socket.once('close', () => sockets.delete(socket));
+    });
+    return new Promise((resolve, reject) => {
+        server.once('error', reject);
+        server.listen(Number(port), HOST, () => resolve(server.address().port));
+    });
+}
+
+async function main() {
+    const listening = { port: await listen(http.createServer(serve), options.port) };
+    if (options.cert) {
+        const tls = { cert: fs.readFileSync(options.cert), key: fs.readFileSync(options.key) };
+        listening.tlsPort = await listen(https.createServer(tls, serve), options['tls-port']);
+    }
+    console.log(JSON.stringify(listening));
+}
+
+process.on('SIGUSR2', () => sockets.forEach((socket) => socket.destroy()));
+process.on('SIGTERM', () => process.exit(0));
+main().catch((error) => {
+    console.error(error.message);
+    process.exit(1);
+});

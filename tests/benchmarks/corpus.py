@@ -22,12 +22,12 @@ from pleiades.core.ids import read_ids
 from pleiades.core.position import Course
 from pleiades.simulator.feed import Feed
 from pleiades.simulator.generator import generated
-from pleiades.simulator.log import EARLIEST, Cluster, Fresh, UpstreamLog, sources_of
+from pleiades.simulator.log import Cluster, Fresh, UpstreamLog, sources_of
 from pleiades.simulator.request import Asked
 from pleiades.simulator.settings import DATA_CENTRES, SimulatorSettings, topics_of
 from tests.harness.script import chunked
 
-VERSION = 2
+VERSION = 3
 """Of the way in which files are made; another one makes them anew."""
 SEED = 20_250_601
 STREAM = "recentchange"
@@ -96,9 +96,10 @@ def frames(shape: Shape) -> Iterator[list[bytes]]:
     events = islice(generated(settings, ENDED_MS), shape.events)
     log = UpstreamLog(sources, retention_bytes=2**62)
     cluster = Cluster(log, DATA_CENTRES[0], SEED)
-    feed = Feed(
-        cluster, [Asked(source, EARLIEST, None) for source in sources], random.Random(SEED), 0.0
-    )
+    # Ids show the offset that a time was resolved to. Another number would say that nothing was found,
+    # and the relay would ask again.
+    asked = [Asked(source, cluster.base(source), None) for source in sources]
+    feed = Feed(cluster, asked, random.Random(SEED), 0.0)
     neighbour = b"{}"
     while piece := list(islice(events, PIECE_EVENTS)):
         for fresh in piece:

@@ -17,9 +17,9 @@ import matplotlib as mpl
 from matplotlib.figure import Figure
 
 from tests.benchmarks.corpus import Corpus, Shape
-from tests.benchmarks.runs import SINCE, Topic, Upstream
+from tests.benchmarks.runs import Topic, Upstream
 from tests.benchmarks.trials import Bench, Spread, spread
-from tests.harness.relay import Relay, ingest_flags, kafka_flags
+from tests.harness.relay import Relay, kafka_flags
 
 SIZE_FACTORS = (1, 2, 4, 8, 16)
 PARTITIONS = (1, 4, 16, 64)
@@ -129,9 +129,7 @@ def profile(bench: Bench, folder: Path) -> None:
             Upstream(source) as upstream,
             Topic(bench.bootstrap) as topic,
             topic.position() as position,
-            Relay(
-                *ingest_flags(upstream.url, SINCE), *kafka_flags(bench.bootstrap, topic.name)
-            ) as relay,
+            Relay(*upstream.flags, *kafka_flags(bench.bootstrap, topic.name)) as relay,
         ):
             upstream.asked()
             relay.until(position, "the first commit", LONGEST_SECONDS)

@@ -11,10 +11,10 @@ from typing import Any
 from rich.table import Table
 
 from pleiades import __version__
-from tests.benchmarks.trials import Row, Spread
+from tests.benchmarks.trials import OverTls, Row, Spread, Target
 
 JUDGED = {True: "met", False: "missed", None: ""}
-HEAD = ("trial", "what", "ours", "rival", "figure", "target", "")
+HEAD = ("trial", "what", "ours", "rival", "figure", "over HTTPS", "target", "")
 
 
 def cells(row: Row) -> tuple[str, ...]:
@@ -25,9 +25,18 @@ def cells(row: Row) -> tuple[str, ...]:
         f"{_text(row.ours)} {row.unit}",
         "" if row.rival is None else _text(row.rival),
         "" if row.figure is None else f"{row.figure:.3g}",
+        "" if row.https is None else _over_tls(row.https),
         "" if row.target is None else str(row.target),
         JUDGED[row.met],
     )
+
+
+def _over_tls(https: OverTls) -> str:
+    """Medians alone: ours, the rival's and their ratio, and what ours are of those over HTTP."""
+    medians = _number(https.ours.median)
+    if https.rival is not None:
+        medians += f" : {_number(https.rival.median)} = {https.figure:.3g}"
+    return f"{medians}, {https.to_http:.3g} of HTTP"
 
 
 def _text(spread: Spread) -> str:
@@ -50,7 +59,10 @@ def table(rows: Sequence[Row]) -> Table:
 
 def markdown(rows: Sequence[Row]) -> str:
     """For a document."""
-    lines = ["| " + " | ".join(line) + " |" for line in (HEAD, *map(cells, rows))]
+    lines = [
+        "| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |"
+        for line in (HEAD, *map(cells, rows))
+    ]
     return "\n".join([lines[0], "|" + "---|" * len(HEAD), *lines[1:]])
 
 
@@ -64,14 +76,15 @@ def machine() -> dict[str, str | int]:
     }
 
 
+def _plain(figures: Row | OverTls | Spread | Target) -> dict[str, Any]:
+    """Tuples with names as objects, however deep."""
+    return {
+        name: _plain(found) if isinstance(found, (OverTls, Spread, Target)) else found
+        for name, found in figures._asdict().items()
+    }
+
+
 def as_json(rows: Sequence[Row]) -> str:
     """For a program."""
-    listed: list[dict[str, Any]] = []
-    for row in rows:
-        target = None if row.target is None else row.target._asdict()
-        rival = None if row.rival is None else row.rival._asdict()
-        listed.append(
-            row._asdict()
-            | {"ours": row.ours._asdict(), "rival": rival, "target": target, "met": row.met}
-        )
+    listed = [_plain(row) | {"met": row.met} for row in rows]
     return json.dumps({"machine": machine(), "rows": listed}, indent=2)

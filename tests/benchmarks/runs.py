@@ -7,14 +7,17 @@ position, or acknowledged at the end of a rival that keeps no position.
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import uuid
 from array import array
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import zip_longest
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,6 +30,7 @@ from pleiades.core.position import Position, decode_checkpoint
 from pleiades.sinks.files import OWN_FOLDER
 from pleiades.sinks.kafka.stored import read_metadata
 from tests.benchmarks.corpus import STREAM, Corpus
+from tests.benchmarks.serve import MAX_RECORD_BYTES
 from tests.harness.destinations import DEAD_LETTERS, Directory
 from tests.harness.relay import Relay, ingest_flags, kafka_flags
 
@@ -36,6 +40,10 @@ REQUEST_SECONDS = 30.0
 LOOK_SECONDS = 0.05
 """Between two looks for the end: to look all the time took 6 % of the two cores from the relay."""
 MEASURE_SECONDS = 0.25
+PLAIN = 0
+"""In place of the size of TLS records: HTTP without TLS."""
+FULL_RECORD = MAX_RECORD_BYTES
+"""The usual size of TLS records where much is sent at a time."""
 
 
 class Sample(NamedTuple):
@@ -55,16 +63,34 @@ class Sample(NamedTuple):
 
 
 class Upstream:
-    """The process that serves a file."""
+    """The process that serves a file.
 
-    def __init__(self, corpus: Corpus, rate: float = 0.0, times: Path | None = None) -> None:
+    Args:
+        corpus: the file.
+        record_bytes: at most in one TLS record; `PLAIN`: HTTP without TLS.
+        rate: events per second; 0: as fast as the client reads.
+        times: receives the times at which events were due.
+    """
+
+    def __init__(
+        self,
+        corpus: Corpus,
+        record_bytes: int = PLAIN,
+        rate: float = 0.0,
+        times: Path | None = None,
+    ) -> None:
+        self._folder = tempfile.TemporaryDirectory(prefix="bench-")
+        self._authority = Path(self._folder.name) / "ca.pem" if record_bytes else None
         command = [sys.executable, "-m", "tests.benchmarks.serve", str(corpus.path)]
         command += [f"--rate={rate}"] if rate else []
         command += [f"--times={times}"] if times else []
+        if self._authority:
+            command += [f"--ca={self._authority}", f"--record={record_bytes}"]
         self._process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         assert self._process.stdout is not None
         self._lines = self._process.stdout
-        self.url = f"http://127.0.0.1:{int(self._lines.readline())}/v2/stream"
+        scheme = "https" if record_bytes else "http"
+        self.url = f"{scheme}://127.0.0.1:{int(self._lines.readline())}/v2/stream"
 
     def __enter__(self) -> Upstream:
         return self
@@ -73,13 +99,39 @@ class Upstream:
         self._process.kill()
         self._process.wait()
         self._lines.close()
+        self._folder.cleanup()
+
+    @property
+    def flags(self) -> list[str]:
+        """Of a relay that reads all events."""
+        trust = [f"--upstream.ca={self._authority}"] if self._authority else []
+        return [*ingest_flags(self.url, SINCE), *trust]
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """Of a rival: curl and requests trust the authority of these files."""
+        if self._authority is None:
+            return {}
+        return dict.fromkeys(("CURL_CA_BUNDLE", "REQUESTS_CA_BUNDLE"), str(self._authority))
 
     def asked(self) -> float:
         """Wait for a request that is answered with events; when it came, `time.monotonic()`."""
         while True:
-            came, fresh = self._lines.readline().split()
+            came, fresh = self._said("request")
             if fresh == "1":
                 return float(came)
+
+    def unread_bytes(self) -> int:
+        """Wait until all events are due, and a moment more; what the client has not read then."""
+        (unread_bytes,) = self._said("unread")
+        return int(unread_bytes)
+
+    def _said(self, kind: str) -> list[str]:
+        for line in self._lines:
+            found, *facts = line.split()
+            if found == kind:
+                return facts
+        raise AssertionError("the upstream ended")
 
 
 class Meter:
@@ -161,15 +213,15 @@ class Topic:
         return int(end)
 
 
-def relay_into_kafka(corpus: Corpus, bootstrap: str, *flags: str, partitions: int = 1) -> Sample:
+def relay_into_kafka(
+    corpus: Corpus, bootstrap: str, *flags: str, partitions: int = 1, record_bytes: int = PLAIN
+) -> Sample:
     """Ours, from the first event to the last in a committed transaction."""
     with (
-        Upstream(corpus) as upstream,
+        Upstream(corpus, record_bytes) as upstream,
         Topic(bootstrap, partitions) as topic,
         topic.position() as position,
-        Relay(
-            *ingest_flags(upstream.url, SINCE), *kafka_flags(bootstrap, topic.name), *flags
-        ) as relay,
+        Relay(*upstream.flags, *kafka_flags(bootstrap, topic.name), *flags) as relay,
     ):
         sample = _until_all_is_there(corpus, upstream, relay, position)
         assert relay.stop() == 0, relay.log
@@ -188,7 +240,7 @@ def relay_into_files(corpus: Corpus, folder: Path, *flags: str) -> Sample:
 
     with (
         Upstream(corpus) as upstream,
-        Relay(*ingest_flags(upstream.url, SINCE), *Directory(folder).flags, *flags) as relay,
+        Relay(*upstream.flags, *Directory(folder).flags, *flags) as relay,
     ):
         sample = _until_all_is_there(corpus, upstream, relay, position)
         assert relay.stop() == 0, relay.log
@@ -221,20 +273,36 @@ def _until_all_is_there(
 
 
 def rival_into_kafka(
-    corpus: Corpus, bootstrap: str, command: Callable[[str, str], list[str]]
+    corpus: Corpus,
+    bootstrap: str,
+    command: Callable[[str, str], list[str]],
+    record_bytes: int = PLAIN,
 ) -> Sample:
     """A program that ends with the stream, from its request to its end.
 
     Args:
-        command: the program, for a URL and a topic.
+        command: the program, for a URL and a topic. Over TLS it finds the authority to trust in the
+            environment, as curl and requests do.
     """
-    with Upstream(corpus) as upstream, Topic(bootstrap) as topic:
-        process = subprocess.Popen(command(f"{upstream.url}/{STREAM}", topic.name))
+    with Upstream(corpus, record_bytes) as upstream, Topic(bootstrap) as topic:
+        process = subprocess.Popen(
+            command(f"{upstream.url}/{STREAM}", topic.name), env=os.environ | upstream.environment
+        )
         asked = upstream.asked()
         assert process.wait(LONGEST_SECONDS) == 0
         seconds = time.monotonic() - asked
         assert topic.events() == corpus.events, "the rival lost or doubled events"
     return Sample(corpus.events, seconds)
+
+
+def drained(corpus: Corpus, record_bytes: int) -> Sample:
+    """curl into /dev/null: how much the upstream can send."""
+    with Upstream(corpus, record_bytes) as upstream:
+        command = ["curl", "-sN", "-o", os.devnull, f"{upstream.url}/{STREAM}"]
+        process = subprocess.Popen(command, env=os.environ | upstream.environment)
+        asked = upstream.asked()
+        assert process.wait(LONGEST_SECONDS) == 0
+        return Sample(corpus.events, time.monotonic() - asked)
 
 
 def rival_into_files(corpus: Corpus, folder: Path) -> Sample:
@@ -281,8 +349,9 @@ class Arrivals:
                 self.times.append(time.time())
 
 
-def lags(written: Path, arrived: list[float]) -> list[float]:
-    """Seconds from each event's writing to its arrival."""
+def lags(due: Path, arrived: list[float], now: float) -> list[float]:
+    """Seconds from when each event was due to its arrival; events that have not arrived arrive now."""
     times = array("d")
-    times.frombytes(written.read_bytes())
-    return [there - begun for begun, there in zip(times, arrived, strict=True)]
+    times.frombytes(due.read_bytes())
+    assert len(arrived) <= len(times), "doubled events"
+    return [there - begun for begun, there in zip_longest(times, arrived, fillvalue=now)]

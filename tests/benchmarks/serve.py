@@ -1,99 +1,208 @@
-"""The upstream of a benchmark: a process of its own that only calls sendfile(2).
+"""The upstream of a benchmark: a process of its own that sends a file as fast as the client reads.
 
-    python -m tests.benchmarks.serve FILE [--rate N --times FILE]
+    python -m tests.benchmarks.serve FILE [--rate N --times FILE] [--ca FILE --record BYTES]
 
-Whoever asks without `Last-Event-ID` gets all of FILE, then the connection ends; whoever asks with one
-has had it all, and gets silence. On standard output: the port, then for each request when it came, by
-`time.monotonic()`, and whether it was answered with events.
+A request without `Last-Event-ID`, or from a time before the events, gets all of FILE, and then the
+connection ends. Any other comes from a client that has had it all, and gets silence.
 
-With `--rate` the events of FILE, which then must have a chunk for each line, come one by one. When each
-was written goes into the file of `--times`, as an array of doubles.
+With `--rate`, FILE must have a chunk for each line. The events are sent one by one, and the connection
+stays open. The time at which each event was due goes into the file of `--times`, as an array of doubles.
+
+With `--ca` the server speaks HTTPS, with TLS records of at most `--record` bytes. It makes a certificate
+authority of its own and writes its certificate into that file.
+
+On standard output it prints the port, and then these lines:
+
+    request TIME FRESH      a request came at TIME by `time.monotonic()`; FRESH: 1 if it gets events
+    unread BYTES            with `--rate`, `SETTLE_SECONDS` after the last event was due: what the client
+                            has left unread in the sockets of both sides, and what did not fit there
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import mmap
 import os
+import re
 import socket
+import ssl
 import threading
 import time
 from array import array
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TypeAlias
 
+from pleiades.simulator.tls import server_context
 from tests.benchmarks.corpus import OPENING
 from tests.harness.script import chunked
 
+HOST = "127.0.0.1"
 HEAD = (
     b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream; charset=utf-8\r\n"
     b"Transfer-Encoding: chunked\r\nConnection: close\r\n\r\n"
 )
 MAX_REQUEST_BYTES = 64 * 1024
 SEND_BYTES = 4 * 1024 * 1024
-START = b"f\r\nevent: message\n\r\n"
-"""The first chunk of an event, where each line is one."""
+MAX_RECORD_BYTES = 16 * 1024
+"""Of one TLS record's content (RFC 8446, section 5.1)."""
+EVENT_CHUNKS = 3
+"""Chunks of an event where each line is one."""
+FIRST_EVENT_MS = 1_700_000_000_000
+"""All events are later; who wants them all asks from a time that is long before."""
+SETTLE_SECONDS = 1.0
+"""From when the last event is due to the measurement of the backlog. A client that keeps up has read
+everything by then; one that gathers input for a moment has done so, too."""
+
+Data: TypeAlias = bytes | memoryview
 
 
 class Server:
-    """Serves one file to any number of clients."""
+    """Serves one file to any number of clients.
 
-    def __init__(self, path: Path, rate: float, times: Path | None) -> None:
+    Args:
+        path: the file.
+        rate: events per second; 0: as fast as the client reads.
+        times: receives the times at which events were due, seconds since 1970.
+        tls: None: plain HTTP.
+        record_bytes: at most in one TLS record.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        rate: float,
+        times: Path | None,
+        tls: ssl.SSLContext | None,
+        record_bytes: int,
+    ) -> None:
         self._path = path
         self._rate = rate
         self._times = times
+        self._tls = tls
+        self._record_bytes = record_bytes
 
     def run(self) -> None:
         """Serve until the process is ended."""
-        with socket.create_server(("127.0.0.1", 0), backlog=16) as listening:
+        with socket.create_server((HOST, 0), backlog=16) as listening:
             print(listening.getsockname()[1], flush=True)
             while True:
                 client, _ = listening.accept()
                 threading.Thread(target=self._serve, args=(client,), daemon=True).start()
 
-    def _serve(self, client: socket.socket) -> None:
-        with client:
-            request = b""
-            while b"\r\n\r\n" not in request:
-                received = client.recv(MAX_REQUEST_BYTES)
-                if not received or len(request) > MAX_REQUEST_BYTES:
-                    return
-                request += received
-            came = time.monotonic()
-            fresh = b"\r\nlast-event-id:" not in request.lower()
-            print(f"{came!r} {int(fresh)}", flush=True)
-            client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            try:
-                client.sendall(HEAD)
-                if not fresh:
-                    client.sendall(chunked(OPENING))
-                elif self._rate:
-                    self._pace(client)
-                else:
-                    self._send(client)
-                    return
-                # Silent until the client leaves.
-                client.recv(1)
-            except (BrokenPipeError, ConnectionResetError):
-                return
+    def _serve(self, plain: socket.socket) -> None:
+        # Each small write is a segment of its own, as those of the real service.
+        plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError, ssl.SSLEOFError):
+            if self._tls is None:
+                with plain:
+                    self._answer(plain)
+            else:
+                with self._tls.wrap_socket(plain, server_side=True) as client:
+                    self._answer(client)
 
-    def _send(self, client: socket.socket) -> None:
+    def _answer(self, client: socket.socket) -> None:
+        request = b""
+        while b"\r\n\r\n" not in request:
+            received = client.recv(MAX_REQUEST_BYTES)
+            if not received or len(request) > MAX_REQUEST_BYTES:
+                return
+            request += received
+        fresh = _wants_all(request)
+        print(f"request {time.monotonic()!r} {int(fresh)}", flush=True)
+        self._write(client, HEAD)
+        if not fresh:
+            self._write(client, chunked(OPENING))
+        elif self._rate:
+            self._pace(client)
+        else:
+            self._send_all(client)
+            return
+        # Silent until the client leaves.
+        client.recv(1)
+
+    def _write(self, client: socket.socket, data: Data) -> None:
+        """Send all; over TLS one record for each `record_bytes`."""
+        if self._tls is None:
+            client.sendall(data)
+            return
+        # One SSL_write of at most 16 KiB makes one record. sendall() would cut at 16 KiB itself.
+        for start in range(0, len(data), self._record_bytes):
+            client.send(data[start : start + self._record_bytes])
+
+    def _send_all(self, client: socket.socket) -> None:
         with self._path.open("rb") as file:
-            size, sent = os.fstat(file.fileno()).st_size, 0
-            while sent < size:
-                sent += os.sendfile(client.fileno(), file.fileno(), sent, SEND_BYTES)
+            if self._tls is None:
+                size, sent = os.fstat(file.fileno()).st_size, 0
+                while sent < size:
+                    sent += os.sendfile(client.fileno(), file.fileno(), sent, SEND_BYTES)
+                return
+            self._write(client, memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)))
 
     def _pace(self, client: socket.socket) -> None:
-        # Each event's three chunks, which stand in the file one after the other. It does not end.
-        opening, *events = self._path.read_bytes().removesuffix(chunked(b"")).split(START)
-        client.sendall(opening)
-        written = array("d")
-        begun = time.monotonic()
-        for number, event in enumerate(events):
-            due = begun + number / self._rate
-            time.sleep(max(due - time.monotonic(), 0.0))
-            written.append(time.time())
-            client.sendall(START + event)
+        """Send event by event, each line of one in a write of its own. It does not end."""
+        opening, *chunks = _chunks(self._path.read_bytes().removesuffix(chunked(b"")))
+        self._write(client, opening)
+        events = range(0, len(chunks), EVENT_CHUNKS)
+        left_bytes = sum(map(len, chunks))
+
+        def report() -> None:
+            print(f"unread {left_bytes + _queued_bytes(client)}", flush=True)
+
+        begun, begun_at = time.monotonic(), time.time()
         if self._times is not None:
-            self._times.write_bytes(written.tobytes())
+            # When they are due, not when they are written: an event that has to wait for the client to
+            # read is late already.
+            due = array("d", [begun_at + number / self._rate for number in range(len(events))])
+            self._times.write_bytes(due.tobytes())
+        # In a thread of its own: this one may be stuck, as nobody reads what it writes.
+        look = threading.Timer(len(events) / self._rate + SETTLE_SECONDS, report)
+        look.daemon = True
+        look.start()
+        try:
+            for number, first in enumerate(events):
+                time.sleep(max(begun + number / self._rate - time.monotonic(), 0.0))
+                for chunk in chunks[first : first + EVENT_CHUNKS]:
+                    self._write(client, chunk)
+                    left_bytes -= len(chunk)
+        except OSError:
+            # The client has left, perhaps to ask again.
+            look.cancel()
+            raise
+
+
+def _wants_all(request: bytes) -> bool:
+    """Whether a client has had none of the events: it knows no topic, or only that there are some."""
+    found = re.search(rb"\r\nlast-event-id:([^\r]*)", request, re.IGNORECASE)
+    asked_ms = map(int, re.findall(rb'"timestamp":\s*(\d+)', found[1])) if found else ()
+    return all(timestamp_ms < FIRST_EVENT_MS for timestamp_ms in asked_ms)
+
+
+def _chunks(body: bytes) -> Iterator[bytes]:
+    """The chunks of the transfer encoding, with what is around their content."""
+    start = 0
+    while start < len(body):
+        size_end = body.index(b"\r\n", start)
+        end = size_end + 2 + int(body[start:size_end], 16) + 2
+        yield body[start:end]
+        start = end
+
+
+def _queued_bytes(client: socket.socket) -> int:
+    """Unread bytes of a connection within this machine: in the sockets of both sides."""
+    (_, port), (_, peer) = client.getsockname(), client.getpeername()
+    queued = 0
+    for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
+        # https://docs.kernel.org/networking/proc_net_tcp.html: addresses and queues in hexadecimal.
+        _, local, remote, _, queues, *_ = line.split()
+        ends = int(local.partition(":")[2], 16), int(remote.partition(":")[2], 16)
+        unacknowledged, unread = (int(size, 16) for size in queues.split(":"))
+        if ends == (port, peer):
+            queued += unacknowledged
+        elif ends == (peer, port):
+            queued += unread
+    return queued
 
 
 def main() -> None:
@@ -102,8 +211,11 @@ def main() -> None:
     parser.add_argument("file", type=Path)
     parser.add_argument("--rate", type=float, default=0.0)
     parser.add_argument("--times", type=Path)
-    arguments = parser.parse_args()
-    Server(arguments.file, arguments.rate, arguments.times).run()
+    parser.add_argument("--ca", type=Path)
+    parser.add_argument("--record", type=int, default=MAX_RECORD_BYTES)
+    given = parser.parse_args()
+    tls = None if given.ca is None else server_context(HOST, given.ca, record_bytes=0)
+    Server(given.file, given.rate, given.times, tls, given.record).run()
 
 
 if __name__ == "__main__":

@@ -16,28 +16,35 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 from tests.benchmarks.corpus import Corpus, Shape, corpus
 from tests.benchmarks.runs import (
-    SINCE,
+    FULL_RECORD,
+    PLAIN,
     Arrivals,
     Meter,
     Sample,
     Topic,
     Upstream,
+    drained,
     lags,
     relay_into_files,
     relay_into_kafka,
     rival_into_files,
     rival_into_kafka,
 )
-from tests.harness.relay import Relay, ingest_flags, kafka_flags
+from tests.harness.relay import Relay, kafka_flags
 from tests.harness.waiting import until
 
 MEBIBYTE = 1024 * 1024
 WINDOW_SECONDS = 600
 LONGEST_SECONDS = 120.0
+SEGMENT_RECORD = 1400
+"""Bytes of a TLS record that fits into one TCP segment: what servers send at first, or always."""
+BYTE_RECORD = 1
+BYTE_RECORD_PART = 300
+"""With records of one byte, this part of the events takes several seconds."""
 
 
 class Spread(NamedTuple):
@@ -67,6 +74,17 @@ class Target(NamedTuple):
         return f"{'≥' if self.at_least else '≤'} {self.limit:g}"
 
 
+class OverTls(NamedTuple):
+    """The same over HTTPS, in the same run."""
+
+    ours: Spread
+    rival: Spread | None
+    figure: float | None
+    """ours / the rival's, both over HTTPS."""
+    to_http: float
+    """ours over HTTPS / ours over HTTP."""
+
+
 class Row(NamedTuple):
     """One line of the result."""
 
@@ -78,6 +96,7 @@ class Row(NamedTuple):
     figure: float | None = None
     """What is held against the target, if not ours by itself: as a rule ours / the rival's."""
     target: Target | None = None
+    https: OverTls | None = None
 
     @property
     def met(self) -> bool | None:
@@ -85,6 +104,10 @@ class Row(NamedTuple):
         if self.target is None:
             return None
         return self.target.is_met(self.ours.median if self.figure is None else self.figure)
+
+
+Pairs: TypeAlias = tuple[list[Sample], list[Sample]]
+"""Ours, and the rival's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,22 +131,44 @@ class Bench:
         self.tell(f"input: {shape.events} events")
         return corpus(self.folder / "input", shape)
 
-    def kafka(self, source: Corpus, *flags: str, partitions: int = 1) -> Sample:
+    def kafka(
+        self, source: Corpus, *flags: str, partitions: int = 1, record_bytes: int = PLAIN
+    ) -> Sample:
         """One run of ours into Kafka."""
-        sample = relay_into_kafka(source, self.bootstrap, *flags, partitions=partitions)
+        sample = relay_into_kafka(
+            source, self.bootstrap, *flags, partitions=partitions, record_bytes=record_bytes
+        )
         self.samples.append(sample)
-        self.tell(f"ours {' '.join(flags)} {sample.rate:,.0f} events/s")
+        over = f"over HTTPS, records of {_bytes(record_bytes)}: " if record_bytes else ""
+        self.tell(f"ours {over}{' '.join(flags)} {sample.rate:,.0f} events/s")
         return sample
 
     def pairs(
-        self, ours: Callable[[], Sample], rival: Callable[[], Sample]
-    ) -> tuple[list[Sample], list[Sample]]:
-        """So many runs of each, alternately."""
+        self, ours: Callable[[], Sample], rival: Callable[[], Sample], runs: int | None = None
+    ) -> Pairs:
+        """So many runs of each, alternately; `runs`: None: as many as usual."""
         pairs = []
-        for _ in range(self.runs):
+        for _ in range(self.runs if runs is None else runs):
             pairs.append((ours(), rival()))
             self.tell(f"rival {pairs[-1][1].rate:,.0f} events/s")
         return [mine for mine, _ in pairs], [theirs for _, theirs in pairs]
+
+    def both_ways(
+        self, source: Corpus, command: Callable[[str, str], list[str]], *flags: str
+    ) -> tuple[Pairs, Pairs]:
+        """Runs of the relay and of a rival into Kafka, over HTTP and over HTTPS, all in turns."""
+        ways = (PLAIN, FULL_RECORD)
+        taken: dict[int, Pairs] = {way: ([], []) for way in ways}
+        for _ in range(self.runs):
+            for way in ways:
+                ours, rival = self.pairs(
+                    partial(self.kafka, source, *flags, record_bytes=way),
+                    partial(rival_into_kafka, source, self.bootstrap, command, way),
+                    runs=1,
+                )
+                taken[way][0].extend(ours)
+                taken[way][1].extend(rival)
+        return taken[PLAIN], taken[FULL_RECORD]
 
 
 Trial = Callable[[Bench], list[Row]]
@@ -132,13 +177,26 @@ Trial = Callable[[Bench], list[Row]]
 def compare(
     name: str,
     what: str,
-    samples: tuple[list[Sample], list[Sample]],
+    samples: Pairs,
     target: Target | None = None,
     scale: float = 1.0,
+    over_tls: Pairs | None = None,
 ) -> Row:
     """A row of the rates of two; `scale`: what one of our events counts."""
-    ours, rival = (spread([sample.rate for sample in those]) for those in samples)
-    return Row(name, what, "events/s", ours, rival, ours.median * scale / rival.median, target)
+    ours, rival = map(rates, samples)
+    figure = ours.median * scale / rival.median
+    https = None
+    if over_tls is not None:
+        mine, theirs = map(rates, over_tls)
+        https = OverTls(
+            mine, theirs, mine.median * scale / theirs.median, mine.median / ours.median
+        )
+    return Row(name, what, "events/s", ours, rival, figure, target, https)
+
+
+def rates(samples: list[Sample]) -> Spread:
+    """Events per second."""
+    return spread([sample.rate for sample in samples])
 
 
 def kafka(bench: Bench) -> list[Row]:
@@ -146,30 +204,45 @@ def kafka(bench: Bench) -> list[Row]:
     source = bench.corpus(Shape(bench.events))
     if shutil.which("kcat") is None:
         bench.tell("kcat is missing: no comparison")
-        samples = [bench.kafka(source) for _ in range(bench.runs)]
-        rate = spread([sample.rate for sample in samples])
-        return [Row("kafka", "ingest into Kafka", "events/s", rate), _cpu(samples)]
+        samples, encrypted = bench.pairs(
+            partial(bench.kafka, source), partial(bench.kafka, source, record_bytes=FULL_RECORD)
+        )
+        ours, mine = rates(samples), rates(encrypted)
+        https = OverTls(mine, None, None, mine.median / ours.median)
+        row = Row("kafka", "ingest into Kafka", "events/s", ours, https=https)
+        return [row, _cpu(samples, over_tls=encrypted)]
 
     def pipe(url: str, topic: str) -> list[str]:
         produce = f"kcat -P -z lz4 -b {bench.bootstrap} -t {topic}"
         return ["sh", "-c", f"curl -sN {url} | grep -a '^data:' | cut -c7- | {produce}"]
 
-    rival = partial(rival_into_kafka, source, bench.bootstrap, pipe)
-    pairs = bench.pairs(partial(bench.kafka, source), rival)
-    alike = bench.pairs(partial(bench.kafka, source, "--kafka.compression=lz4"), rival)
+    pairs, over_tls = bench.both_ways(source, pipe)
+    alike, alike_over_tls = bench.both_ways(source, pipe, "--kafka.compression=lz4")
     what = "ingest into Kafka : curl | grep | cut | kcat"
     return [
-        compare("kafka", what, pairs, Target(0.7, at_least=True)),
-        _cpu(pairs[0]),
+        compare("kafka", what, pairs, Target(0.7, at_least=True), over_tls=over_tls),
+        _cpu(pairs[0], over_tls=over_tls[0]),
         # Ours compresses by zstd by default: half as much on the brokers' disks.
-        compare("kafka", "the same with lz4, as the rival", alike),
-        _cpu(alike[0], "the same with lz4"),
+        compare("kafka", "the same with lz4, as the rival", alike, over_tls=alike_over_tls),
+        _cpu(alike[0], "the same with lz4", over_tls=alike_over_tls[0]),
     ]
 
 
-def _cpu(samples: list[Sample], what: str = "CPU for a million events, all processes") -> Row:
-    seconds = [sample.cpu_seconds / sample.events * 1e6 for sample in samples]
-    return Row("kafka", what, "s", spread(seconds), target=Target(10, at_least=False))
+def _cpu(
+    samples: list[Sample],
+    what: str = "CPU for a million events, all processes",
+    over_tls: list[Sample] | None = None,
+) -> Row:
+    seconds = _cpu_spread(samples)
+    https = None
+    if over_tls is not None:
+        mine = _cpu_spread(over_tls)
+        https = OverTls(mine, None, None, mine.median / seconds.median)
+    return Row("kafka", what, "s", seconds, target=Target(10, at_least=False), https=https)
+
+
+def _cpu_spread(samples: list[Sample]) -> Spread:
+    return spread([sample.cpu_seconds / sample.events * 1e6 for sample in samples])
 
 
 def plain(bench: Bench) -> list[Row]:
@@ -185,12 +258,9 @@ def plain(bench: Bench) -> list[Row]:
             command = [sys.executable, "-m", "tests.benchmarks.plain", url, bench.bootstrap, topic]
             return command + piece
 
-        pairs = bench.pairs(
-            partial(bench.kafka, source),
-            partial(rival_into_kafka, source, bench.bootstrap, program),
-        )
+        pairs, over_tls = bench.both_ways(source, program)
         what = f"ingest into Kafka : requests + sseclient-py + json + produce, {how}"
-        rows.append(compare("plain", what, pairs, target))
+        rows.append(compare("plain", what, pairs, target, over_tls=over_tls))
     return rows
 
 
@@ -281,49 +351,119 @@ def _variants(
     return samples
 
 
+def tls(bench: Bench) -> list[Row]:
+    """The relay over HTTPS, against itself over HTTP."""
+    return [*_history_over_tls(bench), *_live_over_tls(bench)]
+
+
+def _history_over_tls(bench: Bench) -> list[Row]:
+    """As fast as it reads, by the size of TLS records."""
+    sources = {
+        FULL_RECORD: bench.corpus(Shape(bench.events)),
+        SEGMENT_RECORD: bench.corpus(Shape(bench.events)),
+        BYTE_RECORD: bench.corpus(Shape(max(bench.events // BYTE_RECORD_PART, 1))),
+    }
+    over_http: list[Sample] = []
+    by_size: dict[int, Pairs] = {size: ([], []) for size in sources}
+    for _ in range(bench.runs):
+        over_http.append(bench.kafka(sources[FULL_RECORD]))
+        for size, source in sources.items():
+            ours, curl = by_size[size]
+            ours.append(bench.kafka(source, record_bytes=size))
+            if shutil.which("curl"):
+                curl.append(drained(source, size))
+                bench.tell(f"curl > /dev/null {curl[-1].rate:,.0f} events/s")
+    rows = []
+    for size, (ours, curl) in by_size.items():
+        target = Target(0.8, at_least=True) if size == FULL_RECORD else None
+        what = f"history over HTTPS, records of {_bytes(size)}"
+        rows.append(compare("tls", f"{what} : over HTTP", (ours, over_http), target))
+        if curl:
+            # The upper limit: curl takes all that the server can send.
+            least = Target(0.5, at_least=True) if size == BYTE_RECORD else None
+            rows.append(compare("tls", f"{what} : curl > /dev/null", (ours, curl), least))
+    return rows
+
+
+def _bytes(size: int) -> str:
+    return "1 byte" if size == 1 else f"{size:,} bytes"
+
+
+def _live_over_tls(bench: Bench) -> list[Row]:
+    """One TLS record for each line of an event, as the real service writes them."""
+    rows = []
+    for rate, seconds, lag_limit_ms, cpu_limit in (
+        (50, bench.seconds, None, 2.5),
+        (200, bench.seconds * 2, 500.0, None),
+    ):
+        over_http = _watched(bench, rate, seconds)
+        over_tls = _watched(bench, rate, seconds, FULL_RECORD)
+        for name, unit, mine, plain, limit in (
+            ("lag, p50,", "ms", over_tls.lag_ms(0.5), over_http.lag_ms(0.5), lag_limit_ms),
+            ("CPU", "% of a core", over_tls.cpu_percent, over_http.cpu_percent, cpu_limit),
+            ("unread", "bytes", over_tls.unread_bytes, over_http.unread_bytes, 0.0),
+        ):
+            target = None if limit is None else Target(limit, at_least=False)
+            what = f"{name} at {rate} events/s over HTTPS : over HTTP"
+            rows.append(Row("tls", what, unit, spread([mine]), spread([plain]), target=target))
+    return rows
+
+
 def live(bench: Bench) -> list[Row]:
     """Lag and cost of a live stream."""
     rows = []
     for rate in (50, 1000):
         what = f"at {rate} events/s"
-        late, busy = _watched(bench, rate)
-        late.sort()
+        seen = _watched(bench, rate, bench.seconds)
         for part, limit in ((0.5, 300.0), (0.99, 600.0)):
-            ms = [late[int(len(late) * part)] * 1000]
+            ms = spread([seen.lag_ms(part)])
             target = Target(limit, at_least=False)
-            rows.append(
-                Row("live", f"lag {what}, p{part * 100:g}", "ms", spread(ms), target=target)
-            )
+            rows.append(Row("live", f"lag {what}, p{part * 100:g}", "ms", ms, target=target))
         idle = Target(2.0, at_least=False) if rate == 50 else None
-        rows.append(Row("live", f"CPU {what}", "% of a core", spread([busy]), target=idle))
+        busy = spread([seen.cpu_percent])
+        rows.append(Row("live", f"CPU {what}", "% of a core", busy, target=idle))
     return rows
 
 
-def _watched(bench: Bench, rate: int) -> tuple[list[float], float]:
-    """Lags in seconds, and the CPU in percent of a core."""
-    events = int(rate * bench.seconds)
+class Watched(NamedTuple):
+    """A live stream for a while."""
+
+    lags_seconds: list[float]
+    """Of all events, in ascending order."""
+    cpu_percent: float
+    """Of a core, all processes of the relay."""
+    unread_bytes: int
+    """Left unread a moment after the last event."""
+
+    def lag_ms(self, part: float) -> float:
+        """That part of the events had no greater lag."""
+        return self.lags_seconds[int(len(self.lags_seconds) * part)] * 1000
+
+
+def _watched(bench: Bench, rate: int, seconds: float, record_bytes: int = PLAIN) -> Watched:
+    """Let a relay follow a live stream."""
+    events = int(rate * seconds)
     source = bench.corpus(Shape(events, chunk_bytes=0))
-    written = bench.folder / f"times-{uuid.uuid4().hex[:8]}"
-    bench.tell(f"{rate} events/s for {bench.seconds:.0f} s")
+    bench.tell(f"{rate} events/s over {'HTTPS' if record_bytes else 'HTTP'} for {seconds:.0f} s")
+    due = bench.folder / f"times-{uuid.uuid4().hex[:8]}"
     with (
-        Upstream(source, rate, written) as upstream,
+        Upstream(source, record_bytes, rate, due) as upstream,
         Topic(bench.bootstrap) as topic,
         Arrivals(topic) as arrivals,
-        Relay(
-            *ingest_flags(upstream.url, SINCE), *kafka_flags(bench.bootstrap, topic.name)
-        ) as relay,
+        Relay(*upstream.flags, *kafka_flags(bench.bootstrap, topic.name)) as relay,
     ):
         upstream.asked()
         until(lambda: arrivals.times, "the first event", LONGEST_SECONDS)
         meter, begun = Meter(relay.process.pid), time.monotonic()
-        relay.until(
-            lambda: len(arrivals.times) >= events and written.exists(), "all", LONGEST_SECONDS
-        )
+        unread_bytes = upstream.unread_bytes()
         busy = meter.cpu_seconds() / (time.monotonic() - begun) * 100
+        if not unread_bytes:
+            # A relay that has fallen behind might take for ever.
+            relay.until(lambda: len(arrivals.times) >= events, "all", LONGEST_SECONDS)
         assert relay.stop() == 0, relay.log
-        late = lags(written, arrivals.times)
-    written.unlink()
-    return late, busy
+        late = lags(due, arrivals.times, time.time())
+    due.unlink()
+    return Watched(sorted(late), busy, unread_bytes)
 
 
 def start(bench: Bench) -> list[Row]:
@@ -332,13 +472,12 @@ def start(bench: Bench) -> list[Row]:
     seconds = []
     for number in range(bench.runs + 1):
         with (
-            Upstream(source, 50) as upstream,
+            Upstream(source, rate=50) as upstream,
             Topic(bench.bootstrap) as topic,
             Arrivals(topic) as arrivals,
         ):
             begun = time.time()
-            flags = [*ingest_flags(upstream.url, SINCE), *kafka_flags(bench.bootstrap, topic.name)]
-            with Relay(*flags) as relay:
+            with Relay(*upstream.flags, *kafka_flags(bench.bootstrap, topic.name)) as relay:
                 relay.until(lambda: arrivals.times, "the first event", LONGEST_SECONDS)
         if number:
             # The first one warms the disk's cache.
@@ -362,6 +501,7 @@ TRIALS: dict[str, Trial] = {
     "plain": plain,
     "files": files,
     "parsers": parsers,
+    "tls": tls,
     "live": live,
     "growth": growth,
     "start": start,

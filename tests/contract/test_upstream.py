@@ -22,12 +22,13 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import pytest
+from confluent_kafka import KafkaError, Message, Producer
 
 from pleiades.simulator.journal import JournalEntry
-from pleiades.simulator.settings import Cut, Faults, SimulatorSettings
+from pleiades.simulator.settings import Cut, Faults, SimulatorSettings, topics_of
 from pleiades.simulator.simulator import Simulator
 from tests.harness.authority import authority
-from tests.harness.eventstreams import EventStreams, topics_of
+from tests.harness.eventstreams import EventStreams, UpstreamTopics
 
 AGENT = {
     "User-Agent": "PleiadesTests/1.0 (https://example.org/; tests@example.org)",
@@ -118,13 +119,12 @@ class Service:
 
     STREAMS = 60
 
-    def __init__(self, kafka: str, folder: Path, stack: ExitStack) -> None:
+    def __init__(self, kafka: str, stack: ExitStack) -> None:
         self._kafka = kafka
-        self._folder = folder
         self._stack = stack
         run = uuid.uuid4().hex
         streams = [f"contract-{run}-{number}" for number in range(self.STREAMS)]
-        self._shared = stack.enter_context(EventStreams(folder / "shared", kafka, streams))
+        self._shared = stack.enter_context(EventStreams(kafka, streams))
         self._unused = iter(streams)
 
     def open(
@@ -136,27 +136,39 @@ class Service:
         tls: bool = False,
     ) -> Upstream:
         stream, service = next(self._unused), self._shared
+        written = self._stack.enter_context(UpstreamTopics(self._kafka, stream))
         if max_connections or cut_seconds:
-            options = ["--max-connections", str(max_connections), "--cut-seconds", str(cut_seconds)]
-            service = EventStreams(self._folder / stream, self._kafka, [stream], options)
+            service = EventStreams(self._kafka, [stream], max_connections, cut_seconds)
             self._stack.enter_context(service)
-        topics = topics_of(stream)
+        topics = (written.eqiad, written.codfw)
+        producer = Producer({"bootstrap.servers": self._kafka, "linger.ms": 0})
         events = iter(enumerate([*history, *later]))
+        journal: list[JournalEntry] = []
+
+        def delivered(error: KafkaError | None, message: Message) -> None:
+            assert error is None, error
+            topic, offset = message.topic(), message.offset()
+            assert topic is not None
+            assert offset is not None
+            number = json.loads(message.value() or b"")["meta"]["id"]
+            journal.append(JournalEntry(topic, 0, offset, message.timestamp()[1], number, False))
 
         def append(count: int) -> None:
             for _ in range(count):
                 number, event = next(events)
                 topic = topics[event.topic]
-                service.produce(topic, event.timestamp_ms, value(topic, number))
-            service.flush()
-
-        def journal() -> list[JournalEntry]:
-            return [entry for entry in service.journal() if entry.topic in topics]
+                producer.produce(
+                    topic,
+                    value(topic, number),
+                    timestamp=event.timestamp_ms,
+                    on_delivery=delivered,
+                )
+            assert not producer.flush(WAIT_SECONDS)
 
         append(len(history))
         context = ssl.create_default_context(cafile=str(service.ca)) if tls else None
         url = service.tls_url if tls else service.url
-        return Upstream(url, stream, topics, append, journal, service.stop, context)
+        return Upstream(url, stream, topics, append, lambda: journal, service.stop, context)
 
 
 class Simulated:
@@ -229,7 +241,7 @@ def upstreams(
     with ExitStack() as stack:
         if request.param == "service":
             # Only the service needs a Kafka.
-            yield Service(request.getfixturevalue("kafka"), folder, stack)
+            yield Service(request.getfixturevalue("kafka"), stack)
         else:
             yield Simulated(folder, stack)
 

@@ -85,7 +85,7 @@ class Cells:
             said = (folder / "out").read_text(errors="replace")
             error = f"the cell's process ended without an outcome\n{said}"
             return Outcome(row.name, destination, self._seed, error=error)
-        if outcome.ok:
+        if outcome.ok or outcome.skipped:
             clear(folder)
         return outcome
 

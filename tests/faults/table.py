@@ -19,7 +19,8 @@ LEAST_WIDTH = 120
 def result(outcome: Outcome) -> str:
     """In one word, and why it did not run."""
     if outcome.skipped:
-        return f"not run: {outcome.skipped}"
+        # The detail after the colon is in the JSON; the end of the run says what to install.
+        return f"not run: {outcome.skipped.partition(': ')[0]}"
     if not outcome.ok:
         return "FAILED"
     return "late" if is_late(outcome) else "ok"

@@ -34,7 +34,6 @@ FULL_ONLY = {
     "two-instances on files",
     "kills on files",
     "memory on kafka",
-    "real-service on files",
     # tests/integration/test_metrics_server.py says more.
     "metrics-folder on files",
     "metrics-folder on kafka",

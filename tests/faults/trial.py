@@ -18,6 +18,7 @@ import psutil
 from pleiades.simulator.journal import JournalEntry
 from pleiades.simulator.settings import Faults, SimulatorSettings
 from pleiades.simulator.simulator import Simulator
+from tests.harness.authority import authority
 from tests.harness.broker import Broker
 from tests.harness.destinations import Destination, Directory, Topic
 from tests.harness.oracle import Verdict
@@ -152,6 +153,8 @@ class Trial:
     def simulate(self, **settings: Any) -> Simulator:
         """A local upstream; no cuts unless the settings have faults."""
         usual: dict[str, Any] = {"seed": self.outcome.seed, "faults": NO_CUTS}
+        # Over TLS, as the public service is.
+        usual["tls"] = authority().server
         upstream: Simulator = self.enter(Simulator(SimulatorSettings(**(usual | settings))))
         return upstream
 

@@ -75,9 +75,9 @@ def script_environment() -> dict[str, str]:
     return {name: text for name, text in os.environ.items() if name != "KAFKA_BOOTSTRAP"}
 
 
-def guard_command(folder: Path, owner: int, script: Path = SCRIPT) -> list[str]:
-    """A process that waits for `owner` to end and then has a script stop what runs in a folder."""
-    return [sys.executable, "-c", _GUARD, str(owner), str(script), "stop", "--dir", str(folder)]
+def guard_command(folder: Path, owner: int) -> list[str]:
+    """A process that waits for the end of the process `owner` and then stops the broker of a folder."""
+    return [sys.executable, "-c", _GUARD, str(owner), str(SCRIPT), "stop", "--dir", str(folder)]
 
 
 def run_script(*arguments: str) -> str:
@@ -96,10 +96,10 @@ def run_script(*arguments: str) -> str:
 
 
 class Guard:
-    """Stops what a script started in a folder, a Kafka, when this process ends, in whatever way."""
+    """Stops the Kafka of a folder when this process ends, in whatever way."""
 
-    def __init__(self, folder: Path, script: Path = SCRIPT) -> None:
-        self._command = guard_command(folder, os.getpid(), script)
+    def __init__(self, folder: Path) -> None:
+        self._command = guard_command(folder, os.getpid())
         self._process: subprocess.Popen[bytes] | None = None
 
     def post(self) -> None:

@@ -18,6 +18,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from pleiades.simulator.journal import JournalEntry
 from pleiades.simulator.server import Stats
+from tests.harness.authority import authority
 from tests.harness.waiting import until
 
 COMMAND = (sys.executable, "-m", "pleiades")
@@ -50,11 +51,17 @@ def since_ms(upstream: Upstream) -> int:
     return upstream.started_ms - 60_000
 
 
+def upstream_flags(url: str) -> list[str]:
+    """The upstream, and whom to trust where it speaks TLS."""
+    trusted = [f"--upstream.ca={authority().ca}"] if url.startswith("https:") else []
+    return [f"--upstream.url={url}", *trusted]
+
+
 def ingest_flags(url: str, since: str | int) -> list[str]:
     """What a run of the relay needs beside its destination."""
     return [
         "ingest",
-        f"--upstream.url={url}",
+        *upstream_flags(url),
         f"--since={since}",
         "--metricsHost=127.0.0.1",
         "--metricsPort=0",
@@ -65,7 +72,7 @@ def replay_flags(url: str, begin: str | int, end: str | int) -> list[str]:
     """The same for a replay; the waits are those of a test's upstream."""
     return [
         "replay",
-        f"--upstream.url={url}",
+        *upstream_flags(url),
         f"--from={begin}",
         f"--to={end}",
         "--upstream.overlap=11s",

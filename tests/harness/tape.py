@@ -29,6 +29,7 @@ from pleiades.core.units import parse_iso_time_ms
 from pleiades.simulator.journal import JournalEntry
 from pleiades.simulator.log import LATEST
 from pleiades.simulator.server import STREAM_PATH, Stats
+from tests.harness.authority import authority
 from tests.harness.script import Answer, Body, Ending, Say, Stream
 
 HOME = "eqiad.mediawiki.recentchange"
@@ -87,7 +88,7 @@ class Tape:
         self._resting = threading.Event()
         self._writers: list[threading.Thread] = []
         self._socket = socket.create_server(("127.0.0.1", 0))
-        self.url = f"http://127.0.0.1:{self._socket.getsockname()[1]}{STREAM_PATH}"
+        self.url = f"https://127.0.0.1:{self._socket.getsockname()[1]}{STREAM_PATH}"
         self._threads: list[threading.Thread] = []
         self._start(self._accept)
 
@@ -227,10 +228,16 @@ class Tape:
             self._start(self._serve, connection)
 
     def _serve(self, connection: socket.socket) -> None:
+        try:
+            # Batches would wait for each other's acknowledgement.
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            # Each write is a TLS record.
+            connection = authority().server.wrap_socket(connection, server_side=True)
+        except OSError:
+            connection.close()
+            return
         with connection:
             try:
-                # Batches would wait for each other's acknowledgement.
-                connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 target, request = _read_request(connection)
                 with self._changed:
                     self.requests.append(request)

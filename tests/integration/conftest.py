@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from pleiades.simulator.settings import Faults, SimulatorSettings
 from pleiades.simulator.simulator import Simulator
+from tests.harness.authority import authority
 from tests.harness.kafka import kafka, own_broker, topic
 from tests.harness.relay import ingest_flags, kafka_flags, since_ms
 
@@ -26,9 +28,11 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def simulate() -> Iterator[Callable[[SimulatorSettings], Simulator]]:
-    """Starts local upstreams that end with the test."""
+    """Starts local upstreams that end with the test; over TLS, as the public service is."""
     with ExitStack() as stack:
-        yield lambda settings: stack.enter_context(Simulator(settings))
+        yield lambda settings: stack.enter_context(
+            Simulator(replace(settings, tls=authority().server))
+        )
 
 
 @pytest.fixture

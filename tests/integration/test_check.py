@@ -27,7 +27,7 @@ from pleiades.simulator.simulator import Simulator
 from tests.harness.broker import Broker, topic_records
 from tests.harness.oracle import published_count
 from tests.harness.prerequisites import KAFKA, require
-from tests.harness.relay import COMMAND, Relay
+from tests.harness.relay import COMMAND, Relay, upstream_flags
 from tests.harness.tree import tree
 from tests.harness.waiting import until
 
@@ -297,7 +297,7 @@ def secure_flags(upstream: Simulator, config: Path) -> list[str]:
     return [
         "--kafka.enable",
         f"--kafka.config={config}",
-        f"--upstream.url={upstream.url}",
+        *upstream_flags(upstream.url),
         "--metricsPort=0",
     ]
 

@@ -24,6 +24,7 @@ from pleiades.simulator.settings import Faults, SimulatorSettings
 from pleiades.simulator.simulator import Simulator
 from pleiades.sinks.kafka.stored import Stored, read_metadata
 from tests.harness.answers import Server
+from tests.harness.authority import authority
 from tests.harness.broker import topic_records
 from tests.harness.oracle import judge_topic
 from tests.harness.relay import Relay, ingest_flags, kafka_flags, since_ms
@@ -85,7 +86,8 @@ def sent_by(upstream: Simulator) -> list[Event]:
     count = len(upstream.journal())
     framer, events = Framer(), list[Event]()
     url = f"{upstream.url}/recentchange?since={since_ms(upstream) - 10**9}"
-    with requests.get(url, headers=agent, stream=True, timeout=10) as answer:
+    trusted = str(authority().ca)
+    with requests.get(url, headers=agent, stream=True, timeout=10, verify=trusted) as answer:
         received = 0
         for chunk in answer.iter_content(None):
             frames = Frames(0, 0, framer.feed(chunk), b"", 0, 0)

@@ -22,6 +22,7 @@ import requests
 from pleiades import __version__
 from pleiades.simulator.settings import Cut, Disorder, Faults, SimulatorSettings
 from pleiades.simulator.simulator import Simulator
+from tests.harness.authority import authority
 from tests.harness.oracle import judge, published_count
 from tests.harness.prerequisites import IPV6, PID_NAMESPACE
 from tests.harness.relay import COMMAND, Relay
@@ -374,6 +375,7 @@ def test_too_many_connections_are_waited_out_as_long_as_the_upstream_says(
         headers={"User-Agent": "test (https://example.org)"},
         stream=True,
         timeout=10,
+        verify=str(authority().ca),
     )
     with Relay(*flags(upstream)) as relay:
         pause = relay.wait_for(r"answered 429: .*trying again in ([0-9.]+) s")
@@ -541,6 +543,7 @@ def test_environment_and_file_configure_a_real_run(simulate: Simulate, tmp_path:
     config = tmp_path / "pleiades.toml"
     config.write_text(
         f'metricsPort = 0\nsince = "-1m"\n[file]\nenable = true\n[upstream]\nurl = "{upstream.url}"\n'
+        f'ca = "{authority().ca}"\n'
     )
     environment = {"PLEIADES_FILE_PUBLISH_DIR": "from-environment"}
     with Relay("ingest", f"--config={config}", cwd=tmp_path, environment=environment) as relay:

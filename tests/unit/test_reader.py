@@ -281,3 +281,24 @@ def test_nothing_is_taken_of_a_topic_that_may_have_missed_something(
     reader.run()
     assert blobs(channel)[:2] == [first, first + missed + then + more]
     assert last_event_id(server.requests[1]) == {"a": START_MS, "b": START_MS}
+
+
+def test_it_says_when_it_falls_behind_and_why(
+    answer: Answer, make: Make, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every look is a period in which the lag grew; how that is told is of `core.falling_behind`."""
+    seen: list[tuple[float, int]] = []
+
+    def observe(_: object, _now: float, lag_seconds: float, unread_bytes: int) -> bool:
+        seen.append((lag_seconds, unread_bytes))
+        return True
+
+    monkeypatch.setattr("pleiades.core.falling_behind.FallingBehind.observe", observe)
+    monkeypatch.setattr("pleiades.reader.WATCH_SECONDS", 0.0)
+    reader, _, _ = make(answer(frame(START_MS + 1)), position={SOURCE: START_MS + 1})
+    with caplog.at_level(logging.WARNING):
+        reader.run()
+    assert "falling behind: for the last 60 s" in caplog.text
+    assert "Nothing is lost" in caplog.text
+    assert "too busy for the reader" in caplog.text
+    assert seen[0][0] > 0, "the age of the newest event"

@@ -10,8 +10,10 @@ from tests.faults.rows import (
     machine,
     network,
     processes,
-    service,
+    real_service,
     upstream,
 )
 
-in_order(processes, instances, upstream, answers, service, network, events, broker, disk, machine)
+in_order(
+    processes, instances, upstream, real_service, answers, network, events, broker, disk, machine
+)

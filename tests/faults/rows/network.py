@@ -52,7 +52,7 @@ def network_upstream(trial: Trial) -> None:
     upstream = trial.simulate(rate=RATE)
     proxy = toxiproxy(trial).proxy(upstream.url.split("/")[2])
     flags = [flag.replace(proxy.upstream, proxy.listen) for flag in trial.flags(upstream)]
-    assert f"--upstream.url=http://{proxy.listen}/v2/stream" in flags
+    assert f"--upstream.url=https://{proxy.listen}/v2/stream" in flags
     relay = trial.relay(*flags, *SHORT)
     trial.wait_for_more(relay)
     lasts_seconds = trial.seconds(6, at_least=1.5)

@@ -95,11 +95,22 @@ def test_in_a_pipe_one_line_now_and_then_whatever_the_log_level(
     logging.getLogger("pleiades").setLevel(logging.NOTSET)
 
 
+def terminal(out: io.StringIO, width: int) -> Console:
+    """One that can be drawn on, wherever the tests run: with TERM=dumb the line could not be cleared."""
+    return Console(
+        file=out,
+        force_terminal=True,
+        width=width,
+        color_system=None,
+        _environ={"TERM": "xterm"},
+    )
+
+
 @given(st.integers(1, 200), st.integers(0, 2 * END), st.integers(0, 10**12))
 def test_on_a_terminal_it_is_one_line_at_any_width(width: int, reached: int, events: int) -> None:
     clock = Clock()
     out = io.StringIO()
-    console = Console(file=out, force_terminal=True, width=width, color_system=None)
+    console = terminal(out, width)
     line = ProgressLine(SPAN, quiet=False, now=clock, console=console)
     clock.now += 1
     line.show(at(reached, events))
@@ -114,9 +125,7 @@ def test_on_a_terminal_it_is_one_line_at_any_width(width: int, reached: int, eve
 def test_before_anything_is_durable_there_is_nothing_to_show() -> None:
     out = io.StringIO()
     clock = Clock()
-    line = ProgressLine(
-        SPAN, quiet=False, now=clock, console=Console(file=out, force_terminal=True, width=80)
-    )
+    line = ProgressLine(SPAN, quiet=False, now=clock, console=terminal(out, 80))
     clock.now += 1
     line.show(None)
     assert out.getvalue() == ""

@@ -173,6 +173,8 @@ def test_gathering_ends_as_soon_as_enough_waits(
 ) -> None:
     monkeypatch.setattr(body, "GATHERING_SECONDS", FOREVER_SECONDS)
     sender, connection = start(way)
+    # As if it had been open for long.
+    connection._body._began = -2 * FOREVER_SECONDS
     chunks = connection.chunks()
     first, more = text(100), text(2 * GATHERED_BYTES)
     sender.send(chunked(first), 1400)

@@ -1,0 +1,119 @@
+"""The same relay against the service's own SSE layer, which knows nothing of what we believe of it."""
+
+from __future__ import annotations
+
+import threading
+import time
+from itertools import count, cycle
+
+from pleiades.simulator.journal import JournalEntry
+from pleiades.simulator.server import Stats
+from tests.faults.matrix import row
+from tests.faults.trial import Trial
+from tests.harness.broker import Broker
+from tests.harness.eventstreams import EventStreams, UpstreamTopics
+
+TURNS = ("reader", "publisher", "cut", "parser-0", "publisher", "cut", "reader", "parser-0", "cut")
+"""Children to be killed, and cuts of all connections by a restart of the service."""
+RESTARTS_OF_KAFKA = 5
+BATCH_EVENTS = 20
+BATCHES_A_SECOND = 25.0
+IDLE_BATCHES = 50
+"""So long the second data centre is idle, and then for as long it is not."""
+OLD_EVENTS = 2000
+OLD_MS = 3_600_000
+"""They are dated up to an hour before the relay's start."""
+
+
+class RealService:
+    """The service over TLS, its topics, and events that come to them all the time."""
+
+    def __init__(self, service: EventStreams, topics: UpstreamTopics) -> None:
+        self.url = service.tls_url
+        self.started_ms = 0
+        """Where the comparison begins, ms since 1970; events are published from a minute before it."""
+        self._topics = topics
+        self._ending = threading.Event()
+        self._writer = threading.Thread(target=self._write, daemon=True)
+
+    def write_old(self) -> None:
+        """What lies there before anybody asks."""
+        now_ms = time.time_ns() // 1_000_000
+        for topic in (self._topics.eqiad, self._topics.codfw):
+            step_ms = (OLD_MS - 120_000) // OLD_EVENTS
+            dates = [now_ms - OLD_MS + number * step_ms for number in range(OLD_EVENTS)]
+            self._topics.produce(topic, *dates)
+        self.started_ms = now_ms + 60_000
+
+    def begin(self) -> None:
+        """From now on events come."""
+        self._writer.start()
+
+    def end(self) -> None:
+        """No more come."""
+        self._ending.set()
+        self._writer.join()
+
+    def _write(self) -> None:
+        for number in count():
+            if self._ending.wait(1 / BATCHES_A_SECOND):
+                return
+            now_ms = time.time_ns() // 1_000_000
+            # Several in a millisecond, and some that run backwards.
+            dates = [now_ms - (3 if event % 7 == 0 else 0) for event in range(BATCH_EVENTS)]
+            self._topics.produce(self._topics.eqiad, *dates)
+            if number // IDLE_BATCHES % 2:
+                self._topics.produce(self._topics.codfw, now_ms)
+
+    def journal(self) -> list[JournalEntry]:
+        """Everything produced so far."""
+        return self._topics.journal()
+
+    def stats(self) -> Stats:
+        """As far as a trial asks: what was appended from the start on."""
+        return Stats(events_appended_total=len(self.journal()) - 2 * OLD_EVENTS)
+
+
+@row(
+    "Wikimedia's own SSE layer over TLS: kills, cuts, restarts of it and its Kafka, idle phases",
+    long=True,
+)
+def real_service(trial: Trial) -> None:
+    """From "now", with history that must not be published."""
+    kafka = trial.enter(Broker(trial.folder / "upstream-kafka"))
+    topics = trial.enter(UpstreamTopics(kafka.bootstrap))
+    service = trial.enter(EventStreams(kafka.bootstrap, [topics.stream], cut_seconds=7))
+    upstream = RealService(service, topics)
+    upstream.write_old()
+    flags = [
+        "ingest",
+        f"--upstream.url={service.tls_url}",
+        f"--upstream.ca={service.ca}",
+        f"--upstream.stream={topics.stream}",
+        "--upstream.overlap=3s",
+        "--dedup.window=3s",
+        "--idleTimeout=5s",
+        "--metricsHost=127.0.0.1",
+        "--metricsPort=0",
+        *trial.destination.flags,
+    ]
+    relay = trial.relay(*flags)
+    relay.wait_ready()
+    upstream.begin()
+    trial.wait_for_more(relay)
+    times = trial.times(95, at_least=len(TURNS))
+    restarts_at = {
+        times * turn // (RESTARTS_OF_KAFKA + 1) for turn in range(1, RESTARTS_OF_KAFKA + 1)
+    }
+    for number, turn in zip(range(times), cycle(TURNS), strict=False):
+        with trial.recovery(upstream, relay):
+            if number in restarts_at:
+                kafka.stop()
+                kafka.start()
+            elif turn == "cut":
+                service.restart()
+            else:
+                relay.child(turn).kill()
+        trial.survived()
+    upstream.end()
+    trial.finish(upstream, relay)
