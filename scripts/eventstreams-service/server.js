@@ -68,14 +68,21 @@ function checkUserAgent(agent = '') {
     }
 }
 
-/** Returns the topics behind comma-separated streams: one in each data centre. */
+function bareName(stream) {
+    return stream.replace(/^mediawiki\./, '');
+}
+
+/** Returns the topics behind comma-separated streams, each once; mediawiki.NAME is another name of NAME. */
 function topicsOf(joined) {
     const asked = joined.split(',');
-    const unknown = asked.filter((stream) => !streams.includes(stream));
+    const unknown = asked.filter((stream) => !streams.includes(bareName(stream)));
     if (unknown.length > 0) {
         throw new Refusal(400, 'not_found', 'Stream Not Found', `Invalid streams: ${unknown.join(',')}`);
     }
-    return asked.flatMap((stream) => DATA_CENTRES.map((centre) => `${centre}.mediawiki.${stream}`));
+    const topics = asked.flatMap((stream) =>
+        DATA_CENTRES.map((centre) => `${centre}.mediawiki.${bareName(stream)}`),
+    );
+    return [...new Set(topics)];
 }
 
 /**

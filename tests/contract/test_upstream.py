@@ -1,271 +1,698 @@
-"""One suite for all upstreams: the SSE layer of the real EventStreams, and the simulator.
+"""What clients can rely on: one suite for the real service and for the simulator.
 
-What holds on the real one and not on the simulator is a fault of the simulator.
+Where the two differ, the simulator is wrong. The suite has an HTTP client of its own: how the
+relay reads an answer is no evidence.
 """
 
 from __future__ import annotations
 
+import http.client
 import json
+import queue
+import socket
+import ssl
+import threading
+import time
+import urllib.parse
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, Protocol
 
 import pytest
-import requests
+from confluent_kafka import KafkaError, Message, Producer
 
-from pleiades.core.units import iso_time
-from pleiades.simulator.settings import Faults, SimulatorSettings
+from pleiades.simulator.journal import JournalEntry
+from pleiades.simulator.settings import Cut, Faults, SimulatorSettings, topics_of
 from pleiades.simulator.simulator import Simulator
+from tests.harness.authority import authority
 from tests.harness.eventstreams import EventStreams, UpstreamTopics
 
-AGENT = "pleiades-tests (https://example.org; tests@example.org)"
-TIMEOUT_SECONDS = 30
-START_MS = 1_760_000_000_000
-DISORDERED = (0, 5, 5, 5, 9, 7, 8, 12)
-"""Kafka timestamps behind START_MS, in the order of the offsets: they collide and run backwards."""
+AGENT = {
+    "User-Agent": "PleiadesTests/1.0 (https://example.org/; tests@example.org)",
+    "Accept": "text/event-stream",
+}
+WAIT_SECONDS = 30.0
+DEAF_POLL_SECONDS = 0.1
+DEAF_TRIES = 200
+"""Events one after the other; the first that arrives ends it, after about half a second."""
+
+EPOCH_MS = 1_760_000_000_000
+LATE_MS = EPOCH_MS + 3_600_000
+FIRST, SECOND = 0, 1
+"""The stream's topics, by data centre."""
+AWKWARD = "Zürich \u2028 東京 \u2029 🦀 \x85"
+"""Two, three and four bytes of UTF-8, and what others take for line ends."""
+
+# The timestamps of the first topic in the table on resuming, at the offsets 0 to 7.
+TABLE_MS = (0, 5, 5, 5, 9, 7, 8, 12)
 
 
-class Place(NamedTuple):
-    """An upstream of one stream."""
+# ---- the upstreams ----
+
+
+class Event(NamedTuple):
+    """One event to be written upstream; its identity is its number in its upstream."""
+
+    topic: int
+    timestamp_ms: int
+
+
+TABLE = tuple(Event(FIRST, EPOCH_MS + ms) for ms in TABLE_MS)
+TABLE_NUMBERS = list(range(len(TABLE)))
+
+
+def value(topic: str, number: int) -> bytes:
+    """Compact, as both serve it."""
+    meta = {"id": str(number), "topic": topic, "partition": 0}
+    event = {"meta": meta, "text": AWKWARD}
+    return json.dumps(event, ensure_ascii=False, separators=(",", ":")).encode()
+
+
+@dataclass
+class Upstream:
+    """One stream of its own, of either kind."""
 
     url: str
-    eqiad: str
-    codfw: str
-    events: dict[str, list[str]]
-    """By topic, the identities in the order of the offsets."""
+    stream: str
+    topics: Sequence[str]
+    append: Callable[[int], None]
+    """Write so many of the later events."""
+    journal: Callable[[], list[JournalEntry]]
+    """All events written so far."""
+    stop: Callable[[], None]
+    tls: ssl.SSLContext | None = None
+
+    def connect(self, query: str = "", last_event_id: Any = None, **more: Any) -> Connection:
+        """Ask for the stream."""
+        given = None if last_event_id is None else json.dumps(last_event_id)
+        return Connection(f"{self.url}/{self.stream}{query}", given, tls=self.tls, **more)
+
+    def entry(self, number: int) -> JournalEntry:
+        """Where an event lies, and its date."""
+        return next(entry for entry in self.journal() if entry.identity == str(number))
+
+    def position(self, topic: int, **place: int) -> dict[str, Any]:
+        """An entry of an id."""
+        return {"topic": self.topics[topic], "partition": 0, **place}
+
+
+class Kind(Protocol):
+    """How to get an upstream."""
+
+    def open(
+        self,
+        history: Sequence[Event],
+        later: Sequence[Event] = (),
+        max_connections: int = 0,
+        cut_seconds: float = 0,
+        tls: bool = False,
+    ) -> Upstream:
+        """One that has the history, and will have the later events."""
+        ...
+
+
+class Service:
+    """The real service: one for all tests, one of its own for what has other settings."""
+
+    STREAMS = 60
+
+    def __init__(self, kafka: str, stack: ExitStack) -> None:
+        self._kafka = kafka
+        self._stack = stack
+        run = uuid.uuid4().hex
+        streams = [f"contract-{run}-{number}" for number in range(self.STREAMS)]
+        self._shared = stack.enter_context(EventStreams(kafka, streams))
+        self._unused = iter(streams)
+
+    def open(
+        self,
+        history: Sequence[Event],
+        later: Sequence[Event] = (),
+        max_connections: int = 0,
+        cut_seconds: float = 0,
+        tls: bool = False,
+    ) -> Upstream:
+        stream, service = next(self._unused), self._shared
+        written = self._stack.enter_context(UpstreamTopics(self._kafka, stream))
+        if max_connections or cut_seconds:
+            service = EventStreams(self._kafka, [stream], max_connections, cut_seconds)
+            self._stack.enter_context(service)
+        topics = (written.eqiad, written.codfw)
+        producer = Producer({"bootstrap.servers": self._kafka, "linger.ms": 0})
+        events = iter(enumerate([*history, *later]))
+        journal: list[JournalEntry] = []
+
+        def delivered(error: KafkaError | None, message: Message) -> None:
+            assert error is None, error
+            topic, offset = message.topic(), message.offset()
+            assert topic is not None
+            assert offset is not None
+            number = json.loads(message.value() or b"")["meta"]["id"]
+            journal.append(JournalEntry(topic, 0, offset, message.timestamp()[1], number, False))
+
+        def append(count: int) -> None:
+            for _ in range(count):
+                number, event = next(events)
+                topic = topics[event.topic]
+                producer.produce(
+                    topic,
+                    value(topic, number),
+                    timestamp=event.timestamp_ms,
+                    on_delivery=delivered,
+                )
+            assert not producer.flush(WAIT_SECONDS)
+
+        append(len(history))
+        context = ssl.create_default_context(cafile=str(service.ca)) if tls else None
+        url = service.tls_url if tls else service.url
+        return Upstream(url, stream, topics, append, lambda: journal, service.stop, context)
+
+
+class Simulated:
+    """The simulator, in this process."""
+
+    def __init__(self, folder: Path, stack: ExitStack) -> None:
+        self._folder = folder
+        self._stack = stack
+
+    def open(
+        self,
+        history: Sequence[Event],
+        later: Sequence[Event] = (),
+        max_connections: int = 0,
+        cut_seconds: float = 0,
+        tls: bool = False,
+    ) -> Upstream:
+        stream = f"contract-{uuid.uuid4().hex}"
+        topics = topics_of(stream)
+        file = self._folder / f"{stream}.sse"
+        file.write_bytes(
+            b"".join(
+                b"id: %b\ndata: %b\n\n"
+                % (
+                    json.dumps(
+                        [{"topic": topic, "partition": 0, "timestamp": event.timestamp_ms + 1}]
+                    ).encode(),
+                    value(topic, number),
+                )
+                for number, event in enumerate([*history, *later])
+                for topic in [topics[event.topic]]
+            )
+        )
+        faults = Faults(
+            cut_every_seconds=cut_seconds,
+            cut_jitter=0,
+            cuts=(Cut.CLOSE,),
+            max_connections=max_connections,
+            other_cluster_rate=0,
+        )
+        trusted = authority() if tls else None
+        settings = SimulatorSettings(
+            streams=(stream,),
+            # Without a rate all of the file is history. Such a low one makes the later events wait for
+            # `append`, and the last one of the history due at the start.
+            rate=0.001,
+            history_events=len(history) - 1,
+            file=file,
+            canary_every_seconds=0,
+            faults=faults,
+            tls=trusted.server if trusted else None,
+        )
+        simulator = self._stack.enter_context(Simulator(settings))
+        simulator.wait_until(lambda stats: stats.events_appended_total == len(history))
+
+        def append(count: int) -> None:
+            assert simulator.append(count) == count
+
+        context = ssl.create_default_context(cafile=str(trusted.ca)) if trusted else None
+        return Upstream(
+            simulator.url, stream, topics, append, simulator.journal, simulator.stop, context
+        )
+
+
+@pytest.fixture(scope="module", params=["service", "simulator"])
+def upstreams(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Kind]:
+    folder = tmp_path_factory.mktemp("upstream")
+    with ExitStack() as stack:
+        if request.param == "service":
+            # Only the service needs a Kafka.
+            yield Service(request.getfixturevalue("kafka"), stack)
+        else:
+            yield Simulated(folder, stack)
+
+
+@pytest.fixture(scope="module")
+def table(upstreams: Kind) -> Upstream:
+    """The log of the table on resuming; the second topic is empty."""
+    return upstreams.open(TABLE)
+
+
+# ---- the client ----
 
 
 class Received(NamedTuple):
-    """One event as a client sees it."""
+    """One event as it came."""
 
+    entries: dict[str, dict[str, Any]]
+    """The id's, by topic."""
     topic: str
-    identity: str
-    positions: dict[str, dict[str, int]]
-    """By topic, what the id says of it but for the partition."""
+    number: int
 
 
-Make: TypeAlias = Callable[..., Place]
+class Connection:
+    """One request. A thread reads, so that a test can wait for an event without an end to it."""
+
+    def __init__(
+        self,
+        url: str,
+        last_event_id: str | None = None,
+        headers: dict[str, str] | None = None,
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
+        parts = urllib.parse.urlsplit(url)
+        assert parts.hostname
+        if tls is None:
+            self._connection = http.client.HTTPConnection(
+                parts.hostname, parts.port, timeout=WAIT_SECONDS
+            )
+        else:
+            self._connection = http.client.HTTPSConnection(
+                parts.hostname, parts.port, timeout=WAIT_SECONDS, context=tls
+            )
+        sent = dict(AGENT if headers is None else headers)
+        if last_event_id is not None:
+            sent["Last-Event-ID"] = last_event_id
+        self._connection.putrequest("GET", f"{parts.path}?{parts.query}", skip_accept_encoding=True)
+        for name, text in sent.items():
+            self._connection.putheader(name, text)
+        self._connection.endheaders()
+        self.response = self._connection.getresponse()
+        self.received = b""
+        self.broken: Exception | None = None
+        self._socket = self._connection.sock
+        self._frames: queue.Queue[bytes | None] = queue.Queue()
+        self._reading = threading.Thread(target=self._read, daemon=True)
+        if self.response.status == 200:
+            self._reading.start()
+
+    def __enter__(self) -> Connection:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._reading.ident is not None:
+            # Ends the thread's read.
+            with suppress(OSError):
+                self._socket.shutdown(socket.SHUT_RDWR)
+            self._reading.join(WAIT_SECONDS)
+        self.response.close()
+        self._connection.close()
+
+    def _read(self) -> None:
+        waiting = b""
+        try:
+            while chunk := self.response.read1(65_536):
+                self.received += chunk
+                *frames, waiting = (waiting + chunk).split(b"\n\n")
+                for frame in frames:
+                    self._frames.put(frame)
+        except (http.client.IncompleteRead, OSError, ValueError) as error:
+            self.broken = error
+        self._frames.put(None)
+
+    def refusal(self) -> dict[str, Any]:
+        """The body of an answer other than the stream."""
+        found = json.loads(self.response.read())
+        assert isinstance(found, dict)
+        return found
+
+    def opening(self) -> None:
+        """Wait for the first bytes of the stream."""
+        assert self.response.status == 200, self.response.read()
+        assert self._frames.get(timeout=WAIT_SECONDS) == b":ok"
+
+    def poll(self, seconds: float) -> Received | None:
+        """The next event, if one comes in that time."""
+        try:
+            frame = self._frames.get(timeout=seconds)
+        except queue.Empty:
+            return None
+        assert frame is not None, f"the stream ended: {self.broken}"
+        return parse(frame)
+
+    def events(self, count: int) -> list[Received]:
+        """The next events."""
+        found: list[Received] = []
+        for _ in range(count):
+            event = self.poll(WAIT_SECONDS)
+            assert event is not None, f"only {len(found)} of {count} events: {found}"
+            found.append(event)
+        return found
+
+    def until(self, number: int) -> list[int]:
+        """The numbers of the next events, up to this one."""
+        found: list[int] = []
+        while number not in found:
+            (event,) = self.events(1)
+            found.append(event.number)
+        return found
+
+    def end(self) -> None:
+        """Read on to the end."""
+        while self._frames.get(timeout=WAIT_SECONDS) is not None:
+            pass
 
 
-def service(
-    stack: ExitStack, kafka: str, eqiad: Sequence[int], codfw: Sequence[int], limit: int
-) -> Place:
-    topics = stack.enter_context(UpstreamTopics(kafka))
-    server = stack.enter_context(EventStreams(kafka, [topics.stream], limit))
-    events = {
-        topic: topics.produce(topic, *times) if times else []
-        for topic, times in ((topics.eqiad, eqiad), (topics.codfw, codfw))
-    }
-    return Place(f"{server.url}/{topics.stream}", topics.eqiad, topics.codfw, events)
+def parse(frame: bytes) -> Received:
+    """An event's three lines."""
+    kind, sse_id, data = frame.split(b"\n")
+    assert kind == b"event: message"
+    entries = {entry.pop("topic"): entry for entry in json.loads(sse_id.removeprefix(b"id: "))}
+    event = json.loads(data.removeprefix(b"data: "))
+    assert event["text"] == AWKWARD
+    return Received(entries, event["meta"]["topic"], int(event["meta"]["id"]))
 
 
-def simulator(
-    stack: ExitStack, folder: Path, eqiad: Sequence[int], codfw: Sequence[int], limit: int
-) -> Place:
-    names = ("eqiad.mediawiki.recentchange", "codfw.mediawiki.recentchange")
-    events: dict[str, list[str]] = {name: [] for name in names}
-    recorded = folder / "recorded.sse"
-    with recorded.open("w") as file:
-        for topic, times in zip(names, (eqiad, codfw), strict=True):
-            for ms in times:
-                events[topic].append(str(uuid.uuid4()))
-                meta = {"id": events[topic][-1], "topic": topic, "partition": 0}
-                place = [{"topic": topic, "partition": 0, "timestamp": ms + 1}]
-                file.write(f"id: {json.dumps(place)}\ndata: {json.dumps({'meta': meta})}\n\n")
-    settings = SimulatorSettings(file=recorded, faults=Faults(max_connections=limit))
-    upstream = stack.enter_context(Simulator(settings))
-    return Place(f"{upstream.url}/recentchange", *names, events)
+def first_heard(upstream: Upstream, connection: Connection) -> Received:
+    """Write later events one by one until the first one arrives: a topic is deaf at first."""
+    for _ in range(DEAF_TRIES):
+        upstream.append(1)
+        event = connection.poll(DEAF_POLL_SECONDS)
+        if event is not None:
+            return event
+    raise AssertionError(f"none of {DEAF_TRIES} events arrived")
 
 
-@pytest.fixture(params=["service", "simulator"])
-def make(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Make]:
-    """Makes an upstream of events with these Kafka timestamps, ms behind START_MS."""
-    with ExitStack() as stack:
-
-        def place(eqiad: Sequence[int] = (), codfw: Sequence[int] = (), limit: int = 0) -> Place:
-            times = [[START_MS + ms for ms in topic] for topic in (eqiad, codfw)]
-            if request.param == "service":
-                return service(stack, request.getfixturevalue("kafka"), times[0], times[1], limit)
-            return simulator(stack, tmp_path, times[0], times[1], limit)
-
-        yield place
+def iso(timestamp_ms: int) -> str:
+    """A time as JavaScript writes it."""
+    seconds, ms = divmod(timestamp_ms, 1000)
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds)) + f".{ms:03d}Z"
 
 
-@contextmanager
-def asked(place: Place, since: str = "", **headers: str) -> Iterator[requests.Response]:
-    """The answer to a request, its body not yet read."""
-    named = {"User-Agent": AGENT, "Accept": "text/event-stream"}
-    named |= {name.replace("_", "-"): text for name, text in headers.items()}
-    params = {"since": since} if since else None
-    with requests.get(
-        place.url, params=params, headers=named, stream=True, timeout=TIMEOUT_SECONDS
-    ) as answer:
-        yield answer
+def later(topic: int, count: int = DEAF_TRIES + 3) -> list[Event]:
+    """Events to come, one each ms."""
+    return [Event(topic, LATE_MS + number) for number in range(count)]
 
 
-def received(answer: requests.Response) -> Iterator[Received]:
-    """The events of an answer as they come."""
-    assert answer.status_code == 200, answer.text
-    positions: dict[str, dict[str, int]] = {}
-    for line in answer.iter_lines():
-        name, _, text = line.partition(b": ")
-        if name == b"id":
-            positions = {entry.pop("topic"): entry for entry in json.loads(text)}
-            assert [entry.pop("partition") for entry in positions.values()] == [0] * len(positions)
-        elif name == b"data":
-            meta = json.loads(text)["meta"]
-            yield Received(meta["topic"], meta["id"], positions)
+# ---- the wire ----
 
 
-def first(count: int, place: Place, since: str = "", **headers: str) -> list[Received]:
-    """The first events that a request gets."""
-    with asked(place, since, **headers) as answer:
-        events = received(answer)
-        return [next(events) for _ in range(count)]
+@pytest.mark.parametrize("tls", [False, True], ids=["http", "https"])
+def test_the_answer_is_a_stream_of_whole_events_in_utf_8(upstreams: Kind, tls: bool) -> None:
+    upstream = upstreams.open(TABLE, tls=tls)
+    with upstream.connect(f"?since={iso(EPOCH_MS)}") as connection:
+        headers = connection.response.headers
+        assert headers["Content-Type"] == "text/event-stream; charset=utf-8"
+        assert headers["Transfer-Encoding"] == "chunked"
+        connection.opening()
+        assert [event.number for event in connection.events(len(TABLE))] == TABLE_NUMBERS
+        assert b"\r" not in connection.received
+        assert connection.received.count(AWKWARD.encode()) == len(TABLE)
 
 
-def from_time(*entries: tuple[str, int]) -> str:
-    """A Last-Event-ID of topics and ms behind START_MS."""
-    return json.dumps(
-        [{"topic": topic, "partition": 0, "timestamp": START_MS + ms} for topic, ms in entries]
-    )
+def test_all_of_each_topic_comes_in_order(upstreams: Kind) -> None:
+    events = [Event(number % 3 == 0, EPOCH_MS + number // 2) for number in range(600)]
+    upstream = upstreams.open(events)
+    with upstream.connect(f"?since={iso(EPOCH_MS)}") as connection:
+        connection.opening()
+        received = connection.events(len(events))
+    for place, topic in enumerate(upstream.topics):
+        numbers = [event.number for event in received if event.topic == topic]
+        assert numbers == [n for n, event in enumerate(events) if event.topic == place]
 
 
-def iso(ms: int) -> str:
-    """ISO 8601 of ms behind START_MS."""
-    return iso_time(START_MS + ms)
+def test_joined_streams_have_an_entry_for_each_topic(upstreams: Kind) -> None:
+    """The alias names the same topics again, and each is consumed once."""
+    upstream = upstreams.open(TABLE)
+    upstream.stream = f"{upstream.stream},mediawiki.{upstream.stream}"
+    with upstream.connect(f"?since={iso(EPOCH_MS)}") as connection:
+        connection.opening()
+        received = connection.events(len(TABLE))
+    assert [event.number for event in received] == TABLE_NUMBERS
+    assert all(set(event.entries) == set(upstream.topics) for event in received)
 
 
-# ---- what is refused ----
+# ---- ids ----
 
 
-def refusal(place: Place, since: str = "", **headers: str) -> tuple[int, dict[str, Any]]:
-    with asked(place, since, **headers) as answer:
-        return answer.status_code, answer.json()
+def test_an_id_has_offsets_until_a_topic_has_delivered_then_the_timestamp_plus_1(
+    upstreams: Kind,
+) -> None:
+    events = [*TABLE, Event(SECOND, EPOCH_MS), Event(SECOND, EPOCH_MS + 50)]
+    upstream = upstreams.open(events)
+    start = EPOCH_MS + 5
+    with upstream.connect(f"?since={iso(start)}") as connection:
+        connection.opening()
+        # All but the first of each topic.
+        received = connection.events(len(events) - 2)
+    reached: dict[str, int] = {}
+    for event in received:
+        reached[event.topic] = events[event.number].timestamp_ms + 1
+        for topic, entry in event.entries.items():
+            if topic in reached:
+                assert entry == {"partition": 0, "timestamp": reached[topic]}
+            else:
+                assert set(entry) == {"partition", "offset"}
+                assert entry["offset"] >= 0
+        assert set(event.entries) == set(upstream.topics)
+    assert set(reached) == set(upstream.topics)
 
 
-def test_an_unknown_stream_is_refused(make: Make) -> None:
-    place = make([0])
-    nosuch = place._replace(url=place.url.rpartition("/")[0] + "/nosuch")
-    status, said = refusal(nosuch)
-    assert (status, said["type"], said["detail"]) == (400, "not_found", "Invalid streams: nosuch")
+def test_an_id_names_the_offset_that_a_topic_was_resolved_to(upstreams: Kind) -> None:
+    """The second topic delivers, while the first is at an offset and silent."""
+    upstream = upstreams.open([*TABLE, Event(SECOND, EPOCH_MS)], later(SECOND))
+    asked = [upstream.position(FIRST, offset=10**9), upstream.position(SECOND, offset=-2)]
+    with upstream.connect(last_event_id=asked) as connection:
+        connection.opening()
+        (event,) = connection.events(1)
+    assert event.entries[upstream.topics[FIRST]] == {"partition": 0, "offset": 10**9}
 
 
-def test_a_since_that_is_no_time_is_refused(make: Make) -> None:
-    status, said = refusal(make([0]), since="banana")
-    assert (status, said["type"]) == (400, "invalid_timestamp")
+def test_a_topic_asked_for_from_past_its_end_has_offset_minus_1(table: Upstream) -> None:
+    with table.connect(f"?since={iso(EPOCH_MS)}") as connection:
+        connection.opening()
+        for event in connection.events(len(TABLE)):
+            assert event.entries[table.topics[SECOND]] == {"partition": 0, "offset": -1}
 
 
-@pytest.mark.parametrize("header", ["{}", "[]", "17", "[{}]", '[{"topic": "x"}]', "nonsense"])
-def test_an_id_that_is_no_array_of_assignments_is_refused(make: Make, header: str) -> None:
-    with asked(make([0]), Last_Event_ID=header) as answer:
-        assert answer.status_code == 400
-        assert "content-type" not in answer.headers
-        assert answer.json()["name"] == "InvalidAssignmentError"
-
-
-def test_a_topic_outside_the_stream_is_refused(make: Make) -> None:
-    status, said = refusal(make([0]), Last_Event_ID=from_time(("eqiad.mediawiki.page-create", 0)))
-    assert (status, said["name"]) == (404, "TopicNotAvailableError")
-
-
-def test_too_many_connections_are_refused(make: Make) -> None:
-    place = make([0], limit=1)
-    with asked(place, iso(0)) as open_answer:
-        # Named: the connection would end with the iterator.
-        events = received(open_answer)
-        next(events)
-        status, said = refusal(place, since=iso(0))
-    assert (status, said["type"]) == (429, "too_many_requests")
-
-
-def test_an_agent_without_contact_is_refused(make: Make) -> None:
-    with asked(make([0]), User_Agent="python-requests/2.32") as answer:
-        assert answer.status_code == 403
-
-
-# ---- where a request starts ----
-
-
-def test_the_answer_is_an_event_stream(make: Make) -> None:
-    with asked(make([0]), iso(0)) as answer:
-        assert answer.status_code == 200
-        assert answer.headers["content-type"] == "text/event-stream; charset=utf-8"
-        assert next(answer.iter_lines()) == b":ok"
-
-
-def test_since_in_iso_8601_begins_there(make: Make) -> None:
-    place = make(DISORDERED)
-    events = first(4, place, since=iso(6))
-    assert [event.identity for event in events] == place.events[place.eqiad][4:]
-
-
-def test_since_in_milliseconds_begins_with_all_of_history(make: Make) -> None:
-    place = make(DISORDERED)
-    events = first(8, place, since=str(START_MS + 12))
-    assert [event.identity for event in events] == place.events[place.eqiad]
+# ---- since ----
 
 
 @pytest.mark.parametrize(
-    ("ms", "offset"),
-    [(0, 0), (1, 1), (5, 1), (6, 4), (7, 4), (8, 4), (9, 4), (10, 7), (12, 7)],
+    ("since", "expected"),
+    [
+        (iso(EPOCH_MS - 1), TABLE_NUMBERS),
+        (iso(EPOCH_MS), TABLE_NUMBERS),
+        (iso(EPOCH_MS + 5), [1, 2, 3, 4, 5, 6, 7]),
+        (iso(EPOCH_MS + 6), [4, 5, 6, 7]),
+        (iso(EPOCH_MS + 10), [7]),
+        (iso(EPOCH_MS + 12), [7]),
+        ("2025-10-09T08:53:20Z", TABLE_NUMBERS),
+        ("2025-10-09T10:53:20.006%2B02:00", [4, 5, 6, 7]),
+        # Milliseconds are handed on as a string, which the Kafka client takes for 0.
+        (str(EPOCH_MS + 12), TABLE_NUMBERS),
+        (str(EPOCH_MS + 10**9), TABLE_NUMBERS),
+        ("0", TABLE_NUMBERS),
+    ],
 )
-def test_a_timestamp_is_the_earliest_offset_that_is_not_before_it(
-    make: Make, ms: int, offset: int
+def test_since(table: Upstream, since: str, expected: list[int]) -> None:
+    with table.connect(f"?since={since}") as connection:
+        connection.opening()
+        assert connection.until(TABLE_NUMBERS[-1]) == expected
+
+
+@pytest.mark.parametrize("query", ["", "?since=", f"?since={iso(LATE_MS + 10**8)}"])
+def test_without_since_or_past_the_end_history_is_not_sent_and_the_stream_is_deaf_at_first(
+    upstreams: Kind, query: str
 ) -> None:
-    place = make(DISORDERED)
-    rest = place.events[place.eqiad][offset:]
-    events = first(len(rest), place, Last_Event_ID=from_time((place.eqiad, ms)))
-    assert [event.identity for event in events] == rest
+    upstream = upstreams.open(TABLE, later(FIRST))
+    with upstream.connect(query) as connection:
+        connection.opening()
+        heard = first_heard(upstream, connection)
+        assert heard.number >= len(TABLE)
+        # It says nothing of what it may have missed.
+        assert heard.entries[upstream.topics[SECOND]] == {"partition": 0, "offset": -1}
+        own = {"partition": 0, "timestamp": upstream.entry(heard.number).timestamp + 1}
+        assert heard.entries[upstream.topics[FIRST]] == own
+        # Once it has delivered, nothing is missed.
+        upstream.append(2)
+        written = len(upstream.journal()) - 1
+        assert connection.until(written) == list(range(heard.number + 1, written + 1))
 
 
-def test_the_id_of_the_request_wins_over_since(make: Make) -> None:
-    place = make(DISORDERED)
-    header = from_time((place.eqiad, 10))
-    (event,) = first(1, place, since=iso(0), Last_Event_ID=header)
-    assert event.identity == place.events[place.eqiad][7]
+# ---- resuming ----
 
 
-def test_a_topic_left_out_of_the_id_is_not_consumed(make: Make) -> None:
-    place = make([0, 5], [0, 5])
-    events = first(2, place, Last_Event_ID=from_time((place.codfw, 0)))
-    assert [event.identity for event in events] == place.events[place.codfw]
-    assert [list(event.positions) for event in events] == [[place.codfw]] * 2
+@pytest.mark.parametrize(
+    ("last", "expected"),
+    [
+        (1, [4, 5, 6, 7]),
+        (4, [7]),
+        (6, [4, 5, 6, 7]),
+    ],
+    ids=["2 and 3 are skipped", "5 and 6 are skipped", "4 to 6 are repeated"],
+)
+def test_resuming_with_the_last_id_skips_or_repeats(
+    table: Upstream, last: int, expected: list[int]
+) -> None:
+    with table.connect(f"?since={iso(EPOCH_MS)}") as connection:
+        connection.opening()
+        entries = connection.events(last + 1)[last].entries
+    last_id = [{"topic": topic, **entry} for topic, entry in entries.items()]
+    with table.connect(last_event_id=last_id) as connection:
+        connection.opening()
+        assert connection.until(TABLE_NUMBERS[-1]) == expected
 
 
-# ---- what the ids say ----
+@pytest.mark.parametrize(
+    ("place", "expected"),
+    [
+        ({"timestamp": EPOCH_MS}, TABLE_NUMBERS),
+        ({"timestamp": EPOCH_MS + 10}, [7]),
+        ({"offset": -2}, TABLE_NUMBERS),
+    ],
+)
+def test_a_position_is_resolved(
+    table: Upstream, place: dict[str, int], expected: list[int]
+) -> None:
+    with table.connect(last_event_id=[table.position(FIRST, **place)]) as connection:
+        connection.opening()
+        assert connection.until(TABLE_NUMBERS[-1]) == expected
 
 
-def test_an_id_says_one_millisecond_after_the_last_event_of_each_topic(make: Make) -> None:
-    place = make(DISORDERED)
-    events = first(8, place, since=iso(0))
-    assert [event.positions[place.eqiad] for event in events] == [
-        {"timestamp": START_MS + ms + 1} for ms in DISORDERED
+def test_an_offset_is_exact(table: Upstream) -> None:
+    """5 is earlier than 4, and still only what lies at and after it is sent."""
+    offset = table.entry(5).offset
+    with table.connect(last_event_id=[table.position(FIRST, offset=offset)]) as connection:
+        connection.opening()
+        assert connection.until(TABLE_NUMBERS[-1]) == [5, 6, 7]
+
+
+@pytest.mark.parametrize(
+    "place", [{"timestamp": LATE_MS + 10**8}, {"offset": -1}, {"offset": 10**9}]
+)
+def test_past_the_end_is_latest_without_an_error(upstreams: Kind, place: dict[str, int]) -> None:
+    upstream = upstreams.open(TABLE, later(FIRST))
+    with upstream.connect(last_event_id=[upstream.position(FIRST, **place)]) as connection:
+        connection.opening()
+        assert first_heard(upstream, connection).number >= len(TABLE)
+
+
+def test_what_arrived_in_a_topic_that_the_id_had_at_minus_1_is_lost(upstreams: Kind) -> None:
+    missed = Event(SECOND, EPOCH_MS + 20)
+    upstream = upstreams.open(TABLE, [missed, *later(SECOND)])
+    with upstream.connect(f"?since={iso(EPOCH_MS)}") as connection:
+        connection.opening()
+        entries = connection.events(len(TABLE))[-1].entries
+    upstream.append(1)
+    last_id = [{"topic": topic, **entry} for topic, entry in entries.items()]
+    with upstream.connect(last_event_id=last_id) as connection:
+        connection.opening()
+        heard = first_heard(upstream, connection)
+        assert heard.number > len(TABLE)
+
+
+def test_a_topic_that_has_caught_up_is_at_minus_1_on_the_next_connection(upstreams: Kind) -> None:
+    upstream = upstreams.open([*TABLE, Event(SECOND, EPOCH_MS)])
+    last_id = [
+        upstream.position(FIRST, timestamp=EPOCH_MS + 13),
+        upstream.position(SECOND, timestamp=EPOCH_MS),
     ]
+    with upstream.connect(last_event_id=last_id) as connection:
+        connection.opening()
+        (event,) = connection.events(1)
+    assert event.entries[upstream.topics[FIRST]] == {"partition": 0, "offset": -1}
 
 
-def test_until_a_topic_has_delivered_an_id_says_where_it_begins(make: Make) -> None:
-    place = make([0, 5], [0, 5])
-    events = first(4, place, since=iso(0))
-    other = place.codfw if events[0].topic == place.eqiad else place.eqiad
-    assert list(events[0].positions[other]) == ["offset"]
-    assert events[0].positions[other]["offset"] >= 0
-    assert [list(events[-1].positions[topic]) for topic in (place.eqiad, place.codfw)] == [
-        ["timestamp"]
-    ] * 2
+def test_the_header_wins_over_since_and_a_topic_left_out_is_not_consumed(upstreams: Kind) -> None:
+    upstream = upstreams.open([*(Event(SECOND, EPOCH_MS) for _ in range(50)), *TABLE])
+    asked = [upstream.position(FIRST, timestamp=EPOCH_MS + 10)]
+    with upstream.connect(f"?since={iso(EPOCH_MS)}", asked) as connection:
+        connection.opening()
+        (event,) = connection.events(1)
+    assert event.number == 50 + TABLE_NUMBERS[-1]
+    assert set(event.entries) == {upstream.topics[FIRST]}
 
 
-def test_a_topic_that_was_past_its_end_is_at_offset_minus_one(make: Make) -> None:
-    place = make([0, 5], [0])
-    events = first(2, place, Last_Event_ID=from_time((place.eqiad, 0), (place.codfw, 1)))
-    assert [event.positions[place.codfw] for event in events] == [{"offset": -1}] * 2
+# ---- refusals ----
 
 
-def test_each_topic_comes_in_the_order_of_its_offsets(make: Make) -> None:
-    times = [ms * 7919 % 1000 for ms in range(500)]
-    place = make(times, times)
-    events = first(1000, place, since=iso(0))
-    for topic in (place.eqiad, place.codfw):
-        assert [event.identity for event in events if event.topic == topic] == place.events[topic]
+def test_an_unknown_stream(table: Upstream) -> None:
+    with Connection(f"{table.url}/{table.stream},nosuch") as connection:
+        assert connection.response.status == 400
+        assert connection.response.headers["Content-Type"] == "application/json; charset=utf-8"
+        refusal = connection.refusal()
+    assert refusal["type"] == "not_found"
+    assert refusal["detail"] == "Invalid streams: nosuch"
+
+
+def test_a_since_that_is_no_time(table: Upstream) -> None:
+    with table.connect("?since=banana") as connection:
+        assert connection.response.status == 400
+        assert connection.response.headers["Content-Type"] == "application/json; charset=utf-8"
+        assert connection.refusal()["type"] == "invalid_timestamp"
+
+
+@pytest.mark.parametrize(
+    "last_event_id",
+    ["banana", "{}", "[]", "7", '[{"topic":"eqiad.mediawiki.recentchange"}]', "[null]"],
+)
+def test_a_last_event_id_that_is_no_array_of_assignments(
+    table: Upstream, last_event_id: str
+) -> None:
+    with Connection(f"{table.url}/{table.stream}", last_event_id) as connection:
+        assert connection.response.status == 400
+        assert connection.response.headers["Content-Type"] is None
+        assert connection.refusal()["name"] == "InvalidAssignmentError"
+
+
+def test_a_topic_outside_the_stream(table: Upstream) -> None:
+    entry = {"topic": "eqiad.mediawiki.other", "partition": 0, "offset": -1}
+    with table.connect(last_event_id=[entry]) as connection:
+        assert connection.response.status == 404
+        assert connection.response.headers["Content-Type"] is None
+        assert connection.refusal()["name"] == "TopicNotAvailableError"
+
+
+@pytest.mark.parametrize("place", [{"offset": -1}, {"timestamp": EPOCH_MS}])
+def test_a_partition_that_does_not_exist(table: Upstream, place: dict[str, int]) -> None:
+    entry = {"topic": table.topics[FIRST], "partition": 7, **place}
+    with table.connect(last_event_id=[entry]) as connection:
+        assert connection.response.status in (200, 500)
+
+
+@pytest.mark.parametrize("headers", [{}, {"User-Agent": "python-requests/2.32.3"}])
+def test_an_agent_without_a_contact(table: Upstream, headers: dict[str, str]) -> None:
+    with table.connect(headers=headers) as connection:
+        assert connection.response.status == 403
+
+
+# ---- the end of a connection ----
+
+
+def test_too_many_connections(upstreams: Kind) -> None:
+    upstream = upstreams.open(TABLE, max_connections=1)
+    with upstream.connect() as first:
+        first.opening()
+        with upstream.connect() as second:
+            assert second.response.status == 429
+            assert second.response.headers["Content-Type"] == "application/json; charset=utf-8"
+            assert second.refusal()["type"] == "too_many_requests"
+
+
+def test_a_cut_and_a_stop_have_no_final_chunk(upstreams: Kind) -> None:
+    upstream = upstreams.open(TABLE, cut_seconds=0.5)
+    with upstream.connect() as connection:
+        connection.opening()
+        connection.end()
+        assert connection.broken is not None
+    upstream = upstreams.open(TABLE, max_connections=1)
+    with upstream.connect() as connection:
+        connection.opening()
+        upstream.stop()
+        connection.end()
+        assert connection.broken is not None
