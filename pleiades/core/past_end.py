@@ -12,8 +12,8 @@ On a connection, nothing was missed of a topic-partition
 
 - if an id showed the offset that it was resolved to, and not -1,
 - or if its first event was delivered before, so that it was found in the history,
-- or if the connection was made because of an event that was left: a topic-partition costs one more
-  connection, never a loop.
+- or if the event that was left before, or one that is dated before it, comes first. A mirror that lags
+  may not have that event yet: then the next one is left, too.
 
 An event that is dated before what was asked for, such as an imported edit of 2016, can't be found by
 asking again: it is taken as it comes. Unless no topic was known, and only a time was asked for: then it
@@ -24,18 +24,30 @@ topic- partitions are past their end.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import NamedTuple
 
 from pleiades.core.ids import Told
 from pleiades.core.position import MAX_SOURCES
 from pleiades.core.wire import TopicPartition
+
+MAX_TIMES = 3
+"""So often the first events of one topic-partition are left, then they are taken: never a loop."""
+
+
+class _Left(NamedTuple):
+    """What was left of a topic-partition since it last delivered."""
+
+    timestamp_ms: int
+    """The greatest of the events that came first."""
+    times: int
 
 
 class PastEnd:
     """Of one sequence of connections, each opened after the end of the one before."""
 
     def __init__(self) -> None:
-        self._asked_again: set[TopicPartition] = set()
-        """The connection was made because of an event of these that was left."""
+        self._left: dict[TopicPartition, _Left] = {}
+        """The connection was made because of events of these that were left."""
         self._trusted: set[TopicPartition] = set()
         """On this connection: those that have delivered, or were found in the history."""
         self._asked: Mapping[TopicPartition, int] | None = None
@@ -78,15 +90,21 @@ class PastEnd:
             elif place is not None or told.offsets.get(source, -1) >= 0:
                 self._trust(source)
         # Bounded, whatever names come.
-        if not left or len(self._asked_again) + len(left) > MAX_SOURCES:
+        if not left or len(self._left) + len(left) > MAX_SOURCES:
             return None
-        self._asked_again.update(left)
+        for source, place in left.items():
+            timestamp_ms = told.timestamps_ms[source][place] or 0
+            before = self._left.get(source, _Left(0, 0))
+            self._left[source] = _Left(max(timestamp_ms, before.timestamp_ms), before.times + 1)
         # Without a place for each id all are left: those of others come again, and are dropped as
         # repeats.
         return min(left.values()) if told.aligned else 0
 
     def _is_suspect(self, source: TopicPartition, timestamp_ms: int, told: Told) -> bool:
-        if told.offsets.get(source, -1) >= 0 or source in self._asked_again:
+        if told.offsets.get(source, -1) >= 0:
+            return False
+        left = self._left.get(source)
+        if left is not None and (timestamp_ms <= left.timestamp_ms or left.times == MAX_TIMES):
             return False
         if self._asked is None:
             honoured = bool(told.offsets) and max(told.offsets.values()) < 0
@@ -98,4 +116,4 @@ class PastEnd:
     def _trust(self, source: TopicPartition) -> None:
         if len(self._trusted) < MAX_SOURCES:
             self._trusted.add(source)
-            self._asked_again.discard(source)
+            self._left.pop(source, None)

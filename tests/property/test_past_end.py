@@ -9,7 +9,7 @@ import orjson
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pleiades.core.ids import read_ids
+from pleiades.core.ids import Told, read_ids
 from pleiades.core.past_end import PastEnd
 from pleiades.core.position import Course
 from pleiades.core.wire import TopicPartition
@@ -115,3 +115,47 @@ def test_nothing_is_lost_and_no_topic_costs_more_than_one_connection(
     for source in (A, B):
         last = max(taken[source], default=0)
         assert taken[source] == {time for time in service.log[source] if time <= last}
+
+
+def said(timestamp_ms: int | None, offset: int = -1) -> Told:
+    entry: dict[str, object] = {"topic": A[0], "partition": A[1]}
+    shown = {"offset": offset} if timestamp_ms is None else {"timestamp": timestamp_ms}
+    return read_ids([orjson.dumps([entry | shown])])
+
+
+def test_a_mirror_that_lags_is_not_taken_for_the_history() -> None:
+    """The event that was left is not there yet, and falls into the deaf time with the one before it."""
+    past_end = PastEnd()
+    for last_ms in (10, 20, 30):
+        past_end.connected({A: STARTED_MS}, {}, STARTED_MS)
+        assert past_end.first_left(said(STARTED_MS + last_ms)) == 0
+    past_end.connected({A: STARTED_MS}, {}, STARTED_MS)
+    assert past_end.first_left(said(STARTED_MS + 40)) is None, "never a loop"
+
+
+def test_the_event_that_was_left_is_taken_when_it_comes_again() -> None:
+    past_end = PastEnd()
+    past_end.connected({A: STARTED_MS}, {}, STARTED_MS)
+    assert past_end.first_left(said(STARTED_MS + 10)) == 0
+    past_end.connected({A: STARTED_MS}, {}, STARTED_MS)
+    assert past_end.first_left(said(STARTED_MS + 10)) is None
+    assert past_end.first_left(said(STARTED_MS + 99)) is None
+
+
+def test_what_asking_again_would_not_find_is_taken() -> None:
+    """An imported edit of years ago; unless it shows that the time of the start was ignored."""
+    past_end = PastEnd()
+    past_end.connected({A: STARTED_MS}, {}, STARTED_MS)
+    assert past_end.first_left(said(STARTED_MS - 10**11)) is None
+    both = {"topic": A[0], "partition": A[1], "timestamp": STARTED_MS - 10**11}
+    for offset, left in ((-1, None), (0, 0)):
+        past_end.connected(None, {}, STARTED_MS)
+        other = {"topic": B[0], "partition": B[1], "offset": offset}
+        assert past_end.first_left(read_ids([orjson.dumps([both, other])])) == left
+
+
+def test_an_offset_in_the_history_is_proof() -> None:
+    past_end = PastEnd()
+    past_end.connected({A: STARTED_MS}, {}, STARTED_MS)
+    assert past_end.first_left(said(None, 7)) is None
+    assert past_end.first_left(said(STARTED_MS + 10)) is None
