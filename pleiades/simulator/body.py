@@ -146,8 +146,10 @@ class Body:
             if raw is not None:
                 raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _NO_LINGER)
             transport.abort()
-        elif self._abandon is not None and transport.get_write_buffer_size():
-            # A client that does not read would keep it open until it does.
+        elif transport.get_extra_info("ssl_object") is not None or (
+            self._abandon is not None and transport.get_write_buffer_size()
+        ):
+            # TLS would wait for the client's goodbye; and one that does not read would keep it open.
             transport.abort()
         else:
             transport.close()

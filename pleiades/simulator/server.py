@@ -141,6 +141,11 @@ class Server:
         for body in list(self._open):
             body.abandon(Cut.CLOSE)
         if self._runner is not None:
+            serving = self._runner.server
+            for handler in [] if serving is None else serving.connections:
+                # Closed, TLS would go on waiting for each client's goodbye, and the loop ends before.
+                if handler.transport is not None:
+                    handler.transport.abort()
             await self._runner.cleanup()
             self._runner = None
 

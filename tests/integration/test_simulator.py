@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import http.client
 import json
 import re
@@ -13,6 +14,7 @@ import subprocess
 import sys
 import time
 import urllib.parse
+import warnings
 import zlib
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -636,3 +638,25 @@ def test_over_tls_with_records_of_any_size(tmp_path: Path, record_bytes: int) ->
                 received += part
     assert most <= record_bytes or not record_bytes
     assert most > 16 or record_bytes
+
+
+def test_a_stop_leaves_no_connection_open_though_a_client_says_no_goodbye(tmp_path: Path) -> None:
+    """TLS waits for the client's close_notify, and the loop ends before."""
+    ca = tmp_path / "ca.pem"
+    with contextlib.ExitStack() as stack:
+        with serving(HEARING, tls=server_context("127.0.0.1", ca, 0)) as simulator:
+            url = urllib.parse.urlsplit(simulator.url)
+            assert url.hostname
+            address = (url.hostname, url.port or 0)
+            plain = stack.enter_context(socket.create_connection(address, TIMEOUT_SECONDS))
+            context = ssl.create_default_context(cafile=ca)
+            client = stack.enter_context(context.wrap_socket(plain, server_hostname=url.hostname))
+            head = f"GET {url.path}/recentchange HTTP/1.1\r\nHost: x\r\n"
+            client.sendall(f"{head}User-Agent: a@example.org\r\n\r\n".encode())
+            assert client.recv(65_536)
+        # What is left open is told when it is collected, and fails whichever test runs then.
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            gc.collect()
+        unclosed = [str(warning.message) for warning in told]
+        assert not [message for message in unclosed if "unclosed" in message]
