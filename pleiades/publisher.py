@@ -18,7 +18,7 @@ from pleiades.runtime.child import Life
 from pleiades.runtime.logs import Seldom
 from pleiades.runtime.metrics import Metrics
 from pleiades.runtime.settings import Settings
-from pleiades.sinks.base import Opened, Sink
+from pleiades.sinks.base import Sink
 
 log = logging.getLogger(__name__)
 
@@ -97,8 +97,9 @@ class Publisher:
                 settings.kafka.commit_interval_seconds, MAX_MESSAGES_IN_FLIGHT
             )
             self._published_total = metrics.kafka_events
-        window_seconds = max(settings.window_seconds, settings.upstream.overlap_seconds)
-        self._window = Window(int(window_seconds * 1000), settings.max_entries)
+        self._overlap_ms = int(settings.upstream.overlap_seconds * 1000)
+        self._window_ms = max(int(settings.window_seconds * 1000), self._overlap_ms)
+        self._window = Window(self._window_ms, settings.max_entries)
         self._admission: Admission
         """From opening on: it depends on what the destination tells then."""
         self._window_warnings = Seldom(WARNING_SECONDS)
@@ -138,41 +139,48 @@ class Publisher:
     def _open(self) -> None:
         with self._life.busy(OPEN_ALLOWED_SECONDS):
             opened = self._sink.open(self._settings.resume)
-            stored = opened.checkpoint or self._remembered()
-            self._admission = Admission(self._window, ask_each=not opened.all_told)
-            self._window.restore({} if stored is None else stored.position, opened.window)
-            since_ms = self._settings.since_ms
-            if stored is None or (since_ms is not None and self._begins_earlier(since_ms, opened)):
-                self._checkpoint = self._marked(self._start(since_ms))
-                # A crash before the first event must not bring back an ignored position.
-                self._sink.commit(self._checkpoint)
-            elif opened.checkpoint is None:
-                self._checkpoint = stored
-                self._sink.commit(stored)
+            self._admission = Admission(
+                self._window, self._overlap_ms, ask_each=not opened.all_told
+            )
+            stored = opened.checkpoint
+            going_on = self._goes_on(stored)
+            self._window.restore({} if going_on is None else going_on.position, opened.window)
+            if going_on is None:
+                self._checkpoint = self._marked(self._start(stored))
             else:
-                self._checkpoint = self._marked(stored)
-                log.info(
-                    "resuming from the stored position %s%s",
-                    self._position(),
-                    self._about_start(stored),
-                )
+                self._checkpoint = self._marked(going_on)
+            if self._checkpoint is not stored:
+                # A crash before the first event must not bring back a position that was given up.
+                self._sink.commit(self._checkpoint)
             self._resumed = self._checkpoint.position
             self._show_position()
         self._resume.put(self._checkpoint, self._life.beat)
         self._life.ready = True
         self._life.beat()
 
+    def _goes_on(self, stored: Checkpoint | None) -> Checkpoint | None:
+        """The checkpoint to go on from; None: a new start is wanted."""
+        if not self._settings.resume:
+            return None
+        if stored is None:
+            return self._remembered()
+        since_ms = self._settings.since_ms
+        if since_ms is not None and self._begins_earlier(since_ms, stored):
+            return None
+        log.info(
+            "resuming from the stored position %s%s",
+            compose_id(stored.position),
+            self._about_start(stored),
+        )
+        return stored
+
     @staticmethod
-    def _begins_earlier(since_ms: int, opened: Opened) -> bool:
+    def _begins_earlier(since_ms: int, stored: Checkpoint) -> bool:
         """Whether --since counts although a start is stored: that got nothing yet, and skips nothing
         that it would have got.
         """
-        stored = opened.checkpoint
-        return (
-            stored is not None
-            and not (any(stored.position.values()) or stored.clock_ms or opened.window)
-            and since_ms < stored.started_ms
-        )
+        got_something = any(stored.position.values()) or stored.clock_ms
+        return not got_something and since_ms < stored.started_ms
 
     def _remembered(self) -> Checkpoint | None:
         """Where nothing is stored: what was, while this program ran; but --since says it better."""
@@ -186,19 +194,23 @@ class Publisher:
         )
         return self._last
 
-    def _start(self, since_ms: int | None) -> Checkpoint:
+    def _start(self, stored: Checkpoint | None) -> Checkpoint:
         if self._replay is not None:
             # Also of topics that bring nothing: it must be known of each whether it is finished.
             position = dict.fromkeys(self._replay.first_ms, 0)
             return Checkpoint(position, 0, self._replay.resolved_ms, Done())
-        if since_ms is not None:
+        since_ms = self._settings.since_ms
+        if since_ms is None:
+            log.info("no stored position is used: starting now")
+            # "Now" is one overlap back: an event that reaches Kafka late, dated before the first
+            # connection, is then not skipped by the first reconnect either.
+            started_ms = time.time_ns() // 1_000_000 - self._overlap_ms
+        else:
             log.info("no stored position is used: starting at --since")
-            return Checkpoint({}, since_ms, 0)
-        log.info("no stored position is used: starting now")
-        # "Now" is one overlap back: an event that reaches Kafka late, dated before the first
-        # connection, is then not skipped by the first reconnect either.
-        overlap_ms = int(self._settings.upstream.overlap_seconds * 1000)
-        return Checkpoint({}, time.time_ns() // 1_000_000 - overlap_ms, 0)
+            started_ms = since_ms
+        if stored is None:
+            return Checkpoint({}, started_ms, 0)
+        return stored.restarted(started_ms)
 
     def _about_start(self, stored: Checkpoint) -> str:
         if stored.done is not None:
@@ -311,6 +323,7 @@ class Publisher:
             return
         self._last_commit = time.monotonic()
         # However long it takes, the sink shows meanwhile that this process lives.
+        self._checkpoint = self._checkpoint.remembering(self._window_ms)
         with self._metrics.commit_seconds.time():
             dead_letters, repeated = self._sink.commit(self._checkpoint)
             faultpoints.passing(faultpoints.COMMITTED)

@@ -1,7 +1,10 @@
 """What of a batch is published.
 
-Law: an event is published if it is neither known already (a repeat) nor from before the start of the
+Law: an event is published if it is neither published already (a repeat) nor from before the start of the
 relay; in the order in which it came.
+
+A repeat is known to the window, or lies in a stretch that an earlier start has relayed
+(`core.coverage`).
 
 Before the start: a topic-partition is *young* while all that it delivered is dated at or before the
 start, e.g. because the first event after it is an imported edit of 2016. A reconnect must then ask for
@@ -30,7 +33,9 @@ from collections.abc import Callable, Iterator, Mapping
 from operator import attrgetter
 from typing import NamedTuple, TypeAlias
 
-from pleiades.core.position import Checkpoint
+from pleiades.core.coverage import Covered
+from pleiades.core.fingerprint import fingerprint, fingerprints
+from pleiades.core.position import Checkpoint, Course
 from pleiades.core.window import Window
 from pleiades.core.wire import Batch, Canary, DeadLetter, Event, TopicPartition
 
@@ -59,12 +64,15 @@ class Admission:
 
     Args:
         window: what is published already; everything admitted or known is added to it.
+        overlap_ms: by how much connections ask from before the position.
         ask_each: the destination must be asked about each event that the window does not hold, not only
             where something about them is odd.
     """
 
-    def __init__(self, window: Window, ask_each: bool = True) -> None:
+    def __init__(self, window: Window, overlap_ms: int, ask_each: bool = True) -> None:
         self._window = window
+        self._overlap_ms = overlap_ms
+        self._covered = Covered()
         self._ask_each = ask_each
         self._connection = 0
         self._started_ms = 0
@@ -85,21 +93,29 @@ class Admission:
             self._started_ms = checkpoint.started_ms
             self._awaiting = set(young(checkpoint))
             self._window.connected(checkpoint.position, checkpoint.clock_ms)
+            if checkpoint.coverage:
+                self._covered.connected(checkpoint.coverage, self._asked(batch, checkpoint))
         self._window.observe(batch.timestamps_ms)
-        if self._awaiting or batch.dead_letters:
+        if self._awaiting or self._covered or batch.dead_letters:
             return self._admit_in_order(batch, known)
+        prints = fingerprints([event.identity for event in batch.events])
         if not self._ask_each and self._window.add_all(
-            [event.source for event in batch.events], [event.identity for event in batch.events]
+            [event.source for event in batch.events], prints
         ):
             # The usual batch: all of it is new.
             return Admitted(batch.events, [], batch.timestamps_ms, 0, 0)
         add = self._window.add
         events = [
             event
-            for event in batch.events
-            if add(event.source, event.timestamp_ms, event.identity) and not known(event)
+            for event, print_ in zip(batch.events, prints, strict=True)
+            if add(event.source, event.timestamp_ms, print_) and not known(event)
         ]
         return Admitted(events, [], batch.timestamps_ms, len(batch.events) - len(events), 0)
+
+    def _asked(self, batch: Batch, checkpoint: Checkpoint) -> dict[TopicPartition, int]:
+        """From where the connection asked for each topic-partition that may be covered."""
+        course = Course(checkpoint.started_ms, self._overlap_ms, checkpoint.position)
+        return {source: course.asked_from(source, batch.clock_ms) for source in checkpoint.coverage}
 
     def _admit_in_order(self, batch: Batch, known: Known) -> Admitted:
         events: list[Event] = []
@@ -113,8 +129,10 @@ class Admission:
         }
         for received in _in_order(batch):
             source, timestamp_ms = received.source, received.timestamp_ms
-            is_known = not isinstance(received, Canary) and (
-                received.identity in self._window or known(received)
+            print_ = b"" if isinstance(received, Canary) else fingerprint(received.identity)
+            # Asked of each, whatever else is known: it must see all that comes.
+            is_known = self._covered.holds(source, timestamp_ms) or (
+                not isinstance(received, Canary) and (print_ in self._window or known(received))
             )
             if is_known or timestamp_ms > self._started_ms:
                 self._awaiting.discard(source)
@@ -125,7 +143,7 @@ class Admission:
                 timestamps_ms[source] = max(timestamps_ms.get(source, 0), timestamp_ms)
             if isinstance(received, Canary):
                 continue
-            self._window.add(source, timestamp_ms, received.identity)
+            self._window.add(source, timestamp_ms, print_)
             if is_known:
                 repeated += 1
             elif isinstance(received, Event):

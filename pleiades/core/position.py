@@ -12,14 +12,16 @@ Laws:
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any, NamedTuple
 
 import orjson
 
+from pleiades.core.coverage import Coverage, Interval, covered_by
 from pleiades.core.wire import (
     MAX_TIMESTAMP_MS,
+    UNKNOWN_SOURCE,
     Batch,
     TopicPartition,
     compose_id,
@@ -27,7 +29,11 @@ from pleiades.core.wire import (
 )
 
 FORMAT_VERSION = 1
-"""Version of the stored form of a checkpoint."""
+"""Version of the stored form of a checkpoint. Fields that were added later may be missing, and the
+version before reads over them: so going back one version works."""
+
+LEGACY_WINDOW_MS = 600_000
+"""What a checkpoint without `known_from` is taken to know: the default of `--dedup.window`."""
 
 MAX_SOURCES = 1024
 """Topic-partitions one position may hold: bounds memory against an upstream that invents names."""
@@ -130,6 +136,41 @@ class Checkpoint:
     In a replay it stands still: at when its range was made out."""
     done: Done | None = None
     """None: this is no replay."""
+    known_from: Position = field(default_factory=dict)
+    """Topic-partition → timestamp in ms: the destination knows all that was published since this start
+    from the offset on to which the upstream resolves it; without an entry, all of it. Of
+    `UNKNOWN_SOURCE` the least of all.
+
+    A destination may forget an event by this and by nothing else: if the position was less when the
+    event was published (`Remembered.reached_ms`). That holds for events of earlier starts, too
+    (`restarted`): their positions were further, so they stay known until this start has passed them."""
+    coverage: Coverage = field(default_factory=dict)
+    """What earlier starts published before what is known of them; see `core.coverage`."""
+
+    def reached(self, source: TopicPartition) -> int:
+        """The greatest timestamp that a topic-partition has delivered; of unknown source that of any."""
+        return self.position.get(source, max(self.position.values(), default=0))
+
+    def remembering(self, window_ms: int) -> Checkpoint:
+        """With `known_from` where a window of this length allows it. It never goes back."""
+        known_from = dict(self.known_from)
+        finished = frozenset() if self.done is None else self.done.finished
+        for source, reached in self.position.items():
+            horizon_ms = min(reached, self.clock_ms) - window_ms
+            if source in finished:
+                # It is not asked for again.
+                horizon_ms = reached + 1
+            if reached and horizon_ms > known_from.get(source, 0):
+                known_from[source] = horizon_ms
+        delivered = [source for source, reached in self.position.items() if reached]
+        if delivered:
+            known_from[UNKNOWN_SOURCE] = min(known_from.get(source, 0) for source in delivered)
+        return replace(self, known_from=known_from)
+
+    def restarted(self, started_ms: int) -> Checkpoint:
+        """For a new start into the same destination, which must not publish again what is there."""
+        coverage = covered_by(self.coverage, self.started_ms, self.known_from)
+        return Checkpoint({}, started_ms, 0, coverage=coverage)
 
     def advanced(
         self, timestamps_ms: Mapping[TopicPartition, int], started_ms: int, clock_ms: int
@@ -143,11 +184,11 @@ class Checkpoint:
             room = max(MAX_SOURCES, len(self.position))
             # In the order in which they came, as `Course.observe` takes them up.
             position = dict(islice(position.items(), room))
-        return Checkpoint(
-            position,
-            min(self.started_ms, started_ms),
-            max(self.clock_ms, clock_ms),
-            self.done,
+        return replace(
+            self,
+            position=position,
+            started_ms=min(self.started_ms, started_ms),
+            clock_ms=max(self.clock_ms, clock_ms),
         )
 
     def encoded(self) -> bytes:
@@ -161,7 +202,12 @@ class Checkpoint:
                 {"topic": topic, "partition": partition, "timestamp": timestamp_ms}
                 for (topic, partition), timestamp_ms in position
             ],
+            "known_from": listed(self.known_from),
         }
+        if self.coverage:
+            stored["coverage"] = [
+                [*source, intervals] for source, intervals in sorted(self.coverage.items())
+            ]
         if self.done is not None:
             stored["done"] = self.done.listed(source for source, _ in position)
         return orjson.dumps(stored)
@@ -198,7 +244,56 @@ def decode_checkpoint(encoded: bytes) -> Checkpoint:
     if not plausible or not all(map(_is_time, numbers)):
         raise UnreadableCheckpoint("it holds values that are no position")
     done = read_done(stored.get("done"), position)
-    return Checkpoint(position, numbers.started_ms, numbers.clock_ms, done)
+    checkpoint = Checkpoint(position, numbers.started_ms, numbers.clock_ms, done)
+    if "known_from" not in stored:
+        return checkpoint.remembering(LEGACY_WINDOW_MS)
+    return replace(
+        checkpoint,
+        known_from=read_listed(stored["known_from"]),
+        coverage=read_coverage(stored.get("coverage", [])),
+    )
+
+
+def listed(position: Mapping[TopicPartition, int]) -> list[tuple[str, int, int]]:
+    """A position as rows of topic, partition and timestamp."""
+    return [(*source, timestamp_ms) for source, timestamp_ms in sorted(position.items())]
+
+
+def read_listed(rows: Any) -> Position:
+    """Read what `listed` gave.
+
+    Raises:
+        UnreadableCheckpoint: it is damaged.
+    """
+    try:
+        position = {(topic, partition): timestamp_ms for topic, partition, timestamp_ms in rows}
+    except (ValueError, TypeError):
+        raise UnreadableCheckpoint("it holds rows that are no position") from None
+    if not all(
+        (is_source(source) or source == UNKNOWN_SOURCE) and _is_time(timestamp_ms)
+        for source, timestamp_ms in position.items()
+    ):
+        raise UnreadableCheckpoint("it holds values that are no position")
+    return position
+
+
+def read_coverage(rows: Any) -> Coverage:
+    """Read what `Checkpoint.encoded` made of a coverage.
+
+    Raises:
+        UnreadableCheckpoint: it is damaged.
+    """
+    try:
+        coverage = {
+            (topic, partition): tuple(Interval(*pair) for pair in pairs)
+            for topic, partition, pairs in rows
+        }
+    except (ValueError, TypeError):
+        raise UnreadableCheckpoint("it holds rows that are no coverage") from None
+    times = [time for intervals in coverage.values() for pair in intervals for time in pair]
+    if not all(map(is_source, coverage)) or not all(map(_is_time, times)):
+        raise UnreadableCheckpoint("it holds values that are no coverage")
+    return coverage
 
 
 def _is_time(number: object) -> bool:

@@ -1,4 +1,4 @@
-"""Identities of published events, remembered for as long as the upstream can repeat them.
+"""Fingerprints of published events, remembered for as long as the upstream can repeat them.
 
 Law: per topic-partition a queue **in delivery order**, and one set over all. Each entry carries the
 greatest timestamp that the topic-partition had delivered up to it, dropped events included. From the
@@ -31,31 +31,31 @@ class _Queue:
 
     def __init__(self) -> None:
         self.length = 0
-        self._groups: deque[tuple[int, deque[str]]] = deque()
+        self._groups: deque[tuple[int, deque[bytes]]] = deque()
         """Each holds those in a row that carry the same timestamp: as a rule a batch."""
 
-    def append(self, greatest_ms: int, identities: Sequence[str]) -> None:
+    def append(self, greatest_ms: int, fingerprints: Sequence[bytes]) -> None:
         """Put in some that carry this timestamp."""
-        self.length += len(identities)
+        self.length += len(fingerprints)
         if self._groups and self._groups[-1][0] == greatest_ms:
-            self._groups[-1][1].extend(identities)
+            self._groups[-1][1].extend(fingerprints)
         else:
-            self._groups.append((greatest_ms, deque(identities)))
+            self._groups.append((greatest_ms, deque(fingerprints)))
 
-    def take_before(self, horizon_ms: int) -> Iterator[Iterable[str]]:
+    def take_before(self, horizon_ms: int) -> Iterator[Iterable[bytes]]:
         """Take out what carries less, from the left up to the first that does not."""
         while self._groups and self._groups[0][0] < horizon_ms:
-            _, identities = self._groups.popleft()
-            self.length -= len(identities)
-            yield identities
+            _, fingerprints = self._groups.popleft()
+            self.length -= len(fingerprints)
+            yield fingerprints
 
-    def take_oldest(self, most: int) -> Iterator[str]:
+    def take_oldest(self, most: int) -> Iterator[bytes]:
         """Take out the first ones."""
         for _ in range(min(most, self.length)):
-            _, identities = self._groups[0]
-            yield identities.popleft()
+            _, fingerprints = self._groups[0]
+            yield fingerprints.popleft()
             self.length -= 1
-            if not identities:
+            if not fingerprints:
                 self._groups.popleft()
 
 
@@ -71,34 +71,46 @@ class Window:
         self._forgotten = 0
         self._window_ms = window_ms
         self._max_entries = max_entries
-        self._identities: set[str] = set()
+        self._known: set[bytes] = set()
         self._queues: dict[TopicPartition, _Queue] = {}
+        self._restored: list[tuple[TopicPartition, _Queue]] = []
         self._greatest: Position = {UNKNOWN_SOURCE: 0}
         """What the next entry carries; of unknown source the greatest of all."""
         self._connected_at: Position = {}
         self._connected_ms = 0
 
     def __len__(self) -> int:
-        return len(self._identities)
+        return len(self._known)
 
-    def __contains__(self, identity: str) -> bool:
-        return identity in self._identities
+    def __contains__(self, fingerprint: bytes) -> bool:
+        return fingerprint in self._known
 
     def restore(
         self,
         position: Mapping[TopicPartition, int],
-        entries: Iterable[tuple[TopicPartition, int, str]],
+        entries: Iterable[tuple[TopicPartition, int, bytes]],
     ) -> None:
         """Remember what the destination holds, before anything else is remembered.
 
         Args:
-            position: the stored one.
-            entries: in delivery order, each with its source, the greatest timestamp which that had
-                delivered by then, dropped events included, and the identity. What was dropped is
-                rarely known any more; the stored position is never too small.
+            position: where this start has got to, as it is stored.
+            entries: for each source in delivery order, with the greatest timestamp that it had delivered
+                by then, dropped events included, and the fingerprint. What was dropped is rarely known
+                any more; the stored position is never too small. Where that timestamp falls, something
+                else begins: an earlier start had got further, or a topic is read by partitions.
         """
-        for source, timestamp_ms, identity in entries:
-            self.add(source, timestamp_ms, identity)
+        queues: dict[TopicPartition, tuple[int, _Queue]] = {}
+        for source, reached_ms, fingerprint in entries:
+            if fingerprint in self._known:
+                continue
+            last_ms, queue = queues.get(source, (0, None))
+            if queue is None or reached_ms < last_ms:
+                queue = _Queue()
+                self._restored.append((source, queue))
+            queues[source] = reached_ms, queue
+            self._known.add(fingerprint)
+            queue.append(reached_ms, (fingerprint,))
+            self._limit()
         self.observe(position)
 
     def observe(self, timestamps_ms: Mapping[TopicPartition, int]) -> None:
@@ -117,9 +129,9 @@ class Window:
                 greatest[source] = timestamp_ms
         greatest[UNKNOWN_SOURCE] = max(greatest.values())
 
-    def add(self, source: TopicPartition, timestamp_ms: int, identity: str) -> bool:
+    def add(self, source: TopicPartition, timestamp_ms: int, fingerprint: bytes) -> bool:
         """Remember an event; False if it is remembered already, so a repeat."""
-        if identity in self._identities:
+        if fingerprint in self._known:
             return False
         greatest_ms = self._greatest.get(source)
         if greatest_ms is None or timestamp_ms > greatest_ms:
@@ -127,44 +139,50 @@ class Window:
             if source not in self._greatest:
                 source = UNKNOWN_SOURCE
             greatest_ms = self._greatest[source]
-        self._identities.add(identity)
-        self._append(source, greatest_ms, (identity,))
+        self._known.add(fingerprint)
+        self._append(source, greatest_ms, (fingerprint,))
         return True
 
-    def add_all(self, sources: Sequence[TopicPartition], identities: Sequence[str]) -> bool:
+    def add_all(self, sources: Sequence[TopicPartition], fingerprints: Sequence[bytes]) -> bool:
         """Remember events of a batch, after its timestamps were observed; False, and nothing is, if one
         of them is a repeat.
 
         Args:
             sources: of each event; all are in the timestamps of the batch.
-            identities: as many, in the same order.
+            fingerprints: as many, in the same order.
         """
-        new = set(identities)
-        if len(new) < len(identities) or not self._identities.isdisjoint(new):
+        new = set(fingerprints)
+        if len(new) < len(fingerprints) or not self._known.isdisjoint(new):
             return False
         greatest = self._greatest
         if not all(source in greatest for source in set(sources)):
             return False
-        self._identities |= new
+        self._known |= new
         start = 0
         for source, run in groupby(sources):
             stop = start + len(list(run))
-            self._append(source, greatest[source], identities[start:stop])
+            self._append(source, greatest[source], fingerprints[start:stop])
             start = stop
         return True
 
-    def _append(self, source: TopicPartition, greatest_ms: int, identities: Sequence[str]) -> None:
+    def _append(
+        self, source: TopicPartition, greatest_ms: int, fingerprints: Sequence[bytes]
+    ) -> None:
         queue = self._queues.get(source)
         if queue is None:
             queue = self._queues[source] = _Queue()
-        queue.append(greatest_ms, identities)
-        excess = len(self._identities) - self._max_entries
+        queue.append(greatest_ms, fingerprints)
+        self._limit()
+
+    def _limit(self) -> None:
+        excess = len(self._known) - self._max_entries
         while excess > 0:
-            longest = max(self._queues.values(), key=attrgetter("length"))
-            for identity in longest.take_oldest(excess):
-                self._identities.discard(identity)
+            restored = [queue for _, queue in self._restored]
+            longest = max((*restored, *self._queues.values()), key=attrgetter("length"))
+            for fingerprint in longest.take_oldest(excess):
+                self._known.discard(fingerprint)
                 self._forgotten += 1
-            excess = len(self._identities) - self._max_entries
+            excess = len(self._known) - self._max_entries
 
     def connected(self, position: Mapping[TopicPartition, int], clock_ms: int) -> None:
         """A new connection asked relative to this position, at this clock or later."""
@@ -186,10 +204,10 @@ class Window:
         }
         # Of unknown source: it can come again for as long as any topic can repeat that far back.
         horizons[UNKNOWN_SOURCE] = min(horizons.values(), default=0)
-        for source, queue in self._queues.items():
-            horizon_ms = horizons.get(source, 0)
-            for identities in queue.take_before(horizon_ms):
-                self._identities.difference_update(identities)
+        for source, queue in (*self._restored, *self._queues.items()):
+            for fingerprints in queue.take_before(horizons.get(source, 0)):
+                self._known.difference_update(fingerprints)
+        self._restored = [(source, queue) for source, queue in self._restored if queue.length]
 
     def take_forgotten(self) -> int:
         """How many were forgotten early, because of the bound, since this was last asked."""

@@ -8,15 +8,17 @@ Every sink passes the same suite, tests/contract/test_sinks.py. The publisher ca
 - `write` takes events in upstream order. They need not be durable or visible yet.
 - `commit` returns when everything written **and** the checkpoint are durable: the events first or
   both together, never the checkpoint first. It does not give up: trouble that can pass is waited for.
-- After a crash at any point, `open` gives a checkpoint that covers no event that is not published.
-  Events that are published beyond it are known: by `Opened.window`, by `is_published`, and at the
-  latest by `commit`, which leaves them as they are.
+- After a crash at any point, `open` gives a checkpoint that covers no event that is not published, and
+  in `Opened.window` every event that is published and may come again. A destination forgets an event
+  only if `Checkpoint.known_from` says so. What users do with published events, and clocks, change
+  nothing of it.
 - `close` is safe at any time, also twice; it commits nothing.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 from pleiades.core.position import Checkpoint
@@ -30,7 +32,8 @@ class Remembered(NamedTuple):
     reached_ms: int
     """The greatest timestamp that `source` had delivered when it was published, dropped events
     included; more only keeps it longer. The stored position's is never too small."""
-    identity: str
+    fingerprint: bytes
+    """Of its identity; see `core.fingerprint`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,12 +41,12 @@ class Opened:
     """What a destination knew when it was opened."""
 
     checkpoint: Checkpoint | None
-    """None: nothing is stored, or it was asked to ignore it."""
-    window: list[Remembered] = field(default_factory=list)
-    """In the order of delivery; empty where the sink recognises all repeats itself."""
-    all_told: bool = False
-    """Events need not be asked about one by one, while nothing about them is odd: `window` has all there
-    is to know, or the next `commit` finds what was there."""
+    """The stored one; None: nothing is stored."""
+    window: Iterable[Remembered] = ()
+    """For each source in the order of delivery. It may be read while it is taken, and only once, before
+    anything else is asked of the sink."""
+    all_told: bool = True
+    """False: of an event that is not in the window the sink must be asked (`is_published`)."""
 
 
 class Committed(NamedTuple):
@@ -59,7 +62,11 @@ class Sink(Protocol):
     """A destination of events."""
 
     def open(self, resume: bool) -> Opened:
-        """Prepare the destination; with `resume` false its stored position is ignored.
+        """Prepare the destination.
+
+        Args:
+            resume: false: a new start is wanted. The stored checkpoint is given all the same, for what
+                it says of published events; but what is damaged need not be mended.
 
         Raises:
             Fatal: it can't be used, and waiting would not help.

@@ -39,7 +39,7 @@ class CountingSink:
 
     def open(self, resume: bool) -> Opened:  # the contract's
         """See `Sink.open`."""
-        return Opened(None, all_told=True)
+        return Opened(None)
 
     def is_published(self, event: Event | DeadLetter) -> bool:  # the contract's
         """See `Sink.is_published`."""

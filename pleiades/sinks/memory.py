@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from pleiades.core.fingerprint import fingerprint
 from pleiades.core.position import Checkpoint, decode_checkpoint
 from pleiades.core.wire import DeadLetter, Event
 from pleiades.runtime.errors import DestinationHeld
@@ -19,6 +20,7 @@ class MemoryStore:
 
     events: list[Event] = field(default_factory=list)
     dead_letters: list[DeadLetter] = field(default_factory=list)
+    window: list[Remembered] = field(default_factory=list)
     checkpoint: bytes | None = None
     held: bool = False
 
@@ -37,21 +39,9 @@ class MemorySink:
         if self._store.held:
             raise DestinationHeld("another instance publishes into this store")
         self._store.held = self._opened = True
-        everything: list[Event | DeadLetter] = [*self._store.events, *self._store.dead_letters]
         encoded = self._store.checkpoint
         checkpoint = None if encoded is None else decode_checkpoint(encoded)
-        position = {} if checkpoint is None else checkpoint.position
-        # Also the dead letters after the events: one that stands later than it came, with the
-        # position's timestamp, is only kept longer.
-        window = [
-            Remembered(
-                stored.source,
-                max(position.get(stored.source, 0), stored.timestamp_ms),
-                stored.identity,
-            )
-            for stored in everything
-        ]
-        return Opened(checkpoint if resume else None, window, all_told=True)
+        return Opened(checkpoint, list(self._store.window))
 
     def is_published(self, event: Event | DeadLetter) -> bool:  # the contract's
         """Everything is in the window that `open` gave."""
@@ -66,6 +56,17 @@ class MemorySink:
         """See `Sink.commit`."""
         self._store.events += self._events
         self._store.dead_letters += self._dead_letters
+        written: list[Event | DeadLetter] = [*self._events, *self._dead_letters]
+        for each in written:
+            reached_ms = checkpoint.reached(each.source)
+            self._store.window.append(
+                Remembered(each.source, reached_ms, fingerprint(each.identity))
+            )
+        self._store.window = [
+            entry
+            for entry in self._store.window
+            if entry.reached_ms >= checkpoint.known_from.get(entry.source, 0)
+        ]
         self._store.checkpoint = checkpoint.encoded()
         letters = self._dead_letters
         self._events, self._dead_letters = [], []

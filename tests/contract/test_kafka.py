@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from confluent_kafka import Producer
 
+from pleiades.core.fingerprint import fingerprints
 from pleiades.core.range import Bound, Range
 from pleiades.runtime.child import Life
 from pleiades.runtime.metrics import Metrics
@@ -54,7 +55,9 @@ def test_a_transaction_that_is_open_before_our_records_hides_none_of_them(
         )
         other.abort_transaction(ANSWER_SECONDS)
         window = opening.result(ANSWER_SECONDS).window
-    assert [remembered.identity for remembered in window] == [event(1).identity, event(2).identity]
+    assert [remembered.fingerprint for remembered in window] == fingerprints(
+        [event(1).identity, event(2).identity]
+    )
     second.close()
 
 
@@ -77,4 +80,4 @@ def test_a_replay_knows_what_it_published_without_a_readable_id(
     second = place.sink()
     window = second.open(resume=True).window
     second.close()
-    assert [remembered.identity for remembered in window] == [event(1).identity]
+    assert [remembered.fingerprint for remembered in window] == fingerprints([event(1).identity])

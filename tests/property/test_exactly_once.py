@@ -29,6 +29,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pleiades.core.admission import Admission
+from pleiades.core.fingerprint import fingerprint
 from pleiades.core.position import Checkpoint, Course
 from pleiades.core.span import Span
 from pleiades.core.window import Window
@@ -160,13 +161,13 @@ class Relay:
             self.span = self.stored_span or Span(self.wall_ms)
             self.window.restore(checkpoint.position, self.read_back(checkpoint))
             self.window.advance(checkpoint.position, checkpoint.clock_ms)
-        self.admission = Admission(self.window)
+        self.admission = Admission(self.window, self.overlap_ms)
         if self.stored is None:
             self.connect()
             self.take()
             self.commit()
 
-    def read_back(self, checkpoint: Checkpoint) -> Iterator[tuple[TopicPartition, int, str]]:
+    def read_back(self, checkpoint: Checkpoint) -> Iterator[tuple[TopicPartition, int, bytes]]:
         """What a restart reads: from the first record on that is dated at or after the span."""
         begin = next(
             (at for at, ms in enumerate(self.published_ms) if ms >= self.span.since_ms),
@@ -177,7 +178,7 @@ class Relay:
         for at in range(begin, len(self.published)):
             source, entry = self.published[at]
             reached = self.span.reached(source, self.published_ms[at], checkpoint.position)
-            yield source, reached, entry.identity
+            yield source, reached, fingerprint(entry.identity)
 
     # The reader.
 
@@ -377,7 +378,7 @@ class FixedCountWindow(Window):
 
     def advance(self, position: Mapping[TopicPartition, int], clock_ms: int) -> None:
         for queue in self._queues.values():
-            self._identities.difference_update(queue.take_oldest(max(len(self) - 5, 0)))
+            self._known.difference_update(queue.take_oldest(max(len(self) - 5, 0)))
 
 
 class LastIdCourse(Course):

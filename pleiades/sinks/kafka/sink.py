@@ -20,6 +20,7 @@ from typing import NamedTuple, NoReturn
 
 from confluent_kafka import Consumer, KafkaException, Producer, TopicPartition
 
+from pleiades.core.fingerprint import fingerprint
 from pleiades.core.position import Checkpoint, UnreadableCheckpoint
 from pleiades.core.range import Range
 from pleiades.core.span import Span
@@ -143,7 +144,7 @@ class KafkaSink:
                 )
         else:
             checkpoint, window = stored.checkpoint, self._read_back(history, ends, stored, limits)
-        return Opened(checkpoint if resume else None, window, all_told=self._existing is None)
+        return Opened(checkpoint, window, all_told=self._existing is None)
 
     def is_published(self, event: Event | DeadLetter) -> bool:
         """See `Sink.is_published`: what was there before a replay; all else is in the window."""
@@ -265,7 +266,7 @@ class KafkaSink:
                 record.source,
                 # Within the slack a record may be from after the mark, whatever its time says.
                 stored.span.reached(record.source, record.published_ms + slack_ms, position),
-                record.identity,
+                fingerprint(record.identity),
             )
             for record in records
         ]
@@ -375,7 +376,7 @@ class KafkaSink:
 
 def _remembered(record: Published, position: dict[tuple[str, int], int]) -> Remembered:
     reached = position.get(record.source, max(position.values(), default=0))
-    return Remembered(record.source, reached, record.identity)
+    return Remembered(record.source, reached, fingerprint(record.identity))
 
 
 def _now_ms() -> int:

@@ -1,0 +1,115 @@
+"""Which stretches of the upstream were published by earlier starts, long before what the window knows.
+
+A start with `--resume=false --since=TIME` asks for events that may have been published already. The
+window knows the last ones only, so for each topic-partition the checkpoint keeps the *intervals* of
+history that earlier starts have relayed without a gap.
+
+Laws:
+- An interval (from, until) says: every event from the first one dated at or after `from` up to, and not
+  including, the first one dated at or after `until` is published. From there on the window knows.
+- Upstream resolves a timestamp to the earliest offset at or after it. So on a connection that begins
+  before an interval the first event dated at or after `from` is where it begins, whatever is dated back
+  or ahead; and the first one dated at or after `until` is where it ends.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from pleiades.core.wire import UNKNOWN_SOURCE, TopicPartition
+
+MAX_INTERVALS = 4
+"""Of one topic-partition. Two are merged if they touch; each start that leaves a gap adds one."""
+
+
+class Interval(NamedTuple):
+    """A stretch of one topic-partition's history: Kafka timestamps in ms since 1970."""
+
+    from_ms: int
+    until_ms: int
+
+
+Coverage = Mapping[TopicPartition, tuple[Interval, ...]]
+"""In ascending order, disjoint. Topic-partitions without any are left out."""
+
+
+def covered_by(
+    coverage: Coverage, started_ms: int, known_from: Mapping[TopicPartition, int]
+) -> Coverage:
+    """The coverage once a start has come to its end: what it relayed is added.
+
+    Args:
+        started_ms: where it began.
+        known_from: for each topic-partition, from where on the window knows what is published.
+    """
+    joined = dict(coverage)
+    for source, until_ms in known_from.items():
+        if source != UNKNOWN_SOURCE and until_ms > started_ms:
+            joined[source] = _union(joined.get(source, ()), Interval(started_ms, until_ms))
+    return joined
+
+
+def _union(intervals: tuple[Interval, ...], new: Interval) -> tuple[Interval, ...]:
+    merged: list[Interval] = []
+    for interval in sorted((*intervals, new)):
+        if merged and interval.from_ms <= merged[-1].until_ms:
+            until_ms = max(merged[-1].until_ms, interval.until_ms)
+            merged[-1] = Interval(merged[-1].from_ms, until_ms)
+        else:
+            merged.append(interval)
+    # The oldest goes: its events are the first that the upstream no longer has.
+    return tuple(merged[-MAX_INTERVALS:])
+
+
+class Covered:
+    """Follows the topic-partitions of one connection through their intervals."""
+
+    def __init__(self) -> None:
+        self._ahead: dict[TopicPartition, deque[Interval]] = {}
+        """Intervals that are not behind yet; the first may have been entered."""
+        self._entered: set[TopicPartition] = set()
+
+    def __bool__(self) -> bool:
+        """Whether anything that comes may be covered."""
+        return bool(self._ahead)
+
+    def connected(self, coverage: Coverage, asked_ms: Mapping[TopicPartition, int]) -> None:
+        """A new connection was made.
+
+        Args:
+            asked_ms: from which timestamp on it asked for each topic-partition.
+        """
+        self._ahead = {}
+        self._entered = set()
+        for source, intervals in coverage.items():
+            asked = asked_ms.get(source)
+            ahead = deque(each for each in intervals if asked is not None and asked < each.until_ms)
+            if asked is None or not ahead:
+                continue
+            self._ahead[source] = ahead
+            if asked >= ahead[0].from_ms:
+                self._entered.add(source)
+
+    def holds(self, source: TopicPartition, timestamp_ms: int) -> bool:
+        """Whether the next event of a topic-partition is published already.
+
+        Args:
+            timestamp_ms: in its id, so that of the event + 1. Of every event that comes, in order,
+                canaries included.
+        """
+        ahead = self._ahead.get(source)
+        if ahead is None:
+            return False
+        while ahead:
+            if source not in self._entered:
+                if timestamp_ms <= ahead[0].from_ms:
+                    return False
+                self._entered.add(source)
+            if timestamp_ms <= ahead[0].until_ms:
+                return True
+            ahead.popleft()
+            self._entered.discard(source)
+        del self._ahead[source]
+        return False
