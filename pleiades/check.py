@@ -230,7 +230,7 @@ def _look_at_destination(settings: Settings) -> Iterator[Finding]:
 
         yield from look_at_kafka(settings, settings.kafka)
     if settings.files is not None:
-        from pleiades.sinks.files_check import look as look_at_files
+        from pleiades.sinks.files.check import look as look_at_files
 
         yield from look_at_files(settings, settings.files)
 

@@ -16,7 +16,7 @@ from pleiades.runtime.arguments import ingest_parser, settings_from
 from pleiades.runtime.flags import Flags, Variation, joined_negatives
 from pleiades.runtime.settings import duration, integer
 from pleiades.simulator.journal import JournalEntry
-from pleiades.sinks.names import identity_in
+from pleiades.sinks.files.names import identity_in
 
 log = logging.getLogger(__name__)
 

@@ -146,7 +146,7 @@ def _files(
         files.publish_dir,
         files.sync,
         files.position_name,
-        int(settings.window_seconds * 1000),
+        settings.max_entries,
         Surroundings(life.pause, on_trouble, aside),
         reached,
         settings.replay is not None,

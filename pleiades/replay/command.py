@@ -98,7 +98,7 @@ def _stored(settings: Settings) -> Checkpoint | None:
 def _stored_in(files: FilesSettings) -> Checkpoint | None:
     folder = own_folder(files.publish_dir, files.position_name, replays=True)
     try:
-        return CheckpointFile(folder, files.position_name, synced=True).look()
+        stored = CheckpointFile(folder, files.position_name, synced=True).look()
     except UnreadableCheckpoint as error:
         log.warning(
             "the position in %s is unusable (%s): beginning again; what is there already is dropped by "
@@ -112,6 +112,7 @@ def _stored_in(files: FilesSettings) -> Checkpoint | None:
             f"can't read the position in {folder}: {error.strerror}. Nothing was written. Choose "
             "another --file.publishDir or mend its permissions"
         ) from None
+    return None if stored is None else stored.checkpoint
 
 
 def _is_finished(checkpoint: Checkpoint) -> bool:

@@ -23,12 +23,14 @@ COMMITTED = "publisher-committed"
 """The commit is durable, and nobody knows of it yet."""
 STAGED = "files-staged"
 """An event of the batch is in the staging folder, others are not."""
+JOURNALED = "files-journaled"
+"""All are in the staging folder and in the identity log."""
 SYNCED = "files-synced"
-"""All are on the disk, and none has its name."""
+"""All are on the disk, and the checkpoint is the old one."""
 NAMED = "files-named"
-"""An event of the batch has its name, others have not."""
+"""The checkpoint covers the batch; an event of it has its name, others have not."""
 PUBLISHED = "files-published"
-"""All have their names, and the checkpoint is the old one."""
+"""All have their names."""
 CHECKPOINT_STAGED = "checkpoint-staged"
 """The new checkpoint lies beside the old one."""
 CHECKPOINT_REPLACED = "checkpoint-replaced"
@@ -38,7 +40,15 @@ PRODUCED = "kafka-produced"
 POSITION_SENT = "kafka-position-sent"
 """The position is in the transaction too, and it is not committed."""
 
-FILES_POINTS = (STAGED, SYNCED, NAMED, PUBLISHED, CHECKPOINT_STAGED, CHECKPOINT_REPLACED)
+FILES_POINTS = (
+    STAGED,
+    JOURNALED,
+    SYNCED,
+    CHECKPOINT_STAGED,
+    CHECKPOINT_REPLACED,
+    NAMED,
+    PUBLISHED,
+)
 KAFKA_POINTS = (PRODUCED, POSITION_SENT)
 POINTS = (
     f"{SENT}resume",

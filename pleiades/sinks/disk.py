@@ -6,6 +6,7 @@ import ctypes
 import errno
 import fcntl
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,7 +15,10 @@ from typing import Any
 from pleiades.runtime import faultpoints
 from pleiades.runtime.errors import DestinationHeld
 
-_CREATE = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
+# A link that somebody else has put there is never followed: with the relay's rights it could overwrite
+# any file.
+_GUARDED = os.O_NOFOLLOW | os.O_CLOEXEC
+_CREATE = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | _GUARDED
 _libc = ctypes.CDLL(None, use_errno=True)
 _renameat2: Any = getattr(_libc, "renameat2", None)
 _RENAME_NOREPLACE = 1
@@ -23,18 +27,41 @@ _RENAME_NOREPLACE = 1
 @contextmanager
 def open_folder(path: Path) -> Iterator[int]:
     """A descriptor in which names can be looked up, and which can be synced."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | _GUARDED)
     try:
         yield descriptor
     finally:
         os.close(descriptor)
 
 
+def open_own(path: Path, flags: int) -> int:
+    """Open a file of the relay's own.
+
+    Raises:
+        OSError: it is a link or has a second name (ELOOP): somebody else's file may be behind it.
+    """
+    descriptor = os.open(path, flags | _GUARDED, 0o666)
+    found = os.fstat(descriptor)
+    if not stat.S_ISREG(found.st_mode) or found.st_nlink > 1:
+        os.close(descriptor)
+        raise OSError(errno.ELOOP, "it is a link, which is not followed", str(path))
+    return descriptor
+
+
+def is_in_place(path: Path, descriptor: int) -> bool:
+    """Whether an open file or folder is what stands at a path."""
+    try:
+        there = path.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return os.path.samestat(there, os.fstat(descriptor))
+
+
 def write_whole(name: str, content: bytes, folder: int) -> None:
     """Write a file in an open folder."""
     descriptor = os.open(name, _CREATE, 0o666, dir_fd=folder)
     try:
-        _write_all(descriptor, content)
+        write_all(descriptor, content)
     finally:
         os.close(descriptor)
 
@@ -56,9 +83,11 @@ def rename_new(name: str, folder: int, new: str, new_folder: int) -> bool:
 def replace_file(path: Path, content: bytes, synced: bool) -> None:
     """Replace a file in one step; synced: the new content is on the disk when this returns."""
     staged = path.with_name(path.name + ".new")
-    descriptor = os.open(staged, _CREATE, 0o666)
+    # Whatever a crash, or somebody else, has left there.
+    staged.unlink(missing_ok=True)
+    descriptor = open_own(staged, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
     try:
-        _write_all(descriptor, content)
+        write_all(descriptor, content)
         if synced:
             os.fsync(descriptor)
     finally:
@@ -70,7 +99,8 @@ def replace_file(path: Path, content: bytes, synced: bool) -> None:
         sync_directory(path.parent)
 
 
-def _write_all(descriptor: int, content: bytes) -> None:
+def write_all(descriptor: int, content: bytes) -> None:
+    """Write all of it at the current place."""
     # A nearly full disk takes a part, and says so only at the next write.
     written = os.write(descriptor, content)
     while written < len(content):
@@ -108,11 +138,12 @@ class Lock:
             DestinationHeld: somebody else holds it; `place` is named in the message.
         """
         if self._descriptor is not None:
-            if self._is_in_place(self._descriptor):
+            # The lock of a file that was removed keeps nobody out: a newcomer makes a new one.
+            if is_in_place(self._path, self._descriptor):
                 return False
             self.check(place)
             self.release()
-        descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        descriptor = open_own(self._path, os.O_RDWR | os.O_CREAT)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -137,7 +168,7 @@ class Lock:
                 the directory or its volume is put back, and the position would not tell.
         """
         held = self._descriptor
-        if held is not None and not self._is_in_place(held) and os.fstat(held).st_nlink:
+        if held is not None and not is_in_place(self._path, held) and os.fstat(held).st_nlink:
             raise _gone(place)
 
     def check_there(self, place: Path) -> None:
@@ -154,14 +185,6 @@ class Lock:
         if self._descriptor is not None:
             os.close(self._descriptor)
             self._descriptor = None
-
-    def _is_in_place(self, descriptor: int) -> bool:
-        # The lock of a file that was removed keeps nobody out: a newcomer makes a new one.
-        try:
-            there = self._path.stat()
-        except (FileNotFoundError, NotADirectoryError):
-            return False
-        return os.path.samestat(there, os.fstat(descriptor))
 
 
 def _gone(place: Path) -> FileNotFoundError:

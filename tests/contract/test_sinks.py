@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -16,9 +16,9 @@ from pleiades.runtime.child import Life
 from pleiades.runtime.errors import DestinationHeld
 from pleiades.runtime.metrics import Metrics
 from pleiades.runtime.settings import DEAD_LETTERS_SUFFIX, KafkaSettings, ReplaySettings
-from pleiades.sinks import files
-from pleiades.sinks.base import Remembered, Sink
+from pleiades.sinks.base import Sink
 from pleiades.sinks.files import FilesSink, Surroundings
+from pleiades.sinks.files import sink as files
 from pleiades.sinks.kafka import KafkaSink
 from pleiades.sinks.kafka.reporting import Reporting
 from pleiades.sinks.memory import MemorySink, MemoryStore
@@ -32,8 +32,6 @@ START_MS = 1_760_000_000_000
 class Guarantees:
     """In what the sinks may differ."""
 
-    tells_window: bool
-    """`open` gives the identities; else `is_published` knows them."""
     newest_wins: bool = False
     """A second instance ends the first; else it is kept out by it."""
 
@@ -58,7 +56,7 @@ def files_place(folder: Path, sync: str) -> Place:
             folder,
             sync,
             "recentchange",
-            window_ms=600_000,
+            max_entries=500_000,
             around=Surroundings(lambda _: None, no_trouble),
         )
 
@@ -69,7 +67,7 @@ def files_place(folder: Path, sync: str) -> Place:
         sink,
         lambda: [content.removesuffix(b"\n") for content in contents("*/*.json")],
         lambda: contents(".pleiades/dead-letters/*"),
-        Guarantees(tells_window=False),
+        Guarantees(),
     )
 
 
@@ -79,7 +77,7 @@ def memory_place() -> Place:
         lambda: MemorySink(store),
         lambda: [event.data for event in store.events],
         lambda: [letter.data for letter in store.dead_letters],
-        Guarantees(tells_window=True),
+        Guarantees(),
     )
 
 
@@ -120,7 +118,7 @@ def kafka_place(
         sink,
         lambda: values(topic),
         lambda: values(topic + DEAD_LETTERS_SUFFIX),
-        Guarantees(tells_window=True, newest_wins=True),
+        Guarantees(newest_wins=True),
     )
 
 
@@ -167,18 +165,24 @@ def checkpoint(number: int) -> Checkpoint:
     return Checkpoint({SOURCE: START_MS + number, ("codfw.x", 0): 0}, START_MS, START_MS + 5)
 
 
-def knows(sink: Sink, window: Iterable[Remembered], published: Event | DeadLetter) -> bool:
-    known = {(entry.source, entry.fingerprint) for entry in window}
-    return (published.source, fingerprint(published.identity)) in known or sink.is_published(
-        published
-    )
+class Known:
+    """What a start finds."""
+
+    def __init__(self, sink: Sink, resume: bool = True) -> None:
+        opened = sink.open(resume)
+        self.checkpoint = opened.checkpoint
+        self.window = list(opened.window)
+        self.asks = not opened.all_told
+
+    def __contains__(self, published: Event | DeadLetter) -> bool:
+        return fingerprint(published.identity) in {entry.fingerprint for entry in self.window}
 
 
 def test_a_new_destination_knows_nothing(place: Place) -> None:
     sink = place.sink()
-    found = sink.open(resume=True)
+    found = Known(sink)
     assert found.checkpoint is None
-    assert not knows(sink, found.window, event(1))
+    assert found.window == []
     sink.close()
     assert place.published() == []
 
@@ -196,12 +200,12 @@ def test_it_is_known_to_the_next_one(place: Place, opened: Sink) -> None:
     opened.commit(checkpoint(1))
     opened.close()
     sink = place.sink()
-    found = sink.open(resume=True)
+    found = Known(sink)
     assert found.checkpoint == checkpoint(1)
-    assert knows(sink, found.window, event(1))
-    assert knows(sink, found.window, letter(1))
-    assert not knows(sink, found.window, event(2))
-    assert bool(found.window) is place.guarantees.tells_window
+    assert event(1) in found
+    assert letter(1) in found
+    assert event(2) not in found
+    assert not found.asks
     sink.close()
 
 
@@ -211,7 +215,7 @@ def test_what_is_not_committed_is_not_covered(place: Place, opened: Sink) -> Non
     opened.write([event(2)], [])
     opened.close()
     sink = place.sink()
-    found = sink.open(resume=True)
+    found = Known(sink)
     assert found.checkpoint == checkpoint(1)
     assert place.published() == [event(1).data]
     sink.commit(checkpoint(9))
@@ -228,16 +232,14 @@ def test_the_position_may_move_without_events(place: Place, opened: Sink) -> Non
     sink.close()
 
 
-def test_without_resume_the_position_is_ignored_and_the_events_are_known(
-    place: Place, opened: Sink
-) -> None:
+def test_without_resume_all_is_known_as_well(place: Place, opened: Sink) -> None:
     opened.write([event(1)], [])
     opened.commit(checkpoint(1))
     opened.close()
     sink = place.sink()
-    found = sink.open(resume=False)
-    assert found.checkpoint is None
-    assert knows(sink, found.window, event(1))
+    found = Known(sink, resume=False)
+    assert found.checkpoint == checkpoint(1)
+    assert event(1) in found
     sink.close()
 
 
@@ -250,7 +252,7 @@ def test_of_two_instances_one_is_kept_out(
     if place.guarantees.newest_wins:
         opened.write([event(2)], [])
         second = place.sink()
-        found = second.open(resume=True)
+        found = Known(second)
         assert found.checkpoint == checkpoint(1)
         with pytest.raises(DestinationHeld):
             opened.commit(checkpoint(2))
@@ -259,9 +261,9 @@ def test_of_two_instances_one_is_kept_out(
             place.sink().open(resume=True)
         opened.close()
         second = place.sink()
-        found = second.open(resume=True)
-    assert knows(second, found.window, event(1))
-    assert not knows(second, found.window, event(2))
+        found = Known(second)
+    assert event(1) in found
+    assert event(2) not in found
     second.write([event(3)], [])
     second.commit(checkpoint(3))
     second.close()
@@ -284,3 +286,68 @@ def test_many_events_of_one_commit(place: Place, opened: Sink) -> None:
         opened.write(events[begin : begin + 100], [])
     opened.commit(checkpoint(2500))
     assert place.published() == [one.data for one in events]
+
+
+def test_only_what_the_checkpoint_allows_is_forgotten(place: Place) -> None:
+    """However often it is started anew, and whatever else has come: at most twice what is needed."""
+    needed = 40
+    for begin in range(0, 600, 60):
+        sink = place.sink()
+        found = Known(sink)
+        for number in range(max(begin - needed, 0), begin):
+            assert event(number) in found
+        for number in range(begin, begin + 60, 20):
+            sink.write([event(at) for at in range(number, number + 20)], [])
+            reached = checkpoint(number + 20)
+            known_from = {SOURCE: START_MS + number + 20 - needed}
+            sink.commit(replace(reached, known_from=known_from))
+        sink.close()
+
+
+def test_what_an_earlier_start_published_stays_known(place: Place, opened: Sink) -> None:
+    """A new start begins far back; the window of the one before is needed when it has caught up."""
+    for number in range(50, 60):
+        opened.write([event(number)], [])
+        opened.commit(replace(checkpoint(number + 1), known_from={SOURCE: START_MS + 40}))
+    opened.close()
+    sink = place.sink()
+    before = Known(sink, resume=False)
+    assert all(event(number) in before for number in range(50, 60))
+    sink.commit(Checkpoint({}, START_MS - 5_000, 0))
+    for number in range(0, 40, 2):
+        sink.write([event(number), event(number + 1)], [])
+        known_from = {SOURCE: START_MS + number - 10}
+        sink.commit(replace(checkpoint(number + 2), known_from=known_from))
+        if number % 10 == 0:
+            sink.close()
+            sink = place.sink()
+            found = Known(sink)
+            assert all(event(one) in found for one in range(50, 60)), number
+            assert all(event(one) in found for one in range(max(number - 8, 0), number + 2))
+    sink.close()
+
+
+def test_a_topic_that_stands_still_is_known_for_ever(place: Place) -> None:
+    idle = ("codfw.x", 0)
+
+    def of_idle(number: int) -> Event:
+        data = event(number).data.replace(SOURCE[0].encode(), b"codfw.x")
+        key = compose_id({SOURCE: 1, idle: START_MS + number + 1}).encode()
+        return event(number)._replace(source=idle, data=data, key=key)
+
+    position = {SOURCE: START_MS, idle: START_MS + 5}
+    sink = place.sink()
+    sink.open(resume=True)
+    sink.write([of_idle(number) for number in range(5)], [])
+    sink.commit(Checkpoint(position, START_MS, START_MS))
+    for number in range(1_000, 21_000, 1_000):
+        if number % 5_000 == 0:
+            sink.close()
+            sink = place.sink()
+            found = Known(sink)
+            assert all(of_idle(one) in found for one in range(5)), number
+        sink.write([event(number)], [])
+        position = {SOURCE: START_MS + number + 1, idle: START_MS + 5}
+        known_from = {SOURCE: START_MS + number - 500, idle: START_MS - 500}
+        sink.commit(Checkpoint(position, START_MS, START_MS + number, known_from=known_from))
+    sink.close()

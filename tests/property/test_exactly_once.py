@@ -377,7 +377,7 @@ class FixedCountWindow(Window):
     """Remembers the last five identities, whatever can be repeated."""
 
     def advance(self, position: Mapping[TopicPartition, int], clock_ms: int) -> None:
-        for queue in self._queues.values():
+        for queue in (*self._queues.values(), *(queue for _, queue in self._restored)):
             self._known.difference_update(queue.take_oldest(max(len(self) - 5, 0)))
 
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from pleiades.core.decoding import decode
 from pleiades.core.wire import MAX_TIMESTAMP_MS, Event, Frames
-from pleiades.sinks.names import dead_letter_name, event_name, is_event_folder, time_in
+from pleiades.sinks.files.names import dead_letter_name, event_name, is_event_folder, time_in
 
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**60), 2**60) | st.text(),

@@ -19,6 +19,7 @@ from pleiades.core.wire import (
     is_source,
 )
 from pleiades.runtime.errors import Fatal
+from pleiades.sinks.files.names import identity_in, is_event_folder, time_in
 from pleiades.sinks.kafka.records import (
     MAX_ID_BYTES,
     Published,
@@ -28,7 +29,6 @@ from pleiades.sinks.kafka.records import (
     read_event,
 )
 from pleiades.sinks.kafka.stored import MAX_METADATA_BYTES, read_metadata
-from pleiades.sinks.names import identity_in, is_event_folder, time_in
 from tests.fuzz.target import lossless, parts
 
 TIME_MS = 1_790_000_000_000

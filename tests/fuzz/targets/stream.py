@@ -33,7 +33,7 @@ from pleiades.core.wire import (
     is_source,
     parse_id,
 )
-from pleiades.sinks.names import (
+from pleiades.sinks.files.names import (
     dead_letter_name,
     event_name,
     identity_in,

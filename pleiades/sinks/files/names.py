@@ -1,4 +1,4 @@
-"""Names of files. Pure.
+"""Names of files.
 
 Law: only characters of `[A-Za-z0-9._-]` reach a path, a name never begins with a dot, and it depends
 on nothing that a second delivery of the same event could bring differently.
@@ -6,15 +6,19 @@ on nothing that a second delivery of the same event could bring differently.
 
 from __future__ import annotations
 
+import os
 import re
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from functools import lru_cache
+from pathlib import Path
 
 from pleiades.core.wire import UNKNOWN_SOURCE, DeadLetter, Event
 
 # What `event_name` makes, nothing else: other people's files are no events.
 _FOLDER = re.compile(r"\d{4}-\d\d-\d\dT\d\d")
 _NAME = re.compile(r"(\d{8}T\d{6})\.(\d{3})Z-(.+)\.json")
+_STAGED = re.compile(r"\d{8}\.(.+)\.part")
 
 
 def event_name(event: Event) -> tuple[str, str]:
@@ -46,6 +50,28 @@ def dead_letter_name(letter: DeadLetter) -> str:
     return f"{letter.identity}.raw"
 
 
+def staged_name(place: int, name: str) -> str:
+    """What a file is called until its commit: it sorts by its place in the commit, and no search for
+    `*.json` finds half an event.
+    """
+    return f"{place:08}.{name}.part"
+
+
+def name_in(staged: str) -> str | None:
+    """The name in a staged one; None if it is none."""
+    match = _STAGED.fullmatch(staged)
+    return match[1] if match else None
+
+
+def folder_of(name: str) -> str | None:
+    """The folder of a file that `event_name` named; None if it did not."""
+    match = _NAME.fullmatch(name)
+    if match is None:
+        return None
+    date = match[1]
+    return f"{date[:4]}-{date[4:6]}-{date[6:11]}"
+
+
 def is_event_folder(name: str) -> bool:
     """Whether a folder is one of `event_name`'s."""
     return _FOLDER.fullmatch(name) is not None
@@ -67,3 +93,18 @@ def identity_in(name: str) -> str | None:
     """The identity in a file's name; None if it is no name of an event."""
     match = _NAME.fullmatch(name)
     return match[3] if match else None
+
+
+def identities_since(publish_dir: Path, since_ms: int) -> Iterator[str]:
+    """The identities in the names of all events that are dated at or after a time, by the hour."""
+    first = _second(since_ms // 1000)[0]
+    with os.scandir(publish_dir) as entries:
+        folders = [entry.path for entry in entries if is_event_folder(entry.name)]
+    for folder in sorted(folders):
+        if folder.rpartition("/")[2] < first:
+            continue
+        with os.scandir(folder) as files:
+            for file in files:
+                identity = identity_in(file.name)
+                if identity is not None:
+                    yield identity

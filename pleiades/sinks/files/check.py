@@ -14,16 +14,15 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from pleiades.core.position import UnreadableCheckpoint
-from pleiades.core.units import iso_time
 from pleiades.runtime.errors import EXIT_HELD
 from pleiades.runtime.findings import Finding, note, ok, problem, warning
 from pleiades.runtime.settings import FilesSettings, Settings
 from pleiades.sinks import outlook
 from pleiades.sinks.checkpoints import CheckpointFile
 from pleiades.sinks.disk import holder_of
-from pleiades.sinks.files import DEAD_LETTERS, LOCK, OWN_FOLDER, STAGING
+from pleiades.sinks.files.identities import newest_groups
+from pleiades.sinks.files.sink import DEAD_LETTERS, LOCK, OWN_FOLDER, STAGING
 from pleiades.sinks.outlook import PART
-from pleiades.sinks.recovery import recovered_checkpoint
 
 USUAL_EVENTS_PER_HOUR = 180_000
 """Of recentchange: 50 a second."""
@@ -146,13 +145,15 @@ def _position(settings: Settings, files: FilesSettings, place: Path) -> Iterator
     stored = CheckpointFile(place / OWN_FOLDER, files.position_name, synced=False)
     now_ms = time.time_ns() // 1_000_000
     try:
-        checkpoint = stored.look()
+        found = stored.look()
     except UnreadableCheckpoint as error:
-        yield _damaged(settings, place, stored.path, str(error))
+        yield _damaged(settings, stored, str(error))
         return
-    if checkpoint is not None:
+    if found is not None:
         stored_ms = stored.path.stat().st_mtime_ns // 1_000_000
-        yield from outlook.stored(settings, checkpoint, stored_ms, f"in {stored.path}", now_ms)
+        yield from outlook.stored(
+            settings, found.checkpoint, stored_ms, f"in {stored.path}", now_ms
+        )
         return
     yield from outlook.nothing_stored(settings, f"in {stored.path}", now_ms)
     others = stored.others()
@@ -164,19 +165,18 @@ def _position(settings: Settings, files: FilesSettings, place: Path) -> Iterator
         )
 
 
-def _damaged(settings: Settings, place: Path, path: Path, why: str) -> Finding:
-    said = f"the position in {path} is unusable ({why})"
+def _damaged(settings: Settings, file: CheckpointFile, why: str) -> Finding:
+    said = f"the position in {file.path} is unusable ({why})"
     if not settings.resume:
         return warning(PART, f"{said}; --resume=false ignores it anyway")
-    found = recovered_checkpoint(place, int(settings.window_seconds * 1000))
-    if found is None:
+    if not newest_groups(file.path.parent, file.name):
         return warning(
             PART,
-            f"{said}, and there are no files to find it again by: a start begins at --since, and what "
+            f"{said}, and the identity log does not say it either: a start begins at --since, and what "
             "came since the last run is missing unless you give --resume=false --since=TIME",
         )
     return warning(
         PART,
-        f"{said}: a start finds it again by the newest files and asks the upstream from "
-        f"{iso_time(found.started_ms)} on; what is published already is dropped, nothing is lost",
+        f"{said}: a start finds it again in the identity log and goes on from there; nothing is lost or "
+        "published again",
     )

@@ -11,11 +11,14 @@ from pathlib import Path
 
 import pytest
 
+from pleiades.core.fingerprint import fingerprint
 from pleiades.core.position import Checkpoint
-from pleiades.core.wire import UNKNOWN_SOURCE, Event
+from pleiades.core.wire import UNKNOWN_SOURCE, DeadLetter, Event
 from pleiades.runtime.errors import DestinationHeld, Fatal
-from pleiades.sinks import disk, files, recovery
-from pleiades.sinks.files import FilesSink, Surroundings
+from pleiades.sinks import disk
+from pleiades.sinks.files import FilesSink, Surroundings, identities, staging
+from pleiades.sinks.files import sink as files
+from pleiades.sinks.files.identities import Run
 from tests.harness.permissions import permissions_hold
 from tests.harness.tree import tree
 
@@ -58,7 +61,7 @@ def sink(folder: Path, world: World) -> FilesSink:
 
 def make(folder: Path, world: World, sync: str = "batch") -> FilesSink:
     around = Surroundings(world.pause, world.on_trouble)
-    return FilesSink(folder, sync, "recentchange", window_ms=600_000, around=around)
+    return FilesSink(folder, sync, "recentchange", max_entries=500_000, around=around)
 
 
 def event(number: int, **different: object) -> Event:
@@ -66,11 +69,24 @@ def event(number: int, **different: object) -> Event:
     return usual._replace(**different)  # type: ignore[arg-type]  # names of its own fields
 
 
+def letter(number: int) -> DeadLetter:
+    return DeadLetter(f"sha256-{number}", SOURCE, NOON_MS, "not_json", b"[]", b"bytes %d" % number)
+
+
 def commit_once(folder: Path, world: World) -> None:
     sink = make(folder, world)
     sink.open(resume=True)
     sink.commit(CHECKPOINT)
     sink.close()
+
+
+def known(sink: FilesSink) -> tuple[Checkpoint | None, list[Event]]:
+    """What a start finds: the checkpoint, and which of the first ten events are published."""
+    opened = sink.open(resume=True)
+    window = {entry.fingerprint for entry in opened.window}
+    return opened.checkpoint, [
+        one for one in map(event, range(10)) if fingerprint(one.identity) in window
+    ]
 
 
 def names(folder: Path) -> list[str]:
@@ -103,20 +119,244 @@ def test_nothing_is_staged_after_a_commit_nor_after_a_crash(folder: Path, world:
     staging = folder / ".pleiades" / "staging"
     first = make(folder, world)
     first.open(resume=True)
-    (staging / "left-by-a-crash.json.part").write_bytes(b'{"n":')
     first.write([event(1)], [])
     first.commit(CHECKPOINT)
-    assert [left.name for left in staging.iterdir()] == ["left-by-a-crash.json.part"]
+    assert list(staging.iterdir()) == []
     first.close()
+    beyond = staging / "recentchange.2"
+    beyond.mkdir()
+    (beyond / "00000000.20260131T120000.002Z-id-2.json.part").write_bytes(b'{"n":')
+    (staging / "of-an-older-version.json.part").write_bytes(b'{"n":')
+    others = staging / "page-create.2"
+    others.mkdir()
     second = make(folder, world)
     second.open(resume=True)
-    assert list(staging.iterdir()) == []
+    assert list(staging.iterdir()) == [others]
     assert len(names(folder)) == 1
     second.close()
 
 
-@pytest.mark.parametrize("fails", [1, 2, 3, 4])
-@pytest.mark.parametrize("target", ["open", "write", "fsync", "rename"])
+def test_a_start_finishes_the_moves_of_what_is_committed(folder: Path, world: World) -> None:
+    first = make(folder, world)
+    first.open(resume=True)
+    first.write([event(1), event(2)], [letter(1)])
+    first.commit(CHECKPOINT)
+    first.close()
+    # As a crash leaves it that came between two moves.
+    staged = folder / ".pleiades" / "staging" / "recentchange.1"
+    staged.mkdir()
+    one, two = (folder / name for name in names(folder))
+    one.rename(folder / "consumed.json")
+    two.rename(staged / f"00000001.{two.name}.part")
+    (dead,) = (folder / ".pleiades" / "dead-letters").iterdir()
+    dead.rename(staged / f"00000002.{dead.name}.part")
+    second = make(folder, world)
+    assert known(second) == (CHECKPOINT, [event(1), event(2)])
+    assert not one.exists(), "what a user has moved away is published again"
+    assert two.read_bytes() == b'{"n":2}\n'
+    assert dead.read_bytes() == b"bytes 1"
+    second.close()
+
+
+@pytest.mark.parametrize("what", ["moved", "removed", "removed with their folders"])
+def test_a_user_may_take_files_at_once(folder: Path, world: World, what: str) -> None:
+    """Case: files are counted back from the newest, which is an event of 2016 or one of the future."""
+    odd = [event(1, timestamp_ms=1), event(2), event(3, timestamp_ms=NOON_MS + 3_540_000)]
+    for one in odd:
+        sink = make(folder, world)
+        opened = sink.open(resume=True)
+        window = [entry.fingerprint for entry in opened.window]
+        assert window == [fingerprint(before.identity) for before in odd[: odd.index(one)]]
+        sink.write([one], [])
+        assert sink.commit(CHECKPOINT) == ([], 0)
+        sink.close()
+        for path in folder.glob("[0-9]*/*.json"):
+            if what == "moved":
+                path.rename(folder.with_name(path.name))
+            else:
+                path.unlink()
+            if what.endswith("folders"):
+                path.parent.rmdir()
+
+
+def test_an_hour_that_a_user_removes_while_it_is_empty_is_made_again(
+    folder: Path, sink: FilesSink, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sink.open(resume=True)
+    rename_new, tries = disk.rename_new, []
+
+    def after_a_user(name: str, source: int, new: str, target: int) -> bool:
+        tries.append(name)
+        if len(tries) == 1:
+            (folder / "2026-01-31T12").rmdir()
+        return rename_new(name, source, new, target)
+
+    monkeypatch.setattr(staging, "rename_new", after_a_user)
+    sink.write([event(1)], [])
+    sink.commit(CHECKPOINT)
+    assert len(names(folder)) == 1
+    assert len(tries) == 2
+    assert world.troubles == []
+
+
+def test_dead_letters_and_events_of_one_commit_keep_their_own_names(
+    folder: Path, sink: FilesSink
+) -> None:
+    sink.open(resume=True)
+    sink.write([event(1)], [letter(1), letter(2)])
+    sink.commit(CHECKPOINT)
+    dead = sorted((folder / ".pleiades" / "dead-letters").iterdir())
+    assert [path.read_bytes() for path in dead] == [b"bytes 1", b"bytes 2"]
+
+
+def test_what_may_be_forgotten_is_forgotten(
+    folder: Path, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The log is compacted: what is left is what `known_from` asks for."""
+    monkeypatch.setattr(identities, "MIN_COMPACTED_BYTES", 1_000)
+    sink = make(folder, world)
+    sink.open(resume=True)
+    sizes = []
+    for number in range(1, 400):
+        sink.write([event(number)], [])
+        reached = NOON_MS + number
+        sink.commit(Checkpoint({SOURCE: reached}, 0, 0, known_from={SOURCE: reached - 5}))
+        (file,) = (folder / ".pleiades").glob("identities-*")
+        sizes.append(file.stat().st_size)
+    assert max(sizes) < 5_000
+    sink.close()
+    window = [entry.fingerprint for entry in make(folder, world).open(resume=True).window]
+    needed = [fingerprint(event(number).identity) for number in range(394, 400)]
+    assert window[-6:] == needed
+    assert len(window) < 40
+
+
+def test_many_runs_are_joined_and_none_is_forgotten_earlier(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(identities, "MAX_RUNS", 10)
+    reached = [*range(100, 160), *range(20, 40)]
+    runs = [Run(SOURCE, at, b"%016d" % number) for number, at in enumerate(reached)]
+    fewer = identities.joined(runs)
+    assert len(fewer) <= 11
+    assert b"".join(run.fingerprints for run in fewer) == b"".join(run.fingerprints for run in runs)
+    assert [run.reached_ms for run in fewer] == [107, 115, 123, 131, 139, 147, 155, 159, 27, 35, 39]
+
+
+def test_more_than_the_bound_is_forgotten_from_the_oldest_on(
+    folder: Path, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(identities, "MIN_COMPACTED_BYTES", 1_000)
+    around = Surroundings(world.pause, world.on_trouble)
+    sink = FilesSink(folder, "batch", "recentchange", 10, around)
+    sink.open(resume=True)
+    for number in range(100):
+        sink.write([event(3 * number), event(3 * number + 1), event(3 * number + 2)], [])
+        sink.commit(CHECKPOINT)
+    sink.close()
+    window = [entry.fingerprint for entry in make(folder, world).open(resume=True).window]
+    assert window[-10:] == [fingerprint(event(number).identity) for number in range(290, 300)]
+    assert len(window) < 60
+
+
+@pytest.mark.parametrize("damage", ["removed", "cut", "overwritten"])
+def test_a_lost_identity_log_is_made_again_from_the_names(
+    folder: Path, world: World, damage: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    first = make(folder, world)
+    first.open(resume=True)
+    first.write([event(1), event(2)], [])
+    first.commit(CHECKPOINT)
+    first.close()
+    (file,) = (folder / ".pleiades").glob("identities-*")
+    whole = file.read_bytes()
+    if damage == "removed":
+        file.unlink()
+    else:
+        file.write_bytes(whole[:-5] if damage == "cut" else whole[:-5] + b"other")
+    (folder / names(folder)[0]).unlink()
+    second = make(folder, world)
+    assert known(second) == (CHECKPOINT, [event(2)])
+    assert "published again" in caplog.text
+    second.write([event(3)], [])
+    second.commit(CHECKPOINT)
+    second.close()
+    assert known(make(folder, world)) == (CHECKPOINT, [event(2), event(3)])
+
+
+def test_a_position_of_the_version_before_is_converted(folder: Path, world: World) -> None:
+    """It had no identity log: the names of the files were the window."""
+    hour = folder / "2026-01-31T12"
+    hour.mkdir(parents=True)
+    for number in (1, 2):
+        (hour / f"20260131T120000.00{number}Z-id-{number}.json").write_bytes(b"{}\n")
+    (folder / ".pleiades").mkdir()
+    (folder / ".pleiades" / "checkpoint-recentchange").write_text(
+        f'{{"version":1,"started_ms":{NOON_MS},"clock_ms":{NOON_MS + 2},"position":['
+        f'{{"topic":"{SOURCE[0]}","partition":0,"timestamp":{NOON_MS + 3}}}]}}\n'
+    )
+    sink = make(folder, world)
+    checkpoint, events = known(sink)
+    assert checkpoint is not None
+    assert checkpoint.position == {SOURCE: NOON_MS + 3}
+    assert events == [event(1), event(2)]
+    sink.write([event(3)], [])
+    sink.commit(checkpoint)
+    sink.close()
+    for path in hour.iterdir():
+        path.unlink()
+    assert known(make(folder, world)) == (checkpoint, [event(1), event(2), event(3)])
+
+
+@pytest.mark.parametrize(
+    "planted", ["checkpoint-recentchange.new", "lock", "identities-recentchange.1", "staging"]
+)
+def test_a_planted_link_is_not_followed(folder: Path, world: World, planted: str) -> None:
+    """Somebody who may write there would have the relay, with its rights, overwrite other files."""
+    own = folder / ".pleiades"
+    own.mkdir(parents=True)
+    target = folder.with_name("precious")
+    if planted == "staging":
+        target.mkdir()
+        (target / "kept.part").write_text("precious")
+    else:
+        target.write_text("precious")
+    (own / planted).symlink_to(target)
+    before = tree(folder.parent)
+    sink = make(folder, world)
+    if planted == "checkpoint-recentchange.new":
+        sink.open(resume=True)
+        sink.commit(CHECKPOINT)
+        sink.close()
+    else:
+        with pytest.raises(Fatal, match="symbolic link|is a link"):
+            sink.open(resume=True)
+        sink.close()
+    kept = {name: entry for name, entry in before.items() if "/precious" in name}
+    assert kept
+    assert kept.items() <= tree(folder.parent).items()
+
+
+def test_a_second_name_of_a_file_is_not_written_to(folder: Path, world: World) -> None:
+    own = folder / ".pleiades"
+    own.mkdir(parents=True)
+    target = folder.with_name("precious")
+    target.write_text("precious")
+    (own / "lock").hardlink_to(target)
+    with pytest.raises(Fatal, match="link"):
+        make(folder, world).open(resume=True)
+    assert target.read_text() == "precious"
+
+
+@pytest.mark.parametrize(
+    ("target", "fails"),
+    [
+        *((target, fails) for target in ("open", "write") for fails in range(1, 7)),
+        *(("rename", fails) for fails in range(1, 6)),
+        *(("fsync", fails) for fails in (1, 2)),
+        *(("mkdir", fails) for fails in (1, 2)),
+    ],
+)
 def test_a_commit_interrupted_by_a_full_disk_is_finished(
     folder: Path,
     sink: FilesSink,
@@ -141,8 +381,10 @@ def test_a_commit_interrupted_by_a_full_disk_is_finished(
         return call
 
     if target == "rename":
-        monkeypatch.setattr(files, "rename_new", failing(disk.rename_new))
+        monkeypatch.setattr(staging, "rename_new", failing(disk.rename_new))
         monkeypatch.setattr(Path, "replace", failing(Path.replace))
+    elif target == "mkdir":
+        monkeypatch.setattr(Path, "mkdir", failing(Path.mkdir))
     else:
         monkeypatch.setattr(os, target, failing(getattr(os, target)))
     sink.write([event(number) for number in range(4)], [])
@@ -154,7 +396,7 @@ def test_a_commit_interrupted_by_a_full_disk_is_finished(
         b'{"n":%d}\n' % number for number in range(4)
     ]
     sink.close()
-    assert make(folder, world).open(resume=True).checkpoint == CHECKPOINT
+    assert known(make(folder, world)) == (CHECKPOINT, [event(number) for number in range(4)])
 
 
 def test_a_partly_written_line_is_written_to_its_end(
@@ -229,7 +471,7 @@ def test_a_restarted_publisher_waits_for_the_directory_of_the_one_before(
 
     world.mend = put_back
     around = Surroundings(world.pause, world.on_trouble)
-    again = FilesSink(folder, "batch", "recentchange", 600_000, around, reached=True)
+    again = FilesSink(folder, "batch", "recentchange", 500_000, around, reached=True)
     assert again.open(resume=True).checkpoint == CHECKPOINT
     assert len(world.troubles) == 1
 
@@ -351,18 +593,17 @@ def test_with_batch_the_disk_is_asked_before_names_and_checkpoint_appear(
 
     sink.open(resume=True)
     monkeypatch.setattr(files, "sync_file_system", noting("syncfs", disk.sync_file_system))
-    monkeypatch.setattr(files, "sync_directory", noting("fsync folder", disk.sync_directory))
+    monkeypatch.setattr(disk, "sync_directory", noting("fsync folder", disk.sync_directory))
     monkeypatch.setattr(Path, "replace", noting("rename", Path.replace))
-    monkeypatch.setattr(files, "rename_new", noting("rename", disk.rename_new))
+    monkeypatch.setattr(staging, "rename_new", noting("rename", disk.rename_new))
     sink.write([event(1), event(2)], [])
     sink.commit(CHECKPOINT)
     assert steps == [
         "syncfs",
+        "rename checkpoint-recentchange",
         "fsync folder",
         "rename 20260131T120000.001Z-id-1.json",
         "rename 20260131T120000.002Z-id-2.json",
-        "fsync folder",
-        "rename checkpoint-recentchange",
     ]
 
 
@@ -371,74 +612,29 @@ def test_with_batch_the_disk_is_asked_before_names_and_checkpoint_appear(
     [b"", b"{", b"\0" * 200, b'{"version":99}', b"x" * 2_000_000],
     ids=["empty", "cut", "zeros", "newer", "huge"],
 )
-def test_a_damaged_checkpoint_is_set_aside_and_a_position_found_again(
+def test_a_damaged_checkpoint_is_found_again_in_the_identity_log(
     folder: Path, world: World, damage: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
     first = make(folder, world)
     first.open(resume=True)
-    eqiad = [
-        event(n, data=b'{"meta":{"topic":"eqiad.x"},"n":%d}' % n) for n in range(0, 7_200_000, 9000)
-    ]
-    codfw = [event(1_000_000, identity="other", data=b'{"meta":{"topic":"codfw.x"}}')]
-    first.write(eqiad + codfw, [])
+    first.write([event(1)], [])
+    first.commit(Checkpoint({SOURCE: NOON_MS}, NOON_MS, NOON_MS))
+    first.write([event(2)], [])
     first.commit(CHECKPOINT)
     first.close()
+    for path in folder.glob("2*/*.json"):
+        path.unlink()
     stored = folder / ".pleiades" / "checkpoint-recentchange"
     stored.write_bytes(damage)
     second = make(folder, world)
-    found = second.open(resume=True).checkpoint
-    # codfw is the topic that is furthest behind: its newest event, less the window.
-    assert found == Checkpoint({}, begin_ms := NOON_MS + 400_000, begin_ms)
-    assert second.is_published(eqiad[-1])
+    assert known(second) == (CHECKPOINT, [event(1), event(2)])
     assert "was set aside" in caplog.text
     (aside,) = (folder / ".pleiades").glob("checkpoint-*.damaged-*")
     assert aside.read_bytes() == damage
     second.close()
     third = make(folder, world)
-    assert third.open(resume=True).checkpoint == found, "found again, and lost by the next start"
+    assert known(third) == (CHECKPOINT, [event(1), event(2)]), "lost by the next start"
     third.close()
-
-
-def test_in_a_replay_the_topic_that_is_behind_is_found_too(
-    folder: Path, world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """What was written last counts, not what is dated last."""
-    monkeypatch.setattr(recovery, "MAX_FILES", 50)
-    first = make(folder, world)
-    first.open(resume=True)
-    ahead = [event(n, data=b'{"meta":{"topic":"eqiad.x"}}') for n in range(7_200_000, 7_200_100)]
-    behind = [event(n, data=b'{"meta":{"topic":"codfw.x"}}') for n in range(10)]
-    first.write(ahead, [])
-    first.commit(CHECKPOINT)
-    first.write(behind, [])
-    first.commit(CHECKPOINT)
-    first.close()
-    for age, path in enumerate(sorted(folder.glob("2*/*.json"), reverse=True)):
-        os.utime(path, (age + 1e9, age + 1e9))
-    (folder / ".pleiades" / "checkpoint-recentchange").write_bytes(b"{")
-    found = make(folder, world).open(resume=True).checkpoint
-    assert found == Checkpoint({}, begin_ms := NOON_MS + 9 - 600_000, begin_ms)
-
-
-def test_a_folder_that_failed_to_sync_is_synced_by_the_next_try(
-    sink: FilesSink, world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    sink.open(resume=True)
-    synced: list[str] = []
-    original = disk.sync_directory
-
-    def failing_once(path: Path) -> None:
-        if path.name.startswith("2") and "failed" not in synced:
-            synced.append("failed")
-            raise OSError(errno.EIO, "Input/output error")
-        synced.append(path.name)
-        original(path)
-
-    monkeypatch.setattr(files, "sync_directory", failing_once)
-    sink.write([event(1)], [])
-    sink.commit(CHECKPOINT)
-    assert synced.index("2026-01-31T12") > synced.index("failed")
-    assert world.troubles == ["publish events in: EIO"]
 
 
 def test_a_damaged_checkpoint_without_events_starts_anew_and_says_what_that_means(
@@ -456,7 +652,7 @@ def test_positions_of_other_streams_are_kept_apart_and_mentioned(
 ) -> None:
     commit_once(folder, world)
     around = Surroundings(world.pause, world.on_trouble)
-    other = FilesSink(folder, "batch", "page-create", window_ms=1, around=around)
+    other = FilesSink(folder, "batch", "page-create", max_entries=500_000, around=around)
     assert other.open(resume=True).checkpoint is None
     assert "checkpoint-recentchange" in caplog.text
     other.close()

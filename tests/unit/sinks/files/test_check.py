@@ -13,9 +13,10 @@ import pytest
 from pleiades.core.position import Checkpoint
 from pleiades.runtime.findings import Finding, Kind
 from pleiades.runtime.settings import Settings
-from pleiades.sinks.checkpoints import CheckpointFile
+from pleiades.sinks.checkpoints import CheckpointFile, Stored
 from pleiades.sinks.disk import Lock
-from pleiades.sinks.files_check import look
+from pleiades.sinks.files.check import look
+from pleiades.sinks.files.identities import Group
 from tests.harness.permissions import permissions_hold
 from tests.harness.tree import tree
 
@@ -66,7 +67,7 @@ def test_a_directory_that_can_be_made(found: Found, tmp_path: Path) -> None:
 
 
 def test_a_stored_position_is_told_with_its_age(found: Found, own: Path) -> None:
-    CheckpointFile(own, "recentchange", synced=False).replace(CHECKPOINT)
+    CheckpointFile(own, "recentchange", synced=False).replace(Stored(CHECKPOINT, None))
     findings = found()
     assert not problems(findings)
     text = "\n".join(finding.text for finding in findings)
@@ -80,30 +81,29 @@ def test_a_stored_position_is_told_with_its_age(found: Found, own: Path) -> None
 
 
 def test_a_position_that_is_not_used_is_told_too(found: Found, own: Path) -> None:
-    CheckpointFile(own, "recentchange", synced=False).replace(CHECKPOINT)
+    CheckpointFile(own, "recentchange", synced=False).replace(Stored(CHECKPOINT, None))
     text = "\n".join(finding.text for finding in found("--resume=false", "--since=-2h"))
     assert "is ignored, as --resume=false says: a start begins at 2" in text
     assert "2 h ago (--since)" in text or "119 min ago (--since)" in text
 
 
 def test_positions_of_other_streams_are_mentioned(found: Found, own: Path) -> None:
-    CheckpointFile(own, "page-create", synced=False).replace(CHECKPOINT)
+    CheckpointFile(own, "page-create", synced=False).replace(Stored(CHECKPOINT, None))
     *_, position, others = found()
     assert "no position is stored" in position.text
     assert "checkpoint-page-create" in others.text
 
 
-def test_a_damaged_position_is_left_in_place(found: Found, own: Path, tmp_path: Path) -> None:
+def test_a_damaged_position_is_left_in_place(found: Found, own: Path) -> None:
     (own / "checkpoint-recentchange").write_text("{damaged")
     *_, lost = found()
     assert lost.kind is Kind.WARNING
-    assert "no files to find it again by" in lost.text
-    hour = tmp_path / "events" / "2026-01-31T12"
-    hour.mkdir()
-    (hour / "20260131T120000.000Z-a.json").write_text('{"meta":{"topic":"t"}}')
+    assert "the identity log does not say it either" in lost.text
+    group = Group(1, CHECKPOINT, [])
+    (own / "identities-recentchange.1").write_bytes(group.encoded() + b"torn")
     *_, again = found()
     assert again.kind is Kind.WARNING
-    assert "asks the upstream from 2026-01-31T11:50:00.000Z on" in again.text
+    assert "a start finds it again in the identity log" in again.text
     *_, ignored = found("--resume=false")
     assert "--resume=false ignores it anyway" in ignored.text
 
