@@ -115,7 +115,12 @@ class Admission:
     def _asked(self, batch: Batch, checkpoint: Checkpoint) -> dict[TopicPartition, int]:
         """From where the connection asked for each topic-partition that may be covered."""
         course = Course(checkpoint.started_ms, self._overlap_ms, checkpoint.position)
-        return {source: course.asked_from(source, batch.clock_ms) for source in checkpoint.coverage}
+        return {
+            source: max(
+                course.asked_from(source, batch.clock_ms), checkpoint.known_from.get(source, 0)
+            )
+            for source in checkpoint.coverage
+        }
 
     def _admit_in_order(self, batch: Batch, known: Known) -> Admitted:
         events: list[Event] = []

@@ -206,7 +206,8 @@ class Checkpoint:
         }
         if self.coverage:
             stored["coverage"] = [
-                [*source, intervals] for source, intervals in sorted(self.coverage.items())
+                [*source, list(map(list, intervals))]
+                for source, intervals in sorted(self.coverage.items())
             ]
         if self.done is not None:
             stored["done"] = self.done.listed(source for source, _ in position)

@@ -132,7 +132,9 @@ class CheckpointFile:
         return sorted(
             other.name
             for other in self._folder.glob("checkpoint-*")
-            if "damaged" not in other.name and other != self.path
+            if other != self.path
+            and not other.name.endswith(".new")
+            and "damaged" not in other.name
         )
 
     def replace(self, stored: Stored) -> None:

@@ -1,0 +1,5 @@
+"""What a publisher needs around it, without processes."""
+
+from tests.unit.conftest import metrics, settings_of
+
+__all__ = ["metrics", "settings_of"]

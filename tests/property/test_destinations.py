@@ -1,0 +1,374 @@
+"""What destinations remember, held against random histories with crashes between durable steps.
+
+The real publisher, with the real window and admission, publishes into real sinks. Around it is a model
+of the upstream (`test_exactly_once`). A history consists of events that are dated back and ahead, cuts,
+crashes at a random step, new starts with `--resume=false --since=TIME`, other lengths of the overlap
+and the window, topics that stand still, and users who take files as soon as these have their names.
+
+Law: at the end every event from the last start on is published, and no event twice.
+
+The number of histories is small by default; `DESTINATION_HISTORIES=10000` is the proof.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Protocol, cast
+
+import pytest
+
+from pleiades.core.position import Checkpoint, Course
+from pleiades.core.wire import Assignment, Batch, Canary, End, Event, TopicPartition
+from pleiades.publisher import Publisher
+from pleiades.runtime import faultpoints
+from pleiades.runtime.channel import Channel
+from pleiades.runtime.metrics import Metrics
+from pleiades.runtime.settings import SYNC_NONE, Settings
+from pleiades.sinks import disk
+from pleiades.sinks.base import Sink
+from pleiades.sinks.files import FilesSink, Surroundings, identities, staging
+from pleiades.sinks.memory import MemorySink, MemoryStore
+from tests.property.test_exactly_once import START, ModelConnection, ModelUpstream
+from tests.unit.conftest import FakeChannel, FakeLife
+
+HISTORIES = int(os.environ.get("DESTINATION_HISTORIES", "150"))
+STEPS = 120
+MAX_STARTS = 1_000
+MEMORY = Path("/dev/shm")  # noqa: S108  # a folder of a random name is made in it
+CRASH_ODDS = (10, 40, 200)
+"""Of so many fault points that are passed, one is a crash; each history has one of these."""
+
+
+class Crash(BaseException):
+    """The process is gone."""
+
+
+class World(Protocol):
+    """A destination with all that is durable in it."""
+
+    def sink(self) -> Sink:
+        """What a new process opens."""
+        ...
+
+    def published(self) -> list[str]:
+        """Identities of all that anybody has ever seen in it, in the order of appearance."""
+        ...
+
+    def consume(self, rng: random.Random) -> None:
+        """Do what users do with published events."""
+        ...
+
+
+class MemoryWorld:
+    """The contract in its plainest form."""
+
+    def __init__(self) -> None:
+        self.store = MemoryStore()
+
+    def sink(self) -> Sink:
+        self.store.held = False
+        return MemorySink(self.store)
+
+    def published(self) -> list[str]:
+        return [event.identity for event in self.store.events]
+
+    def consume(self, rng: random.Random) -> None:
+        pass
+
+
+class FilesWorld:
+    """A directory."""
+
+    def __init__(self, folder: Path, seen: list[str]) -> None:
+        self.folder = folder
+        self.seen = seen
+
+    def sink(self) -> Sink:
+        def on_trouble(operation: str, error: OSError, _: float) -> None:
+            raise AssertionError(f"{operation}: {error}")
+
+        around = Surroundings(lambda _: None, on_trouble)
+        return FilesSink(self.folder / "events", SYNC_NONE, "recentchange", 10**6, around)
+
+    def published(self) -> list[str]:
+        return self.seen
+
+    def consume(self, rng: random.Random) -> None:
+        for path in (self.folder / "events").glob("[0-9]*/*.json"):
+            if rng.random() < 0.8:
+                path.unlink()
+
+
+@pytest.fixture(params=["memory", "files"])
+def world_of(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Callable[[], World]]:
+    if request.param == "memory":
+        yield MemoryWorld
+        return
+    # In memory, where there is such a place: thousands of histories are many small files.
+    folder = Path(tempfile.mkdtemp(dir=MEMORY if MEMORY.is_dir() else None))
+    seen: list[str] = []
+    rename_new = disk.rename_new
+
+    def noting(name: str, source: int, new: str, target: int) -> bool:
+        done = rename_new(name, source, new, target)
+        if done:
+            seen.append(new.partition("Z-")[2].removesuffix(".json"))
+        return done
+
+    monkeypatch.setattr(staging, "rename_new", noting)
+    monkeypatch.setattr(identities, "MIN_COMPACTED_BYTES", 2_000)
+
+    def make() -> World:
+        seen.clear()
+        shutil.rmtree(folder / "events", ignore_errors=True)
+        return FilesWorld(folder, seen)
+
+    yield make
+    shutil.rmtree(folder)
+
+
+class History:
+    """One random life of a destination."""
+
+    def __init__(
+        self, rng: random.Random, world: World, metrics: Metrics, settings: Settings
+    ) -> None:
+        self.rng = rng
+        self.world = world
+        self.metrics = metrics
+        self.settings = settings
+        self.upstream = ModelUpstream(rng, rng.randrange(1, 4), rng.random() < 0.3)
+        self.sources = list(self.upstream.logs)
+        self.awake = [source for source in self.sources if rng.random() < 0.7]
+        self.seen: Counter[str] = Counter()
+        self.publisher: Publisher | None = None
+        self.clock_ms = START
+        for _ in range(rng.choice((0, 20))):
+            self.append()
+        self.since_ms = self.upstream.now_ms - rng.choice((200, 60, 0))
+        self.overlap_ms = rng.choice((1, 2, 10, 60, 400))
+        self.window_ms = self.overlap_ms + rng.choice((0, 1, 50))
+        self.append()
+        self.start(resume=True)
+
+    # The upstream.
+
+    def append(self) -> None:
+        for _ in range(self.rng.randrange(1, 8) if self.awake else 0):
+            self.upstream.append(self.rng.choice(self.awake))
+
+    # The relay.
+
+    def start(self, resume: bool) -> None:
+        """A new process; it may crash at once."""
+        self.end()
+        settings = replace(
+            self.settings,
+            resume=resume,
+            since_ms=self.since_ms,
+            window_seconds=self.window_ms / 1000,
+            upstream=replace(self.settings.upstream, overlap_seconds=self.overlap_ms / 1000),
+        )
+        for _ in range(MAX_STARTS):
+            resumed: FakeChannel[Checkpoint] = FakeChannel()
+            publisher = Publisher(
+                FakeLife(0),
+                self.metrics,
+                settings,
+                self.world.sink(),
+                cast("Channel[Checkpoint]", resumed),
+                cast("list[Channel[Batch | End]]", [FakeChannel()]),
+            )
+            try:
+                publisher._open()
+            except Crash:
+                self.seen["crashes while opening"] += 1
+                publisher._sink.close()
+            else:
+                break
+        else:
+            raise AssertionError("no start succeeds")
+        self.publisher = publisher
+        checkpoint = resumed.items[0]
+        self.course = Course(checkpoint.started_ms, self.overlap_ms, dict(checkpoint.position))
+        self.floors = dict(checkpoint.known_from)
+        self.clock_ms = max(self.clock_ms, checkpoint.clock_ms)
+        self.connection: ModelConnection | None = None
+        self.connections = self.sequence = 0
+        self.queue: list[Batch] = []
+
+    def end(self) -> None:
+        if self.publisher is not None:
+            self.publisher._sink.close()
+            self.publisher = None
+
+    def connect(self) -> None:
+        self.connections += 1
+        self.clock_ms = max(self.clock_ms, self.upstream.now_ms)
+        asked = {
+            source: max(self.course.asked_from(source, self.clock_ms), self.floors.get(source, 0))
+            for source in self.course.position
+        }
+        # What a start time brings only names the topics.
+        for source in self.sources:
+            asked.setdefault(source, self.course.started_ms)
+        self.course.observe(dict.fromkeys(self.sources, 0))
+        self.connection = ModelConnection(self.upstream, asked)
+        self.send([])
+
+    def read(self, most: int) -> int:
+        if self.connection is None:
+            self.connect()
+        assert self.connection is not None
+        received: list[tuple[TopicPartition, int, tuple[Assignment, ...]]] = []
+        while len(received) < most and (delivered := self.connection.next()) is not None:
+            received.append(delivered)
+            self.course.observe({source: ms or 0 for source, ms in delivered[2]})
+        if received:
+            self.send(received)
+        return len(received)
+
+    def send(self, received: list[tuple[TopicPartition, int, tuple[Assignment, ...]]]) -> None:
+        started_ms = self.course.started_ms
+        batch = Batch(self.sequence, self.connections, [], [], [], {}, started_ms, self.clock_ms)
+        self.sequence += 1
+        batch.timestamps_ms.update(dict.fromkeys(self.sources, 0))
+        for source, offset, assignments in received:
+            for named, timestamp_ms in assignments:
+                batch.timestamps_ms[named] = max(batch.timestamps_ms[named], timestamp_ms or 0)
+            entry = self.upstream.logs[source][offset]
+            timestamp_ms = entry.timestamp_ms + 1
+            if entry.canary:
+                batch.canaries.append(Canary(source, timestamp_ms, len(batch.events)))
+            else:
+                batch.events.append(
+                    Event(entry.identity, source, timestamp_ms, "", b"", b"%d" % offset)
+                )
+        self.queue.append(batch)
+
+    def relay(self, step: Callable[[Publisher], None]) -> None:
+        """Let the publisher do something, in which it may die."""
+        assert self.publisher is not None
+        try:
+            step(self.publisher)
+        except Crash:
+            self.seen["crashes"] += 1
+            self.start(resume=True)
+
+    def take(self) -> None:
+        if self.queue:
+            batch = self.queue.pop(0)
+            self.relay(lambda publisher: publisher._take(batch))
+
+    def commit(self) -> None:
+        self.relay(lambda publisher: publisher._commit())
+
+    # What happens.
+
+    def step(self) -> None:
+        rng = self.rng
+        action = rng.randrange(24)
+        if action < 6:
+            self.append()
+        elif action < 12:
+            self.read(rng.randrange(1, 8))
+        elif action < 16:
+            self.take()
+        elif action < 18:
+            self.commit()
+        elif action == 18:
+            self.connection = None
+        elif action == 19:
+            self.world.consume(rng)
+        elif action == 20:
+            self.awake = [source for source in self.sources if rng.random() < 0.7]
+        elif action == 21:
+            self.start(resume=True)
+        elif action == 22:
+            self.seen["other lengths"] += 1
+            self.overlap_ms = rng.choice((1, 2, 10, 60, 400))
+            self.window_ms = self.overlap_ms + rng.choice((0, 1, 50, 1_000))
+            self.start(resume=True)
+        elif rng.random() < 0.4:
+            self.begin_again()
+
+    def begin_again(self) -> None:
+        """`--resume=false --since=TIME`: not later than what every topic has delivered, for what lies
+        between is given up then, and the last window before it may be forgotten.
+        """
+        assert self.publisher is not None
+        reached = [ms for ms in self.publisher._checkpoint.position.values() if ms]
+        latest = min(reached, default=self.upstream.now_ms)
+        self.since_ms = self.rng.choice((START - 500, latest - 5, latest - 300, latest - 60))
+        self.seen["new starts"] += 1
+        self.start(resume=False)
+
+    def finish(self) -> None:
+        """Deliver and commit all there is."""
+        while self.read(self.rng.randrange(1, 20)):
+            pass
+        while self.queue:
+            self.take()
+        self.commit()
+        self.end()
+
+    def check(self) -> None:
+        counted = Counter(self.world.published())
+        twice = [identity for identity, times in counted.items() if times > 1]
+        assert not twice, f"published twice: {twice}"
+        for source, log in self.upstream.logs.items():
+            begin = self.upstream.resolve(source, self.since_ms)
+            lost = [e for e in log[begin:] if not e.canary and e.identity not in counted]
+            assert not lost, f"lost: {lost}"
+        self.seen["events"] += len(counted)
+
+
+def live(
+    seed: int, world: World, metrics: Metrics, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> Counter[str]:
+    """One history; returns what happened in it."""
+    rng = random.Random(seed)
+    deadly = random.Random(seed + 1)
+    odds = deadly.choice(CRASH_ODDS)
+    armed = True
+
+    def passing(_point: str) -> None:
+        if armed and deadly.randrange(odds) == 0:
+            raise Crash
+
+    monkeypatch.setattr(faultpoints, "passing", passing)
+    history = History(rng, world, metrics, settings)
+    for _ in range(STEPS):
+        history.step()
+    armed = False
+    history.finish()
+    history.check()
+    return history.seen
+
+
+def test_nothing_is_lost_or_doubled(
+    world_of: Callable[[], World],
+    metrics: Metrics,
+    settings_of: Callable[..., Settings],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seen: Counter[str] = Counter()
+    for seed in range(HISTORIES):
+        try:
+            seen += live(seed, world_of(), metrics, settings_of(), monkeypatch)
+        except BaseException as error:
+            error.add_note(f"in the history of seed {seed}")
+            raise
+    assert seen["events"] > 20 * HISTORIES
+    assert seen["new starts"] > HISTORIES // 2
+    assert seen["other lengths"] > HISTORIES
+    assert seen["crashes"] > HISTORIES // 5
