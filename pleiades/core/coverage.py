@@ -2,7 +2,8 @@
 
 A start with `--resume=false --since=TIME` asks for events that may have been published already. The
 window knows the last ones only, so for each topic-partition the checkpoint keeps the *intervals* of
-history that earlier starts have relayed without a gap.
+history that earlier starts have relayed without a gap. They are the user's to make: a relay that only
+resumes has none.
 
 Laws:
 - An interval (from, until) says: every event from the first one dated at or after `from` up to, and not
@@ -18,7 +19,7 @@ from collections import deque
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from pleiades.core.wire import UNKNOWN_SOURCE, TopicPartition
+from pleiades.core.wire import TopicPartition
 
 MAX_INTERVALS = 4
 """Of one topic-partition. Two are merged if they touch; each start that leaves a gap adds one."""
@@ -36,17 +37,21 @@ Coverage = Mapping[TopicPartition, tuple[Interval, ...]]
 
 
 def covered_by(
-    coverage: Coverage, started_ms: int, known_from: Mapping[TopicPartition, int]
+    coverage: Coverage, started_ms: int, position: Mapping[TopicPartition, int], clock_ms: int
 ) -> Coverage:
-    """The coverage once a start has come to its end: what it relayed is added.
+    """The coverage when another start follows: what the last one relayed is added.
 
     Args:
         started_ms: where it began.
-        known_from: for each topic-partition, from where on the window knows what is published.
+        position: how far it got, by the timestamps in ids.
+        clock_ms: the latest clock that it acted on.
     """
     joined = dict(coverage)
-    for source, until_ms in known_from.items():
-        if source != UNKNOWN_SOURCE and until_ms > started_ms:
+    for source, reached in position.items():
+        # An event dated `reached - 1` was published, so the first one dated at or after that was, too.
+        # One dated ahead may be missing in the other data centre: hence not later than the clock.
+        until_ms = min(reached - 1, clock_ms)
+        if until_ms > started_ms:
             joined[source] = _union(joined.get(source, ()), Interval(started_ms, until_ms))
     return joined
 

@@ -169,7 +169,7 @@ class Checkpoint:
 
     def restarted(self, started_ms: int) -> Checkpoint:
         """For a new start into the same destination, which must not publish again what is there."""
-        coverage = covered_by(self.coverage, self.started_ms, self.known_from)
+        coverage = covered_by(self.coverage, self.started_ms, self.position, self.clock_ms)
         return Checkpoint({}, started_ms, 0, coverage=coverage)
 
     def advanced(
