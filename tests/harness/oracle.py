@@ -70,7 +70,11 @@ def more_than(folder: Path, count: int) -> Callable[[], bool]:
 
 
 def judge(
-    folder: Path, journal: list[JournalEntry], since_ms: int, finished: bool = True
+    folder: Path,
+    journal: list[JournalEntry],
+    since_ms: int,
+    finished: bool = True,
+    appeared_ns: Callable[[Path], int] | None = None,
 ) -> Verdict:
     """Read a publish directory afresh.
 
@@ -83,8 +87,9 @@ def judge(
         since_ms: where the relay was told to start. A topic is expected from its first event on
             that is dated at or after it, or from the first published one if that is earlier.
         finished: everything must be there; otherwise up to the last published one of each topic.
+        appeared_ns: when a name appeared, if that is not to be seen by the file any more.
     """
-    seen, appeared, broken = _files(folder)
+    seen, appeared, broken = _files(folder, appeared_ns or _changed_ns)
     expected = _expected(journal, since_ms, finished, seen)
     return _verdict(journal, [expected], seen, {0: appeared}, broken)
 
@@ -95,11 +100,17 @@ def judge_parts(folder: Path, journal: list[JournalEntry], *parts: Part) -> Verd
     Args:
         parts: the order is expected in each for itself.
     """
-    seen, appeared, broken = _files(folder)
+    seen, appeared, broken = _files(folder, _changed_ns)
     return _parted(journal, parts, seen, {0: appeared}, broken)
 
 
-def _files(folder: Path) -> tuple[Counter[str], dict[str, int], list[str]]:
+def _changed_ns(path: Path) -> int:
+    return path.stat().st_ctime_ns
+
+
+def _files(
+    folder: Path, appeared_ns: Callable[[Path], int]
+) -> tuple[Counter[str], dict[str, int], list[str]]:
     """How often each event is there, when it appeared, and what is broken."""
     appeared: dict[str, int] = {}
     seen: Counter[str] = Counter()
@@ -117,7 +128,7 @@ def _files(folder: Path) -> tuple[Counter[str], dict[str, int], list[str]]:
         if not content.endswith(b"\n"):
             broken.append(path.name)
         seen[identity] += 1
-        appeared[identity] = path.stat().st_ctime_ns
+        appeared[identity] = appeared_ns(path)
     return seen, appeared, broken
 
 

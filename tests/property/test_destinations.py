@@ -205,6 +205,8 @@ class History:
             raise AssertionError("no start succeeds")
         self.publisher = publisher
         checkpoint = resumed.items[0]
+        # A crash may have come just after a commit.
+        self.reached = join(self.reached, checkpoint.position)
         self.course = Course(checkpoint.started_ms, self.overlap_ms, dict(checkpoint.position))
         self.floors = dict(checkpoint.known_from)
         self.clock_ms = max(self.clock_ms, checkpoint.clock_ms)

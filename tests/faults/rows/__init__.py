@@ -11,9 +11,20 @@ from tests.faults.rows import (
     network,
     processes,
     real_service,
+    remembering,
     upstream,
 )
 
 in_order(
-    processes, instances, upstream, real_service, answers, network, events, broker, disk, machine
+    processes,
+    instances,
+    remembering,
+    upstream,
+    real_service,
+    answers,
+    network,
+    events,
+    broker,
+    disk,
+    machine,
 )

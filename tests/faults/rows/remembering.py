@@ -1,0 +1,165 @@
+"""What a destination must remember: files are taken away, topics stand still, settings change, and new
+starts are made."""
+
+from __future__ import annotations
+
+import re
+import signal
+from itertools import cycle, islice
+
+from pleiades.runtime import faultpoints
+from pleiades.simulator.settings import Faults
+from tests.faults.matrix import row
+from tests.faults.taped import all_published, finish, tape
+from tests.faults.trial import FILES, Trial
+from tests.harness.consumer import Consumed
+from tests.harness.relay import Relay, ingest_flags
+from tests.harness.tape import HOME, OTHER, Tape
+
+RATE = 300
+SHORT_OVERLAP = ["--upstream.overlap=3s", "--dedup.window=3s"]
+HOUR_MS = 3_600_000
+IDLE_HOURS = 4
+YEARS_MS = 8 * 365 * 24 * HOUR_MS
+WINDOW_MS = 600_000
+"""The default of `--dedup.window`."""
+FEW_EVENTS = 20
+READ_BACK = re.compile(r"read ([0-9,]+) events of the topic back")
+
+
+def consumed(trial: Trial) -> None:
+    """Have somebody take the files as they appear, if the destination is a directory."""
+    if trial.destination.name == FILES:
+        trial.publish_to(Consumed(trial.folder / "events"))
+
+
+@row("files moved away as they appear, with SIGKILLs between any two steps", on=(FILES,), long=True)
+def files_taken(trial: Trial) -> None:
+    """A published file belongs to its user: what the relay must know it knows without it."""
+    consumed(trial)
+    armed = trial.folder / "armed"
+    armed.mkdir()
+    upstream = trial.simulate(rate=RATE, faults=Faults(cut_every_seconds=5))
+    flags = [*trial.flags(upstream), *SHORT_OVERLAP]
+    environment = {faultpoints.FOLDER_VARIABLE: str(armed)}
+    points = [*faultpoints.FILES_POINTS, faultpoints.WRITTEN, faultpoints.COMMITTED]
+    trial.chance.shuffle(points)
+    relay = trial.relay(*flags, environment=environment)
+    for number, point in enumerate(islice(cycle(points), trial.times(60, at_least=4))):
+        trial.wait_for_more(relay)
+        (armed / point).touch()
+        trial.wait(lambda: not (armed / point).exists(), f"somebody at {point}", relay)  # noqa: B023  # waited for here
+        with trial.recovery(upstream, relay):
+            pass
+        trial.survived()
+        if number % 3 == 2:
+            # The parent is not there to start the others again: an orchestrator starts all of them.
+            relay.signal(signal.SIGKILL)
+            relay.wait()
+            with trial.recovery(upstream):
+                relay = trial.relay(*flags, environment=environment)
+            trial.survived()
+    trial.finish(upstream, relay)
+
+
+@row("A topic that has stood still for 4 hours, after events dated ahead and years back", long=True)
+def idle_topic(trial: Trial) -> None:
+    """The other data centre between canaries: what it repeats must be known for as long as it stands
+    still, and cost no more for it."""
+    consumed(trial)
+    upstream = tape(trial)
+    begin_ms = upstream.started_ms - IDLE_HOURS * HOUR_MS
+    for number in range(FEW_EVENTS):
+        upstream.write(OTHER, begin_ms + number)
+    upstream.write(OTHER, begin_ms - YEARS_MS)
+    upstream.write(OTHER, begin_ms + HOUR_MS - 60_000)
+    upstream.write(OTHER, begin_ms + FEW_EVENTS, times=FEW_EVENTS)
+    events = trial.times(100_000, at_least=5_000)
+    for number in range(events):
+        upstream.write(HOME, begin_ms + IDLE_HOURS * HOUR_MS * number // events)
+    flags = [*ingest_flags(upstream.url, begin_ms - 1000), *trial.destination.flags]
+    relay = trial.relay(*flags)
+    all_published(trial, upstream, relay)
+    for number in range(trial.times(12, at_least=3)):
+        if number % 2:
+            assert relay.stop() == 0, relay.log
+        else:
+            relay.signal(signal.SIGKILL)
+            relay.wait()
+        upstream.write(HOME, times=FEW_EVENTS)
+        relay = trial.relay(*flags)
+        all_published(trial, upstream, relay)
+        trial.survived()
+    read_back = [int(found.replace(",", "")) for found in READ_BACK.findall(trial.logs(10**6))]
+    if read_back:
+        in_window = events * WINDOW_MS // (IDLE_HOURS * HOUR_MS)
+        most = 4 * in_window + 10 * FEW_EVENTS * trial.outcome.faults
+        assert max(read_back) < most, (read_back, most)
+        trial.note(f"{max(read_back)} events were read back at most, of {len(upstream)}")
+    upstream.write(OTHER, times=FEW_EVENTS)
+    finish(trial, upstream, relay)
+
+
+@row("New starts with --since, and other lengths of overlap and window", long=True)
+def new_starts(trial: Trial) -> None:
+    """What any start has published is not published by another one."""
+    consumed(trial)
+    upstream = tape(trial)
+    begin_ms = upstream.started_ms - HOUR_MS
+    events = trial.times(20_000, at_least=3_000)
+    for number in range(events):
+        topic = OTHER if trial.chance.random() < 0.2 else HOME  # a fifth
+        upstream.write(topic, begin_ms + HOUR_MS * number // events)
+    place = [*ingest_flags(upstream.url, 0)[:-3], *trial.destination.flags]
+    place = [flag for flag in place if not flag.startswith("--since")]
+    place += ["--metricsHost=127.0.0.1", "--metricsPort=0"]
+    middle_ms = begin_ms + HOUR_MS // 2
+    relay = trial.relay(*place, f"--since={middle_ms}")
+    trial.wait_for_more(relay, events // 4)
+    variations = [
+        ["--upstream.overlap=40m", "--dedup.window=40m"],
+        ["--resume=false", f"--since={middle_ms + 300_000}"],
+        ["--upstream.overlap=1s", "--dedup.window=1s"],
+        ["--resume=false", f"--since={begin_ms}"],
+        ["--dedup.window=50m"],
+        ["--resume=false", f"--since={middle_ms - 60_000}"],
+        ["--upstream.overlap=30m"],
+    ]
+    for variation in islice(cycle(variations), trial.times(28, at_least=4)):
+        relay = _start_again(trial, upstream, relay, place, variation)
+        trial.survived()
+    relay = _start_again(trial, upstream, relay, place, ["--resume=false", f"--since={begin_ms}"])
+    _settle(trial, upstream, relay)
+    assert relay.stop() == 0, relay.log
+    verdict = trial.destination.judge(upstream.journal(), begin_ms, finished=True)
+    outcome = trial.outcome
+    outcome.published = verdict.published
+    outcome.lost, outcome.doubled = len(verdict.lost), len(verdict.doubled)
+    # A start from before the first one publishes older events after newer ones.
+    assert not any((verdict.lost, verdict.doubled, verdict.foreign, verdict.broken)), verdict
+
+
+def _start_again(
+    trial: Trial, upstream: Tape, relay: Relay, place: list[str], flags: list[str]
+) -> Relay:
+    """End a relay at a random moment of its work, and start another one."""
+    upstream.write(HOME, times=FEW_EVENTS)
+    if trial.chance.random() < 0.5:  # every other time
+        trial.wait_for_more(relay)
+    if "--resume=false" in flags:
+        # A start later than what has come would leave a gap, and what lies before it be forgotten.
+        _settle(trial, upstream, relay)
+    if trial.chance.random() < 0.5:  # every other time
+        assert relay.stop() == 0, relay.log
+    else:
+        relay.signal(signal.SIGKILL)
+        relay.wait()
+    started = trial.relay(*place, *flags)
+    started.wait_for("connected to")
+    return started
+
+
+def _settle(trial: Trial, upstream: Tape, relay: Relay) -> None:
+    """Wait until the newest event is published, so all before it are."""
+    newest = upstream.values()[-1]
+    trial.wait(lambda: newest in trial.destination.values(), "the newest event", relay)
