@@ -7,7 +7,9 @@ before the landmark is dated at or before the position, or before the begin. Hen
 
 - while nothing later than both has come, nothing is known to be missing, whatever is dated back;
 - if something later than both comes before the landmark, the landmark is gone, and with it perhaps what
-  followed it.
+  followed it;
+- if all that the log holds has come without it, it is gone as well. Only a replay comes to such an end.
+  A live relay misses a landmark that is dated ahead when its time has come, and not before.
 
 One timestamp alone does not tell. The first event that comes may be dated an hour ahead, or lie years
 before the begin, and nothing is missing.

@@ -239,6 +239,7 @@ class Lane:
         )
         useful = self._pauses.ended(course.position, self._last_event_id, time.monotonic(), idle)
         if reason == OVER:
+            self._look_back()
             self._over = True
             log.info("%s: complete", self._name)
         elif idle:
@@ -276,6 +277,7 @@ class Lane:
             )
         self._over = self._silent >= SILENT_CONNECTIONS
         if self._over:
+            self._look_back()
             log.info(
                 "%s: complete, there is nothing more: silent for %.0f s, twice in a row",
                 self._name,
@@ -361,6 +363,25 @@ class Lane:
         log.warning("%s: those events are missing", missing)
         return True
 
+    def _look_back(self) -> None:
+        """At the end of the range: what was known must have come again, also if it is dated ahead.
+
+        Raises:
+            HistoryMissing: it did not, and that is not allowed.
+        """
+        if self._landmark is None or self._landmark.settled:
+            return
+        at = iso_time(self._reached_ms or self._plan.begin_ms)
+        missing = f"{self._name}: the upstream no longer has the event of {at}"
+        self._missing(f"{missing}, nor perhaps what followed it")
+        log.warning("%s: those events are missing", missing)
+        self._send_gap()
+
+    def _send_gap(self) -> None:
+        self._send(
+            Received(self._plan.source, next(self._connections), b"", b"", 0, 0, 0, gap=True)
+        )
+
     def _missing(self, what: str) -> None:
         """Raises:
         HistoryMissing: that is not allowed.
@@ -387,7 +408,5 @@ class Lane:
             self._name,
             reached,
         )
-        self._send(
-            Received(self._plan.source, next(self._connections), b"", b"", 0, 0, 0, gap=True)
-        )
+        self._send_gap()
         self._over = True
