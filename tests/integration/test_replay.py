@@ -375,6 +375,29 @@ def test_an_event_with_an_odd_date_stops_no_limited_replay(
     assert verdict.flawless, verdict
 
 
+def test_a_topic_that_is_gone_is_what_the_range_lacks(
+    simulate: Simulate, folder: Path, tmp_path: Path
+) -> None:
+    upstream = simulate(history(3000))
+    journal = upstream.journal()
+    begin, end = middle(journal)
+    codfw = "codfw.mediawiki.recentchange"
+    arguments = [*replay_flags(upstream.url, begin, end), *to_files(folder)]
+    replayed(*arguments, "--limit=200", report=tmp_path / "report", status=INTERRUPTED)
+    upstream.set_faults(missing_topics=frozenset([codfw]))
+    with Relay(*arguments) as relay:
+        assert relay.wait(60) == INCOMPLETE, relay.log
+    assert "--allow-gap" in relay.log
+    report = replayed(
+        *arguments, "--allow-gap", report=tmp_path / "report", status=INCOMPLETE
+    )
+    assert not report["complete"]
+    others = [entry for entry in journal if entry.topic != codfw]
+    verdict = judge_parts(folder, others, dated(begin, end))
+    assert not verdict.lost, verdict
+    assert not verdict.doubled, verdict
+
+
 def test_a_dry_run_counts_by_topic_and_hour_and_writes_nothing(
     simulate: Simulate, tmp_path: Path
 ) -> None:

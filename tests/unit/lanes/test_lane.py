@@ -277,3 +277,14 @@ def test_the_first_event_of_a_topic_that_was_past_its_end_is_asked_for_again(run
         "past_end",
         "over",
     ]
+
+
+def test_what_is_dated_ahead_and_never_comes_again_is_missing(run: Run) -> None:
+    """All that comes is earlier than it, up to the end of the range: no date shows the gap."""
+    plan = PLAN._replace(reached_ms=PAST + 500, clock_ms=BEGIN + OVERLAP)
+    answer = frames(BEGIN + 1, BEGIN + 2, *OVER)
+    with pytest.raises(HistoryMissing, match=r"no longer has the event of .*--allow-gap"):
+        run(answer, plan=plan)
+    said, _, _ = run(answer, plan=plan._replace(allow_gap=True))
+    assert any(message.gap for message in said if isinstance(message, Received))
+    assert said[-1] == Finished(SOURCE)
