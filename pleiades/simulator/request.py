@@ -211,8 +211,8 @@ def asked_for(
         gone: those of the topics that there are not, or no more.
 
     Raises:
-        Refusal: 400, the header is no array of assignments; 404, another topic is asked for, or one that
-            is gone; 500, all of them are.
+        Refusal: 400, the header is no array of assignments; 404, another topic is asked for, or one
+            that is gone; 500, all of them are.
     """
     given: Any = list(topics) if last_event_id is None else _parsed(last_event_id)
     if isinstance(given, str):
