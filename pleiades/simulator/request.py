@@ -232,8 +232,8 @@ def asked_for(
         raise _kafka_error(
             500,
             "ConfigurationError",
-            "No topics available for consumption. This likely means that the configured allowedTopics do "
-            "not currently exist.",
+            "No topics available for consumption. This likely means that the configured "
+            "allowedTopics do not currently exist.",
             allowedTopics=list(topics),
         )
     missing = [topic for topic in named if topic not in available]
