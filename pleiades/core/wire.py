@@ -191,7 +191,9 @@ class DeadLetter(NamedTuple):
 
 
 class Canary(NamedTuple):
-    """What is left of a monitoring event that is not published: its place in the upstream counts."""
+    """What is left of an event that is not published, e.g. a monitoring event: its place in the upstream
+    counts.
+    """
 
     source: TopicPartition
     timestamp_ms: int
@@ -245,6 +247,8 @@ class Batch(NamedTuple):
     source: TopicPartition | None = None
     finished: bool = False
     gap: bool = False
+    passed: tuple[Canary, ...] = ()
+    """Of a range: what lies beside it and yet counts for the position."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Pickled by columns: a list of 500 named tuples costs five times as much to pickle and
