@@ -7,13 +7,20 @@ import re
 import signal
 from itertools import cycle, islice
 
+from confluent_kafka.admin import (  # type: ignore[attr-defined]  # its documented names
+    AdminClient,
+    NewTopic,
+)
+
 from pleiades.runtime import faultpoints
 from pleiades.simulator.settings import Faults
 from tests.faults.matrix import row
+from tests.faults.rows.machine import Clock
 from tests.faults.taped import all_published, finish, tape
-from tests.faults.trial import FILES, Trial
+from tests.faults.trial import FILES, KAFKA, Trial, restarts
 from tests.harness.consumer import Consumed
 from tests.harness.relay import Relay, ingest_flags
+from tests.harness.script import Ending, Stop, Stream
 from tests.harness.tape import HOME, OTHER, Tape
 
 RATE = 300
@@ -163,3 +170,76 @@ def _settle(trial: Trial, upstream: Tape, relay: Relay) -> None:
     """Wait until the newest event is published, so all before it are."""
     newest = upstream.values()[-1]
     trial.wait(lambda: newest in trial.destination.values(), "the newest event", relay)
+
+
+MINUTES_AHEAD = 5
+HOURS_AHEAD = 2
+
+
+@row("LogAppendTime, and the relay's clock 5 min ahead of the broker's", on=(KAFKA,))
+def records_dated_by_the_broker(trial: Trial) -> None:
+    """What a restart reads back is told by offsets: it does not matter who dates the records."""
+    admin = AdminClient({"bootstrap.servers": trial.topic.bootstrap})
+    made = NewTopic(trial.topic.topic, 2, 1, config={"message.timestamp.type": "LogAppendTime"})
+    admin.create_topics([made])[trial.topic.topic].result()
+    clock = Clock(trial.folder)
+    clock.set_ahead(MINUTES_AHEAD * 60)
+    upstream = trial.simulate(rate=RATE, faults=Faults(cut_every_seconds=5))
+    flags = trial.flags(upstream)
+    relay = trial.relay(*flags, environment=clock.environment)
+    for number in range(trial.times(10, at_least=2)):
+        trial.wait_for_more(relay, RATE)
+        with trial.recovery(upstream, relay if number % 2 else None):
+            if number % 2:
+                relay.child("publisher").kill()
+            else:
+                relay.signal(signal.SIGKILL)
+                relay.wait()
+                relay = trial.relay(*flags, environment=clock.environment)
+        trial.survived()
+    trial.finish(upstream, relay)
+
+
+@row("clock set 2 h ahead of the broker's, which refuses such records, then set right", on=(KAFKA,))
+def refused_timestamps(trial: Trial) -> None:
+    """It is waited for without a restart, and the log says whose clock is wrong."""
+    clock = Clock(trial.folder)
+    upstream = trial.simulate(rate=RATE)
+    relay = trial.relay(*trial.flags(upstream), environment=clock.environment)
+    for _ in range(trial.times(4, at_least=1)):
+        trial.wait_for_more(relay, RATE)
+        said = relay.log.count("clock")
+        clock.set_ahead(HOURS_AHEAD * 3600)
+        trial.wait(lambda: relay.log.count("clock") > said, "a word on the clock", relay)  # noqa: B023  # waited for here
+        trial.survived()
+        with trial.recovery(upstream, relay):
+            clock.set_ahead(0)
+    assert restarts(relay) == 0, relay.log
+    trial.finish(upstream, relay)
+
+
+@row("The group's position expires in the middle of a catch-up", on=(KAFKA,))
+def position_expires(trial: Trial) -> None:
+    """One topic has been read, of the other nothing: where that one stands the topic does not say."""
+    upstream = tape(trial)
+    begin_ms = upstream.started_ms - HOUR_MS
+    events = trial.times(4_000, at_least=1_000)
+    for number in range(events):
+        upstream.write(HOME, begin_ms + HOUR_MS * number // events)
+    for number in range(events):
+        upstream.write(OTHER, begin_ms + HOUR_MS * number // events)
+    # Each connection stops before the second topic begins.
+    upstream.answer(*[Stream(Stop(events, 0, Ending.SILENT))] * 2)
+    flags = [*ingest_flags(upstream.url, begin_ms - 1000), *trial.destination.flags]
+    relay = trial.relay(*flags)
+    trial.wait(lambda: trial.destination.count() >= events, "the first topic", relay)
+    relay.signal(signal.SIGKILL)
+    relay.wait()
+    group = f"pleiades-{trial.topic.topic}-recentchange"
+    admin = AdminClient({"bootstrap.servers": trial.topic.bootstrap})
+    admin.delete_consumer_groups([group])[group].result()
+    trial.survived()
+    relay = trial.relay(*flags)
+    relay.wait_for("no position is stored as the group")
+    all_published(trial, upstream, relay)
+    finish(trial, upstream, relay)
