@@ -58,6 +58,10 @@ class Reader:
         self._connection = 0
         self._idle = False
         self._last_event_id = b""
+        """The last that came at all."""
+        self._last_id_here = b""
+        """The last on this connection."""
+        self._asked: str | None = None
         self._pauses = Pauses()
         self._past_end = PastEnd()
         self._clock_ms = 0
@@ -121,6 +125,7 @@ class Reader:
             if self._start_lay_ahead(connection.server_ms, started):
                 return
             self._connection += 1
+            self._last_id_here, self._asked = b"", asked
             self._open = connection
             self._life.ready = True
             self._metrics.connected.set(1)
@@ -232,9 +237,9 @@ class Reader:
         self._pauses.delivered(len(piece.ids), piece.retry_ms)
         self._look_for_gap(piece.told, first_seen)
         self._course.observe(piece.told.greatest())
-        before = self._last_event_id
+        before = self._last_id_here
         if piece.ids:
-            self._last_event_id = piece.ids[-1]
+            self._last_event_id = self._last_id_here = piece.ids[-1]
         self._send(piece.content, before)
 
     def _leave(self, left: Told, asked: str | None) -> None:
@@ -289,6 +294,7 @@ class Reader:
             last_event_id,
             self._course.started_ms,
             self._now_ms(),
+            asked=self._asked,
         )
         channel = self._parsers[sequence % len(self._parsers)]
         channel.put(frames, self._alive)

@@ -58,6 +58,8 @@ class Received(NamedTuple):
     oversized: int
     """Frames that were skipped."""
     gap: bool
+    asked: str
+    """As in `Frames`."""
 
 
 class Opened(NamedTuple):
@@ -257,6 +259,7 @@ class Lane:
             {plan.source: asked_ms}, {plan.source: self._reached_ms or plan.first_ms or 0}, 0
         )
         received = frames(connection, self._past_end, f"{self._name}: ")
+        last_id_here = b""
         self._quiet_since = time.monotonic()
         while True:
             self._busy(CONNECT_TIMEOUT_SECONDS + self._idle_seconds)
@@ -264,11 +267,11 @@ class Lane:
                 piece = next(received)
             except Ended as ended:
                 return ended.reason
-            before = self._last_event_id
+            before = last_id_here
             self._pauses.delivered(len(piece.ids), piece.retry_ms)
             if piece.ids:
                 self._quiet_since = time.monotonic()
-                self._last_event_id = piece.ids[-1]
+                self._last_event_id = last_id_here = piece.ids[-1]
             gap, over = self._take(piece.told, ending)
             handed = time.monotonic()
             self._send(
@@ -281,6 +284,7 @@ class Lane:
                     piece.size_bytes,
                     piece.oversized,
                     gap,
+                    compose_id({plan.source: asked_ms}),
                 )
             )
             # That nobody took it for a while is no silence of the upstream's.
