@@ -231,7 +231,8 @@ def test_equal_events_without_an_identity_are_each_there_and_known(
     sink = place.sink()
     found = Known(sink)
     sink.close()
-    for published in (*same, stray, *letters, event(1), event(3)):
+    everything: list[Event | DeadLetter] = [*same, stray, *letters, event(1), event(3)]
+    for published in everything:
         assert published in found
     assert same[0]._replace(identity=f"{first}-3") not in found
     sources = {entry.fingerprint: entry.source for entry in found.window}

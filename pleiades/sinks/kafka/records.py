@@ -58,7 +58,7 @@ def key_by_field(path: tuple[str, ...]) -> KeyOf:
     """Keys by a field of the data, e.g. `("meta", "domain")`.
 
     Text is taken as it is, anything else as JSON. An event without that field, or with null in it, or
-    more than `MAX_KEY_BYTES`, is keyed by its SSE id: a compacted topic would refuse one without any key.
+    more than `MAX_KEY_BYTES`, is keyed by its SSE id: a compacted topic refuses one without any key.
     """
     # Reads the one field only: all objects of a large event would take forty times its length.
     kind: Any = msgspec.Raw

@@ -97,7 +97,9 @@ def test_reading_an_event_back(
     value: bytes, headers: dict[str, str], identity: str | None, source: tuple[str, int]
 ) -> None:
     key = b'[{"topic":"u","partition":1,"timestamp":7}]'
-    sent = [(name, text.encode()) for name, text in headers.items()]
+    sent: list[tuple[str, str | bytes | None]] = [
+        (name, text.encode()) for name, text in headers.items()
+    ]
     message = Message(value=value, key=key, headers=sent, timestamp=(1, 5))
     published = read_event(message)
     assert published is not None
