@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 from pleiades.core.body import NotJson, read_body
@@ -68,6 +68,11 @@ def fallback_identity(source: TopicPartition, timestamp_ms: int, content: bytes)
 def is_fallback(identity: str) -> bool:
     """Whether it is the identity of an event without a usable `meta.id`, or of a dead letter."""
     return identity.startswith(FALLBACK)
+
+
+def any_fallback(identities: Iterable[str]) -> bool:
+    """Whether any of many is one."""
+    return f"\n{FALLBACK}" in "\n" + "\n".join(identities)
 
 
 def is_legal_fallback(identity: str) -> bool:

@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 from confluent_kafka import KafkaError, KafkaException, Message, Producer, TopicPartition
 
-from pleiades.core.identity import is_fallback
+from pleiades.core.identity import any_fallback, is_fallback
 from pleiades.core.wire import TOO_LARGE, DeadLetter, Event
 from pleiades.runtime import faultpoints
 from pleiades.sinks.kafka.insisting import RETRY_BACKOFF, SLICE_SECONDS, Around, Insisting
@@ -114,13 +114,10 @@ class Transactions:
             return
         try:
             self._begin()
-            # By the way that each takes; the order stays.
-            for one_by_one, some in groupby(events, self._has_headers):
-                if one_by_one:
-                    for event in some:
-                        self._produce(event)
-                else:
-                    self._produce_batch(list(some))
+            if self._key_of is None and not any_fallback([event.identity for event in events]):
+                self._produce_batch(events)
+            else:
+                self._produce_mixed(events)
             for letter in letters:
                 self._produce(letter)
             self._producer.poll(0)
@@ -188,6 +185,15 @@ class Transactions:
             self._begun = True
 
     # ---- producing, the quick way and the careful one ----
+
+    def _produce_mixed(self, events: list[Event]) -> None:
+        """Each the way that it takes; the order stays."""
+        for one_by_one, some in groupby(events, self._has_headers):
+            if one_by_one:
+                for event in some:
+                    self._produce(event)
+            else:
+                self._produce_batch(list(some))
 
     def _has_headers(self, event: Event) -> bool:
         return self._key_of is not None or is_fallback(event.identity)
