@@ -60,26 +60,36 @@ def key_by_field(path: tuple[str, ...]) -> KeyOf:
     Text is taken as it is, anything else as JSON. An event without that field, or with null in it, or
     more than `MAX_KEY_BYTES`, is keyed by its SSE id: a compacted topic refuses one without any key.
     """
-    # Reads the one field only: all objects of a large event would take forty times its length.
-    kind: Any = msgspec.Raw
-    for name in reversed(path):
-        kind = msgspec.defstruct("Level", [("inner", kind)], rename={"inner": name}, gc=False)
-    read = msgspec.json.Decoder(kind).decode
+    levels = [_field_reader(name) for name in path]
 
     def key_of(event: Event) -> bytes:
         try:
-            found = read(event.data)
-            for _ in path:
-                found = found.inner
-            raw = bytes(found)
+            raw: bytes | msgspec.Raw = event.data
+            for read in levels:
+                raw = read(raw)
+            raw = bytes(raw)
             value = orjson.loads(raw) if len(raw) <= MAX_KEY_BYTES else None
             if value is None:
                 return event.key
             return value.encode() if type(value) is str else orjson.dumps(value)
-        except (ValueError, TypeError, RecursionError, msgspec.MsgspecError):
+        except (ValueError, KeyError, TypeError, RecursionError, msgspec.MsgspecError):
             return event.key
 
     return key_of
+
+
+def _field_reader(name: str) -> Callable[[bytes | msgspec.Raw], msgspec.Raw]:
+    """Reads one field of an object: all objects of a large event would take forty times its length."""
+    try:
+        level: Any = msgspec.defstruct(
+            "Level", [("field", msgspec.Raw)], rename={"field": name}, gc=False
+        )
+    except ValueError:
+        # A name that JSON spells with escapes.
+        fields = msgspec.json.Decoder(dict[str, msgspec.Raw])
+        return lambda raw: fields.decode(raw)[name]
+    decoder = msgspec.json.Decoder(level)
+    return lambda raw: decoder.decode(raw).field
 
 
 def event_headers(event: Event, keyed_by_field: bool) -> Headers:

@@ -40,6 +40,8 @@ def event(data: bytes) -> Event:
         ("wiki", b'{"wiki":NaN}', b"[sse id]"),
         ("wiki", b'{"wiki":"%b"}' % (b"x" * MAX_KEY_BYTES), b"[sse id]"),
         ("not_a_name-in.python", b'{"not_a_name-in":{"python":1}}', b"1"),
+        ('a"b.c', b'{"a\\"b":{"c":1}}', b"1"),
+        ('a"b', b"{}", b"[sse id]"),
         ("class.self", b'{"class":{"self":1}}', b"1"),
         ("a", b'{"a":' + b"[" * 5000, b"[sse id]"),
     ],
