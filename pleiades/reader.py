@@ -60,7 +60,7 @@ class Reader:
         self._last_event_id = b""
         """The last that came at all."""
         self._last_id_here = b""
-        """The last on this connection."""
+        """The last on this connection; empty where that is not known."""
         self._asked: str | None = None
         self._pauses = Pauses()
         self._past_end = PastEnd()
@@ -204,6 +204,8 @@ class Reader:
             if piece.oversized:
                 self._metrics.oversized_frames.inc(piece.oversized)
                 log.warning("skipped an SSE frame of more than 8 MiB; it can't be an event")
+                # Its id was skipped with it.
+                self._last_id_here = b""
             if piece.content:
                 self._take(piece, first_seen)
             self._leave(piece.left, asked)

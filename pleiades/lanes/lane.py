@@ -267,7 +267,8 @@ class Lane:
                 piece = next(received)
             except Ended as ended:
                 return ended.reason
-            before = last_id_here
+            # That of a frame that was skipped is not known.
+            before = b"" if piece.oversized else last_id_here
             self._pauses.delivered(len(piece.ids), piece.retry_ms)
             if piece.ids:
                 self._quiet_since = time.monotonic()

@@ -216,6 +216,9 @@ def test_an_oversized_frame_is_skipped_and_the_rest_goes_on(
     reader.run()
     assert b"".join(blobs(channel)).startswith(frame(START_MS + 1) + frame(START_MS + 2))
     assert "more than 8 MiB" in caplog.text
+    received = [item for item in channel.items if isinstance(item, Frames)]
+    (after,) = [item for item in received if item.blob.startswith(frame(START_MS + 2))][:1]
+    assert after.last_event_id == b"", "that of the skipped frame is not known"
 
 
 def dated(seconds_from_now: int) -> bytes:
