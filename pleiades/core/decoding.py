@@ -108,24 +108,49 @@ def _fields_of(frame: bytes) -> tuple[str, bytes]:
     text = frame if frame.isascii() else frame.decode(errors="replace").encode()
     event_type = "message"
     data = []
+    for lines, goes_on in _pieces(text):
+        # The `data` at the end makes sseclient-py give out every piece and is, as the last, what does
+        # not get a newline.
+        event = next(SSEClient(iter((b"\n".join((*lines, b"data\n\n")),))).events())
+        found = event.data.encode()
+        data.append(found[:-1] if goes_on else found)
+        if any(line.startswith(b"event") for line in lines):
+            event_type = event.event
+    return event_type, b"".join(data)
+
+
+def _pieces(text: bytes) -> Iterator[tuple[list[bytes], bool]]:
+    """The `data` and `event` lines of a frame, some at a time; and whether the last goes on in the next.
+
+    sseclient-py copies all it has with every line, and takes its time for lines that are of no use. In
+    pieces, a frame of a million lines, or of one long one, costs no more than its length.
+    """
     start = 0
     while start < len(text):
-        # One long line ends its piece, for what follows it would be copied together with it.
         end = text.find(b"\n", start + _PIECE_BYTES)
         end = len(text) if end < 0 else end + 1
-        # What is neither is of no use to sseclient-py, which takes its time for each line.
         lines = _FIELD_LINE.findall(text, start, end)
         start = end
-        # sseclient-py copies all it has with every line: in pieces, a frame of a million lines costs no
-        # more than its length. The `data` at the end makes it give out every piece and is, as the
-        # last, what does not get a newline.
+        # Only the last one can be longer than a piece.
+        long = lines.pop() if lines and len(lines[-1]) > _PIECE_BYTES else b""
         for first in range(0, len(lines), _LINES_PER_PIECE):
-            piece = lines[first : first + _LINES_PER_PIECE]
-            event = next(SSEClient(iter((b"\n".join((*piece, b"data\n\n")),))).events())
-            data.append(event.data.encode())
-            if any(line.startswith(b"event") for line in piece):
-                event_type = event.event
-    return event_type, b"".join(data)
+            yield lines[first : first + _LINES_PER_PIECE], False
+        if long.startswith(b"event"):
+            yield [long], False
+        elif long:
+            yield from _cut(long)
+
+
+def _cut(line: bytes) -> Iterator[tuple[list[bytes], bool]]:
+    """A long `data` line as several."""
+    start, name = 0, b""
+    while start < len(line):
+        end = start + _PIECE_BYTES
+        # Not within a character.
+        while end < len(line) and line[end] & 0xC0 == 0x80:  # noqa: PLR2004  # 10xxxxxx goes on
+            end += 1
+        yield [name + line[start:end]], end < len(line)
+        start, name = end, b"data: "
 
 
 def count_lines(blob: bytes) -> dict[str, int]:
@@ -288,17 +313,13 @@ def _batch(frames: Frames, events: list[Event], timestamps_ms: dict[TopicPartiti
 
 def _sort_out(delivery: _Delivery, keep_canaries: bool, decoded: Decoded) -> None:
     sse_event = delivery.event
-    data = sse_event.data
-    # The fast way leaves invalid UTF-8 to be found here.
-    if not data.isascii():
-        data = data.decode(errors="replace").encode()
     try:
-        body = read_body(data)
+        body = read_body(sse_event.data)
     except NotJson:
-        _dead_letter(NOT_JSON, data, delivery, decoded)
+        _dead_letter(NOT_JSON, delivery, decoded)
         return
     if body is None:
-        _dead_letter(NOT_AN_OBJECT, data, delivery, decoded)
+        _dead_letter(NOT_AN_OBJECT, delivery, decoded)
         return
     meta = body.meta
     source, timestamp_ms = delivery.own(meta)
@@ -311,7 +332,7 @@ def _sort_out(delivery: _Delivery, keep_canaries: bool, decoded: Decoded) -> Non
         identity = fallback_identity(source, timestamp_ms, body.content)
         decoded.replaced_identities += 1
     decoded.batch.events.append(
-        Event(identity, source, timestamp_ms, _time(meta), sse_event.id, data),
+        Event(identity, source, timestamp_ms, _time(meta), sse_event.id, sse_event.data),
     )
 
 
@@ -320,7 +341,8 @@ def _time(meta: dict[str, Any]) -> str:
     return text if type(text) is str and len(text) <= _MAX_TIME_CHARACTERS else ""
 
 
-def _dead_letter(reason: str, data: bytes, delivery: _Delivery, decoded: Decoded) -> None:
+def _dead_letter(reason: str, delivery: _Delivery, decoded: Decoded) -> None:
+    data = delivery.event.data
     source, timestamp_ms = delivery.delivered({})
     decoded.batch.dead_letters.append(
         DeadLetter(

@@ -477,6 +477,16 @@ def test_a_frame_of_a_million_lines_costs_no_more_than_its_length() -> None:
     assert event.data == b"\n" * 500_000 + b"\n".join([b"x"] * 500_000)
 
 
+@pytest.mark.parametrize("character", ["x", " ", "\u00e9", "\u20ac", "\U0001f600"])
+@pytest.mark.parametrize("end", [b"", b"\ndata: next", b"\nx\nevent: odd"])
+def test_a_long_line_is_one_line(character: str, end: bytes) -> None:
+    for length in (65_530, 65_537, 200_001):
+        value = character.encode() * length
+        (event,) = general_sse_events(b":\ndata: " + value + end + b"\n\n", b"")
+        assert event.data == value + (b"\nnext" if b"next" in end else b"")
+        assert event.type == ("odd" if b"odd" in end else "message")
+
+
 def test_recorded_stream() -> None:
     if not RECORDED.exists():
         pytest.skip("the recorded stream is not here")
