@@ -14,17 +14,19 @@ from itertools import count
 from pleiades.core.falling_behind import PERIOD_SECONDS, FallingBehind
 from pleiades.core.framing import Usual
 from pleiades.core.ids import Told
+from pleiades.core.landmark import Landmark
 from pleiades.core.past_end import PastEnd
 from pleiades.core.pauses import Pauses
-from pleiades.core.position import MAX_SOURCES, Checkpoint, Course
+from pleiades.core.position import MAX_LAST_EVENT_ID_BYTES, Checkpoint, Course
 from pleiades.core.units import iso_time
-from pleiades.core.wire import End, Frames, TopicPartition
+from pleiades.core.wire import End, Frames, TopicPartition, compose_id
 from pleiades.runtime.channel import POLL_SECONDS, Channel
 from pleiades.runtime.child import Life
 from pleiades.runtime.errors import Stopped, Transient
 from pleiades.runtime.metrics import Metrics
 from pleiades.runtime.settings import Settings
 from pleiades.upstream.http import CONNECT_TIMEOUT_SECONDS, Connection, Upstream
+from pleiades.upstream.refusals import TopicsNotAvailable, named
 from pleiades.upstream.retrying import retrying
 from pleiades.upstream.session import PAST_END, Ended, Received, frames
 
@@ -34,6 +36,9 @@ WATCH_SECONDS = 1.0
 """How often the reader looks whether it falls behind."""
 MAX_CLOCK_DIFFERENCE_MS = 3_600_000
 """An upstream whose clock is further from ours has none: a proxy or a device after a reset."""
+MAX_OMISSIONS = 5
+"""So many requests in a row, each without the topics that the refusal of the one before names. The
+service names all of them at once. What is known by then is kept for the next try, after a pause."""
 
 
 class Reader:
@@ -69,6 +74,12 @@ class Reader:
         self._falling_behind = FallingBehind()
         self._watched_at = 0.0
         self._course = Course(0, int(settings.upstream.overlap_seconds * 1000))
+        self._landmarks: dict[TopicPartition, Landmark] = {}
+        """Of this connection: of the topic-partitions of which what is known has not come yet."""
+        self._missing_topics: set[str] = set()
+        """Those of which it was said that the upstream does not have them."""
+        self._crowded_out = 0
+        """Of so many topic-partitions it was said that they are not asked for."""
 
     def run(self) -> None:
         """Read until a stop is requested; then send the end marker to every parser."""
@@ -99,7 +110,9 @@ class Reader:
             checkpoint = self._resume.get(POLL_SECONDS)
         self._clock_ms = checkpoint.clock_ms
         self._course.started_ms = checkpoint.started_ms
-        self._course.position = dict(checkpoint.position)
+        self._course.floors = dict(checkpoint.known_from)
+        self._course.resume(checkpoint.position)
+        self._tell_of_crowding()
 
     def _now_ms(self) -> int:
         self._clock_ms = max(self._clock_ms, time.time_ns() // 1_000_000)
@@ -117,15 +130,13 @@ class Reader:
         """
         self._pauses.opened(self._course.position, self._last_event_id, time.monotonic())
         started = self._now_ms()
-        asked = self._course.last_event_id(started)
-        self._life.beat()
-        with self._life.interruptible():
-            connection = self._upstream.connect(asked, self._course.started_ms)
+        connection, asked = self._connect(started)
         try:
             if self._start_lay_ahead(connection.server_ms, started):
                 return
             self._connection += 1
-            self._last_id_here, self._asked = b"", asked
+            self._last_id_here = b""
+            self._asked = None if asked is None else compose_id(asked)
             self._open = connection
             self._life.ready = True
             self._metrics.connected.set(1)
@@ -138,7 +149,7 @@ class Reader:
             )
             # Makes the start durable before the first event comes, perhaps hours later.
             self._send(b"", b"")
-            reason = self._read(connection, asked, started)
+            reason = self._read(connection, asked)
         finally:
             self._open = None
             connection.close()
@@ -161,6 +172,70 @@ class Reader:
         else:
             log.info("the connection ended (%s): reconnecting", reason)
 
+    def _connect(self, clock_ms: int) -> tuple[Connection, dict[TopicPartition, int] | None]:
+        """A new connection, and what it asked for; None: for all from the start on.
+
+        Topics that the upstream does not have are left out of it.
+
+        Raises:
+            TopicsNotAvailable: it has none of them.
+            RefusedByUpstream, Transient: see `Upstream.connect`.
+        """
+        course = self._course
+        for _ in range(MAX_OMISSIONS):
+            asked = course.request(clock_ms) if course.position else None
+            self._life.beat()
+            try:
+                with self._life.interruptible():
+                    connection = self._upstream.connect(
+                        None if asked is None else compose_id(asked), course.started_ms
+                    )
+            except TopicsNotAvailable as error:
+                if {topic for topic, _ in asked or ()} <= error.topics:
+                    raise
+                course.left_out |= error.topics
+                self._tell_of_missing(error.topics - self._missing_topics)
+                continue
+            returned = self._missing_topics - course.left_out
+            if returned:
+                log.info("the upstream has %s again: going on where it was left", named(returned))
+            self._missing_topics = set(course.left_out)
+            self._metrics.topics_left_out.set(len(course.left_out))
+            # The next connection asks for them again.
+            course.left_out.clear()
+            return connection, asked
+        raise Transient(
+            "the upstream names other topics that it does not have with every answer, "
+            f"{len(course.left_out)} so far; nothing is lost while it keeps its history",
+            "status_4xx",
+        )
+
+    def _tell_of_missing(self, topics: frozenset[str]) -> None:
+        if not topics:
+            return
+        self._missing_topics |= topics
+        log.warning(
+            "the upstream does not have %s at present: left out, and the other topics go on. The "
+            "position is kept, and every new connection asks again: if the topic returns, nothing is "
+            "lost that the upstream still has then. If it was dropped for good, nothing is to be done",
+            named(topics),
+        )
+
+    def _tell_of_crowding(self) -> None:
+        crowded_out = self._course.crowded_out
+        if len(crowded_out) == self._crowded_out:
+            return
+        self._crowded_out = len(crowded_out)
+        log.warning(
+            "a request of %d bytes has no room for all topic-partitions that have delivered events: %d "
+            "of them are not asked for (%s), and their next events will be missing. Their stored "
+            "positions are kept. If these are topics of yours, read fewer streams with one instance; if "
+            "not, the upstream makes up names: check --upstream.url",
+            MAX_LAST_EVENT_ID_BYTES,
+            len(crowded_out),
+            named({topic for topic, _ in crowded_out}),
+        )
+
     def _start_lay_ahead(self, server_ms: int | None, now_ms: int) -> bool:
         """Whether the start was in the upstream's future, and is now set back: ask again.
 
@@ -182,16 +257,15 @@ class Reader:
         self._course.started_ms = max(server_ms - self._course.overlap_ms, 0)
         return True
 
-    def _read(self, connection: Connection, asked: str | None, clock_ms: int) -> str:
+    def _read(self, connection: Connection, asked: dict[TopicPartition, int] | None) -> str:
         """Read to the connection's end; returns why it ended."""
-        first_seen: set[TopicPartition] = set()
-        self._past_end.connected(
-            None
-            if asked is None
-            else {at: self._course.asked_from(at, clock_ms) for at in self._course.position},
-            self._course.position,
-            self._course.started_ms,
-        )
+        course = self._course
+        self._past_end.connected(asked, course.position, course.started_ms)
+        self._landmarks = {
+            source: Landmark(reached, course.started_ms, course.overlap_ms)
+            for source in asked or ()
+            if (reached := course.position[source])
+        }
         received = frames(connection, self._past_end)
         while True:
             self._life.beat()
@@ -207,7 +281,7 @@ class Reader:
                 # Its id was skipped with it.
                 self._last_id_here = b""
             if piece.content:
-                self._take(piece, first_seen)
+                self._take(piece)
             self._leave(piece.left, asked)
             self._watch("this machine is too busy for the reader: look at its CPU")
 
@@ -235,16 +309,17 @@ class Reader:
                 cause,
             )
 
-    def _take(self, piece: Received, first_seen: set[TopicPartition]) -> None:
+    def _take(self, piece: Received) -> None:
         self._pauses.delivered(len(piece.ids), piece.retry_ms)
-        self._look_for_gap(piece.told, first_seen)
+        self._look_for_gap(piece.told)
         self._course.observe(piece.told.greatest())
+        self._tell_of_crowding()
         before = self._last_id_here
         if piece.ids:
             self._last_event_id = self._last_id_here = piece.ids[-1]
         self._send(piece.content, before)
 
-    def _leave(self, left: Told, asked: str | None) -> None:
+    def _leave(self, left: Told, asked: dict[TopicPartition, int] | None) -> None:
         """Take note of events that are asked for again, on a connection of their own."""
         if not left.timestamps_ms:
             return
@@ -266,26 +341,27 @@ class Reader:
                 iso_time(min(old)),
             )
 
-    def _look_for_gap(self, told: Told, first_seen: set[TopicPartition]) -> None:
-        # The event that the position stands for is itself among what is asked for. If a topic
-        # begins later than it, upstream has it no more, and perhaps others after it.
+    def _look_for_gap(self, told: Told) -> None:
+        if not self._landmarks:
+            return
         for source, column in told.timestamps_ms.items():
-            # Bounded, whatever names come.
-            if source in first_seen or len(first_seen) == MAX_SOURCES:
+            landmark = self._landmarks.get(source)
+            if landmark is None:
                 continue
-            timestamp_ms = next((time for time in column if time is not None), None)
-            if timestamp_ms is None:
-                continue
-            first_seen.add(source)
-            reached = self._course.position.get(source)
-            if reached and timestamp_ms > reached + self._course.overlap_ms:
-                self._metrics.gaps.inc()
-                log.warning(
-                    "%s/%d resumed %.0f s after the position: the upstream no longer has what "
-                    "lay between, those events are lost to this relay",
-                    *source,
-                    (timestamp_ms - reached) / 1000,
-                )
+            for timestamp_ms in column:
+                if timestamp_ms is not None and landmark.is_missed(timestamp_ms):
+                    self._tell_of_gap(source, timestamp_ms)
+            if landmark.settled:
+                del self._landmarks[source]
+
+    def _tell_of_gap(self, source: TopicPartition, timestamp_ms: int) -> None:
+        self._metrics.gaps.inc()
+        log.warning(
+            "%s/%d resumed %.0f s after the position: the upstream no longer has what "
+            "lay between, those events are lost to this relay",
+            *source,
+            (timestamp_ms - self._course.position[source]) / 1000,
+        )
 
     def _send(self, content: bytes | Usual, last_event_id: bytes) -> None:
         sequence = next(self._sequence)

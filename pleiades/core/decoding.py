@@ -307,7 +307,7 @@ def _batch(frames: Frames, events: list[Event], timestamps_ms: dict[TopicPartiti
         frames.source,
         frames.finished,
         frames.gap,
-        frames.asked,
+        asked=frames.asked,
     )
 
 

@@ -301,30 +301,116 @@ def _is_time(number: object) -> bool:
     return type(number) is int and 0 <= number <= MAX_TIMESTAMP_MS
 
 
+MAX_LAST_EVENT_ID_BYTES = 12 << 10
+"""The longest `Last-Event-ID` that is sent. Node 20 takes 16 KiB for all headers together, HAProxy 15
+KiB (`tune.bufsize` less `tune.maxrewrite`), ATS 128 KiB: so 3 KiB are left for the request line and the
+other headers. 128 topic-partitions with names of 40 characters fit; that of recentchange has 28. nginx,
+Varnish and Apache take 8 KiB for one header, i.e. 100 topic-partitions of recentchange: a longer one is
+refused there, and the refusal says so. To send no more than that would leave out topics where all of
+them can be served."""
+
+_ENTRY_BYTES = len(compose_id({("", 0): MAX_TIMESTAMP_MS})) - len("[0]") + len(",")
+
+
+def entry_bytes(source: TopicPartition) -> int:
+    """How much room one topic-partition takes in a `Last-Event-ID`, at most."""
+    topic, partition = source
+    return _ENTRY_BYTES + len(topic) + len(str(partition))
+
+
+def fitting(position: Mapping[TopicPartition, int]) -> Position:
+    """The part of a position that one request has room for.
+
+    Those that have delivered come first, of them the latest; then those that have not, in their order.
+    """
+    room = MAX_LAST_EVENT_ID_BYTES - len("[]")
+    if sum(map(entry_bytes, position)) <= room:
+        return dict(position)
+    chosen = set()
+    for source in sorted(position, key=lambda each: -position[each]):
+        if entry_bytes(source) <= room:
+            room -= entry_bytes(source)
+            chosen.add(source)
+    return {source: reached for source, reached in position.items() if source in chosen}
+
+
 @dataclass(slots=True)
 class Course:
-    """The reader's knowledge of where it is: what was delivered, and what to ask for next."""
+    """The reader's knowledge of where it is: what was delivered, and what to ask for next.
+
+    Laws, beside those above:
+    - What is asked for fits into `MAX_LAST_EVENT_ID_BYTES`, whatever names come. Those that have
+      delivered come first; one of them that finds no room is in `crowded_out`, so that it can be told.
+    - Of what has delivered nothing is asked from before its floor, nor from beyond its latest event.
+    - A topic that is left out keeps its position.
+    """
 
     started_ms: int
     overlap_ms: int
     """At least 1: a timestamp in an id is its event's + 1."""
     position: Position = field(default_factory=dict)
+    floors: Mapping[TopicPartition, int] = field(default_factory=dict)
+    """Topic-partition → from when on the destination remembers all that was published. What is asked
+    from earlier might be published twice."""
+    left_out: set[str] = field(default_factory=set)
+    """Topics that the upstream does not have at present."""
+    crowded_out: set[TopicPartition] = field(default_factory=set)
+    """Those that have delivered and are not asked for: there is no room. At most `MAX_SOURCES`."""
+
+    def resume(self, position: Mapping[TopicPartition, int]) -> None:
+        """Begin with a stored position, or as much of it as fits; see `crowded_out`."""
+        self.position = fitting(position)
+        for source, reached in position.items():
+            if reached and source not in self.position:
+                self._crowd_out(source)
 
     def observe(self, delivered: Mapping[TopicPartition, int]) -> None:
         """Take note of a position that the ids of delivered events amount to."""
         position = self.position
         for source, timestamp_ms in delivered.items():
             reached = position.get(source)
-            if reached is None and len(position) >= MAX_SOURCES:
+            if reached is None and not self._make_room(source, timestamp_ms):
                 continue
             if reached is None or timestamp_ms > reached:
                 position[source] = timestamp_ms
+                self.crowded_out.discard(source)
+
+    def _make_room(self, source: TopicPartition, timestamp_ms: int) -> bool:
+        """Whether there is room for a new one; those that have delivered nothing make it, last first."""
+        room = MAX_LAST_EVENT_ID_BYTES - len("[]") - sum(map(entry_bytes, self.position))
+        needed = entry_bytes(source)
+        if needed <= room:
+            return True
+        if not timestamp_ms:
+            return False
+        idle = [each for each, reached in self.position.items() if not reached]
+        if needed > room + sum(map(entry_bytes, idle)):
+            self._crowd_out(source)
+            return False
+        while needed > room:
+            room += entry_bytes(idle[-1])
+            del self.position[idle.pop()]
+        return True
+
+    def _crowd_out(self, source: TopicPartition) -> None:
+        # Bounded, whatever names come.
+        if len(self.crowded_out) < MAX_SOURCES:
+            self.crowded_out.add(source)
+
+    def request(self, clock_ms: int) -> dict[TopicPartition, int]:
+        """From which timestamp on to ask for each topic-partition, without those left out."""
+        there = {
+            source: reached
+            for source, reached in self.position.items()
+            if source[0] not in self.left_out
+        }
+        return {source: self.asked_from(source, clock_ms) for source in fitting(there)}
 
     def last_event_id(self, clock_ms: int) -> str | None:
         """What to send as `Last-Event-ID`; None while no topic is known: send `since` instead."""
         if not self.position:
             return None
-        return compose_id({source: self.asked_from(source, clock_ms) for source in self.position})
+        return compose_id(self.request(clock_ms))
 
     def asked_from(self, source: TopicPartition, clock_ms: int) -> int:
         """The timestamp from which a reconnect asks for a topic-partition, ms since 1970."""
@@ -332,6 +418,7 @@ class Course:
         if not reached:
             return self.started_ms
         asked = max(min(reached, clock_ms) - self.overlap_ms, 0)
+        asked = max(asked, min(self.floors.get(source, 0), reached - 1))
         # Not before the start, where that can't skip anything: if an event dated at or after it was
         # delivered (a timestamp in an id is its event's + 1). If all that came is dated before the
         # start, only `asked` is certain not to lie behind what is undelivered; what upstream then

@@ -12,7 +12,7 @@ Laws:
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import NamedTuple, TypeVar
@@ -147,8 +147,9 @@ class Part(NamedTuple):
 def within(batch: Batch, span: Range, source: TopicPartition) -> tuple[Batch, int]:
     """A batch of one topic-partition without what lies outside of a range, and how much that was.
 
-    Its timestamp stays: what is not published moves the position all the same. Those of others do not,
-    nor do their events: where an upstream sends what it was not asked for, it may have left some out.
+    Its timestamp stays: what is not published moves the position all the same, and `Batch.passed` says
+    where in the batch. Those of others do not, nor do their events: where an upstream sends what it was
+    not asked for, it may have left some out.
     """
 
     def inside(received: Event | DeadLetter | Canary) -> bool:
@@ -171,8 +172,28 @@ def within(batch: Batch, span: Range, source: TopicPartition) -> tuple[Batch, in
     outside = len(kept) - before[-1] + len(batch.dead_letters) - len(letters)
     events = [event for event, is_kept in zip(batch.events, kept, strict=True) if is_kept]
     return batch._replace(
-        events=events, dead_letters=letters, canaries=placed(batch.canaries), timestamps_ms=own
+        events=events,
+        dead_letters=letters,
+        canaries=placed(batch.canaries),
+        timestamps_ms=own,
+        passed=tuple(
+            Canary(source, other.timestamp_ms, before[place])
+            for place, other in _advancing(batch)
+            if other.source in (source, UNKNOWN_SOURCE) and not inside(other)
+        ),
     ), outside
+
+
+def _advancing(batch: Batch) -> Iterator[tuple[int, Event | DeadLetter | Canary]]:
+    """What may bring the position further, with the number of events before it."""
+    greatest_ms = 0
+    for place, event in enumerate(batch.events):
+        if event.timestamp_ms > greatest_ms:
+            greatest_ms = event.timestamp_ms
+            yield place, event
+    others: list[DeadLetter | Canary] = [*batch.dead_letters, *batch.canaries]
+    for other in others:
+        yield other.place, other
 
 
 def _all_inside(batch: Batch, span: Range, source: TopicPartition) -> bool:
@@ -189,14 +210,21 @@ def _all_inside(batch: Batch, span: Range, source: TopicPartition) -> bool:
 def halves(batch: Batch, events: int) -> tuple[Batch, Batch]:
     """A batch in two: one that ends behind so many of its events, and the rest of it.
 
-    The first advances the position by what is in it and no further: so what the second holds is sent
-    again if only the first was published.
+    The first advances the position by all that came before the cut, and no further: so what the second
+    holds is sent again if only the first was published. All of it, also what lies beside a range:
+    nothing before the event that a position stands for may be later than that (`core.landmark`).
     """
+    passed = tuple(passing for passing in batch.passed if passing.place < events)
     letters = [letter for letter in batch.dead_letters if letter.place < events]
     canaries = [canary for canary in batch.canaries if canary.place < events]
     timestamps_ms: dict[TopicPartition, int] = {}
-    published: list[Event | DeadLetter | Canary] = [*batch.events[:events], *letters, *canaries]
-    for received in published:
+    came: list[Event | DeadLetter | Canary] = [
+        *batch.events[:events],
+        *letters,
+        *canaries,
+        *passed,
+    ]
+    for received in came:
         source = received.source if batch.source is None else batch.source
         timestamps_ms[source] = max(timestamps_ms.get(source, 0), received.timestamp_ms)
     head = batch._replace(
@@ -205,6 +233,7 @@ def halves(batch: Batch, events: int) -> tuple[Batch, Batch]:
         canaries=canaries,
         timestamps_ms=timestamps_ms,
         finished=False,
+        passed=passed,
     )
     tail = batch._replace(
         events=batch.events[events:],
@@ -218,6 +247,11 @@ def halves(batch: Batch, events: int) -> tuple[Batch, Batch]:
             for canary in batch.canaries
             if canary.place >= events
         ],
+        passed=tuple(
+            passing._replace(place=passing.place - events)
+            for passing in batch.passed
+            if passing.place >= events
+        ),
     )
     return head, tail
 

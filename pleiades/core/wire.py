@@ -192,7 +192,9 @@ class DeadLetter(NamedTuple):
 
 
 class Canary(NamedTuple):
-    """What is left of a monitoring event that is not published: its place in the upstream counts."""
+    """What is left of an event that is not published, e.g. a monitoring event: its place in the upstream
+    counts.
+    """
 
     source: TopicPartition
     timestamp_ms: int
@@ -249,6 +251,8 @@ class Batch(NamedTuple):
     source: TopicPartition | None = None
     finished: bool = False
     gap: bool = False
+    passed: tuple[Canary, ...] = ()
+    """Of a range: what lies beside it and yet counts for the position."""
     asked: str | None = None
     """As in `Frames`."""
     fallbacks: int = 0

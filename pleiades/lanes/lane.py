@@ -6,8 +6,9 @@ Law: when it is over is decided by what came on **one** connection, and by nothi
   connections in a row on which all that came was known, and then nothing for the idle timeout. One alone
   would not do: when the upstream's own Kafka fails, an open connection just falls silent. The second one
   answers, and brings again what the topic-partition delivered last: so somebody is there.
-- Where the first event on a connection lies behind the last known one by more than the overlap, the
-  upstream no longer has what lay between.
+  Known is what ends as that ended which came before (`Tail`).
+- The upstream no longer has all of it if something later than the last known event comes before that
+  event (`core.landmark`), or if the topic itself is gone.
 """
 
 from __future__ import annotations
@@ -17,10 +18,12 @@ import math
 import random
 import time
 from collections.abc import Callable, Iterator
+from itertools import takewhile
 from typing import NamedTuple, TypeAlias
 
 from pleiades.core.framing import Usual
 from pleiades.core.ids import Told
+from pleiades.core.landmark import Landmark
 from pleiades.core.past_end import PastEnd
 from pleiades.core.pauses import Pauses
 from pleiades.core.position import Course
@@ -30,6 +33,7 @@ from pleiades.core.wire import TopicPartition, compose_id
 from pleiades.runtime.errors import HistoryMissing, Transient
 from pleiades.runtime.logs import Seldom
 from pleiades.upstream.http import CONNECT_TIMEOUT_SECONDS, Connection, Upstream
+from pleiades.upstream.refusals import TopicsNotAvailable
 from pleiades.upstream.retrying import retrying
 from pleiades.upstream.session import PAST_END, Ended, frames
 
@@ -58,8 +62,8 @@ class Received(NamedTuple):
     oversized: int
     """Frames that were skipped."""
     gap: bool
-    asked: str
-    """As in `Frames`."""
+    asked: str | None = None
+    """As in `Frames`; None: nothing came with it."""
 
 
 class Opened(NamedTuple):
@@ -102,6 +106,20 @@ class Plan(NamedTuple):
     clock_ms: int
     """What is asked for never lies further ahead than this, less the overlap."""
     allow_gap: bool
+    floor_ms: int = 0
+    """See `Course.floors`."""
+
+
+class Tail(NamedTuple):
+    """How what was delivered ends: what is repeated later ends with the same, and what goes on does not.
+
+    The position alone does not tell: it stands still behind an event that is dated ahead.
+    """
+
+    reached_ms: int
+    last_event_id: bytes
+    run: int
+    """So many ids in a row, at the end, are equal to the last one."""
 
 
 class Lane:
@@ -126,14 +144,18 @@ class Lane:
         self._idle_seconds = idle_seconds
         self._tell = tell
         self._connections = connections
-        self._course = Course(plan.begin_ms, plan.overlap_ms)
+        self._course = Course(plan.begin_ms, plan.overlap_ms, floors={plan.source: plan.floor_ms})
         if plan.reached_ms:
             self._course.position[plan.source] = plan.reached_ms
         self._pauses = Pauses()
         self._past_end = PastEnd()
         self._last_event_id = b""
-        self._first: bool = True
-        """No id has come on this connection yet."""
+        self._events = 0
+        """Ids that came on this connection."""
+        self._run = 0
+        """How many of them, at the end, were equal to the last one."""
+        self._landmark: Landmark | None = None
+        """Of this connection; None: nothing is known of it yet."""
         self._silent = 0
         """Connections in a row that ended in silence and brought nothing new."""
         self._unanswered = 0
@@ -186,12 +208,18 @@ class Lane:
             HistoryMissing: see `run`.
         """
         plan, course = self._plan, self._course
-        before_ms = self._reached_ms
+        before = self._tail
         self._pauses.opened(course.position, self._last_event_id, time.monotonic())
         asked_ms = course.asked_from(plan.source, plan.clock_ms)
         self._busy(2 * CONNECT_TIMEOUT_SECONDS + self._idle_seconds)
-        connection = self._upstream.connect(compose_id({plan.source: asked_ms}), asked_ms)
-        self._first = True
+        try:
+            connection = self._upstream.connect(compose_id({plan.source: asked_ms}), asked_ms)
+        except TopicsNotAvailable as error:
+            self._take_absence(error)
+            return
+        self._events = 0
+        known_ms = self._reached_ms or plan.first_ms
+        self._landmark = None if known_ms is None else Landmark(known_ms, plan.begin_ms)
         self._send(Opened())
         try:
             log.log(
@@ -213,10 +241,11 @@ class Lane:
         )
         useful = self._pauses.ended(course.position, self._last_event_id, time.monotonic(), idle)
         if reason == OVER:
+            self._look_back()
             self._over = True
             log.info("%s: complete", self._name)
         elif idle:
-            self._take_silence(before_ms)
+            self._take_silence(before)
         elif reason == PAST_END:
             self._silent = 0
             log.info("%s: its first event came: reconnecting, to miss none before it", self._name)
@@ -230,11 +259,16 @@ class Lane:
     def _reached_ms(self) -> int:
         return self._course.position.get(self._plan.source, 0)
 
-    def _take_silence(self, before_ms: int) -> None:
-        """Judge a connection that ended in silence; `before_ms`: the position at its begin."""
-        known = self._reached_ms == before_ms
+    @property
+    def _tail(self) -> Tail:
+        return Tail(self._reached_ms, self._last_event_id, self._run)
+
+    def _take_silence(self, before: Tail) -> None:
+        """Judge a connection that ended in silence; `before`: what was known at its begin."""
+        before_ms = before.reached_ms
+        known = self._tail == before
         # What it delivered before, or was found to have, must come again: or nobody is there.
-        answered = not self._first or not (before_ms or self._plan.first_ms)
+        answered = self._events > 0 or not (before_ms or self._plan.first_ms)
         self._silent = self._silent + 1 if known and answered else 1
         self._unanswered = 0 if answered else self._unanswered + 1
         if self._unanswered > 1 and self._warnings.due():
@@ -245,6 +279,7 @@ class Lane:
             )
         self._over = self._silent >= SILENT_CONNECTIONS
         if self._over:
+            self._look_back()
             log.info(
                 "%s: complete, there is nothing more: silent for %.0f s, twice in a row",
                 self._name,
@@ -272,7 +307,8 @@ class Lane:
             self._pauses.delivered(len(piece.ids), piece.retry_ms)
             if piece.ids:
                 self._quiet_since = time.monotonic()
-                self._last_event_id = last_id_here = piece.ids[-1]
+                self._note(piece.ids)
+                last_id_here = piece.ids[-1]
             gap, over = self._take(piece.told, ending)
             handed = time.monotonic()
             self._send(
@@ -296,6 +332,15 @@ class Lane:
                 # Comments keep a connection open, and are no events.
                 return "idle"
 
+    def _note(self, ids: list[bytes]) -> None:
+        """Take note of how what came ends."""
+        last = ids[-1]
+        run = sum(1 for _ in takewhile(last.__eq__, reversed(ids)))
+        goes_on = self._events and last == self._last_event_id and run == len(ids)
+        self._run = self._run + run if goes_on else run
+        self._events += len(ids)
+        self._last_event_id = last
+
     def _take(self, told: Told, ending: Ending) -> tuple[bool, bool]:
         """Take note of ids; whether there is a gap before them, and whether the range is over."""
         gap = over = False
@@ -314,19 +359,60 @@ class Lane:
             HistoryMissing: it does, and that is not allowed.
         """
         plan, reached = self._plan, self._reached_ms
-        is_first, self._first = self._first, False
-        # The event that the position stands for is itself among what is asked for.
-        expected_ms = reached + plan.overlap_ms if reached else plan.first_ms
-        if not is_first or expected_ms is None or timestamp_ms <= expected_ms:
+        if self._landmark is None or not self._landmark.is_missed(timestamp_ms):
             return False
         missing = (
             f"{self._name}: the upstream no longer has what lies between "
             f"{iso_time(reached or plan.begin_ms)} and {iso_time(timestamp_ms)}"
         )
-        if not plan.allow_gap:
-            raise HistoryMissing(
-                f"{missing}. What was published before it is safe. To go on behind the gap, run the "
-                "same command with --allow-gap"
-            )
+        self._missing(missing)
         log.warning("%s: those events are missing", missing)
         return True
+
+    def _look_back(self) -> None:
+        """At the end of the range: what was known must have come again, also if it is dated ahead.
+
+        Raises:
+            HistoryMissing: it did not, and that is not allowed.
+        """
+        if self._landmark is None or self._landmark.settled:
+            return
+        at = iso_time(self._reached_ms or self._plan.begin_ms)
+        missing = f"{self._name}: the upstream no longer has the event of {at}"
+        self._missing(f"{missing}, nor perhaps what followed it")
+        log.warning("%s: those events are missing", missing)
+        self._send_gap()
+
+    def _send_gap(self) -> None:
+        self._send(
+            Received(self._plan.source, next(self._connections), b"", b"", 0, 0, 0, gap=True)
+        )
+
+    def _missing(self, what: str) -> None:
+        """Raises:
+        HistoryMissing: that is not allowed.
+        """
+        if not self._plan.allow_gap:
+            raise HistoryMissing(
+                f"{what}. What was published before it is safe. To go on behind the gap, run the "
+                "same command with --allow-gap"
+            )
+
+    def _take_absence(self, error: TopicsNotAvailable) -> None:
+        """The upstream has the topic no more: what of the range was still to come is missing.
+
+        Raises:
+            HistoryMissing: that is not allowed.
+        """
+        reached = iso_time(self._reached_ms or self._plan.begin_ms)
+        self._missing(
+            f"{self._name}: {error.brief}: the upstream has nothing of it from {reached} on"
+        )
+        log.warning(
+            "%s: the upstream no longer has this topic: what it had from %s on is missing, the other "
+            "topics are replayed. If it returns, replay from there on",
+            self._name,
+            reached,
+        )
+        self._send_gap()
+        self._over = True

@@ -116,6 +116,7 @@ class RangeReader:
             int(self._settings.overlap_seconds * 1000),
             checkpoint.clock_ms,
             replay.allow_gap,
+            checkpoint.known_from.get(source, 0),
         )
 
     def _work(self, work: deque[Plan]) -> None:

@@ -162,9 +162,11 @@ def _with_range(told: Arguments, span: Range, now_ms: int, stored: Checkpoint | 
 def _tell_of_gaps(found: dict[TopicPartition, Found], allow_gap: bool) -> bool:
     """Whether something is missing."""
     missing = [
-        f"{topic}/{partition} begins at {iso_time(at.missing_until_ms)}"
+        f"{topic}/{partition} is gone"
+        if at.missing_until_ms is None
+        else f"{topic}/{partition} begins at {iso_time(at.missing_until_ms)}"
         for (topic, partition), at in sorted(found.items())
-        if at.missing_until_ms is not None
+        if at.gone or at.missing_until_ms is not None
     ]
     if not missing:
         return False

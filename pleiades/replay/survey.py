@@ -27,6 +27,7 @@ from pleiades.core.wire import MalformedId, TopicPartition, compose_id, parse_id
 from pleiades.runtime.errors import Fatal, Transient
 from pleiades.runtime.settings import UpstreamSettings
 from pleiades.upstream.http import Upstream
+from pleiades.upstream.refusals import TopicsNotAvailable
 from pleiades.upstream.retrying import retrying
 
 log = logging.getLogger(__name__)
@@ -48,6 +49,8 @@ class Found(NamedTuple):
     """The timestamp in the id of the first event at or after the begin; None: there is none."""
     missing_until_ms: int | None
     """Where its history begins, if that is after the begin."""
+    gone: bool = False
+    """The upstream does not have the topic at all."""
 
 
 class First(NamedTuple):
@@ -85,8 +88,11 @@ class Survey:
 
     def look(self, source: TopicPartition, begin_ms: int) -> Found:
         """What there is of one topic-partition from a time on."""
-        first = self._surely(lambda: self._own(source, begin_ms, 1))
-        history = self._surely(lambda: self._own(source, EARLIEST_MS, FIRST_EVENTS))
+        try:
+            first = self._surely(lambda: self._own(source, begin_ms, 1))
+            history = self._surely(lambda: self._own(source, EARLIEST_MS, FIRST_EVENTS))
+        except TopicsNotAvailable:
+            return Found(None, None, gone=True)
         begins_ms = _begin_of(source, history)
         return Found(
             first[0].timestamps_ms[source] if first else None,

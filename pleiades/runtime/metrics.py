@@ -215,6 +215,10 @@ class Metrics:
             "pleiades_upstream_gaps",
             "Resumes after which the upstream's history began later than what was asked for.",
         )
+        self.topics_left_out = gauge(
+            "pleiades_upstream_topics_left_out",
+            "Topics with a position that the upstream does not have at present: left out of requests.",
+        )
         self.position = gauge(
             "pleiades_upstream_position_seconds",
             "Timestamp up to which a topic is committed, seconds since 1970.",

@@ -199,6 +199,7 @@ def asked_for(
     since: int | None,
     topics: Sequence[str],
     partitions: Mapping[str, Collection[int]],
+    gone: Collection[str] = (),
 ) -> list[Asked]:
     """Where each topic-partition is to start.
 
@@ -207,9 +208,11 @@ def asked_for(
         since: what `since_ms` gave.
         topics: those of the requested streams.
         partitions: the partitions that each topic has.
+        gone: those of the topics that there are not, or no more.
 
     Raises:
-        Refusal: 400, the header is no array of assignments; 404, it names another topic.
+        Refusal: 400, the header is no array of assignments; 404, another topic is asked for, or one
+            that is gone; 500, all of them are.
     """
     given: Any = list(topics) if last_event_id is None else _parsed(last_event_id)
     if isinstance(given, str):
@@ -224,13 +227,22 @@ def asked_for(
             assignments=given,
         )
     named = dict.fromkeys(a if isinstance(a, str) else a["topic"] for a in given)
-    missing = [topic for topic in named if topic not in topics]
+    available = [topic for topic in topics if topic not in gone]
+    if not available:
+        raise _kafka_error(
+            500,
+            "ConfigurationError",
+            "No topics available for consumption. This likely means that the configured "
+            "allowedTopics do not currently exist.",
+            allowedTopics=list(topics),
+        )
+    missing = [topic for topic in named if topic not in available]
     if missing:
         raise _kafka_error(
             404,
             "TopicNotAvailableError",
             f"Topics {', '.join(missing)} are not available for consumption.",
-            availableTopics=list(topics),
+            availableTopics=available,
         )
     return _without_both_keys(_expanded(given, since, partitions))
 

@@ -190,7 +190,11 @@ class Server:
         topics = topics_for(request.match_info["streams"], self._upstream.streams, uri)
         since = since_ms(request.query.get("since"), uri)
         asked = asked_for(
-            request.headers.get("Last-Event-ID"), since, topics, self._upstream.partitions
+            request.headers.get("Last-Event-ID"),
+            since,
+            topics,
+            self._upstream.partitions,
+            faults.missing_topics,
         )
         self._planned += 1
         planned = plan(faults, self._upstream.settings.seed, self._planned)

@@ -97,6 +97,8 @@ class Faults:
     """Write the body in pieces of this size; 0: as many whole events as there are."""
     gzip: bool = False
     """Compress for clients that accept it."""
+    missing_topics: frozenset[str] = frozenset()
+    """Topics of the streams that its Kafka does not have, or no more: 404 for who asks for one."""
     check_user_agent: bool = True
     """403 for libraries' default agents without contact details."""
 

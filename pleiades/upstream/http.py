@@ -20,7 +20,16 @@ from pleiades.runtime.errors import RefusedByUpstream, Transient
 from pleiades.runtime.logs import printable
 from pleiades.runtime.settings import REDIRECTS_ANY, UpstreamSettings
 from pleiades.upstream.body import Body, refuse_codings
-from pleiades.upstream.refusals import about_topics, advice, cause_of, explanation, short
+from pleiades.upstream.refusals import (
+    TopicsNotAvailable,
+    about_length,
+    about_topics,
+    advice,
+    cause_of,
+    explanation,
+    not_available,
+    short,
+)
 from pleiades.upstream.transport import Answer, Deadline, Session
 
 log = logging.getLogger(__name__)
@@ -86,6 +95,7 @@ class Upstream:
         """Open the stream from an id on, or from a time where no topic is known yet.
 
         Raises:
+            TopicsNotAvailable: the upstream does not have some of the topics in the id.
             RefusedByUpstream: the request will never be served as it is.
             Transient: anything that another try may mend.
         """
@@ -192,7 +202,8 @@ class Upstream:
                 raise AssertionError("every pool of the session makes such answers")  # a bug
             refuse_codings(answer, self.address)
             return Connection(response, Body(answer, self._settings.idle_timeout_seconds))
-        said = printable(explanation(response), 300)
+        words, body = explanation(response)
+        said = printable(words, 300)
         if status == requests.codes.proxy_authentication_required:
             raise Transient(
                 f"the proxy {self._proxy()} refused the connection to {self.address} with status 407: "
@@ -208,11 +219,17 @@ class Upstream:
                     response.headers.get("Retry-After"), datetime.now(UTC), MAX_RETRY_AFTER_SECONDS
                 ),
             )
-        raise RefusedByUpstream(
+        refusal = (
             f"the upstream refused {self.address} with status {status}: {said}. Nothing was lost; "
             "the position is kept. Check --upstream.stream, --upstream.url and --upstream.contact"
+            + about_length(status, last_event_id)
             + about_topics(last_event_id)
         )
+        if status == requests.codes.not_found and last_event_id is not None:
+            gone = not_available(body, last_event_id)
+            if gone:
+                raise TopicsNotAvailable(refusal, gone)
+        raise RefusedByUpstream(refusal)
 
 
 def _without_password(url: str) -> str:

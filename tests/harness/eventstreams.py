@@ -131,13 +131,21 @@ class UpstreamTopics:
         self._changed = threading.Lock()
 
     def __enter__(self) -> UpstreamTopics:
-        topics = [NewTopic(topic, 1, 1) for topic in (self.eqiad, self.codfw)]
-        for creation in self._admin.create_topics(topics).values():
-            creation.result(KAFKA_TIMEOUT_SECONDS)
+        self.create(self.eqiad, self.codfw)
         return self
 
     def __exit__(self, *_: object) -> None:
-        for deletion in self._admin.delete_topics([self.eqiad, self.codfw]).values():
+        self.delete(self.eqiad, self.codfw)
+
+    def create(self, *topics: str) -> None:
+        """Make these, empty."""
+        new = [NewTopic(topic, 1, 1) for topic in topics]
+        for creation in self._admin.create_topics(new).values():
+            creation.result(KAFKA_TIMEOUT_SECONDS)
+
+    def delete(self, *topics: str) -> None:
+        """Remove these, with what is in them."""
+        for deletion in self._admin.delete_topics(list(topics)).values():
             deletion.result(KAFKA_TIMEOUT_SECONDS)
 
     def produce(self, topic: str, *timestamps_ms: int) -> list[str]:

@@ -115,3 +115,40 @@ def test_recorded_events_come_out_byte_for_byte(
         assert relay.stop() == 0
     published = [path.read_bytes() for path in folder.glob("[0-9]*/*.json")]
     assert sorted(published) == sorted(line + b"\n" for line in set(lines))
+
+
+def test_a_topic_that_is_gone_holds_up_no_other_and_loses_nothing(
+    simulate: Simulate, flags: Flags, folder: Path
+) -> None:
+    """It goes while the relay runs, is gone at a start, and returns."""
+    codfw = "codfw.mediawiki.recentchange"
+    upstream = simulate(SimulatorSettings(history_events=500, max_events=1500))
+    arguments = [*flags(upstream), "--since=-2h"]
+
+    def published(relay: Relay, both: bool) -> None:
+        def wanted() -> int:
+            return sum(
+                not entry.canary and (both or entry.topic != codfw) for entry in upstream.journal()
+            )
+
+        relay.until(lambda: published_count(folder) >= wanted(), "all that there is", 60)
+
+    with Relay(*arguments) as relay:
+        published(relay, both=True)
+        upstream.set_faults(missing_topics=frozenset([codfw]))
+        upstream.cut_all()
+        relay.wait_for(f"does not have {codfw} at present")
+        upstream.append(500)
+        published(relay, both=False)
+        assert relay.stop() == 0
+    with Relay(*arguments) as relay:
+        relay.wait_for(f"does not have {codfw} at present")
+        upstream.append(500)
+        published(relay, both=False)
+        upstream.set_faults(missing_topics=frozenset())
+        upstream.cut_all()
+        relay.wait_for(f"has {codfw} again")
+        published(relay, both=True)
+        assert relay.stop() == 0
+    verdict = judge(folder, upstream.journal(), upstream.started_ms - 7_200_000)
+    assert verdict.flawless, f"{verdict}\n{relay.log}"

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import os
 import time
+from collections import Counter
 from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
 
+import orjson
 import pytest
 
 from tests.harness.eventstreams import EventStreams, UpstreamTopics
@@ -107,3 +109,33 @@ def test_nothing_that_comes_in_the_deaf_time_is_lost(
         service.restart()
         topics.produce(topics.codfw, next(dates))
         finish(relay, folder, topics)
+
+
+def test_a_topic_that_the_service_has_no_more_is_left_out_and_taken_up_again(
+    service: EventStreams, topics: UpstreamTopics, folder: Path
+) -> None:
+    """A new connection is refused with a 404 then, though the other topic is there."""
+    arguments = [*flags(service, topics, folder), "--since=-2h", "--idleTimeout=2s"]
+    wanted = 2 * HISTORY_EVENTS
+    with Relay(*arguments) as relay:
+        relay.until(lambda: published_count(folder) >= wanted, "the history", WAIT_SECONDS)
+        topics.delete(topics.codfw)
+        service.cut_all()
+        relay.wait_for(f"does not have {topics.codfw} at present")
+        topics.produce(topics.eqiad)
+        relay.until(lambda: published_count(folder) > wanted, "the other topic", WAIT_SECONDS)
+        assert relay.stop() == 0
+    # So does every start.
+    with Relay(*arguments) as relay:
+        relay.wait_for(f"does not have {topics.codfw} at present")
+        topics.produce(topics.eqiad)
+        relay.until(lambda: published_count(folder) > wanted + 1, "the other topic", WAIT_SECONDS)
+        topics.create(topics.codfw)
+        relay.wait_for(f"has {topics.codfw} again")
+        topics.produce(topics.codfw)
+        relay.until(lambda: published_count(folder) > wanted + 2, "the topic", WAIT_SECONDS)
+        assert relay.stop() == 0
+    names = Counter(
+        orjson.loads(file.read_bytes())["meta"]["topic"] for file in folder.glob("[0-9]*/*.json")
+    )
+    assert names == {topics.eqiad: HISTORY_EVENTS + 2, topics.codfw: HISTORY_EVENTS + 1}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import time
 from collections import Counter
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import orjson
+import pytest
 
 from pleiades.core.units import iso_time
 from pleiades.simulator.journal import JournalEntry
@@ -324,6 +326,88 @@ def test_a_limit_is_kept_exactly_and_run_after_run_it_goes_on(
     replayed(*arguments, report=tmp_path / "report")
     verdict = judge_parts(folder, journal, dated(begin, end))
     assert verdict.flawless, verdict
+
+
+ODD_BEGIN = 200
+"""The number of the first event in the range of `odd_history`."""
+
+
+def odd_history(
+    folder: Path, place: int, ahead_ms: int, events: int = 1200
+) -> tuple[SimulatorSettings, int, int]:
+    """Ten minutes that ended five minutes ago, one event a step; the one at `place` has an odd date.
+
+    Returns:
+        What to serve, and a range that holds nearly all of it.
+    """
+    step_ms = 500
+    first_ms = time.time_ns() // 1_000_000 - 300_000 - events * step_ms
+    times = [first_ms + number * step_ms for number in range(events)]
+    times[place] += ahead_ms
+    recorded = folder / "recorded.sse"
+    topic = "eqiad.mediawiki.recentchange"
+    with recorded.open("wb") as lines:
+        for number, time_ms in enumerate(times):
+            meta = {"id": f"id-{number}", "topic": topic, "partition": 0, "dt": iso_time(time_ms)}
+            sse_id = [{"topic": topic, "partition": 0, "timestamp": time_ms + 1}]
+            lines.write(b"id: " + orjson.dumps(sse_id) + b"\n")
+            lines.write(b"data: " + orjson.dumps({"meta": meta}) + b"\n\n")
+    settings = SimulatorSettings(file=recorded, faults=NO_CUTS)
+    return settings, first_ms + ODD_BEGIN * step_ms, first_ms + (events - 100) * step_ms
+
+
+@pytest.mark.parametrize(
+    "place", [100, ODD_BEGIN, 700, 1150], ids=["before", "head", "middle", "end"]
+)
+@pytest.mark.parametrize("minutes", [3, 50, -50], ids=["soon", "far ahead", "back"])
+def test_an_event_with_an_odd_date_stops_no_limited_replay(
+    simulate: Simulate, folder: Path, tmp_path: Path, place: int, minutes: int
+) -> None:
+    """It was told that history is missing, which was all there, run after run."""
+    settings, begin, end = odd_history(tmp_path, place, minutes * 60_000)
+    upstream = simulate(settings)
+    arguments = [*replay_flags(upstream.url, begin, end), *to_files(folder)]
+    for number in (1, 2):
+        report = replayed(*arguments, "--limit=400", report=tmp_path / "report", status=INTERRUPTED)
+        assert report["events"] == published_count(folder) == 400 * number
+    replayed(*arguments, report=tmp_path / "report")
+    verdict = judge_parts(folder, upstream.journal(), dated(begin, end))
+    assert verdict.flawless, verdict
+
+
+@pytest.mark.parametrize("place", [100, 700], ids=["before", "middle"])
+def test_an_event_with_an_odd_date_stops_no_limited_replay_into_a_topic(
+    simulate: Simulate, kafka: str, topic: str, tmp_path: Path, place: int
+) -> None:
+    settings, begin, end = odd_history(tmp_path, place, 50 * 60_000)
+    upstream = simulate(settings)
+    arguments = [*replay_flags(upstream.url, begin, end), *kafka_flags(kafka, topic)]
+    for _ in range(2):
+        replayed(*arguments, "--limit=400", report=tmp_path / "report", status=INTERRUPTED)
+    replayed(*arguments, report=tmp_path / "report")
+    verdict = judge_topic_parts(kafka, topic, upstream.journal(), dated(begin, end))
+    assert verdict.flawless, verdict
+
+
+def test_a_topic_that_is_gone_is_what_the_range_lacks(
+    simulate: Simulate, folder: Path, tmp_path: Path
+) -> None:
+    upstream = simulate(history(3000))
+    journal = upstream.journal()
+    begin, end = middle(journal)
+    codfw = "codfw.mediawiki.recentchange"
+    arguments = [*replay_flags(upstream.url, begin, end), *to_files(folder)]
+    replayed(*arguments, "--limit=200", report=tmp_path / "report", status=INTERRUPTED)
+    upstream.set_faults(missing_topics=frozenset([codfw]))
+    with Relay(*arguments) as relay:
+        assert relay.wait(60) == INCOMPLETE, relay.log
+    assert "--allow-gap" in relay.log
+    report = replayed(*arguments, "--allow-gap", report=tmp_path / "report", status=INCOMPLETE)
+    assert not report["complete"]
+    others = [entry for entry in journal if entry.topic != codfw]
+    verdict = judge_parts(folder, others, dated(begin, end))
+    assert not verdict.lost, verdict
+    assert not verdict.doubled, verdict
 
 
 def test_a_dry_run_counts_by_topic_and_hour_and_writes_nothing(

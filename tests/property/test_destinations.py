@@ -207,8 +207,12 @@ class History:
         checkpoint = resumed.items[0]
         # A crash may have come just after a commit.
         self.reached = join(self.reached, checkpoint.position)
-        self.course = Course(checkpoint.started_ms, self.overlap_ms, dict(checkpoint.position))
-        self.floors = dict(checkpoint.known_from)
+        self.course = Course(
+            checkpoint.started_ms,
+            self.overlap_ms,
+            dict(checkpoint.position),
+            dict(checkpoint.known_from),
+        )
         self.clock_ms = max(self.clock_ms, checkpoint.clock_ms)
         self.connection: ModelConnection | None = None
         self.connections = self.sequence = 0
@@ -222,10 +226,7 @@ class History:
     def connect(self) -> None:
         self.connections += 1
         self.clock_ms = max(self.clock_ms, self.upstream.now_ms)
-        asked = {
-            source: max(self.course.asked_from(source, self.clock_ms), self.floors.get(source, 0))
-            for source in self.course.position
-        }
+        asked = self.course.request(self.clock_ms)
         # What a start time brings only names the topics.
         for source in self.sources:
             asked.setdefault(source, self.course.started_ms)

@@ -2,10 +2,11 @@ from __future__ import annotations
 
 import orjson
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pleiades.core.position import (
+    MAX_LAST_EVENT_ID_BYTES,
     MAX_SOURCES,
     Checkpoint,
     Course,
@@ -157,10 +158,78 @@ def test_invented_topics_are_bounded_and_known_ones_stay(known: int) -> None:
     checkpoint = Checkpoint(position, 0, 0).advanced(invented | dict.fromkeys(position, 9), 0, 0)
     assert len(checkpoint.position) == max(MAX_SOURCES, known)
     assert all(checkpoint.position[source] == 9 for source in position)
-    course = Course(0, 1, dict(position))
-    course.observe(invented)
-    course.observe(dict.fromkeys(position, 9))
-    assert course.position == checkpoint.position
+
+
+names = st.tuples(
+    st.text("abcdefgh.", min_size=1, max_size=249),
+    st.integers(0, 2**31 - 1),
+)
+
+
+@given(
+    st.dictionaries(names, st.sampled_from([0, 5, 10**12]), max_size=300),
+    st.lists(st.dictionaries(names, st.sampled_from([0, 0, 7, MAX_TIMESTAMP_MS]), max_size=100)),
+    st.sampled_from([0, 10**12, MAX_TIMESTAMP_MS]),
+)
+@settings(deadline=None, suppress_health_check=list(HealthCheck))
+def test_a_request_is_never_too_long_and_what_has_delivered_comes_first(
+    stored: Position, came: list[Position], started_ms: int
+) -> None:
+    course = Course(started_ms, 1)
+    course.resume(stored)
+    for delivered in came:
+        course.observe(delivered)
+    asked = course.last_event_id(MAX_TIMESTAMP_MS)
+    assert len(asked or "") <= MAX_LAST_EVENT_ID_BYTES
+    requested = course.request(MAX_TIMESTAMP_MS)
+    delivered_some = {source for each in (stored, *came) for source in each if each[source]}
+    assert delivered_some - requested.keys() == course.crowded_out, "told of"
+    assert course.crowded_out.isdisjoint(requested)
+
+
+def test_as_many_topics_as_a_stream_has_fit() -> None:
+    position = {(f"eqiad.mediawiki.page-properties-chan-{n:03}", 0): 10**12 for n in range(128)}
+    course = Course(0, 1)
+    course.resume(position)
+    course.observe({("eqiad.one_more", 0): 0, ("eqiad.another", 0): 0})
+    assert course.request(10**13).keys() >= position.keys()
+    assert not course.crowded_out
+
+
+def test_what_has_delivered_takes_the_place_of_what_has_not() -> None:
+    course = Course(0, 1)
+    idle = {(f"codfw.{number:04}" + "x" * 200, 0): 0 for number in range(100)}
+    course.observe(idle)
+    before = list(course.position)
+    assert 0 < len(before) < 100, "those that fit"
+    course.observe({("eqiad.new" + "y" * 200, 0): 5})
+    assert course.position[("eqiad.new" + "y" * 200, 0)] == 5
+    assert list(course.position)[:-1] == before[:-1], "the last one that has not made room"
+    assert not course.crowded_out
+
+
+def test_a_topic_that_is_left_out_keeps_its_position() -> None:
+    course = Course(100, 10, {("a", 0): 500, ("a", 1): 0, ("b", 0): 700})
+    course.left_out = {"a"}
+    assert course.request(1000) == {("b", 0): 690}
+    course.left_out = set()
+    assert course.request(1000) == {("a", 0): 490, ("a", 1): 100, ("b", 0): 690}
+
+
+@given(times, times, times, times, st.integers(1, 10**6))
+def test_a_floor_is_never_undercut_and_never_skips(
+    started_ms: int, reached: int, floor: int, clock_ms: int, overlap_ms: int
+) -> None:
+    source = ("a", 0)
+    without = Course(started_ms, overlap_ms, {source: reached}).asked_from(source, clock_ms)
+    course = Course(started_ms, overlap_ms, {source: reached}, {source: floor})
+    asked = course.asked_from(source, clock_ms)
+    if not reached:
+        assert asked == started_ms, "nothing of it was published"
+        return
+    assert asked >= min(floor, reached - 1)
+    assert asked <= reached - 1, "some event that was delivered is dated then"
+    assert asked == without or asked == max(without, min(floor, reached - 1))
 
 
 @given(

@@ -320,3 +320,175 @@ def test_it_says_when_it_falls_behind_and_why(
     assert "Nothing is lost" in caplog.text
     assert "too busy for the reader" in caplog.text
     assert seen[0][0] > 0, "the age of the newest event"
+
+
+NOT_AVAILABLE = b"HTTP/1.1 404 TopicNotAvailableError\r\n"
+
+
+def gone(*topics: str, available: list[str] | None = None) -> bytes:
+    """As KafkaSSE refuses, head and all."""
+    body = {
+        "message": f"Topics {', '.join(topics)} are not available for consumption.",
+        "origin": "KafkaSSE",
+        "name": "TopicNotAvailableError",
+        "stack": "TopicNotAvailableError: ...",
+        **({} if available is None else {"availableTopics": available}),
+        "statusCode": 404,
+    }
+    return NOT_AVAILABLE + b"\r\n" + orjson.dumps(body) + b"\n"
+
+
+def stream(*frames: bytes) -> bytes:
+    return HEAD + b"\r\n" + b"".join(frames)
+
+
+A, B, C = (f"eqiad.{name}" for name in "abc")
+THREE = {(A, 0): START_MS + 100_000, (B, 0): START_MS + 200_000, (C, 0): 0}
+
+
+@pytest.mark.parametrize("available", [[A], None], ids=["by what there is", "by the message"])
+def test_a_topic_that_is_gone_is_left_out_and_taken_up_again(
+    answer: Answer,
+    make: Make,
+    caplog: pytest.LogCaptureFixture,
+    available: list[str] | None,
+) -> None:
+    server = answer()
+    server.say(
+        gone(B, C, available=available),
+        stream(frame(START_MS + 100_000, A), frame(START_MS + 100_001, A)),
+        gone(B, C, available=available),
+        stream(frame(START_MS + 100_001, A), frame(START_MS + 100_002, A)),
+        stream(frame(START_MS + 200_000, B), frame(START_MS + 200_001, B)),
+    )
+    reader, life, (channel,) = make(server, "--upstream.overlap=10s", pauses=2, position=THREE)
+    with caplog.at_level(logging.INFO):
+        reader.run()
+    asked = [last_event_id(request) for request in server.requests[:5]]
+    full = {A: START_MS + 90_000, B: START_MS + 190_000, C: START_MS}
+    assert [list(each) for each in asked] == [[A, B, C], [A], [A, B, C], [A], [A, B, C]]
+    assert asked[0] == full
+    assert asked[4][B] == full[B], "its position is kept"
+    warnings = [r.message for r in caplog.records if "does not have" in r.message]
+    assert len(warnings) == 1, "said once"
+    assert f"does not have {B}, {C} at present" in warnings[0]
+    back = [r.message for r in caplog.records if "again: going on" in r.message]
+    assert len(back) == 1
+    assert f"has {B}, {C} again" in back[0]
+    assert max(life.pauses) <= 1.0, "nothing of it counts as a failure"
+    assert frame(START_MS + 200_001, B) in b"".join(blobs(channel))
+
+
+def test_topics_that_are_named_one_by_one_do_not_keep_the_others(
+    answer: Answer, make: Make
+) -> None:
+    """Bounded for one try, and what is known is kept for the next."""
+    topics = [f"eqiad.{number}" for number in range(8)]
+    server = answer()
+    server.say(*(gone(topic) for topic in topics), stream(frame(START_MS + 5, A)))
+    position = {**dict.fromkeys([(topic, 0) for topic in topics], START_MS), (A, 0): START_MS + 5}
+    reader, life, (channel,) = make(server, pauses=2, position=position)
+    reader.run()
+    assert len(life.pauses) == 2
+    assert list(last_event_id(server.requests[8])) == [A]
+    assert blobs(channel)[0] == frame(START_MS + 5, A)
+
+
+def test_without_any_topic_left_it_is_refused(answer: Answer, make: Make) -> None:
+    server = answer()
+    server.say(gone(A), gone(B, C))
+    reader, _, _ = make(server, position=THREE)
+    with pytest.raises(RefusedByUpstream, match="status 404"):
+        reader.run()
+    assert len(server.requests) == 2
+
+
+@pytest.mark.parametrize(
+    "refusal",
+    [
+        gone("eqiad.nobody_asked", available=[A, B, C]),
+        gone("eqiad.nobody_asked"),
+        NOT_AVAILABLE + b'\r\n{"name":"SomethingElse","availableTopics":[]}',
+        NOT_AVAILABLE + b"\r\n[1]",
+        HEAD.replace(b"200 OK", b"400 Bad Request")
+        + b'\r\n{"name":"InvalidAssignmentError","message":"Must provide"}',
+    ],
+)
+def test_another_refusal_is_final(answer: Answer, make: Make, refusal: bytes) -> None:
+    server = answer()
+    server.say(refusal)
+    reader, _, _ = make(server, position=THREE)
+    with pytest.raises(RefusedByUpstream):
+        reader.run()
+    assert len(server.requests) == 1
+
+
+@pytest.mark.parametrize(
+    "status", [b"431 Headers Too Large", b"414 Long", b"413 Large", b"400 Bad"]
+)
+def test_a_request_that_is_too_long_for_a_server_is_refused_clearly(
+    answer: Answer, make: Make, status: bytes
+) -> None:
+    server = answer()
+    server.say(b"HTTP/1.1 " + status + b"\r\n\r\n")
+    position = {(f"eqiad.mediawiki.stream-{number:03}", 0): START_MS for number in range(120)}
+    reader, _, _ = make(server, position=position)
+    with pytest.raises(RefusedByUpstream, match=r"names its topics in \d+ bytes.*fewer streams"):
+        reader.run()
+    assert len(server.requests) == 1
+
+
+def test_a_stored_position_that_is_too_large_is_reduced_and_told_of(
+    answer: Answer, make: Make, caplog: pytest.LogCaptureFixture
+) -> None:
+    invented = {(f"aaa.{number:04}" + "x" * 200, 0): START_MS for number in range(1000)}
+    position = {**invented, (A, 0): START_MS + 7, (C, 0): 0}
+    server = answer(frame(START_MS + 7, A))
+    reader, _, _ = make(server, position=position)
+    reader.run()
+    (line,) = [line for line in server.requests[0].split(b"\r\n") if b"Last-Event-ID: " in line]
+    assert len(line) < 13_000
+    assert A in last_event_id(server.requests[0]), "the latest one"
+    said = [r.message for r in caplog.records if "has no room for all" in r.message]
+    assert len(said) == 1
+    assert "events will be missing" in said[0]
+    assert "stored positions are kept" in said[0]
+
+
+def test_an_upstream_that_invents_topics_makes_no_request_too_long(
+    answer: Answer, make: Make, caplog: pytest.LogCaptureFixture
+) -> None:
+    frames = [frame(START_MS + 1, f"invented.{number:03}" + "x" * 200) for number in range(400)]
+    server = answer(frame(START_MS + 1, A) + b"".join(frames))
+    reader, _, _ = make(server, pauses=3, position={(A, 0): START_MS + 1})
+    reader.run()
+    assert len(server.requests) > 1
+    for request in server.requests:
+        assert len(request) < 16_384, "all headers together, as Node takes them"
+    assert A in last_event_id(server.requests[-1])
+    assert "has no room for all" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("reached", "came", "gap"),
+    [
+        # All that was delivered is dated years back: what lies before the start comes first.
+        (START_MS - 10**11, [START_MS - 10**8, START_MS - 10**11, START_MS + 90_000], False),
+        (START_MS - 10**11, [START_MS - 10**8, START_MS + 90_000], True),
+        # A few are dated back before what must come again.
+        (START_MS + 500_000, [START_MS + 440_000, START_MS + 500_000, START_MS + 900_000], False),
+        (START_MS + 500_000, [START_MS + 440_000, START_MS + 900_000], True),
+    ],
+)
+def test_a_gap_is_something_later_before_what_must_come_again(
+    answer: Answer,
+    make: Make,
+    caplog: pytest.LogCaptureFixture,
+    reached: int,
+    came: list[int],
+    gap: bool,
+) -> None:
+    server = answer(b"".join(map(frame, came)))
+    reader, _, _ = make(server, position={SOURCE: reached})
+    reader.run()
+    assert ("the upstream no longer has what lay between" in caplog.text) is gap

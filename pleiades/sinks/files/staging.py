@@ -109,9 +109,10 @@ class Staging:
             files.append(StagedFile(staged, str(folder), name))
         return files
 
-    def publish(self, number: int, files: list[StagedFile]) -> int:
+    def publish(self, number: int, files: list[StagedFile]) -> int | None:
         """Give each file of a commit its name, and remove the folder; returns how many names there were
-        already: those files stay as they are.
+        already: those files stay as they are. None: somebody has removed the folder meanwhile, and with
+        it perhaps files that had no names yet.
 
         Raises:
             OSError: not all have their names; it can be tried again.
@@ -141,6 +142,8 @@ class Staging:
                         errno.ENOENT, "it is removed time and again", file.folder
                     )
                 faultpoints.passing(faultpoints.NAMED)
+            if not is_in_place(self._path(number), source):
+                return None
         with contextlib.suppress(OSError):
             # Not while something of somebody else's lies in it; the next start mentions that.
             self._path(number).rmdir()

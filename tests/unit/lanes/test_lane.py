@@ -104,7 +104,9 @@ def test_it_asks_for_its_topic_alone_and_ends_past_the_end(run: Run) -> None:
 
 def test_a_cut_goes_on_an_overlap_behind_what_came(run: Run) -> None:
     said, asked, _ = run(
-        frames(BEGIN + 1, BEGIN + 50_000), frames(BEGIN + 40_000, *OVER), plan=KNOWN
+        frames(BEGIN + 1, BEGIN + 50_000),
+        frames(BEGIN + 40_000, BEGIN + 50_000, *OVER),
+        plan=KNOWN,
     )
     assert asked == [{"eqiad.x": BEGIN}, {"eqiad.x": BEGIN + 40_000}]
     numbers = [message.connection for message in said if isinstance(message, Received)]
@@ -118,38 +120,80 @@ def test_events_past_the_end_on_two_connections_are_not_added_up(run: Run) -> No
 
 
 def test_what_an_earlier_run_reached_is_where_it_goes_on(run: Run) -> None:
-    _, asked, _ = run(frames(BEGIN + 90_000, *OVER), plan=PLAN._replace(reached_ms=BEGIN + 100_000))
+    reached = BEGIN + 100_000
+    answer = frames(BEGIN + 90_000, reached, *OVER)
+    _, asked, _ = run(answer, plan=PLAN._replace(reached_ms=reached))
     assert asked == [{"eqiad.x": BEGIN + 90_000}]
 
 
 def test_what_is_dated_ahead_of_the_clock_does_not_take_it_along(run: Run) -> None:
     ahead = 9_000_000
-    _, asked, _ = run(frames(BEGIN + 1, ahead), frames(BEGIN + 1, *OVER), plan=KNOWN)
+    _, asked, _ = run(frames(BEGIN + 1, ahead), frames(ahead, BEGIN + 2, *OVER), plan=KNOWN)
     assert asked[1] == {"eqiad.x": PLAN.clock_ms - OVERLAP}
 
 
 @pytest.mark.parametrize(
-    ("plan", "first", "is_gap"),
+    ("plan", "came", "is_gap"),
     [
-        (PLAN, BEGIN + 500_000, False),
-        (PLAN._replace(first_ms=BEGIN + 700), BEGIN + 700, False),
-        (PLAN._replace(first_ms=BEGIN + 700), BEGIN + 600, False),
-        (PLAN._replace(first_ms=BEGIN + 700), BEGIN + 701, True),
-        (PLAN._replace(reached_ms=BEGIN + 700), BEGIN + 700 + OVERLAP, False),
-        (PLAN._replace(reached_ms=BEGIN + 700), BEGIN + 701 + OVERLAP, True),
+        (PLAN, [BEGIN + 500_000], False),
+        (PLAN._replace(first_ms=BEGIN + 700), [BEGIN + 700], False),
+        (PLAN._replace(first_ms=BEGIN + 700), [BEGIN + 600, BEGIN + 700], False),
+        (PLAN._replace(first_ms=BEGIN + 700), [BEGIN + 701], True),
+        (PLAN._replace(first_ms=BEGIN + 700), [BEGIN + 600, BEGIN + 701, BEGIN + 700], True),
+        (PLAN._replace(reached_ms=BEGIN + 700), [BEGIN + 700], False),
+        (PLAN._replace(reached_ms=BEGIN + 700), [BEGIN + 300, BEGIN + 700, END], False),
+        (PLAN._replace(reached_ms=BEGIN + 700), [BEGIN + 701], True),
+        (PLAN._replace(reached_ms=BEGIN + 700), [BEGIN + 300, BEGIN + 701], True),
+        # All that was delivered is dated back; what lies before the begin comes first.
+        (PLAN._replace(reached_ms=BEGIN - 700), [BEGIN - 100, BEGIN - 700, BEGIN + 1], False),
+        (PLAN._replace(reached_ms=BEGIN - 700), [BEGIN - 100, BEGIN + 1], True),
     ],
 )
-def test_a_gap_is_a_first_event_behind_the_one_that_must_come(
-    run: Run, plan: Plan, first: int, is_gap: bool
+def test_a_gap_is_something_later_before_what_must_come_again(
+    run: Run, plan: Plan, came: list[int], is_gap: bool
 ) -> None:
-    answer = frames(first, first + 1, *OVER)
+    answer = frames(*came, came[-1] + 1, *OVER)
     if is_gap:
         with pytest.raises(HistoryMissing, match="--allow-gap"):
             run(answer, plan=plan)
     said, _, _ = run(answer, plan=plan._replace(allow_gap=True))
     gaps = [message.gap for message in said if isinstance(message, Received)]
     assert any(gaps) == is_gap
-    assert timestamps(said)[:2] == [first, first + 1], "what is there is passed on all the same"
+    assert timestamps(said)[: len(came)] == came, "what is there is passed on all the same"
+
+
+NOT_AVAILABLE = (
+    b"HTTP/1.1 404 No\r\n\r\n"
+    b'{"message":"Topics eqiad.x are not available for consumption.","origin":"KafkaSSE",'
+    b'"name":"TopicNotAvailableError","availableTopics":["codfw.x"],"statusCode":404}\n'
+)
+
+
+def test_a_topic_that_is_gone_is_missing_history(
+    run: Run, caplog: pytest.LogCaptureFixture
+) -> None:
+    with pytest.raises(HistoryMissing, match=r"does not have eqiad\.x.*--allow-gap"):
+        run(NOT_AVAILABLE)
+    said, _, _ = run(frames(BEGIN + 1), NOT_AVAILABLE, plan=KNOWN._replace(allow_gap=True))
+    assert said[-1] == Finished(SOURCE)
+    assert any(message.gap for message in said if isinstance(message, Received))
+    assert "no longer has this topic" in caplog.text
+
+
+@pytest.mark.parametrize("step", [1, 0], ids=["later ids", "in one millisecond"])
+def test_new_events_that_do_not_move_the_position_are_no_silence(run: Run, step: int) -> None:
+    """One is dated ahead; then the upstream's own Kafka fails, twice, and comes back."""
+    ahead = END - 1
+    more = [BEGIN + 2 + step * number for number in range(6)]
+    said, asked, _ = run(
+        cut_when_quiet(BEGIN + 1, ahead, *more[:1]),
+        cut_when_quiet(ahead, *more[:2]),
+        cut_when_quiet(ahead, *more[:4]),
+        frames(ahead, *more, *OVER),
+        plan=KNOWN,
+    )
+    assert len(asked) == 4
+    assert len(timestamps(said)) == 3 + 3 + 5 + 7 + len(OVER)
 
 
 def test_trouble_is_told_and_tried_again(run: Run) -> None:
@@ -233,3 +277,14 @@ def test_the_first_event_of_a_topic_that_was_past_its_end_is_asked_for_again(run
         "past_end",
         "over",
     ]
+
+
+def test_what_is_dated_ahead_and_never_comes_again_is_missing(run: Run) -> None:
+    """All that comes is earlier than it, up to the end of the range: no date shows the gap."""
+    plan = PLAN._replace(reached_ms=PAST + 500, clock_ms=BEGIN + OVERLAP)
+    answer = frames(BEGIN + 1, BEGIN + 2, *OVER)
+    with pytest.raises(HistoryMissing, match=r"no longer has the event of .*--allow-gap"):
+        run(answer, plan=plan)
+    said, _, _ = run(answer, plan=plan._replace(allow_gap=True))
+    assert any(message.gap for message in said if isinstance(message, Received))
+    assert said[-1] == Finished(SOURCE)

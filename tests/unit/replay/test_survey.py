@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import orjson
+import pytest
 
+from pleiades.replay.command import _tell_of_gaps
 from pleiades.replay.survey import Survey
+from pleiades.runtime.errors import HistoryMissing
 from pleiades.runtime.settings import Settings
 from tests.harness.answers import Held, Server
 
@@ -37,3 +40,18 @@ def test_two_are(settings_of: Callable[..., Settings]) -> None:
     server.close()
     assert found.first_ms is None
     assert len(server.requests) == 4
+
+
+def test_a_topic_that_is_gone_is_missing_history(
+    settings_of: Callable[..., Settings], caplog: pytest.LogCaptureFixture
+) -> None:
+    body = b'{"name":"TopicNotAvailableError","message":"Topics eqiad.x are not available"}'
+    server = Server(b"HTTP/1.1 404 No\r\n\r\n" + body)
+    settings = settings_of(f"--upstream.url={server.url}", "--idleTimeout=300ms")
+    found = {SOURCE: Survey(settings.upstream).look(SOURCE, BEGIN)}
+    server.close()
+    assert found[SOURCE].gone
+    with pytest.raises(HistoryMissing, match=r"eqiad\.x/0 is gone.*Nothing was written"):
+        _tell_of_gaps(found, False)
+    assert _tell_of_gaps(found, True)
+    assert "eqiad.x/0 is gone" in caplog.text

@@ -199,6 +199,29 @@ def test_an_hour_that_a_user_removes_while_it_is_empty_is_made_again(
     assert world.troubles == []
 
 
+def test_a_directory_that_is_removed_between_two_moves(
+    folder: Path, sink: FilesSink, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What had no name yet is published in the new directory."""
+    sink.open(resume=True)
+    rename_new, tries = disk.rename_new, []
+
+    def removed_after_the_first(name: str, source: int, new: str, target: int) -> bool:
+        done = rename_new(name, source, new, target)
+        tries.append(name)
+        if len(tries) == 1:
+            shutil.rmtree(folder)
+        return done
+
+    monkeypatch.setattr(staging, "rename_new", removed_after_the_first)
+    sink.write([event(1), event(2), event(3)], [])
+    sink.commit(CHECKPOINT)
+    assert [name[-9:] for name in names(folder)] == ["id-1.json", "id-2.json", "id-3.json"]
+    assert world.troubles
+    sink.close()
+    assert known(make(folder, world)) == (CHECKPOINT, [event(1), event(2), event(3)])
+
+
 def test_dead_letters_and_events_of_one_commit_keep_their_own_names(
     folder: Path, sink: FilesSink
 ) -> None:
