@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
+import secrets
 import sys
 import time
 from dataclasses import dataclass, field, replace
 
 from pleiades.core.admission import Admission
-from pleiades.core.position import Checkpoint, Done, Position
+from pleiades.core.occurrences import Occurrences, is_recognisable
+from pleiades.core.position import Checkpoint, Done, Position, join
 from pleiades.core.range import halves
 from pleiades.core.window import Window
 from pleiades.core.wire import TOO_LARGE, Batch, DeadLetter, End, Event, compose_id
@@ -66,6 +68,8 @@ class InFlight:
     events: list[Event] = field(default_factory=list)
     dead_letters: int = 0
     size_bytes: int = 0
+    brought_new: bool = False
+    """Among it is an event or a dead letter that will be recognised when it comes again."""
 
 
 class Publisher:
@@ -102,6 +106,7 @@ class Publisher:
         self._window = Window(self._window_ms, settings.max_entries)
         self._admission: Admission
         """From opening on: it depends on what the destination tells then."""
+        self._occurrences = Occurrences(secrets.token_hex(8))
         self._window_warnings = Seldom(WARNING_SECONDS)
         self._dead_letter_warnings = Seldom(WARNING_SECONDS)
         self._sequence = 0
@@ -110,6 +115,8 @@ class Publisher:
         """Of the batch that is being admitted, what was there before this replay."""
         self._resumed: Position = {}
         """What was reached when this generation began."""
+        self._furthest: Position = {} if last is None else last.position
+        """What this program has reached so far."""
         self._in_flight: InFlight | None = None
         self._last_commit = 0.0
         """Monotonic time of its begin."""
@@ -153,6 +160,7 @@ class Publisher:
                 # A crash before the first event must not bring back a position that was given up.
                 self._sink.commit(self._checkpoint)
             self._resumed = self._checkpoint.position
+            self._furthest = join(self._furthest, self._resumed)
             self._show_position()
         self._resume.put(self._checkpoint, self._life.beat)
         self._life.ready = True
@@ -258,6 +266,7 @@ class Publisher:
         if batch.sequence != self._sequence:
             raise AssertionError(f"batch {batch.sequence} came where {self._sequence} was due")
         self._sequence += 1
+        batch = self._occurrences.told_apart(batch)
         left = self._left()
         while left and len(batch.events) > left:
             # Perhaps not all of the first half was new.
@@ -300,6 +309,9 @@ class Publisher:
         self._in_flight.size_bytes += sum([len(letter.data) for letter in admitted.dead_letters])
         self._in_flight.events += admitted.events
         self._in_flight.dead_letters += len(admitted.dead_letters)
+        if not self._in_flight.brought_new:
+            written: list[Event | DeadLetter] = [*admitted.events, *admitted.dead_letters]
+            self._in_flight.brought_new = any(is_recognisable(each.identity) for each in written)
 
     def _is_published(self, event: Event | DeadLetter) -> bool:
         is_known = self._sink.is_published(event)
@@ -328,7 +340,7 @@ class Publisher:
             dead_letters, repeated = self._sink.commit(self._checkpoint)
             faultpoints.passing(faultpoints.COMMITTED)
             published = len(flying.events) - (len(dead_letters) - flying.dead_letters) - repeated
-            self._life.committed_total += 1
+            self._note_progress(flying, repeated)
             self._life.published_total += published
             self._take_back(dead_letters)
             self._show_position()
@@ -342,6 +354,18 @@ class Publisher:
             self._metrics.duplicates_dropped.inc(repeated)
         self._report_dead_letters(dead_letters)
         self._report(flying)
+
+    def _note_progress(self, flying: InFlight, repeated: int) -> None:
+        """Count the commit if it brought something that no earlier one did.
+
+        A pipeline that always fails at the same place must not start again for ever because, each time,
+        it publishes once more what nobody can recognise as published.
+        """
+        furthest = join(self._furthest, self._checkpoint.position)
+        moved = any(reached > self._furthest.get(at, 0) for at, reached in furthest.items())
+        self._furthest = furthest
+        new = flying.brought_new and repeated < len(flying.events) + flying.dead_letters
+        self._life.committed_total += moved or new
 
     def _take_back(self, dead_letters: list[DeadLetter]) -> None:
         """Not count as published what the destination then refused."""

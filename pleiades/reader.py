@@ -63,6 +63,10 @@ class Reader:
         self._connection = 0
         self._idle = False
         self._last_event_id = b""
+        """The last that came at all."""
+        self._last_id_here = b""
+        """The last on this connection; empty where that is not known."""
+        self._asked: str | None = None
         self._pauses = Pauses()
         self._past_end = PastEnd()
         self._clock_ms = 0
@@ -131,6 +135,8 @@ class Reader:
             if self._start_lay_ahead(connection.server_ms, started):
                 return
             self._connection += 1
+            self._last_id_here = b""
+            self._asked = None if asked is None else compose_id(asked)
             self._open = connection
             self._life.ready = True
             self._metrics.connected.set(1)
@@ -272,6 +278,8 @@ class Reader:
             if piece.oversized:
                 self._metrics.oversized_frames.inc(piece.oversized)
                 log.warning("skipped an SSE frame of more than 8 MiB; it can't be an event")
+                # Its id was skipped with it.
+                self._last_id_here = b""
             if piece.content:
                 self._take(piece)
             self._leave(piece.left, asked)
@@ -306,9 +314,9 @@ class Reader:
         self._look_for_gap(piece.told)
         self._course.observe(piece.told.greatest())
         self._tell_of_crowding()
-        before = self._last_event_id
+        before = self._last_id_here
         if piece.ids:
-            self._last_event_id = piece.ids[-1]
+            self._last_event_id = self._last_id_here = piece.ids[-1]
         self._send(piece.content, before)
 
     def _leave(self, left: Told, asked: dict[TopicPartition, int] | None) -> None:
@@ -364,6 +372,7 @@ class Reader:
             last_event_id,
             self._course.started_ms,
             self._now_ms(),
+            asked=self._asked,
         )
         channel = self._parsers[sequence % len(self._parsers)]
         channel.put(frames, self._alive)

@@ -22,8 +22,9 @@ window forget it.
 
 Assumed: that event is one that was published. Canaries are not; but they carry the time at which they
 were produced, so a topic-partition that delivered one after a start in the past is not young, and one
-ends the wait. Events of unknown source are never held to be from before the start: one event too many
-is better than one too few.
+ends the wait. Events of unknown source and those with a fallback identity are never held to be from
+before the start, and the latter end the wait, for they may be known by another name
+(`core.occurrences`): one event too many is better than one too few.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ from typing import NamedTuple, TypeAlias
 
 from pleiades.core.coverage import Covered
 from pleiades.core.fingerprint import fingerprint, fingerprints
+from pleiades.core.identity import is_fallback
 from pleiades.core.position import Checkpoint, Course
 from pleiades.core.window import Window
 from pleiades.core.wire import Batch, Canary, DeadLetter, Event, TopicPartition
@@ -139,7 +141,8 @@ class Admission:
             is_known = self._covered.holds(source, timestamp_ms) or (
                 not isinstance(received, Canary) and (print_ in self._window or known(received))
             )
-            if is_known or timestamp_ms > self._started_ms:
+            nameless = not isinstance(received, Canary) and is_fallback(received.identity)
+            if is_known or nameless or timestamp_ms > self._started_ms:
                 self._awaiting.discard(source)
             if source in self._awaiting:
                 before_start += not isinstance(received, Canary)

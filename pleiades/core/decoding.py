@@ -1,7 +1,9 @@
 """SSE frames → events, dead letters and what is dropped.
 
-Law: whatever the bytes are, a frame becomes exactly one of: an event, a dead letter with a reason, a
-canary, an `error` message of the upstream, or nothing (no data). No exception leaves this file.
+Laws:
+- Whatever the bytes are, a frame becomes exactly one of: an event, a dead letter with a reason, a
+  canary, an `error` message of the upstream, or nothing (no data). No exception leaves this file.
+- A frame costs time in proportion to its length, and memory of at most some twenty times its length.
 
 There are two ways, which give the same result: tests/property/test_decoding.py holds them equal. Frames
 of which all is as usual go the fast one, many at a time. If anything among them is not, all of them go
@@ -11,27 +13,26 @@ with cut or odd bytes is in docs/adr/0003).
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import msgspec
-import orjson
 from sseclient import SSEClient
 
-from pleiades.core.framing import Usual, ids_in, split_frames
+from pleiades.core.body import NotJson, read_body
+from pleiades.core.framing import Usual, last_id_in, split_frames
 from pleiades.core.identity import (
     are_names,
-    digest,
+    delivered_assignment,
+    fallback_identity,
     identity_of,
-    loosely_loaded,
     own_assignment,
-    substitute_identity,
 )
 from pleiades.core.ids import read_ids
 from pleiades.core.position import MAX_SOURCES
 from pleiades.core.wire import (
-    LINE_TYPES,
     NOT_AN_OBJECT,
     NOT_JSON,
     UNKNOWN_SOURCE,
@@ -50,6 +51,8 @@ from pleiades.core.wire import (
 _NOT_ASKED_FOR = Assignment(UNKNOWN_SOURCE, None)
 
 _LINES_PER_PIECE = 500
+_PIECE_BYTES = 64 << 10
+_FIELD_LINE = re.compile(rb"^(?:data|event)(?::[^\n]*)?$", re.MULTILINE)
 _MAX_TIME_CHARACTERS = 40
 
 
@@ -81,46 +84,91 @@ class Decoded:
 
 def general_sse_events(blob: bytes, last_event_id: bytes) -> Iterator[SseEvent]:
     """All events in a blob of whole frames, by sseclient-py."""
+    return (sse_event for sse_event, _ in _dispatched(blob, last_event_id))
+
+
+def _dispatched(blob: bytes, last_event_id: bytes) -> Iterator[tuple[SseEvent, bytes]]:
+    """Each event, and the last id before its frame."""
     for frame in split_frames(blob):
-        for sse_id in ids_in(frame + b"\n"):
+        before = last_event_id
+        sse_id = last_id_in(frame)
+        if sse_id is not None:
             last_event_id = sse_id
         if not frame.startswith(b"data") and b"\ndata" not in frame:
             # Nothing to dispatch; comments and such cost no parser each.
             continue
-        # WHATWG decodes with replacement; sseclient-py raises.
-        lines = frame.decode(errors="replace").encode().split(b"\n")
-        event_type = "message"
-        data = []
-        # sseclient-py copies all it has with every line: in pieces, a frame of a million lines costs
-        # no more than its length. The `data` at the end makes it give out every piece and is, as the
-        # last, what does not get a newline; `event` carries the type from piece to piece.
-        for start in range(0, len(lines), _LINES_PER_PIECE):
-            piece = b"\n".join(
-                (
-                    b"event: " + event_type.encode(),
-                    *lines[start : start + _LINES_PER_PIECE],
-                    b"data\n\n",
-                )
-            )
-            event = next(SSEClient(iter((piece,))).events())
+        event_type, data = _fields_of(frame)
+        if data:
+            yield SseEvent(event_type, last_event_id, data[:-1]), before
+
+
+def _fields_of(frame: bytes) -> tuple[str, bytes]:
+    """The type, and the data with a newline after each line of it; empty if there is no `data` field."""
+    # WHATWG decodes with replacement; sseclient-py raises.
+    text = frame if frame.isascii() else frame.decode(errors="replace").encode()
+    event_type = "message"
+    data = []
+    for lines, goes_on in _pieces(text):
+        # The `data` at the end makes sseclient-py give out every piece and is, as the last, what does
+        # not get a newline.
+        event = next(SSEClient(iter((b"\n".join((*lines, b"data\n\n")),))).events())
+        found = event.data.encode()
+        data.append(found[:-1] if goes_on else found)
+        if any(line.startswith(b"event") for line in lines):
             event_type = event.event
-            data.append(event.data)
-        whole = "".join(data)
-        if whole:
-            yield SseEvent(event_type, last_event_id, whole[:-1].encode())
+    return event_type, b"".join(data)
+
+
+def _pieces(text: bytes) -> Iterator[tuple[list[bytes], bool]]:
+    """The `data` and `event` lines of a frame, some at a time; and whether the last goes on in the next.
+
+    sseclient-py copies all it has with every line, and takes its time for lines that are of no use. In
+    pieces, a frame of a million lines, or of one long one, costs no more than its length.
+    """
+    start = 0
+    while start < len(text):
+        end = text.find(b"\n", start + _PIECE_BYTES)
+        end = len(text) if end < 0 else end + 1
+        lines = _FIELD_LINE.findall(text, start, end)
+        start = end
+        # Only the last one can be longer than a piece.
+        long = lines.pop() if lines and len(lines[-1]) > _PIECE_BYTES else b""
+        for first in range(0, len(lines), _LINES_PER_PIECE):
+            yield lines[first : first + _LINES_PER_PIECE], False
+        if long.startswith(b"event"):
+            yield [long], False
+        elif long:
+            yield from _cut(long)
+
+
+def _cut(line: bytes) -> Iterator[tuple[list[bytes], bool]]:
+    """A long `data` line as several."""
+    start, name = 0, b""
+    while start < len(line):
+        end = start + _PIECE_BYTES
+        # Not within a character.
+        while end < len(line) and line[end] & 0xC0 == 0x80:  # noqa: PLR2004  # 10xxxxxx goes on
+            end += 1
+        yield [name + line[start:end]], end < len(line)
+        start, name = end, b"data: "
 
 
 def count_lines(blob: bytes) -> dict[str, int]:
     """Lines of a blob of whole frames by `LINE_TYPES`."""
-    counts: dict[str, int] = {}
-    for frame in split_frames(blob):
-        for line in frame.split(b"\n"):
-            name, colon, _ = line.partition(b":")
-            kind = "comment" if colon and not name else name.decode(errors="replace")
-            if kind not in LINE_TYPES:
-                kind = "unknown"
-            counts[kind] = counts.get(kind, 0) + 1
-    return counts
+    # Millions of lines are told apart by searches, which make no object for each.
+    text = b"\n" + blob.strip(b"\n")
+    while b"\n\n" in text:
+        text = text.replace(b"\n\n", b"\n")
+    if text == b"\n":
+        return {}
+    counts = {"comment": text.count(b"\n:")}
+    # Two lines without a value would share the newline between them.
+    doubled = text.replace(b"\n", b"\n\n") + b"\n"
+    for kind in ("id", "event", "data"):
+        name = kind.encode()
+        counts[kind] = text.count(b"\n" + name + b":") + doubled.count(b"\n" + name + b"\n")
+    counts["unknown"] = text.count(b"\n") - sum(counts.values())
+    return {kind: lines for kind, lines in counts.items() if lines}
 
 
 def decode(frames: Frames, keep_canaries: bool, more_topics: bool = False) -> Decoded:
@@ -138,21 +186,52 @@ def decode_any(frames: Frames, keep_canaries: bool, more_topics: bool = False) -
     unnamed = (_NOT_ASKED_FOR,) if more_topics else ()
     decoded = Decoded(_batch(frames, [], {}), lines=count_lines(frames.blob))
     timestamps_ms = decoded.batch.timestamps_ms
-    for sse_event in general_sse_events(frames.blob, frames.last_event_id):
+    for sse_event, before in _dispatched(frames.blob, frames.last_event_id):
         if sse_event.type == "error":
             decoded.upstream_errors.append(sse_event.data)
             continue
-        try:
-            assignments = parse_id(sse_event.id)
-        except MalformedId:
+        assignments = _assignments(sse_event.id)
+        if assignments is None:
             decoded.malformed_ids += 1
             assignments = ()
         for source, timestamp_ms in assignments:
             # As many as a position can hold, as in `read_ids`.
             if source in timestamps_ms or len(timestamps_ms) < MAX_SOURCES:
                 timestamps_ms[source] = max(timestamps_ms.get(source, 0), timestamp_ms or 0)
-        _sort_out(sse_event, assignments + unnamed, keep_canaries, decoded)
+        _sort_out(_Delivery(sse_event, assignments, before, unnamed), keep_canaries, decoded)
+    fallbacks = decoded.replaced_identities + len(decoded.batch.dead_letters)
+    decoded.batch = decoded.batch._replace(fallbacks=fallbacks)
     return decoded
+
+
+class _Delivery(NamedTuple):
+    """An event as it came."""
+
+    event: SseEvent
+    assignments: tuple[Assignment, ...]
+    before: bytes
+    """The id before it."""
+    unnamed: tuple[Assignment, ...]
+    """What its id would name, too, on a connection for all topics."""
+
+    def own(self, meta: dict[str, Any]) -> tuple[TopicPartition, int]:
+        """By the event alone: it must be the same on every connection."""
+        return own_assignment(meta, self.assignments + self.unnamed)
+
+    def delivered(self, meta: dict[str, Any]) -> tuple[TopicPartition, int]:
+        """By all that is known."""
+        own = delivered_assignment(meta, self.assignments, ())
+        if own[0] != UNKNOWN_SOURCE or not self.before:
+            return own
+        return delivered_assignment(meta, self.assignments, _assignments(self.before) or ())
+
+
+def _assignments(sse_id: bytes) -> tuple[Assignment, ...] | None:
+    """None for an id that can't be read."""
+    try:
+        return parse_id(sse_id)
+    except MalformedId:
+        return None
 
 
 def decode_usual(frames: Frames, keep_canaries: bool) -> Decoded | None:
@@ -228,40 +307,30 @@ def _batch(frames: Frames, events: list[Event], timestamps_ms: dict[TopicPartiti
         frames.source,
         frames.finished,
         frames.gap,
+        asked=frames.asked,
     )
 
 
-def _sort_out(
-    sse_event: SseEvent,
-    assignments: tuple[Assignment, ...],
-    keep_canaries: bool,
-    decoded: Decoded,
-) -> None:
+def _sort_out(delivery: _Delivery, keep_canaries: bool, decoded: Decoded) -> None:
+    sse_event = delivery.event
     try:
-        body = orjson.loads(sse_event.data)
-    except orjson.JSONDecodeError:
-        # The fast way leaves invalid UTF-8 to be found here.
-        sse_event = sse_event._replace(data=sse_event.data.decode(errors="replace").encode())
-        try:
-            body = loosely_loaded(sse_event.data)
-        except (ValueError, RecursionError):
-            _dead_letter(NOT_JSON, sse_event, assignments, decoded)
-            return
-    if type(body) is not dict:
-        _dead_letter(NOT_AN_OBJECT, sse_event, assignments, decoded)
+        body = read_body(sse_event.data)
+    except NotJson:
+        _dead_letter(NOT_JSON, delivery, decoded)
         return
-    meta = body.get("meta")
-    if type(meta) is not dict:
-        meta = {}
+    if body is None:
+        _dead_letter(NOT_AN_OBJECT, delivery, decoded)
+        return
+    meta = body.meta
+    source, timestamp_ms = delivery.own(meta)
     if not keep_canaries and meta.get("domain") == "canary":
-        place = len(decoded.batch.events)
-        decoded.batch.canaries.append(Canary(*own_assignment(meta, assignments), place))
+        decoded.batch.canaries.append(Canary(source, timestamp_ms, len(decoded.batch.events)))
         return
     identity = identity_of(meta)
     if identity is None:
-        identity = substitute_identity(meta, sse_event.data)
+        source, timestamp_ms = delivery.delivered(meta)
+        identity = fallback_identity(source, timestamp_ms, body.content)
         decoded.replaced_identities += 1
-    source, timestamp_ms = own_assignment(meta, assignments)
     decoded.batch.events.append(
         Event(identity, source, timestamp_ms, _time(meta), sse_event.id, sse_event.data),
     )
@@ -272,18 +341,17 @@ def _time(meta: dict[str, Any]) -> str:
     return text if type(text) is str and len(text) <= _MAX_TIME_CHARACTERS else ""
 
 
-def _dead_letter(
-    reason: str, sse_event: SseEvent, assignments: tuple[Assignment, ...], decoded: Decoded
-) -> None:
-    source, timestamp_ms = own_assignment({}, assignments)
+def _dead_letter(reason: str, delivery: _Delivery, decoded: Decoded) -> None:
+    data = delivery.event.data
+    source, timestamp_ms = delivery.delivered({})
     decoded.batch.dead_letters.append(
         DeadLetter(
-            digest(sse_event.data),
+            fallback_identity(source, timestamp_ms, data),
             source,
             timestamp_ms,
             reason,
-            sse_event.id,
-            sse_event.data,
+            delivery.event.id,
+            data,
             len(decoded.batch.events),
         )
     )

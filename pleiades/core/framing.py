@@ -18,8 +18,6 @@ MAX_FRAME_BYTES = 8 * 1024 * 1024
 """A longer frame is skipped and counted: the largest event Wikimedia's Kafka accepts is 4 MiB."""
 
 _BOM = b"\xef\xbb\xbf"
-# An `id` line with or without a value. The leading newline makes the search a plain byte search.
-_ID_LINE = re.compile(rb"\nid(?:: ?([^\n]*))?(?=\n)")
 _USUAL_LINES = 4
 _RETRY_LINE = re.compile(rb"\nretry: ?([0-9]+)(?=\n)")
 
@@ -146,6 +144,9 @@ class Usual(NamedTuple):
 
 def usual_frames(blob: bytes) -> Usual | None:
     """The frames in a blob from `Framer.feed`; None if there are none, or any has another shape."""
+    # Millions of short lines would become as many objects, only to be of another shape.
+    if blob.count(b"\n") != _USUAL_LINES * blob.count(b"\n\n"):
+        return None
     # Done by columns, so that nothing but slices is done for each frame by itself.
     lines = blob.split(b"\n")
     count = len(lines) // _USUAL_LINES
@@ -185,23 +186,45 @@ def before_id(content: bytes | Usual, number: int) -> bytes | Usual:
     """The frames before the one with this id, counted from 0 as in `Taken.ids`."""
     if not isinstance(content, bytes):
         return Usual(content.ids[:number], content.data[:number])
-    ids = [match for match in _ID_LINE.finditer(b"\n" + content) if b"\0" not in (match[1] or b"")]
-    # The newline that was put before the blob makes up for the line's own: it begins here.
-    before, end_of_frame, _ = content[: ids[number].start()].rpartition(b"\n\n")
-    return before + end_of_frame
+    before = []
+    for frame in split_frames(content):
+        if last_id_in(frame) is not None:
+            if not number:
+                break
+            number -= 1
+        before.append(frame + b"\n\n")
+    return b"".join(before)
 
 
 def ids_in(blob: bytes) -> list[bytes]:
-    """Values of all `id` fields in a blob, in order; those with a NUL are ignored (WHATWG)."""
-    return [value for value in _ID_LINE.findall(b"\n" + blob) if b"\0" not in value]
+    """The id of each frame in a blob that has one, in order."""
+    found = map(last_id_in, split_frames(blob))
+    return [sse_id for sse_id in found if sse_id is not None]
+
+
+def last_id_in(frame: bytes) -> bytes | None:
+    """What a frame sets the last event ID to; None if it leaves it as it is.
+
+    Of several `id` fields the last counts; those with a NUL are ignored (WHATWG).
+    """
+    text = b"\n" + frame
+    place = len(text)
+    while (place := text.rfind(b"\nid", 0, place)) >= 0:
+        end = text.find(b"\n", place + 1)
+        name, colon, value = text[place + 1 : len(text) if end < 0 else end].partition(b":")
+        if name == b"id" and b"\0" not in value:
+            return value.removeprefix(b" ") if colon else b""
+    return None
 
 
 def retry_in(blob: bytes) -> int | None:
     """The last `retry` field in a blob, in ms; None if there is none of ASCII digits only."""
     if b"retry" not in blob:
         return None
-    values = _RETRY_LINE.findall(b"\n" + blob)
-    if not values:
+    digits = None
+    for found in _RETRY_LINE.finditer(b"\n" + blob):
+        digits = found[1]
+    if digits is None:
         return None
     # The length is limited before the conversion: int() of a million digits is an attack.
-    return int(values[-1].lstrip(b"0")[:12] or b"0")
+    return int(digits.lstrip(b"0")[:12] or b"0")

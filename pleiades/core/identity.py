@@ -1,18 +1,23 @@
-"""Who an event is: its identity, its place upstream, and how both are read from the event itself.
+r"""Who an event is: its identity, its place upstream, and how both are read from the event itself.
 
-The same event gets the same identity from every process, sink and later version: what is published is
-recognised by it.
+Law: the same event gets the same identity from every process, sink and later version: what is published
+is recognised by it. Two events get two.
+
+The identity is `meta.id`. An event without a usable one, and every dead letter, has a *fallback
+identity*: a digest of its own topic-partition, its own timestamp and its content. All three are the same
+at every delivery and in both of the upstream's data centres; offsets are not. Events that have all three
+in common are told apart by their order (`core.occurrences`). Nothing else has an identity that begins
+with `FALLBACK`.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import re
-from typing import Any, NamedTuple, NoReturn
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
 
-import orjson
-
+from pleiades.core.body import NotJson, read_body
 from pleiades.core.wire import (
     UNKNOWN_SOURCE,
     Assignment,
@@ -21,12 +26,15 @@ from pleiades.core.wire import (
     parse_id,
 )
 
-_MAX_DIGITS = 1000
+FALLBACK = "sha256-"
+"""Every fallback identity begins with it, and no other one."""
 
 # One rule for all sinks: a name of at most 128 characters that no file system, path or log reads in
 # another way; no leading dot.
-_IDENTITY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+_LEGAL = r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}"
+_IDENTITY = re.compile(rf"(?!{FALLBACK}){_LEGAL}")
 _IDENTITIES = re.compile(rf"(?:{_IDENTITY.pattern}\n)*")
+_FALLBACK = re.compile(rf"{FALLBACK}[0-9a-f]{{64}}(?:-[0-9a-z-]{{1,50}})?")
 
 
 def identity_of(meta: dict[str, Any]) -> str | None:
@@ -43,27 +51,42 @@ def are_names(identities: list[str]) -> bool:
     return _IDENTITIES.fullmatch(text) is not None and text.count("\n") == len(identities)
 
 
-def substitute_identity(meta: dict[str, Any], data: bytes) -> str:
-    """A name for an event without a usable `meta.id`: its place in Kafka, else its digest."""
-    topic, partition, offset = meta.get("topic"), meta.get("partition"), meta.get("offset")
-    if type(topic) is str and type(partition) is int and type(offset) is int:
-        place = f"{topic}-{partition}-{offset}"
-        if _IDENTITY.fullmatch(place) is not None:
-            return place
-    return digest(data)
+def fallback_identity(source: TopicPartition, timestamp_ms: int, content: bytes) -> str:
+    """The identity of what has none of its own.
+
+    Args:
+        source: its own topic-partition.
+        timestamp_ms: its own, as in `Event`.
+        content: as in `Body.content`; of a dead letter all its bytes.
+    """
+    topic, partition = source
+    found = hashlib.sha256(f"{topic}\n{partition}\n{timestamp_ms}\n".encode())
+    found.update(content)
+    return FALLBACK + found.hexdigest()
 
 
-def digest(data: bytes) -> str:
-    """Names bytes by their content."""
-    return "sha256-" + hashlib.sha256(data).hexdigest()
+def is_fallback(identity: str) -> bool:
+    """Whether it is the identity of an event without a usable `meta.id`, or of a dead letter."""
+    return identity.startswith(FALLBACK)
+
+
+def any_fallback(identities: Iterable[str]) -> bool:
+    """Whether any of many is one."""
+    return f"\n{FALLBACK}" in "\n" + "\n".join(identities)
+
+
+def is_legal_fallback(identity: str) -> bool:
+    """Whether a stored text, which anybody may have written, has the form of a fallback identity."""
+    return _FALLBACK.fullmatch(identity) is not None
 
 
 def own_assignment(
-    meta: dict[str, Any], assignments: tuple[Assignment, ...]
+    meta: dict[str, Any], assignments: Sequence[Assignment]
 ) -> tuple[TopicPartition, int]:
     """Which entry of its id is the event's own: the one `meta` names, else the only one.
 
-    Returns the unknown source with the greatest timestamp in the id where that stays open.
+    It depends on the event and its id alone, so it is the same for an event that is read back. Returns
+    the unknown source with the greatest timestamp in the id where that stays open.
     """
     topic, partition = meta.get("topic"), meta.get("partition", 0)
     # By type: True == 1 and 1.0 == 1, and neither is a partition.
@@ -77,30 +100,44 @@ def own_assignment(
     return UNKNOWN_SOURCE, max((time for _, time in timed), default=0)
 
 
-def loosely_loaded(data: bytes) -> Any:
-    r"""JSON that orjson refuses, and JavaScript writes: a lone surrogate, as `\ud800`; or a number that
-    is too long for Python's own.
+def delivered_assignment(
+    meta: dict[str, Any], assignments: Sequence[Assignment], before: Sequence[Assignment]
+) -> tuple[TopicPartition, int]:
+    """As `own_assignment`, and where that stays open what the delivery itself tells.
 
-    Raises:
-        ValueError: it is no JSON.
-        RecursionError: it is too deep.
+    An entry has a timestamp only if its topic-partition has delivered on this connection. So the only
+    entry with one is the event's own; and so is the only one that is not as in the id before.
+
+    Args:
+        before: the id before it on the same connection; empty if there is none.
     """
-    text = data.decode(errors="replace")
-    return json.loads(text, parse_constant=_refuse_constant, parse_int=_integer)
+    own = own_assignment(meta, assignments)
+    if own[0] != UNKNOWN_SOURCE:
+        return own
+    timed = [(source, time) for source, time in assignments if time]
+    if len(timed) == 1:
+        return timed[0]
+    now, earlier = dict(assignments), dict(before)
+    # Of one that is named twice nobody can say what it was.
+    if now.keys() != earlier.keys() or not len(now) == len(assignments) == len(before):
+        return own
+    changed = [(source, time) for source, time in timed if time != earlier[source]]
+    return changed[0] if len(changed) == 1 and _stood_still(now, earlier, changed[0][0]) else own
 
 
-def _integer(digits: str) -> int | float:
-    return int(digits) if len(digits) <= _MAX_DIGITS else float(digits)
-
-
-def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no JSON")
+def _stood_still(
+    now: dict[TopicPartition, int | None],
+    earlier: dict[TopicPartition, int | None],
+    but: TopicPartition,
+) -> bool:
+    return all(now[source] == earlier[source] for source in now if source != but)
 
 
 class Identified(NamedTuple):
     """What is said of a published event by its id and data."""
 
     identity: str
+    """Of a fallback identity the first occurrence."""
     source: TopicPartition
     assignments: tuple[Assignment, ...]
     stream: str
@@ -108,27 +145,26 @@ class Identified(NamedTuple):
 
 
 def identify(sse_id: bytes, data: bytes) -> Identified | None:
-    """What `decode` made of this event when it came; None for what is none."""
+    """What `decode` made of this event when it came; None for what is none.
+
+    Where it has a fallback identity, `decode` may have known more: the id before, and which occurrence
+    it was. So those are stored with the event.
+    """
     try:
-        body = orjson.loads(data)
-    except orjson.JSONDecodeError:
-        try:
-            body = loosely_loaded(data)
-        except (ValueError, RecursionError):
-            return None
-    if type(body) is not dict:
+        body = read_body(data)
+    except NotJson:
         return None
-    meta = body.get("meta")
-    if type(meta) is not dict:
-        meta = {}
+    if body is None:
+        return None
+    meta = body.meta
     try:
         assignments = parse_id(sse_id)
     except MalformedId:
         assignments = ()
+    source, timestamp_ms = own_assignment(meta, assignments)
+    identity = identity_of(meta)
+    if identity is None:
+        source, timestamp_ms = delivered_assignment(meta, assignments, ())
+        identity = fallback_identity(source, timestamp_ms, body.content)
     stream = meta.get("stream")
-    return Identified(
-        identity_of(meta) or substitute_identity(meta, data),
-        own_assignment(meta, assignments)[0],
-        assignments,
-        stream if type(stream) is str else "",
-    )
+    return Identified(identity, source, assignments, stream if type(stream) is str else "")

@@ -1,6 +1,8 @@
 """What the parent does after a pipeline has ended by itself.
 
-Law: a generation that made progress starts the count of failures anew; after `MAX_RESTARTS` restarts
+Law: a generation that made progress starts the count of failures anew. Progress is what no generation
+before it has brought: a position beyond the one that the program had reached, an event or a dead letter
+that is new. To commit repeats once more is none. After `MAX_RESTARTS` restarts
 in a row without progress it is the orchestrator's turn. A fatal error is never answered by a restart,
 and trouble at the destination that passes always is.
 """
@@ -30,7 +32,7 @@ class Ended:
     fatal: bool
     """It said itself that another try is of no use."""
     progressed: bool
-    """Something was committed in this generation."""
+    """It committed something that no generation before it had brought."""
     lived_seconds: float
     waiting: bool = False
     """It ended because of trouble at the destination, which passes: for that there is no giving up."""

@@ -148,7 +148,8 @@ class Event(NamedTuple):
     """One upstream event, ready to be published."""
 
     identity: str
-    """Equal for two deliveries of the same event; safe as a file name."""
+    """Equal for two deliveries of the same event; safe as a file name. Of a fallback identity the parser
+    gives the first part, and the publisher the rest; see `core.occurrences`."""
     source: TopicPartition
     timestamp_ms: int
     """Its own entry in the SSE id (Kafka timestamp + 1 ms): the same at every delivery.
@@ -212,7 +213,8 @@ class Frames(NamedTuple):
     """Frames one after the other, each ending with an empty line; LF only, no BOM. By columns where all
     of them have the usual shape."""
     last_event_id: bytes
-    """WHATWG "last event ID buffer" before the first frame: valid for frames without an id."""
+    """WHATWG "last event ID buffer" before the first frame: the last id **on this connection**; frames
+    without an id have it. Empty where there was none."""
     started_ms: int
     """Where this destination's relaying began, ms since 1970; see `Checkpoint.started_ms`."""
     clock_ms: int
@@ -223,6 +225,8 @@ class Frames(NamedTuple):
     """Nothing more is wanted from `source`: what a replay is about has come."""
     gap: bool = False
     """The upstream no longer had all that was asked of `source`."""
+    asked: str | None = None
+    """The `Last-Event-ID` that its connection sent; None: all of the stream, from `started_ms` on."""
 
     @property
     def blob(self) -> bytes:
@@ -249,6 +253,10 @@ class Batch(NamedTuple):
     gap: bool = False
     passed: tuple[Canary, ...] = ()
     """Of a range: what lies beside it and yet counts for the position."""
+    asked: str | None = None
+    """As in `Frames`."""
+    fallbacks: int = 0
+    """How many of the events and dead letters have a fallback identity; see `core.identity`."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Pickled by columns: a list of 500 named tuples costs five times as much to pickle and

@@ -62,6 +62,8 @@ class Received(NamedTuple):
     oversized: int
     """Frames that were skipped."""
     gap: bool
+    asked: str | None = None
+    """As in `Frames`; None: nothing came with it."""
 
 
 class Opened(NamedTuple):
@@ -292,6 +294,7 @@ class Lane:
             {plan.source: asked_ms}, {plan.source: self._reached_ms or plan.first_ms or 0}, 0
         )
         received = frames(connection, self._past_end, f"{self._name}: ")
+        last_id_here = b""
         self._quiet_since = time.monotonic()
         while True:
             self._busy(CONNECT_TIMEOUT_SECONDS + self._idle_seconds)
@@ -299,11 +302,13 @@ class Lane:
                 piece = next(received)
             except Ended as ended:
                 return ended.reason
-            before = self._last_event_id
+            # That of a frame that was skipped is not known.
+            before = b"" if piece.oversized else last_id_here
             self._pauses.delivered(len(piece.ids), piece.retry_ms)
             if piece.ids:
                 self._quiet_since = time.monotonic()
                 self._note(piece.ids)
+                last_id_here = piece.ids[-1]
             gap, over = self._take(piece.told, ending)
             handed = time.monotonic()
             self._send(
@@ -316,6 +321,7 @@ class Lane:
                     piece.size_bytes,
                     piece.oversized,
                     gap,
+                    compose_id({plan.source: asked_ms}),
                 )
             )
             # That nobody took it for a while is no silence of the upstream's.

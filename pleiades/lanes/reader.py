@@ -165,11 +165,18 @@ class RangeReader:
         metrics.connected.set(self._open)
 
     def _forward(self, received: Received) -> None:
-        source, connection, content, last_event_id, events, _, _, gap = received
-        pause_seconds = self._pace.pause_seconds(events, time.monotonic())
+        pause_seconds = self._pace.pause_seconds(received.events, time.monotonic())
         if pause_seconds:
             self._life.pause(pause_seconds)
-        self._send(source, connection, content, last_event_id, finished=False, gap=gap)
+        self._send(
+            received.source,
+            received.connection,
+            received.content,
+            received.last_event_id,
+            finished=False,
+            gap=received.gap,
+            asked=received.asked,
+        )
 
     def _send(
         self,
@@ -180,6 +187,7 @@ class RangeReader:
         *,
         finished: bool,
         gap: bool,
+        asked: str | None = None,
     ) -> None:
         sequence = next(self._sequence)
         frames = Frames(
@@ -192,6 +200,7 @@ class RangeReader:
             source,
             finished,
             gap,
+            asked,
         )
         channel = self._parsers[sequence % len(self._parsers)]
         channel.put(frames, self._alive)

@@ -288,7 +288,7 @@ class Supervisor:
         )
 
     def _end_children(self) -> int:
-        """Kill all that live; returns how often this generation committed something."""
+        """Kill all that live; returns how often this generation committed something new."""
         for running in self._children:
             running.kill()
         self._await_their_end()

@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 
 from pleiades.core.fingerprint import fingerprint
+from pleiades.core.identity import fallback_identity
 from pleiades.core.position import Checkpoint
 from pleiades.core.units import iso_time
-from pleiades.core.wire import DeadLetter, Event, compose_id
+from pleiades.core.wire import UNKNOWN_SOURCE, DeadLetter, Event, compose_id
 from pleiades.runtime.child import Life
 from pleiades.runtime.errors import DestinationHeld
 from pleiades.runtime.metrics import Metrics
@@ -207,6 +208,36 @@ def test_it_is_known_to_the_next_one(place: Place, opened: Sink) -> None:
     assert event(2) not in found
     assert not found.asks
     sink.close()
+
+
+def test_equal_events_without_an_identity_are_each_there_and_known(
+    place: Place, opened: Sink
+) -> None:
+    """Nothing but the publisher's numbers tells them apart; see `core.occurrences`."""
+    data = b'{"meta":{"topic":"%s","partition":0}}' % SOURCE[0].encode()
+    key = event(0).key
+    first = fallback_identity(SOURCE, START_MS + 1, data)
+    unique = f"{first}-x{0:016x}-1"
+    names = (first, f"{first}-2", unique)
+    same = [Event(name, SOURCE, START_MS + 1, "", key, data) for name in names]
+    stray = same[0]._replace(identity=f"{first}-x{0:016x}-2", source=UNKNOWN_SOURCE)
+    letters = [letter(1)._replace(identity=f"{letter(1).identity}{end}") for end in ("", "-2")]
+    # Among others, whose way into the destination may be another.
+    opened.write([event(1), *same, event(2), stray, event(3)], letters)
+    opened.commit(checkpoint(3))
+    assert sorted(place.published()) == sorted([event(n).data for n in (1, 2, 3)] + [data] * 4)
+    assert place.dead() == [letter(1).data] * 2
+    opened.close()
+    sink = place.sink()
+    found = Known(sink)
+    sink.close()
+    everything: list[Event | DeadLetter] = [*same, stray, *letters, event(1), event(3)]
+    for published in everything:
+        assert published in found
+    assert same[0]._replace(identity=f"{first}-3") not in found
+    sources = {entry.fingerprint: entry.source for entry in found.window}
+    assert sources[fingerprint(unique)] == SOURCE
+    assert sources[fingerprint(stray.identity)] == UNKNOWN_SOURCE
 
 
 def test_what_is_not_committed_is_not_covered(place: Place, opened: Sink) -> None:

@@ -13,9 +13,10 @@ import pytest
 
 from pleiades.simulator.settings import SimulatorSettings
 from pleiades.simulator.simulator import Simulator
+from tests.harness.answers import Held, Server
 from tests.harness.oracle import judge, more_than, published_count
 from tests.harness.prerequisites import FREEZE, FREEZER, require
-from tests.harness.relay import Relay, since_ms
+from tests.harness.relay import Relay, ingest_flags, since_ms
 from tests.harness.waiting import until
 
 Simulate = Callable[[SimulatorSettings], Simulator]
@@ -74,6 +75,32 @@ def test_no_progress_over_several_restarts_ends_the_program(
         until(kill_the_next, "the end", 90)
         assert relay.wait() == 1
     assert len(seen) == 6
+    assert "gave up: parser-0 ended 6 times in a row" in relay.log
+
+
+def test_to_publish_the_same_again_is_no_progress(folder: Path) -> None:
+    """Of something without an id nobody can say that it was published: so it is, at each start."""
+    head = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n"
+    upstream = Server(Held(head + b":ok\n\ndata: 7\n\n"))
+    killed: set[int] = set()
+
+    def kill_when_it_is_published() -> bool:
+        for child in relay.children():
+            if (
+                relay.role(child) == "parser-0"
+                and child.pid not in killed
+                and len(list(folder.rglob("*.raw"))) > len(killed)
+            ):
+                killed.add(child.pid)
+                child.kill()
+        return relay.process.poll() is not None
+
+    flags = (*ingest_flags(upstream.url, 0), "--file.enable", f"--file.publishDir={folder}")
+    with Relay(*flags) as relay:
+        until(kill_when_it_is_published, "the end", 90)
+        assert relay.wait() == 1
+    upstream.close()
+    assert len(killed) == 6
     assert "gave up: parser-0 ended 6 times in a row" in relay.log
 
 

@@ -153,7 +153,9 @@ def test_within_keeps_what_is_inside_in_its_order(batch: Batch, begin: int, leng
         ]
     published = len(batch.events) + len(batch.dead_letters)
     assert outside == published - len(kept.events) - len(kept.dead_letters)
-    assert kept[5:-1] == batch[5:-1], "what is left out moves the position all the same"
+    assert kept._replace(passed=())[5:] == batch[5:], (
+        "what is left out moves the position all the same"
+    )
 
 
 @given(batches(), st.integers(0, 80), st.integers(1, 60), st.data())

@@ -7,9 +7,11 @@ from typing import cast
 
 import pytest
 
+from pleiades.core.identity import fallback_identity
 from pleiades.core.position import Checkpoint, decode_checkpoint
+from pleiades.core.restart import MAX_RESTARTS, Ended, GiveUp, RestartPolicy
 from pleiades.core.units import iso_time
-from pleiades.core.wire import Batch, DeadLetter, End, Event
+from pleiades.core.wire import UNKNOWN_SOURCE, Batch, DeadLetter, End, Event
 from pleiades.publisher import CommitPolicy, Publisher
 from pleiades.runtime.channel import Channel
 from pleiades.runtime.metrics import Metrics
@@ -29,7 +31,18 @@ def store() -> MemoryStore:
 
 
 @pytest.fixture
-def run(metrics: Metrics, settings_of: Callable[..., Settings], store: MemoryStore) -> Run:
+def lives() -> list[FakeLife]:
+    """Of each generation."""
+    return []
+
+
+@pytest.fixture
+def run(
+    metrics: Metrics,
+    settings_of: Callable[..., Settings],
+    store: MemoryStore,
+    lives: list[FakeLife],
+) -> Run:
     """Publishes batches and the end marker; returns what the reader was told."""
 
     def publish(
@@ -37,8 +50,9 @@ def run(metrics: Metrics, settings_of: Callable[..., Settings], store: MemorySto
     ) -> Checkpoint:
         resume: FakeChannel[Checkpoint] = FakeChannel()
         parsers = [FakeChannel[Batch | End](*batches, End()) for batches in channels]
+        lives.append(FakeLife(0))
         Publisher(
-            FakeLife(0),
+            lives[-1],
             metrics,
             settings_of(*flags),
             MemorySink(store),
@@ -195,6 +209,70 @@ def test_dead_letters_are_published_once_and_said(
     run([with_letter, with_letter._replace(sequence=1, connection=2)])
     assert [stored.data for stored in store.dead_letters] == [b"?"]
     assert "1 events could not be published as such (not_json)" in caplog.text
+
+
+def test_equal_events_without_an_identity_are_each_published(run: Run, store: MemoryStore) -> None:
+    """As one file, and one dead letter, they were."""
+    name = fallback_identity(SOURCE, START_MS + 1, b"{}")
+    same = event(1)._replace(identity=name)
+    letter = DeadLetter(name, SOURCE, START_MS + 1, "not_json", b"", b"?", 2)
+    three = batch(0, 1)._replace(events=[same] * 2, dead_letters=[letter] * 3, fallbacks=5)
+    run([three, three._replace(sequence=1, connection=2)])
+    run([three])
+    assert [stored.identity for stored in store.events] == [name, f"{name}-2"]
+    assert [stored.identity for stored in store.dead_letters] == [f"{name}-{n}" for n in (3, 4, 5)]
+
+
+def progress(ended: FakeLife) -> Ended:
+    return Ended("parser-0", False, ended.committed_total > 0, lived_seconds=1.0)
+
+
+def test_to_publish_the_same_again_is_no_progress(
+    run: Run, store: MemoryStore, lives: list[FakeLife]
+) -> None:
+    """Where nobody can say that it was published before, it is published at each start: for ever, if a
+    pipeline that always fails behind it were started again each time."""
+    name = fallback_identity(UNKNOWN_SOURCE, 0, b"{}")
+    unknown = Event(name, UNKNOWN_SOURCE, 0, "", b"", b"{}")
+    again = batch(0)._replace(events=[unknown], timestamps_ms={}, fallbacks=1)
+    policy = RestartPolicy()
+    verdicts = []
+    for _ in range(MAX_RESTARTS + 1):
+        run([again])
+        verdicts.append(policy.decide(progress(lives[-1]), jitter=0.0))
+    assert len(store.events) == MAX_RESTARTS + 1
+    assert isinstance(verdicts[-1], GiveUp)
+    assert not any(isinstance(verdict, GiveUp) for verdict in verdicts[:-1])
+
+
+def test_what_is_progress(run: Run, lives: list[FakeLife]) -> None:
+    def progressed(*batches: Batch, last: Checkpoint | None = None) -> bool:
+        run(list(batches), last=last)
+        return lives[-1].committed_total > 0
+
+    assert not progressed(batch(0)._replace(timestamps_ms={SOURCE: 0})), (
+        "a topic that has nothing yet"
+    )
+    assert progressed(batch(0, 5))
+    assert not progressed(batch(0, 5))
+    assert not progressed(batch(0, 5)._replace(clock_ms=START_MS + 20_000))
+    assert progressed(batch(0, 4)), "dated back: the position stands still, the event is new"
+    assert not progressed(batch(0, 4, 5))
+    assert progressed(batch(0)._replace(timestamps_ms={SOURCE: START_MS + 6})), "a canary"
+    letter = DeadLetter("sha256-1", SOURCE, START_MS + 1, "not_json", b"", b"?", 0)
+    with_letter = batch(0)._replace(dead_letters=[letter], fallbacks=1)
+    assert progressed(with_letter)
+    assert not progressed(with_letter)
+
+
+def test_a_destination_that_loses_its_position_makes_no_progress_of_old_events(
+    run: Run, store: MemoryStore, lives: list[FakeLife]
+) -> None:
+    last = Checkpoint({SOURCE: START_MS + 9}, START_MS, START_MS + 9)
+    moved = batch(0)._replace(timestamps_ms={SOURCE: START_MS + 9})
+    store.checkpoint = Checkpoint({SOURCE: START_MS + 2}, START_MS, START_MS + 9).encoded()
+    run([moved], last=last)
+    assert lives[-1].committed_total == 0
 
 
 def test_the_windows_bound_is_announced(run: Run, caplog: pytest.LogCaptureFixture) -> None:

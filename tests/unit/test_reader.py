@@ -11,7 +11,7 @@ import orjson
 import pytest
 
 from pleiades.core.position import Checkpoint
-from pleiades.core.wire import End, Frames, TopicPartition
+from pleiades.core.wire import End, Frames, TopicPartition, compose_id
 from pleiades.reader import Reader
 from pleiades.runtime.channel import Channel
 from pleiades.runtime.errors import RefusedByUpstream
@@ -159,13 +159,28 @@ def test_batches_go_round_the_parsers_and_each_gets_an_end(answer: Answer, make:
 
 
 def test_frames_know_the_id_before_them_and_their_connection(answer: Answer, make: Make) -> None:
-    server = answer(frame(START_MS + 1), b"data: {}\n\n")
+    several_reads = b":" + b"x" * 1_000_000 + b"\n\ndata: {}\n\n"
+    server = answer(frame(START_MS + 1) + several_reads, b"data: {}\n\n")
     reader, _, (channel,) = make(server, position={SOURCE: START_MS + 1})
     reader.run()
-    frames = [item for item in channel.items if isinstance(item, Frames) and item.blob]
+    received = [item for item in channel.items if isinstance(item, Frames) and item.blob]
+    frames = [item for item in received if item.connection == 1]
     assert frames[0].last_event_id == b""
-    assert orjson.loads(frames[1].last_event_id)[0]["timestamp"] == START_MS + 1
-    assert [item.connection for item in frames[:2]] == [1, 2]
+    assert orjson.loads(frames[-1].last_event_id)[0]["timestamp"] == START_MS + 1
+    other = next(item for item in received if item.connection == 2)
+    assert other.last_event_id == b"", "each stream begins without one (WHATWG)"
+
+
+def test_frames_know_what_their_connection_asked_for(answer: Answer, make: Make) -> None:
+    for position, asked in (
+        ({}, None),
+        ({SOURCE: START_MS + 500_000}, compose_id({SOURCE: START_MS + 440_000})),
+    ):
+        reader, _, (channel,) = make(answer(frame(START_MS + 500_000)), position=position)
+        reader.run()
+        first, *_ = channel.items
+        assert isinstance(first, Frames)
+        assert first.asked == asked
 
 
 def test_a_refusal_ends_it(answer: Answer, make: Make) -> None:
@@ -201,6 +216,9 @@ def test_an_oversized_frame_is_skipped_and_the_rest_goes_on(
     reader.run()
     assert b"".join(blobs(channel)).startswith(frame(START_MS + 1) + frame(START_MS + 2))
     assert "more than 8 MiB" in caplog.text
+    received = [item for item in channel.items if isinstance(item, Frames)]
+    (after,) = [item for item in received if item.blob.startswith(frame(START_MS + 2))][:1]
+    assert after.last_event_id == b"", "that of the skipped frame is not known"
 
 
 def dated(seconds_from_now: int) -> bytes:

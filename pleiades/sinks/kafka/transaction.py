@@ -3,8 +3,9 @@
 Laws:
 - Everything written since the last commit is kept until it is committed, and can be produced again: a
   transaction that has to be aborted is begun anew with the same records in the same order.
-- Usually a batch is handed to librdkafka as a whole, and nobody asks for reports on its messages. What
-  went wrong in a transaction is found out by producing it again one by one, with reports.
+- Usually a batch is handed to librdkafka as a whole, and nobody asks for reports on its messages; only
+  events that have headers are produced one by one. What went wrong in a transaction is found out by
+  producing it again one by one, with reports.
 - An event is refused for its size only if the broker said so of a batch that held nothing else. It
   then becomes a dead letter in the same transaction.
 """
@@ -13,19 +14,21 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from itertools import groupby
 from typing import NamedTuple
 
 from confluent_kafka import KafkaError, KafkaException, Message, Producer, TopicPartition
 
+from pleiades.core.identity import any_fallback, is_fallback
 from pleiades.core.wire import TOO_LARGE, DeadLetter, Event
 from pleiades.runtime import faultpoints
 from pleiades.sinks.kafka.insisting import RETRY_BACKOFF, SLICE_SECONDS, Around, Insisting
 from pleiades.sinks.kafka.records import (
-    ID_HEADER,
     MAX_ID_BYTES,
     Headers,
     KeyOf,
     dead_letter_headers,
+    event_headers,
 )
 from pleiades.sinks.kafka.trouble import Kind, kind_of
 
@@ -111,11 +114,10 @@ class Transactions:
             return
         try:
             self._begin()
-            if self._key_of is None:
+            if self._key_of is None and not any_fallback([event.identity for event in events]):
                 self._produce_batch(events)
             else:
-                for event in events:
-                    self._produce(event)
+                self._produce_mixed(events)
             for letter in letters:
                 self._produce(letter)
             self._producer.poll(0)
@@ -184,6 +186,18 @@ class Transactions:
 
     # ---- producing, the quick way and the careful one ----
 
+    def _produce_mixed(self, events: list[Event]) -> None:
+        """Each the way that it takes; the order stays."""
+        for one_by_one, some in groupby(events, self._has_headers):
+            if one_by_one:
+                for event in some:
+                    self._produce(event)
+            else:
+                self._produce_batch(list(some))
+
+    def _has_headers(self, event: Event) -> bool:
+        return self._key_of is not None or is_fallback(event.identity)
+
     def _produce_batch(self, events: list[Event]) -> None:
         messages = [{"key": event.key, "value": event.data} for event in events]
         if messages and self._producer.produce_batch(self._topic, messages) < len(messages):
@@ -215,9 +229,9 @@ class Transactions:
             return Record(
                 self._dead_letters_topic, written.key[:MAX_ID_BYTES], written.data[:most], headers
             )
-        if self._key_of is None:
-            return Record(self._topic, written.key, written.data, {})
-        return Record(self._topic, self._key_of(written), written.data, {ID_HEADER: written.key})
+        key = written.key if self._key_of is None else self._key_of(written)
+        headers = event_headers(written, keyed_by_field=self._key_of is not None)
+        return Record(self._topic, key, written.data, headers)
 
     def _produce_again(self) -> bool:
         """Abort, and produce all of it once more, one by one; whether all of it was delivered.

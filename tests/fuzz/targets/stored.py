@@ -24,6 +24,7 @@ from pleiades.sinks.kafka.records import (
     MAX_ID_BYTES,
     Published,
     dead_letter_headers,
+    event_headers,
     key_by_field,
     read_dead_letter,
     read_event,
@@ -168,7 +169,8 @@ def republished(raw: bytes) -> None:
     batch = decode(Frames(0, 1, blob, b"", 0, 0), True).batch
     for event in batch.events:
         field = key_by_field(("meta", "domain"))(event)
-        for record in (Record(event.key, event.data), Record(field, event.data, {"id": event.key})):
+        for key, by_field in ((event.key, False), (field, True)):
+            record = Record(key, event.data, event_headers(event, by_field))
             read = _event(record)
             assert read is not None
             assert (read.identity, read.source) == (event.identity, event.source)

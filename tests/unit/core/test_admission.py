@@ -6,6 +6,7 @@ import pytest
 
 from pleiades.core.admission import Admission, Admitted, nothing_known, young
 from pleiades.core.fingerprint import fingerprint, fingerprints
+from pleiades.core.identity import fallback_identity
 from pleiades.core.position import Checkpoint
 from pleiades.core.window import Window
 from pleiades.core.wire import UNKNOWN_SOURCE, Batch, Canary, DeadLetter, Event, TopicPartition
@@ -96,6 +97,26 @@ def test_what_the_destination_knows_is_asked_once_and_remembered(window: Window)
     assert fingerprint("on disk") in window
     admission.admit(received, checkpoint({EQIAD: 2_002}), destination.knows)
     assert destination.asked == ["on disk", "new"]
+
+
+def test_what_has_no_identity_of_its_own_is_never_from_before_the_start(window: Window) -> None:
+    """It may be the one that was published, under a name that was given once."""
+    name = fallback_identity(EQIAD, START - 10, b"{}")
+    young_one = checkpoint({EQIAD: START - 10})
+    for without, connection in (
+        (event(name, START - 20), 2),
+        (letter(f"{name}-2", START - 20, 1), 3),
+    ):
+        old, new = event(f"old-{connection}", START - 30), event(f"new-{connection}", START - 5)
+        if isinstance(without, Event):
+            received = batch(old, without, new, connection=connection)
+        else:
+            received = batch(old, new, letters=[without], connection=connection)
+        admitted = Admission(window, OVERLAP_MS).admit(received, young_one)
+        assert admitted.before_start == 1
+        assert old not in admitted.events
+        assert new in admitted.events
+        assert without in (*admitted.events, *admitted.dead_letters)
 
 
 def test_nothing_is_from_before_the_start_where_no_topic_is_young(window: Window) -> None:

@@ -14,7 +14,7 @@ from pleiades.core.decoding import (
     general_sse_events,
 )
 from pleiades.core.framing import Framer, ids_in, retry_in, take
-from pleiades.core.identity import digest, identify, own_assignment
+from pleiades.core.identity import delivered_assignment, fallback_identity, identify, own_assignment
 from pleiades.core.wire import (
     NOT_AN_OBJECT,
     NOT_JSON,
@@ -281,7 +281,10 @@ def test_canaries_leave_their_place() -> None:
 def test_dead_letters(data: bytes, reason: str) -> None:
     batch = decoded(frame(with_meta()) + frame(data)).batch
     assert [event.identity for event in batch.events] == ["6f0c"]
-    assert batch.dead_letters == [(digest(data), UNKNOWN_SOURCE, 1001, reason, ID, data, 1)]
+    # The only entry of its id with a timestamp is its own: the others have delivered nothing yet.
+    identity = fallback_identity(EQIAD, 1001, data)
+    assert batch.dead_letters == [(identity, EQIAD, 1001, reason, ID, data, 1)]
+    assert batch.fallbacks == 1
 
 
 def test_json_that_javascript_writes_is_an_event() -> None:
@@ -321,10 +324,29 @@ def test_a_frame_without_an_id_has_the_last_one() -> None:
 def test_untrusted_identities_are_replaced(identity: object) -> None:
     data = with_meta(id=identity)
     result = decoded(frame(data))
-    assert result.batch.events[0].identity == digest(data)
-    assert result.replaced_identities == 1
-    placed = decoded(frame(with_meta(id=identity, offset=9)))
-    assert placed.batch.events[0].identity == "eqiad.x-0-9"
+    assert result.batch.events[0].identity == fallback_identity(EQIAD, 1001, data)
+    assert (result.replaced_identities, result.batch.fallbacks) == (1, 1)
+
+
+def test_a_fallback_identity_does_not_depend_on_the_data_centre() -> None:
+    """Offsets differ, and a client that goes by them takes new events for old ones after a failover."""
+    one, other = (
+        decoded(frame(with_meta(id=None, offset=offset))).batch.events[0] for offset in (9, 12345)
+    )
+    assert one.identity == other.identity
+    for changed in (
+        with_meta(id=None, offset=9, x=1),
+        with_meta(id=None, offset=9)[:-1] + b',"x":1}',
+    ):
+        assert decoded(frame(changed)).batch.events[0].identity != one.identity
+    later = decoded(frame(with_meta(id=None, offset=9), ID.replace(b"1001", b"1002")))
+    assert later.batch.events[0].identity != one.identity
+
+
+def test_no_meta_id_is_taken_for_a_fallback_identity() -> None:
+    forged = fallback_identity(EQIAD, 1001, b"{}")
+    for name in (forged, forged + "-2", "sha256-x"):
+        assert decoded(frame(with_meta(id=name))).batch.events[0].identity != name
 
 
 @pytest.mark.parametrize("identity", ["a" * 128, "0", "A.b_c-d", "a..b"])
@@ -359,6 +381,49 @@ def test_own_assignment(
     own: tuple[TopicPartition, int],
 ) -> None:
     assert own_assignment(meta, assignments) == own
+
+
+WAITING = (Assignment(EQIAD, None), Assignment(CODFW, None))
+
+
+@pytest.mark.parametrize(
+    ("assignments", "before", "source"),
+    [
+        ((BOTH[0], WAITING[1]), (), EQIAD),
+        ((WAITING[0], BOTH[1]), BOTH, CODFW),
+        (BOTH, (), UNKNOWN_SOURCE),
+        (BOTH, (BOTH[0], WAITING[1]), CODFW),
+        (BOTH, (BOTH[0], Assignment(CODFW, 2002)), CODFW),
+        (BOTH, (Assignment(EQIAD, 7), BOTH[1]), EQIAD),
+        # In the other order, which varies.
+        (BOTH, (BOTH[1], Assignment(EQIAD, 7)), EQIAD),
+        # In the same millisecond as the one before it, or something is missing between them.
+        (BOTH, BOTH, UNKNOWN_SOURCE),
+        (BOTH, (Assignment(EQIAD, 7), Assignment(CODFW, 8)), UNKNOWN_SOURCE),
+        (BOTH, BOTH[:1], UNKNOWN_SOURCE),
+        (BOTH, (*BOTH, BOTH[0]), UNKNOWN_SOURCE),
+        ((*BOTH, Assignment(EQIAD, 7)), BOTH, UNKNOWN_SOURCE),
+        ((), (), UNKNOWN_SOURCE),
+    ],
+)
+def test_what_the_delivery_tells_of_an_event_that_does_not_name_its_topic(
+    assignments: tuple[Assignment, ...], before: tuple[Assignment, ...], source: TopicPartition
+) -> None:
+    own_ms = dict(assignments).get(source) or max((ms or 0 for _, ms in assignments), default=0)
+    assert delivered_assignment({}, assignments, before) == (source, own_ms)
+
+
+def test_the_id_before_is_that_of_the_frame_before() -> None:
+    first = ID.replace(b'"offset":-1', b'"timestamp":2001')
+    second = first.replace(b"2001", b"2002")
+    # One without data counts, too.
+    for blob in (frame(b"1", first), b"id: " + first + b"\n\n"):
+        *_, letter = decoded(blob + frame(b"2", second)).batch.dead_letters
+        assert (letter.source, letter.timestamp_ms) == (CODFW, 2002)
+    (letter,) = decoded(frame(b"2", second), first).batch.dead_letters
+    assert letter.source == CODFW
+    (letter,) = decoded(frame(b"2", second)).batch.dead_letters
+    assert letter.source == UNKNOWN_SOURCE
 
 
 def test_of_duplicate_keys_the_last_counts_as_upstream() -> None:
@@ -410,6 +475,16 @@ def test_a_frame_of_a_million_lines_costs_no_more_than_its_length() -> None:
     (event,) = general_sse_events(lines + b"\n", b"")
     assert event.type == "odd"
     assert event.data == b"\n" * 500_000 + b"\n".join([b"x"] * 500_000)
+
+
+@pytest.mark.parametrize("character", ["x", " ", "\u00e9", "\u20ac", "\U0001f600"])
+@pytest.mark.parametrize("end", [b"", b"\ndata: next", b"\nx\nevent: odd"])
+def test_a_long_line_is_one_line(character: str, end: bytes) -> None:
+    for length in (65_530, 65_537, 200_001):
+        value = character.encode() * length
+        (event,) = general_sse_events(b":\ndata: " + value + end + b"\n\n", b"")
+        assert event.data == value + (b"\nnext" if b"next" in end else b"")
+        assert event.type == ("odd" if b"odd" in end else "message")
 
 
 def test_recorded_stream() -> None:

@@ -76,7 +76,7 @@ def test_split_frames() -> None:
     [
         (b"", []),
         (b"id: 1\n\n", [b"1"]),
-        (b"id:1\nid: 2\n\nid:  3\n\n", [b"1", b"2", b" 3"]),
+        (b"id:1\nid: 2\n\nid:  3\n\n", [b"2", b" 3"]),
         (b"id\n\n", [b""]),
         (b"id:\n\n", [b""]),
         (b"id: 1\nid: 2\0\n\n", [b"1"]),

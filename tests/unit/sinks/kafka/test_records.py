@@ -3,9 +3,18 @@
 from __future__ import annotations
 
 import pytest
+from confluent_kafka import Message
 
+from pleiades.core.identity import fallback_identity
 from pleiades.core.wire import UNKNOWN_SOURCE, DeadLetter, Event
-from pleiades.sinks.kafka.records import MAX_ID_BYTES, dead_letter_headers, key_by_field
+from pleiades.sinks.kafka.records import (
+    MAX_ID_BYTES,
+    MAX_KEY_BYTES,
+    dead_letter_headers,
+    event_headers,
+    key_by_field,
+    read_event,
+)
 
 
 def event(data: bytes) -> Event:
@@ -29,6 +38,12 @@ def event(data: bytes) -> Event:
         ("meta.domain", b'{"meta":"text"}', b"[sse id]"),
         ("wiki", rb'{"wiki":"\ud800"}', b"[sse id]"),
         ("wiki", b'{"wiki":NaN}', b"[sse id]"),
+        ("wiki", b'{"wiki":"%b"}' % (b"x" * MAX_KEY_BYTES), b"[sse id]"),
+        ("not_a_name-in.python", b'{"not_a_name-in":{"python":1}}', b"1"),
+        ('a"b.c', b'{"a\\"b":{"c":1}}', b"1"),
+        ('a"b', b"{}", b"[sse id]"),
+        ("class.self", b'{"class":{"self":1}}', b"1"),
+        ("a", b'{"a":' + b"[" * 5000, b"[sse id]"),
     ],
 )
 def test_a_field_as_key(path: str, data: bytes, key: bytes) -> None:
@@ -51,3 +66,44 @@ def test_a_dead_letter_of_unknown_source_and_a_giant_id() -> None:
     headers = dead_letter_headers(letter, 10)
     assert headers["source"] == b""
     assert headers["id"] == b"x" * MAX_ID_BYTES
+
+
+FIRST = fallback_identity(("t", 0), 1, b"{}")
+
+
+@pytest.mark.parametrize("keyed_by_field", [False, True])
+def test_an_event_with_a_fallback_identity_says_which_one_it_is(keyed_by_field: bool) -> None:
+    named = event(b'{"meta":{"id":"id"}}')
+    assert event_headers(named, keyed_by_field).keys() == ({"id"} if keyed_by_field else set())
+    second = event(b"{}")._replace(identity=FIRST + "-2")
+    headers = event_headers(second, keyed_by_field)
+    assert headers.pop("id", b"") == (second.key if keyed_by_field else b"")
+    assert headers == {"identity": second.identity.encode(), "source": b"t:0"}
+
+
+@pytest.mark.parametrize(
+    ("value", "headers", "identity", "source"),
+    [
+        (b"{}", {"identity": FIRST + "-2", "source": "t:0"}, FIRST + "-2", ("t", 0)),
+        (b"{}", {"identity": FIRST + "-2", "source": ""}, FIRST + "-2", UNKNOWN_SOURCE),
+        # As earlier versions wrote it, and as others may: by key and value.
+        (b"{}", {}, None, ("u", 1)),
+        (b"{}", {"identity": FIRST}, None, ("u", 1)),
+        (b"{}", {"identity": "../x", "source": "t:0"}, None, ("u", 1)),
+        (b"{}", {"identity": FIRST + "-" + "2" * 200, "source": "t:0"}, None, ("u", 1)),
+        # What has an identity of its own has that one.
+        (b'{"meta":{"id":"own"}}', {"identity": FIRST, "source": "t:0"}, "own", ("u", 1)),
+    ],
+)
+def test_reading_an_event_back(
+    value: bytes, headers: dict[str, str], identity: str | None, source: tuple[str, int]
+) -> None:
+    key = b'[{"topic":"u","partition":1,"timestamp":7}]'
+    sent: list[tuple[str, str | bytes | None]] = [
+        (name, text.encode()) for name, text in headers.items()
+    ]
+    message = Message(value=value, key=key, headers=sent, timestamp=(1, 5))
+    published = read_event(message)
+    assert published is not None
+    assert published.identity == (identity or fallback_identity(("u", 1), 7, value))
+    assert published.source == source

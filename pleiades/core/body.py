@@ -1,0 +1,137 @@
+r"""What an event's JSON says of it, read without building the rest.
+
+Law: whatever the text is, reading it takes memory in proportion to its length, and a small multiple of
+it. A parser that builds all objects takes forty times the length for `[{},{},...]`.
+
+JSON that strict parsers refuse and JavaScript writes is taken: a lone surrogate (`\ud800`), a number of
+any length. A text nested deeper than about 1,000 levels is none.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any, NamedTuple
+
+import msgspec
+import orjson
+
+MAX_FIELD_BYTES = 1024
+"""A longer field of `meta` is none that anything here asks for."""
+MAX_DEEP_BYTES = 1 << 20
+"""A text nested nearly as deep as orjson takes it (1,024 levels) may be this long."""
+
+_FIELDS = ("id", "topic", "partition", "offset", "dt", "domain", "stream")
+_SURROGATE = re.compile(rb"(?<!\\)(?:\\\\)*+\\u[dD][89a-fA-F][0-9a-fA-F]{2}")
+_OFFSET = re.compile(rb'"offset"\s*:\s*-?[0-9]+')
+
+
+class _Body(msgspec.Struct, gc=False):
+    meta: msgspec.Raw = msgspec.Raw(b"null")
+
+
+class _Meta(msgspec.Struct, gc=False):
+    id: msgspec.Raw = msgspec.Raw(b"")
+    topic: msgspec.Raw = msgspec.Raw(b"")
+    partition: msgspec.Raw = msgspec.Raw(b"")
+    offset: msgspec.Raw = msgspec.Raw(b"")
+    dt: msgspec.Raw = msgspec.Raw(b"")
+    domain: msgspec.Raw = msgspec.Raw(b"")
+    stream: msgspec.Raw = msgspec.Raw(b"")
+
+
+_check = msgspec.json.Decoder(msgspec.Raw).decode
+_read_body = msgspec.json.Decoder(_Body).decode
+_read_meta = msgspec.json.Decoder(_Meta).decode
+
+
+class NotJson(ValueError):
+    """A text that is no JSON."""
+
+
+class Body(NamedTuple):
+    """What is read of a JSON object."""
+
+    meta: dict[str, Any]
+    """Those of its fields that say who the event is; empty where `meta` is no object."""
+    content: bytes
+    """The object as it came, without `meta.offset`: that differs between the upstream's data centres."""
+
+
+def read_body(data: bytes) -> Body | None:
+    """Read an event's data; None if it is JSON, but no object.
+
+    Args:
+        data: UTF-8.
+
+    Raises:
+        NotJson: it is no JSON.
+    """
+    text = _checked(data)
+    if not text.lstrip(b" \t\r\n").startswith(b"{"):
+        return None
+    try:
+        raw_meta = bytes(_read_body(text).meta)
+    except RecursionError:
+        # Rare and short, see `_checked`.
+        raw_meta = orjson.dumps(orjson.loads(text).get("meta"))
+    meta = _fields(raw_meta)
+    content = data
+    if "offset" in meta:
+        before, _, after = data.partition(raw_meta)
+        content = before + _OFFSET.sub(b'"offset"', raw_meta) + after
+    return Body(meta, content)
+
+
+def _checked(data: bytes) -> bytes:
+    """The text, or one that says the same and that strict parsers take."""
+    try:
+        _check(data)
+    except RecursionError:
+        # How deep is too deep for msgspec depends on its caller; orjson's own limit does not.
+        if len(data) > MAX_DEEP_BYTES:
+            raise NotJson("it is nested too deep") from None
+        try:
+            orjson.loads(data)
+        except orjson.JSONDecodeError as error:
+            raise NotJson(str(error)) from None
+    except msgspec.DecodeError as error:
+        if b"\\u" not in data:
+            raise NotJson(str(error)) from None
+        text = _without_surrogates(data)
+        try:
+            _check(text)
+        except (RecursionError, msgspec.DecodeError) as error:
+            raise NotJson(str(error)) from None
+        return text
+    return data
+
+
+def _without_surrogates(data: bytes) -> bytes:
+    # No string that matters has one. In place: a million pieces to be joined would be objects, too.
+    text = bytearray(data)
+    for found in _SURROGATE.finditer(data):
+        text[found.end() - 4 : found.end()] = b"fffd"
+    return bytes(text)
+
+
+def _fields(raw_meta: bytes) -> dict[str, Any]:
+    try:
+        read = _read_meta(raw_meta)
+    except (RecursionError, msgspec.MsgspecError):
+        return {}
+    meta = {}
+    for name in _FIELDS:
+        raw = bytes(getattr(read, name))
+        if raw:
+            meta[name] = _value(raw)
+    return meta
+
+
+def _value(raw: bytes) -> Any:
+    """None for what no field that matters can be."""
+    if len(raw) > MAX_FIELD_BYTES:
+        return None
+    try:
+        return orjson.loads(raw)
+    except orjson.JSONDecodeError:
+        return None
