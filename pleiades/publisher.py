@@ -146,9 +146,7 @@ class Publisher:
     def _open(self) -> None:
         with self._life.busy(OPEN_ALLOWED_SECONDS):
             opened = self._sink.open(self._settings.resume)
-            self._admission = Admission(
-                self._window, self._overlap_ms, ask_each=not opened.all_told
-            )
+            self._admission = Admission(self._window, ask_each=not opened.all_told)
             stored = opened.checkpoint
             going_on = self._goes_on(stored)
             self._window.restore({} if going_on is None else going_on.position, opened.window)

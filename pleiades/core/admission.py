@@ -37,7 +37,7 @@ from typing import NamedTuple, TypeAlias
 from pleiades.core.coverage import Covered
 from pleiades.core.fingerprint import fingerprint, fingerprints
 from pleiades.core.identity import is_fallback
-from pleiades.core.position import Checkpoint, Course
+from pleiades.core.position import Checkpoint
 from pleiades.core.window import Window
 from pleiades.core.wire import Batch, Canary, DeadLetter, Event, TopicPartition
 
@@ -66,14 +66,12 @@ class Admission:
 
     Args:
         window: what is published already; everything admitted or known is added to it.
-        overlap_ms: by how much connections ask from before the position.
         ask_each: the destination must be asked about each event that the window does not hold, not only
             where something about them is odd.
     """
 
-    def __init__(self, window: Window, overlap_ms: int, ask_each: bool = True) -> None:
+    def __init__(self, window: Window, ask_each: bool = True) -> None:
         self._window = window
-        self._overlap_ms = overlap_ms
         self._covered = Covered()
         self._ask_each = ask_each
         self._connection = 0
@@ -96,7 +94,10 @@ class Admission:
             self._awaiting = set(young(checkpoint))
             self._window.connected(checkpoint.position, checkpoint.clock_ms)
             if checkpoint.coverage:
-                self._covered.connected(checkpoint.coverage, self._asked(batch, checkpoint))
+                asked_ms = batch.asked_ms()
+                if asked_ms is None:
+                    asked_ms = dict.fromkeys(checkpoint.coverage, batch.started_ms)
+                self._covered.connected(checkpoint.coverage, asked_ms)
         self._window.observe(batch.timestamps_ms)
         if self._awaiting or self._covered or batch.dead_letters:
             return self._admit_in_order(batch, known)
@@ -113,16 +114,6 @@ class Admission:
             if add(event.source, event.timestamp_ms, print_) and not known(event)
         ]
         return Admitted(events, [], batch.timestamps_ms, len(batch.events) - len(events), 0)
-
-    def _asked(self, batch: Batch, checkpoint: Checkpoint) -> dict[TopicPartition, int]:
-        """From where the connection asked for each topic-partition that may be covered."""
-        course = Course(checkpoint.started_ms, self._overlap_ms, checkpoint.position)
-        return {
-            source: max(
-                course.asked_from(source, batch.clock_ms), checkpoint.known_from.get(source, 0)
-            )
-            for source in checkpoint.coverage
-        }
 
     def _admit_in_order(self, batch: Batch, known: Known) -> Admitted:
         events: list[Event] = []

@@ -33,9 +33,7 @@ from pleiades.core.wire import (
     Batch,
     DeadLetter,
     Event,
-    MalformedId,
     TopicPartition,
-    parse_id,
 )
 
 MAX_COUNTED = 50_000
@@ -111,7 +109,7 @@ class Occurrences:
         if counted is None or counted.connection != batch.connection:
             if counted is not None:
                 self._total -= len(counted.counts)
-            counted = _Counted(batch.connection, _asked(batch), batch.started_ms)
+            counted = _Counted(batch.connection, batch.asked_ms(), batch.started_ms)
             self._open[batch.source] = counted
         return counted
 
@@ -133,13 +131,3 @@ class Occurrences:
             counted.forget_oldest()
             self._total -= 1
         return named if number == 1 else named._replace(identity=f"{identity}-{number}")
-
-
-def _asked(batch: Batch) -> dict[TopicPartition, int] | None:
-    if batch.asked is None:
-        return None
-    try:
-        return {source: time or 0 for source, time in parse_id(batch.asked.encode())}
-    except MalformedId:
-        # More topic-partitions than an id of the upstream's may name.
-        return {}

@@ -258,6 +258,18 @@ class Batch(NamedTuple):
     fallbacks: int = 0
     """How many of the events and dead letters have a fallback identity; see `core.identity`."""
 
+    def asked_ms(self) -> dict[TopicPartition, int] | None:
+        """From which timestamp on its connection asked for each topic-partition; None: for all of them,
+        from `started_ms` on.
+        """
+        if self.asked is None:
+            return None
+        try:
+            return {source: time or 0 for source, time in parse_id(self.asked.encode())}
+        except MalformedId:
+            # More topic-partitions than an id of the upstream's may name.
+            return {}
+
     def __reduce__(self) -> tuple[Any, ...]:
         # Pickled by columns: a list of 500 named tuples costs five times as much to pickle and
         # to read back as six lists of 500 plain values.

@@ -28,7 +28,15 @@ import pytest
 
 from pleiades.core.admission import young
 from pleiades.core.position import Checkpoint, Course, Position, join
-from pleiades.core.wire import Assignment, Batch, Canary, End, Event, TopicPartition
+from pleiades.core.wire import (
+    Assignment,
+    Batch,
+    Canary,
+    End,
+    Event,
+    TopicPartition,
+    compose_id,
+)
 from pleiades.publisher import Publisher
 from pleiades.runtime import faultpoints
 from pleiades.runtime.channel import Channel
@@ -227,6 +235,7 @@ class History:
         self.connections += 1
         self.clock_ms = max(self.clock_ms, self.upstream.now_ms)
         asked = self.course.request(self.clock_ms)
+        self.asked = compose_id(asked) if asked else None
         # What a start time brings only names the topics.
         for source in self.sources:
             asked.setdefault(source, self.course.started_ms)
@@ -248,7 +257,17 @@ class History:
 
     def send(self, received: list[tuple[TopicPartition, int, tuple[Assignment, ...]]]) -> None:
         started_ms = self.course.started_ms
-        batch = Batch(self.sequence, self.connections, [], [], [], {}, started_ms, self.clock_ms)
+        batch = Batch(
+            self.sequence,
+            self.connections,
+            [],
+            [],
+            [],
+            {},
+            started_ms,
+            self.clock_ms,
+            asked=self.asked,
+        )
         self.sequence += 1
         batch.timestamps_ms.update(dict.fromkeys(self.sources, 0))
         for source, offset, assignments in received:

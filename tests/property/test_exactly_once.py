@@ -161,7 +161,7 @@ class Relay:
             self.span = self.stored_span or Span(self.wall_ms)
             self.window.restore(checkpoint.position, self.read_back(checkpoint))
             self.window.advance(checkpoint.position, checkpoint.clock_ms)
-        self.admission = Admission(self.window, self.overlap_ms)
+        self.admission = Admission(self.window)
         if self.stored is None:
             self.connect()
             self.take()

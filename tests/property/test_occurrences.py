@@ -127,7 +127,7 @@ class Relay:
             self.stored.position,
             [(group[0], reached, fingerprint(name)) for name, group, reached in self.published],
         )
-        self.admission = Admission(self.window, OVERLAP_MS, ask_each=False)
+        self.admission = Admission(self.window, ask_each=False)
         self.occurrences = Occurrences(f"{self.generations:016x}", self.max_counted)
         self.connections = 0
         self.sequence = 0

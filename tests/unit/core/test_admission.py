@@ -14,7 +14,6 @@ from pleiades.core.wire import UNKNOWN_SOURCE, Batch, Canary, DeadLetter, Event,
 EQIAD: TopicPartition = ("eqiad.x", 0)
 CODFW: TopicPartition = ("codfw.x", 0)
 START = 1_000
-OVERLAP_MS = 60
 
 
 def event(name: str, dated_ms: int, source: TopicPartition = EQIAD) -> Event:
@@ -78,7 +77,7 @@ def test_young(reached: int, is_young: bool) -> None:
 
 
 def test_new_events_are_admitted_in_order_and_repeats_counted(window: Window) -> None:
-    admission = Admission(window, OVERLAP_MS)
+    admission = Admission(window)
     first = batch(event("b", 2_000), event("a", 1_500), event("b", 2_000))
     admitted = admission.admit(first, checkpoint({}))
     assert names(admitted) == (["b", "a"], [])
@@ -89,7 +88,7 @@ def test_new_events_are_admitted_in_order_and_repeats_counted(window: Window) ->
 
 
 def test_what_the_destination_knows_is_asked_once_and_remembered(window: Window) -> None:
-    admission, destination = Admission(window, OVERLAP_MS), Destination("on disk")
+    admission, destination = Admission(window), Destination("on disk")
     received = batch(event("on disk", 2_000), event("new", 2_001))
     admitted = admission.admit(received, checkpoint({}), destination.knows)
     assert names(admitted) == (["new"], [])
@@ -112,7 +111,7 @@ def test_what_has_no_identity_of_its_own_is_never_from_before_the_start(window: 
             received = batch(old, without, new, connection=connection)
         else:
             received = batch(old, new, letters=[without], connection=connection)
-        admitted = Admission(window, OVERLAP_MS).admit(received, young_one)
+        admitted = Admission(window).admit(received, young_one)
         assert admitted.before_start == 1
         assert old not in admitted.events
         assert new in admitted.events
@@ -121,9 +120,7 @@ def test_what_has_no_identity_of_its_own_is_never_from_before_the_start(window: 
 
 def test_nothing_is_from_before_the_start_where_no_topic_is_young(window: Window) -> None:
     # An imported edit, with others delivered: published like any.
-    admitted = Admission(window, OVERLAP_MS).admit(
-        batch(event("old", 5)), checkpoint({EQIAD: START + 1})
-    )
+    admitted = Admission(window).admit(batch(event("old", 5)), checkpoint({EQIAD: START + 1}))
     assert names(admitted) == (["old"], [])
 
 
@@ -132,7 +129,7 @@ def test_before_the_start_is_dropped_up_to_the_first_known(window: Window) -> No
     received = batch(
         event("before-1", 900), event("before-2", 999), event("first", 16), event("new", 20)
     )
-    admitted = Admission(window, OVERLAP_MS).admit(received, checkpoint({EQIAD: 17}))
+    admitted = Admission(window).admit(received, checkpoint({EQIAD: 17}))
     assert names(admitted) == (["new"], [])
     assert (admitted.repeated, admitted.before_start) == (1, 2)
     assert fingerprint("before-1") not in window
@@ -143,9 +140,7 @@ def test_before_the_start_is_dropped_up_to_the_first_known(window: Window) -> No
 def test_before_the_start_is_dropped_up_to_the_first_that_the_disk_knows(window: Window) -> None:
     destination = Destination("first")
     received = batch(event("before", 900), event("first", 16), event("new", 20))
-    admitted = Admission(window, OVERLAP_MS).admit(
-        received, checkpoint({EQIAD: 17}), destination.knows
-    )
+    admitted = Admission(window).admit(received, checkpoint({EQIAD: 17}), destination.knows)
     assert names(admitted) == (["new"], [])
     assert destination.asked == ["before", "first", "new"]
     assert fingerprint("first") in window
@@ -154,7 +149,7 @@ def test_before_the_start_is_dropped_up_to_the_first_that_the_disk_knows(window:
 def test_a_canary_dated_after_the_start_ends_the_wait_in_its_place(window: Window) -> None:
     # The reader, ahead of the publisher, asked from the canary: nothing known comes.
     received = batch(event("before", 900), event("imported", 5), canaries=[Canary(EQIAD, 2_001, 1)])
-    admitted = Admission(window, OVERLAP_MS).admit(received, checkpoint({EQIAD: 17}))
+    admitted = Admission(window).admit(received, checkpoint({EQIAD: 17}))
     assert names(admitted) == (["imported"], [])
     assert admitted.before_start == 1
     assert admitted.timestamps_ms == {EQIAD: 2_001}
@@ -162,7 +157,7 @@ def test_a_canary_dated_after_the_start_ends_the_wait_in_its_place(window: Windo
 
 def test_after_a_batch_with_something_dated_after_the_start_nothing_waits(window: Window) -> None:
     # A dead letter does not say where it came from; the ids of its batch do.
-    admission = Admission(window, OVERLAP_MS)
+    admission = Admission(window)
     received = batch(letters=[letter("bad", 2_000, 0, UNKNOWN_SOURCE)])
     received.timestamps_ms[EQIAD] = 2_001
     one = admission.admit(received, checkpoint({EQIAD: 17}))
@@ -173,14 +168,14 @@ def test_after_a_batch_with_something_dated_after_the_start_nothing_waits(window
 
 def test_an_event_dated_at_the_start_ends_the_wait(window: Window) -> None:
     received = batch(event("before", START - 1), event("at", START), event("imported", 5))
-    admitted = Admission(window, OVERLAP_MS).admit(received, checkpoint({EQIAD: 17}))
+    admitted = Admission(window).admit(received, checkpoint({EQIAD: 17}))
     assert names(admitted) == (["at", "imported"], [])
     assert admitted.before_start == 1
 
 
 def test_the_wait_goes_on_over_batches_and_holds_the_position(window: Window) -> None:
     window.restore({EQIAD: 17}, [(EQIAD, 17, fingerprint("first"))])
-    admission, before = Admission(window, OVERLAP_MS), checkpoint({EQIAD: 17, CODFW: 0})
+    admission, before = Admission(window), checkpoint({EQIAD: 17, CODFW: 0})
     one = admission.admit(
         batch(event("before-1", 800), event("other", 2_000, CODFW)), before, nothing_known
     )
@@ -196,7 +191,7 @@ def test_the_wait_goes_on_over_batches_and_holds_the_position(window: Window) ->
 
 def test_the_wait_begins_anew_with_every_connection(window: Window) -> None:
     window.restore({EQIAD: 17}, [(EQIAD, 17, fingerprint("first"))])
-    admission, before = Admission(window, OVERLAP_MS), checkpoint({EQIAD: 17})
+    admission, before = Admission(window), checkpoint({EQIAD: 17})
     admission.admit(batch(event("first", 16), event("new", 18)), before)
     again = batch(event("before", 900), event("first", 16), event("newer", 19), connection=2)
     admitted = admission.admit(again, checkpoint({EQIAD: 19}))
@@ -205,7 +200,7 @@ def test_the_wait_begins_anew_with_every_connection(window: Window) -> None:
 
 
 def test_a_topic_that_delivers_first_on_this_connection_does_not_wait(window: Window) -> None:
-    admission = Admission(window, OVERLAP_MS)
+    admission = Admission(window)
     admission.admit(batch(event("imported", 5)), checkpoint({}))
     admitted = admission.admit(batch(event("also", 6)), checkpoint({EQIAD: 6}))
     assert names(admitted) == (["also"], [])
@@ -218,25 +213,25 @@ def test_dead_letters_wait_in_their_place_among_the_events(window: Window) -> No
         event("new", 20),
         letters=[letter("bad-before", 901, 1), letter("first", 16, 1), letter("bad-new", 30, 2)],
     )
-    admitted = Admission(window, OVERLAP_MS).admit(received, checkpoint({EQIAD: 17}))
+    admitted = Admission(window).admit(received, checkpoint({EQIAD: 17}))
     assert names(admitted) == (["new"], ["bad-new"])
     assert (admitted.repeated, admitted.before_start) == (1, 2)
 
 
 def test_dead_letters_stand_in_the_window_in_their_place(window: Window) -> None:
     received = batch(event("a", 2_000), letters=[letter("bad", 2_000, 0)])
-    Admission(window, OVERLAP_MS).admit(received, checkpoint({}))
+    Admission(window).admit(received, checkpoint({}))
     assert list(window._queues[EQIAD].take_oldest(3)) == fingerprints(["bad", "a"])
 
 
 def test_unknown_source_is_never_from_before_the_start(window: Window) -> None:
     received = batch(letters=[letter("bad", 5, 0, UNKNOWN_SOURCE)])
-    admitted = Admission(window, OVERLAP_MS).admit(received, checkpoint({EQIAD: 17}))
+    admitted = Admission(window).admit(received, checkpoint({EQIAD: 17}))
     assert names(admitted) == ([], ["bad"])
 
 
 def test_a_canary_in_the_batch_holds_what_comes_after_it(window: Window) -> None:
-    admission = Admission(window, OVERLAP_MS)
+    admission = Admission(window)
     admission.admit(batch(canaries=[Canary(EQIAD, 2_001, 0)]), checkpoint({}))
     admission.admit(batch(event("imported", 5)), checkpoint({EQIAD: 2_001}))
     window.advance({EQIAD: 2_001}, 10**9)
@@ -245,7 +240,7 @@ def test_a_canary_in_the_batch_holds_what_comes_after_it(window: Window) -> None
 
 def test_the_window_waits_for_what_a_new_connection_repeats(window: Window) -> None:
     # The position is ahead of the clock: 4000 as the connection was opened.
-    admission, position = Admission(window, OVERLAP_MS), {EQIAD: 90_001}
+    admission, position = Admission(window), {EQIAD: 90_001}
     admission.admit(batch(event("a", 3_990)), checkpoint({}))
     admission.admit(batch(event("ahead", 90_000)), checkpoint({EQIAD: 3_991}))
     admission.admit(batch(connection=2), checkpoint(position))
