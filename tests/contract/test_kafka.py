@@ -48,13 +48,13 @@ def test_a_transaction_that_is_open_before_our_records_hides_none_of_them(
     first.close()
     second = place.sink()
     with ThreadPoolExecutor() as pool:
-        opening = pool.submit(second.open, resume=True)
+        opening = pool.submit(lambda: list(second.open(resume=True).window))
         until(
             lambda: opening.done() or "another transaction is open" in caplog.text,
             "that it waits for the other one",
         )
         other.abort_transaction(ANSWER_SECONDS)
-        window = opening.result(ANSWER_SECONDS).window
+        window = opening.result(ANSWER_SECONDS)
     assert [remembered.fingerprint for remembered in window] == fingerprints(
         [event(1).identity, event(2).identity]
     )
@@ -78,6 +78,6 @@ def test_a_replay_knows_what_it_published_without_a_readable_id(
     first.commit(checkpoint(1))
     first.close()
     second = place.sink()
-    window = second.open(resume=True).window
+    window = list(second.open(resume=True).window)
     second.close()
     assert [remembered.fingerprint for remembered in window] == fingerprints([event(1).identity])

@@ -30,6 +30,8 @@ from pleiades.core.wire import (
 ID_HEADER = "id"
 IDENTITY_HEADER = "identity"
 SOURCE_HEADER = "source"
+REPLAY_HEADER = "replay"
+"""Says which replay published a record; an ingest's have none."""
 MAX_ID_BYTES = 4096
 """Of an SSE id in a dead letter; what a longer one has beyond that is cut."""
 MAX_KEY_BYTES = 64 << 10
@@ -42,6 +44,15 @@ KeyOf: TypeAlias = Callable[[Event], bytes]
 Headers: TypeAlias = dict[str, str | bytes | None]
 
 
+class RecordForm(NamedTuple):
+    """What the records of a sink look like."""
+
+    key_of: KeyOf | None = None
+    """None: the key is the SSE id; else the id goes into a header."""
+    replay: bytes = b""
+    """Names the replay that publishes; empty: it is an ingest."""
+
+
 class Published(NamedTuple):
     """A record of the topic, or of its dead letters, as far as a start needs it."""
 
@@ -52,6 +63,8 @@ class Published(NamedTuple):
     assignments: tuple[Assignment, ...]
     stream: str
     """`meta.stream`; `NO_STREAM` for a dead letter."""
+    replay: bytes = b""
+    """The name of the replay that published it; empty: an ingest did, or the version before."""
 
 
 def key_by_field(path: tuple[str, ...]) -> KeyOf:
@@ -133,7 +146,8 @@ def read_event(message: Message) -> Published | None:
         named = _read_naming(headers)
         if named is not None and is_legal_fallback(named[0]):
             identity, source = named
-    return Published(identity, source, message.timestamp()[1], assignments, stream)
+    replay = headers.get(REPLAY_HEADER, b"")
+    return Published(identity, source, message.timestamp()[1], assignments, stream, replay)
 
 
 def _read_naming(headers: Mapping[str, bytes]) -> tuple[str, TopicPartition] | None:
@@ -161,15 +175,8 @@ def read_dead_letter(message: Message) -> Published | None:
     except MalformedId:
         # Also where a long one was cut.
         assignments = ()
-    return Published(identity, source, message.timestamp()[1], assignments, NO_STREAM)
-
-
-def is_of_replay(record: Published) -> bool:
-    """Whether a record was published by a replay: those ask for one topic-partition at a time.
-
-    Not so where a stream has only one, and its ingest does, too.
-    """
-    return len(record.assignments) == 1
+    replay = headers.get(REPLAY_HEADER, b"")
+    return Published(identity, source, message.timestamp()[1], assignments, NO_STREAM, replay)
 
 
 def _headers(message: Message) -> Mapping[str, bytes]:
