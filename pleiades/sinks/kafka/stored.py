@@ -146,8 +146,8 @@ def _trimmed(row: Iterable[int | None]) -> list[int | None]:
 
 
 def _known_from(checkpoint: Checkpoint, names: list[TopicPartition]) -> list[Any]:
-    """How far behind min(position, clock), as a rule one number for all; the others; and whether that of
-    the unknown source follows from these.
+    """How far behind min(position, clock), as a rule one number for all; the others; and whether the
+    unknown source's follows from these.
     """
     known = checkpoint.known_from
     behind = [

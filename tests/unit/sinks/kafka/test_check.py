@@ -197,8 +197,8 @@ def test_a_position_that_moves_is_a_running_instances(kafka_settings_of: Setting
 
 
 def test_what_a_start_reads_back_is_counted_by_offsets(kafka_settings_of: SettingsOf) -> None:
-    _, read_back, *_ = position(FakeView(metadata=(stored(100_000),)), kafka_settings_of())
-    assert "reads about 5 records of the topic back" in read_back.text
+    findings = position(FakeView(metadata=(stored(100_000),)), kafka_settings_of())
+    assert any("reads about 5 records of the topic back" in each.text for each in findings)
 
 
 def test_a_recent_position_that_stands_still_may_be_one(
