@@ -173,7 +173,7 @@ def _least_known(checkpoint: Checkpoint, known: Position) -> int | None:
 
 
 def _offsets(readback: Readback) -> dict[OutputPartition, list[Any]]:
-    """For each output partition, where in it the open segment begins, and begin and end of the others."""
+    """For each output partition: where the open segment begins, and begin and end of the others."""
     partitions = {*readback.begin, *(at for each in readback.closed for at in each.end)}
     return {
         at: [
