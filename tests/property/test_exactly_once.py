@@ -2,7 +2,8 @@
 
 A model of the upstream (logs of topics, resolution of timestamps, ids) and of what carries the core
 (reader, queue, publisher, two kinds of destination) runs the real `Course`, `Window`, `Admission`,
-(reader, queue, publisher, two kinds of destination) runs the real `Course`, `Window`, `Admission`, `Readback`
+`Readback` and `Checkpoint` through appends, cuts, crashes, lagging publishers and clocks that are set
+back.
 
 Law, for each topic: what was published is one contiguous run of its log, each event once, in order,
 canaries left out. It begins with the first event that was delivered in the generation that first

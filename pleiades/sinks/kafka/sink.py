@@ -19,7 +19,7 @@ import time
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple, NoReturn
 
-from confluent_kafka import Consumer, KafkaException, Producer, TopicPartition
+from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicPartition
 
 from pleiades.core.position import Checkpoint, UnreadableCheckpoint
 from pleiades.core.range import Range
@@ -36,11 +36,11 @@ from pleiades.sinks.kafka.history import History, Wanted
 from pleiades.sinks.kafka.insisting import SLICE_SECONDS, Around
 from pleiades.sinks.kafka.patience import Fenced, Patience
 from pleiades.sinks.kafka.records import RecordForm, key_by_field
-from pleiades.sinks.kafka.reporting import Reporting
+from pleiades.sinks.kafka.reporting import Reporting, Trouble
 from pleiades.sinks.kafka.stored import Stored, encode, read_stored
 from pleiades.sinks.kafka.topics import Limits, Topics
 from pleiades.sinks.kafka.transaction import Transactions
-from pleiades.sinks.kafka.trouble import group_of
+from pleiades.sinks.kafka.trouble import clock_advice, group_of
 
 log = logging.getLogger(__name__)
 
@@ -103,6 +103,9 @@ class KafkaSink:
         self._group = group_of(settings)
         self._writer = new_writer()
         self._readback = Readback({}, 0)
+        self._limits: Limits | None = None
+        self._newest_ms = 0
+        """The upstream's time of the last event that was written."""
         self._events_of: set[Source] = set()
         """Sources of the events that are written and not committed."""
         self._letters_of: set[Source] = set()
@@ -127,6 +130,7 @@ class KafkaSink:
         dead_limits = self._patience.until_done(
             "ask what the topic takes", lambda: topics.limits(topics.dead_letters)
         )
+        self._limits = limits
         self._session = self._begin_session(topics, limits, dead_limits)
         ends = self._patience.until_done("ask where the topic ends", topics.ends)
         stored = self._patience.until_done("read the stored position", lambda: self._stored(ends))
@@ -163,6 +167,8 @@ class KafkaSink:
 
     def write(self, events: list[Event], dead_letters: list[DeadLetter]) -> None:
         """See `Sink.write`."""
+        if events:
+            self._newest_ms = events[-1].timestamp_ms
         with self._reporting.writing():
             self._opened().transactions.write(events, dead_letters)
         self._events_of.update({event.source for event in events})
@@ -249,7 +255,7 @@ class KafkaSink:
             ),
             limits.max_batch_bytes - BATCH_OVERHEAD_BYTES,
             dead_limits.max_batch_bytes // 2,
-            Around(self._reporting.alive, self._reporting.pause, self._patience.tell),
+            Around(self._reporting.alive, self._reporting.pause, self._tell),
         )
         consumer = self._clients.consumer()
         group = consumer.consumer_group_metadata()
@@ -386,6 +392,15 @@ class KafkaSink:
     @property
     def _position_at(self) -> OutputPartition:
         return self._settings.topic, 0
+
+    def _tell(self, operation: str, error: KafkaError) -> None:
+        if error.code() != KafkaError.INVALID_TIMESTAMP or self._limits is None:
+            self._patience.tell(operation, error)
+            return
+        ahead_ms, behind_ms = self._limits.ahead_ms, self._limits.behind_ms
+        why = clock_advice(_now_ms(), self._newest_ms, ahead_ms, behind_ms)
+        # It does not pass within seconds.
+        self._reporting.trouble("publish", why, Trouble.BEGUN_AGAIN)
 
     def _explain_fence(self) -> NoReturn:
         deadline = time.monotonic() + CLAIM_SECONDS

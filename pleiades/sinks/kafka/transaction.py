@@ -35,6 +35,9 @@ from pleiades.sinks.kafka.trouble import Kind, kind_of
 
 log = logging.getLogger(__name__)
 
+MAX_INVALID = 5
+"""So often in a row a transaction may be refused because a record of it is not valid."""
+
 
 class Record(NamedTuple):
     """A message that is produced by itself."""
@@ -145,8 +148,12 @@ class Transactions:
             KafkaException: the sink must judge: fenced, lost or fatal.
             GenerationLost: a new process is needed.
         """
-        failures = 0
+        failures = invalid = 0
         while not self._try_to_commit(offsets, group):
+            if self._spoilt is not None and self._spoilt.code() == KafkaError.INVALID_RECORD:
+                invalid += 1
+                if invalid > MAX_INVALID:
+                    raise KafkaException(self._spoilt)
             # What is too large is found one by one; there is nothing to wait for.
             failures = 0 if _is_size(self._spoilt) else failures + 1
             if failures > 1:
