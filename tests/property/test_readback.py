@@ -79,7 +79,8 @@ class Life:
         sources = [rng.choice(self.awake) for _ in range(rng.randrange(6))] if self.awake else []
         if rng.random() < 0.05:
             sources.append(rng.choice((UNKNOWN_SOURCE, ("left.out", 0))))
-        events, letters = set(), set()
+        events: set[TopicPartition] = set()
+        letters: set[TopicPartition] = set()
         for source in sources:
             letter = rng.random() < 0.05
             (letters if letter else events).add(source)
@@ -103,8 +104,8 @@ class Life:
         stored = Stored(self.checkpoint, self.readback, "ab")
         texts = encode(stored, POSITION_AT)
         found = read_stored(texts, POSITION_AT)
-        assert found is not None
         assert found.checkpoint == self.checkpoint
+        assert found.readback is not None
         assert found.readback == self.readback
         self.readback = found.readback
 
@@ -203,7 +204,7 @@ def test_what_stands_still_costs_at_most_two_of_its_windows(rng: random.Random, 
             found = read_stored(
                 encode(Stored(checkpoint, readback, "ab"), POSITION_AT), POSITION_AT
             )
-            assert found is not None
+            assert found.readback is not None
             readback = found.readback
     assert awake == [busy]
     per_window = WINDOW_MS * len(sources)

@@ -37,7 +37,7 @@ from pleiades.core.readback import (
 from pleiades.core.wire import UNKNOWN_SOURCE
 from pleiades.sinks.base import Remembered
 from pleiades.sinks.kafka.patience import Patience
-from pleiades.sinks.kafka.records import Published, read_dead_letter, read_event
+from pleiades.sinks.kafka.records import Published, read_dead_letter, read_event, read_named_event
 from pleiades.sinks.kafka.topics import REQUEST_SECONDS, Topics
 from pleiades.sinks.kafka.trouble import Kind, kind_of
 
@@ -51,6 +51,7 @@ WAITING_SECONDS = 10.0
 READING = "read the topic"
 
 Wanted: TypeAlias = Callable[[Published], bool]
+Read: TypeAlias = Callable[[Message], Published | None]
 
 
 class Found(NamedTuple):
@@ -76,12 +77,20 @@ class History:
         self._patience = patience
         self._alive = alive
 
-    def window(self, parts: Iterable[Part], wanted: Wanted) -> Iterator[Remembered]:
-        """What is remembered of the wanted records of these parts."""
-        for run in runs(parts):
-            yield from self._run(run, wanted)
+    def window(
+        self, parts: Iterable[Part], wanted: Wanted, by_id: bool = False
+    ) -> Iterator[Remembered]:
+        """What is remembered of the wanted records of these parts.
 
-    def _run(self, run: list[Part], wanted: Wanted) -> Iterator[Remembered]:
+        Args:
+            by_id: to judge which are wanted, their ids are needed.
+        """
+        for run in runs(parts):
+            unknown = any(UNKNOWN_SOURCE in part.reached for part in run)
+            read = read_event if by_id or unknown else read_named_event
+            yield from self._run(run, wanted, read)
+
+    def _run(self, run: list[Part], wanted: Wanted, read: Read) -> Iterator[Remembered]:
         begins: dict[OutputPartition, int] = {}
         ends: dict[OutputPartition, int] = {}
         for part in run:
@@ -92,7 +101,7 @@ class History:
         # Output partitions come in no order between them. That one of a later part comes first must not
         # look like the begin of something else (`Window.restore`); more only keeps it longer.
         highest: Position = {}
-        for at, offset, record in self.read(begins, ends):
+        for at, offset, record in self.read(begins, ends, read):
             if not wanted(record):
                 continue
             part = run[bisect_right(bounds[at], offset)] if len(run) > 1 else run[0]
@@ -113,7 +122,7 @@ class History:
                 fingerprint(record.identity),
             )
 
-    def read(self, begins: Offsets, ends: Offsets) -> Iterator[Found]:
+    def read(self, begins: Offsets, ends: Offsets, read: Read = read_event) -> Iterator[Found]:
         """All records of ours and of others from some offsets up to others.
 
         Raises:
@@ -129,7 +138,7 @@ class History:
             return
         self._assign(unread)
         try:
-            yield from self._consume(unread, ends)
+            yield from self._consume(unread, ends, read)
         except KafkaException as error:
             self._patience.give_up(READING, error.args[0])
         finally:
@@ -148,7 +157,9 @@ class History:
         # A partition that was paused stays so in the next assignment.
         consumer.resume(partitions)
 
-    def _consume(self, unread: dict[OutputPartition, int], ends: Offsets) -> Iterator[Found]:
+    def _consume(
+        self, unread: dict[OutputPartition, int], ends: Offsets, read: Read
+    ) -> Iterator[Found]:
         started, told, count = time.monotonic(), False, 0
         while unread:
             self._alive()
@@ -159,7 +170,7 @@ class History:
                 error = message.error()
                 if error is None:
                     count += 1
-                    if offset < ends[at] and (record := self._record(message)) is not None:
+                    if offset < ends[at] and (record := self._record(message, read)) is not None:
                         yield Found(at, offset, record)
                     if offset + 1 >= ends[at]:
                         done.add(at)
@@ -183,7 +194,7 @@ class History:
                     count,
                 )
 
-    def _record(self, message: Message) -> Published | None:
+    def _record(self, message: Message, read: Read) -> Published | None:
         if message.topic() == self._topics.dead_letters:
             return read_dead_letter(message)
-        return read_event(message)
+        return read(message)

@@ -15,7 +15,7 @@ import msgspec
 import orjson
 from confluent_kafka import Message
 
-from pleiades.core.identity import identify, is_fallback, is_legal_fallback
+from pleiades.core.identity import identify, identity_of, is_fallback, is_legal_fallback
 from pleiades.core.wire import (
     UNKNOWN_SOURCE,
     Assignment,
@@ -36,6 +36,8 @@ MAX_ID_BYTES = 4096
 """Of an SSE id in a dead letter; what a longer one has beyond that is cut."""
 MAX_KEY_BYTES = 64 << 10
 """A field that is longer as JSON is no key."""
+MAX_QUICK_BYTES = 256 << 10
+"""All objects of a longer event would take many times its length."""
 MAX_PARTITION_DIGITS = 10
 NO_STREAM = "-"
 """Of a dead letter it is not known; no stream has this name."""
@@ -148,6 +150,27 @@ def read_event(message: Message) -> Published | None:
             identity, source = named
     replay = headers.get(REPLAY_HEADER, b"")
     return Published(identity, source, message.timestamp()[1], assignments, stream, replay)
+
+
+def read_named_event(message: Message) -> Published | None:
+    """As `read_event`, without assignments and stream, in half the time: most events say by themselves
+    where they come from, and in their ids is an entry of that, as the service writes it.
+    """
+    value = message.value() or b""
+    if len(value) > MAX_QUICK_BYTES:
+        return read_event(message)
+    try:
+        meta = orjson.loads(value)["meta"]
+        identity, topic, partition = identity_of(meta), meta["topic"], meta["partition"]
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError):
+        return read_event(message)
+    if identity is None or type(topic) is not str or type(partition) is not int:
+        return read_event(message)
+    headers = _headers(message)
+    sse_id = headers.get(ID_HEADER, message.key() or b"")
+    if b'"topic":"%s","partition":%d,"timestamp":1' % (topic.encode(), partition) not in sse_id:
+        return read_event(message)
+    return Published(identity, (topic, partition), 0, (), "", headers.get(REPLAY_HEADER, b""))
 
 
 def _read_naming(headers: Mapping[str, bytes]) -> tuple[str, TopicPartition] | None:

@@ -51,7 +51,7 @@ BEGIN_SECONDS = 30.0
 for its coordinator just when that hung was seen to wait for it minutes after it ran again."""
 OLD_SLACK_MS = 60_000
 """How far the broker's clock may be behind ours, where the version before stored a publish time."""
-MARK_SECONDS = 0.5
+MARK_SECONDS = 0.2
 """After a mark none is made for so long: one costs as long as half a commit."""
 MARK_TIMEOUT_SECONDS = 0.5
 MARK_RETRY_SECONDS = 5.0
@@ -150,7 +150,7 @@ class KafkaSink:
             self._readback = Readback(ends, _now_ms())
             return Opened(None, all_told=self._existing is None)
         if stored is not None:
-            window = self._window(history, ends, self._own(old))
+            window = self._window(history, ends, old)
             return Opened(stored.checkpoint, window, all_told=self._existing is None)
         checkpoint, window, self._readback = self._found(topics, history, ends)
         if checkpoint is not None and resume:
@@ -304,9 +304,11 @@ class KafkaSink:
         reached = {**checkpoint.position, **greatest}
         return Readback({**ends, **begins}, stored.since_ms, reached, reached)
 
-    def _window(self, history: History, ends: Offsets, wanted: Wanted) -> Iterator[Remembered]:
+    def _window(self, history: History, ends: Offsets, old: bool) -> Iterator[Remembered]:
         started, count = time.monotonic(), 0
-        for count, remembered in enumerate(history.window(self._readback.parts(ends), wanted), 1):  # noqa: B007
+        parts = self._readback.parts(ends)
+        for remembered in history.window(parts, self._own(old), by_id=old):
+            count += 1
             yield remembered
         log.info(
             "read %d events of the topic back in %.1f s to recognise repeats",

@@ -47,6 +47,7 @@ MAX_METADATA_BYTES = 4096
 """The broker's default for `offset.metadata.max.bytes`."""
 MAX_UNPACKED_BYTES = 1024 * 1024
 MAX_OFFSET = 2**63 - 1
+MAX_REACHED_MS = 2 * MAX_TIMESTAMP_MS
 _PACKED = "zlib:"
 _WRITER = re.compile(r"[0-9a-f]{1,32}")
 _FITS = ((MAX_SEGMENTS, 1), (MAX_SEGMENTS, 60_000), (6, 60_000), (3, 60_000), (1, 600_000))
@@ -298,8 +299,12 @@ def _read_readback(
     names = [*checkpoint.position, *((topic, number) for topic, number in fields["others"])]
     unit_ms = fields["unit_ms"]
     named = names[len(checkpoint.position) :]
-    if type(unit_ms) is not int or not all(
-        is_source(source) or source in (UNKNOWN_SOURCE, UNKNOWN_LETTERS) for source in named
+    if (
+        type(unit_ms) is not int
+        or unit_ms < 1
+        or not all(
+            is_source(source) or source in (UNKNOWN_SOURCE, UNKNOWN_LETTERS) for source in named
+        )
     ):
         raise UnreadableCheckpoint("it does not say what to read")
 
@@ -311,7 +316,7 @@ def _read_readback(
             for source, gained in zip(names, row, strict=False)
             if gained is not None
         }
-        if not all(type(ms) is int for ms in position.values()):
+        if not all(type(ms) is int and 0 <= ms <= MAX_REACHED_MS for ms in position.values()):
             raise UnreadableCheckpoint("it does not say what to read")
         return position
 

@@ -32,9 +32,15 @@ def letter(*reached: tuple[tuple[str, int], int | None]) -> Published:
     return record(*reached, stream=NO_STREAM)
 
 
-def looked(*records: Published, streams: tuple[str, ...] = ("recentchange",)) -> Look:
+def looked(
+    *records: Published,
+    streams: tuple[str, ...] = ("recentchange",),
+    earlier: list[Published] | None = None,
+) -> Look:
     look = Look(streams, OVERLAP_MS, WINDOW_MS)
-    look.read(Found(("t", 0), offset, record) for offset, record in enumerate(records))
+    for stretch in (records, earlier or ()):
+        if stretch:
+            look.read(Found(("t", 0), offset, record) for offset, record in enumerate(stretch))
     return look
 
 
@@ -46,15 +52,17 @@ def test_the_position_is_the_join_of_the_ids() -> None:
     )
     assert look.told
     found = look.checkpoint()
+    assert found is not None
     reached = {EQIAD: NOW_MS + 9, CODFW: NOW_MS}
-    assert found == Checkpoint(reached, begin_ms := NOW_MS - OVERLAP_MS, begin_ms)
+    begin_ms = NOW_MS - OVERLAP_MS
+    assert found == Checkpoint(reached, begin_ms, begin_ms)
     assert found.started_ms < min(reached.values()), "else its topics would count as young"
 
 
 def test_one_that_shows_no_timestamp_is_looked_for_further_back() -> None:
     look = looked(record((EQIAD, NOW_MS), (CODFW, None)))
     assert not look.told
-    look.read(iter([Found(("t", 0), 0, record((EQIAD, NOW_MS - 9), (CODFW, 7)))]))
+    look = looked(record((EQIAD, NOW_MS), (CODFW, None)), earlier=[record((EQIAD, 9), (CODFW, 7))])
     assert look.told
     assert look.reached == {EQIAD: NOW_MS, CODFW: 7}
 
