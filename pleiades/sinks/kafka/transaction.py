@@ -36,7 +36,7 @@ from pleiades.sinks.kafka.trouble import Kind, kind_of
 log = logging.getLogger(__name__)
 
 MAX_INVALID = 5
-"""So often in a row a transaction may be refused because a record of it is not valid."""
+"""So often a transaction may be refused because a record of it is not valid, nobody knows why."""
 
 
 class Record(NamedTuple):
@@ -150,9 +150,10 @@ class Transactions:
         """
         failures = invalid = 0
         while not self._try_to_commit(offsets, group):
-            if self._spoilt is not None and self._spoilt.code() == KafkaError.INVALID_RECORD:
-                invalid += 1
-                if invalid > MAX_INVALID:
+            if _is_invalid(self._spoilt):
+                self._learn_more(offsets, group)
+                invalid += _is_invalid(self._spoilt)
+                if self._spoilt is not None and invalid > MAX_INVALID:
                     raise KafkaException(self._spoilt)
             # What is too large is found one by one; there is nothing to wait for.
             failures = 0 if _is_size(self._spoilt) else failures + 1
@@ -183,6 +184,17 @@ class Transactions:
             return False
         self._begun = False
         return True
+
+    def _learn_more(self, offsets: list[TopicPartition], group: object) -> None:
+        """Why a record is not valid: that is what the transaction is aborted for, its report does not say."""
+        producer = self._producer
+        try:
+            # Whatever it answers, the transaction is aborted.
+            self._calls.insist(
+                lambda: producer.send_offsets_to_transaction(offsets, group, SLICE_SECONDS)
+            )
+        except KafkaException as error:
+            self._spoil(error.args[0])
 
     def _spoil(self, error: KafkaError) -> None:
         self._spoilt = error
@@ -296,6 +308,10 @@ class Transactions:
         too_large = [written for written, error in failed if _is_size(error)]
         if not too_large:
             self._spoilt = failed[0][1]
+            if any(_is_invalid(error) for _, error in failed):
+                # Some may have failed because of these.
+                self._spoilt = KafkaError(KafkaError.INVALID_RECORD)
+                return
             for _, error in failed:
                 if kind_of(error) is not Kind.TRANSIENT:
                     raise KafkaException(error)
@@ -311,6 +327,10 @@ class Transactions:
                 self._letters.append(_too_large(written))
             else:
                 self._suspects.add(written.identity)
+
+
+def _is_invalid(error: KafkaError | None) -> bool:
+    return error is not None and error.code() == KafkaError.INVALID_RECORD
 
 
 def _is_size(error: KafkaError | None) -> bool:

@@ -92,9 +92,6 @@ _TRANSIENT = _UNREACHABLE | {
     KafkaError.THROTTLING_QUOTA_EXCEEDED,
     # Once the clock is set right, the same events are taken.
     KafkaError.INVALID_TIMESTAMP,
-    # So a batch is answered during which a clock was set. If it is for something else, it does not pass:
-    # see `transaction.MAX_INVALID`.
-    KafkaError.INVALID_RECORD,
 }
 
 NO_TOPIC = frozenset(
