@@ -25,7 +25,7 @@ from pleiades.runtime.child import Life
 from pleiades.runtime.metrics import Metrics
 from pleiades.runtime.settings import ReplaySettings
 from pleiades.sinks.base import Sink
-from pleiades.sinks.kafka import found, history
+from pleiades.sinks.kafka import found, history, records
 from pleiades.sinks.kafka import sink as sinks
 from pleiades.sinks.kafka.topics import Topics
 from tests.contract.test_sinks import (
@@ -141,7 +141,7 @@ def test_what_stands_still_does_not_make_the_read_back_grow(
 ) -> None:
     """As the other data centre between its canaries, or a topic that has left the stream."""
     monkeypatch.setattr(sinks, "MARK_SECONDS", 0.0)
-    read = Mock(side_effect=history.read_named_event)
+    read = Mock(side_effect=records.read_named_event)
     monkeypatch.setattr(history, "read_named_event", read)
     sink = place.sink()
     sink.open(resume=True)

@@ -186,7 +186,7 @@ class Transactions:
         return True
 
     def _learn_more(self, offsets: list[TopicPartition], group: object) -> None:
-        """Why a record is not valid: that is what the transaction is aborted for, its report does not say."""
+        """Why a record is not valid: its report does not say it, the error of the transaction does."""
         producer = self._producer
         try:
             # Whatever it answers, the transaction is aborted.
