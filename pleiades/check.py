@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 
 from pleiades import PROJECT_URL
 from pleiades.core.framing import Framer, ids_in
+from pleiades.core.units import rough_duration
 from pleiades.core.wire import MalformedId, parse_id
 from pleiades.runtime import findings, logs
 from pleiades.runtime.arguments import ingest_parser, settings_from
@@ -42,6 +43,10 @@ SILENCE_SECONDS = 5.0
 """How long the upstream may take for its answer, and then for a first event."""
 CLOCK_SECONDS = 10.0
 """A difference to the upstream's clock that is worth a line. Its own has whole seconds."""
+
+CLOCK_WARNING_SECONDS = 60.0
+KAFKA_CLOCK_SECONDS = 3600.0
+"""Beyond that a broker refuses what is dated ahead, by its default."""
 
 _WAITED_FOR = " (ingest would try again until it works)"
 
@@ -160,7 +165,7 @@ def look_at_upstream(settings: Settings) -> Iterator[Finding]:
     except Transient as error:
         yield problem(UPSTREAM, f"{error}{_afterwards(error)}")
         return
-    yield from _clock(connection.server_ms)
+    yield from _clock(connection.server_ms, settings.kafka is not None)
 
 
 def _afterwards(error: Transient) -> str:
@@ -211,15 +216,33 @@ def _event(address: str, blob: bytes, seconds: float) -> Finding:
     )
 
 
-def _clock(server_ms: int | None) -> Iterator[Finding]:
+def _clock(server_ms: int | None, to_kafka: bool) -> Iterator[Finding]:
     if server_ms is None:
         return
     ahead_seconds = (time.time_ns() // 1_000_000 - server_ms) / 1000
-    if abs(ahead_seconds) > CLOCK_SECONDS:
+    apart_seconds = abs(ahead_seconds)
+    if apart_seconds <= CLOCK_SECONDS:
+        return
+    apart = f"{apart_seconds:.0f} s" if apart_seconds < 2 * 60 else rough_duration(apart_seconds)
+    side = "ahead of" if ahead_seconds > 0 else "behind"
+    said = f"this machine's clock is {apart} {side} the upstream's"
+    if to_kafka and apart_seconds > KAFKA_CLOCK_SECONDS:
+        yield problem(
+            UPSTREAM,
+            f"{said}. Kafka refuses records that are dated too far from the broker's time "
+            "(message.timestamp.after.max.ms, 1 hour by default): nothing could be published. Set the "
+            "clock right (NTP)",
+        )
+    elif apart_seconds > CLOCK_WARNING_SECONDS:
+        yield warning(
+            UPSTREAM,
+            f"{said}: lags look wrong, and a start without a position begins too early or too late. Set "
+            "the clock right (NTP)",
+        )
+    else:
         yield note(
             UPSTREAM,
-            f"this machine's clock and the upstream's are {abs(ahead_seconds):.0f} s apart: lags will "
-            "look wrong. Set this one's clock (NTP) if it is the wrong one",
+            f"{said}: lags will look wrong. Set this one's clock (NTP) if it is the wrong one",
         )
 
 

@@ -88,6 +88,7 @@ def kafka_place(
     life: Life,
     metrics: Metrics,
     replay: ReplaySettings | None = None,
+    name: str = "recentchange",
 ) -> Place:
     settings = KafkaSettings(
         brokers=bootstrap,
@@ -98,7 +99,7 @@ def kafka_place(
         commit_interval_seconds=0.2,
         key_field=(),
         properties=(),
-        position_name="recentchange",
+        position_name=name,
     )
 
     def sink() -> Sink:

@@ -218,7 +218,7 @@ def test_a_running_instance_of_kafka_is_seen_and_left_alone(
     assert topic_records(kafka, topic) == before_records
 
 
-def test_a_topic_without_a_position_is_gone_on_with_by_its_keys(
+def test_a_topic_without_a_position_is_gone_on_with_by_its_ids(
     simulate: Simulate, kafka: str, topic: str, to_topic: Flags
 ) -> None:
     upstream = simulate(SimulatorSettings(rate=100))
@@ -230,7 +230,7 @@ def test_a_topic_without_a_position_is_gone_on_with_by_its_keys(
     admin.delete_consumer_groups([ours], request_timeout=TIMEOUT_SECONDS)[ours].result()
     status, lines = with_flags(to_topic(upstream))
     assert (status, problems(lines)) == (0, [])
-    assert "goes on after the last ones, as far as their keys tell" in said(
+    assert "goes on after the last ones, as far as their ids tell" in said(
         lines, "note", "destination"
     )
     assert of_topic(contents(admin), topic) == {topic, topic + "-dead-letters"}

@@ -2,7 +2,8 @@
 
 A model of the upstream (logs of topics, resolution of timestamps, ids) and of what carries the core
 (reader, queue, publisher, two kinds of destination) runs the real `Course`, `Window`, `Admission`,
-`Span` and `Checkpoint` through appends, cuts, crashes, lagging publishers and clocks that are set back.
+`Readback` and `Checkpoint` through appends, cuts, crashes, lagging publishers and clocks that are set
+back.
 
 Law, for each topic: what was published is one contiguous run of its log, each event once, in order,
 canaries left out. It begins with the first event that was delivered in the generation that first
@@ -31,7 +32,7 @@ from hypothesis import strategies as st
 from pleiades.core.admission import Admission
 from pleiades.core.fingerprint import fingerprint
 from pleiades.core.position import Checkpoint, Course
-from pleiades.core.span import Span
+from pleiades.core.readback import Readback, remembered_as
 from pleiades.core.window import Window
 from pleiades.core.wire import (
     Assignment,
@@ -46,6 +47,7 @@ from pleiades.core.wire import (
 START = 1_000_000
 """When the model begins, ms; early enough that "by years" is a large part of it."""
 NOT_FULL = 10**6
+OUTPUT = ("topic", 0)
 
 
 @dataclass(frozen=True)
@@ -124,10 +126,8 @@ class Relay:
     files: bool
     started_ms: int
     stored: Checkpoint | None = None
-    stored_span: Span | None = None
+    stored_readback: Readback | None = None
     published: list[tuple[TopicPartition, Entry]] = field(default_factory=list)
-    published_ms: list[int] = field(default_factory=list)
-    """What the clock said when each of them was written; not to files."""
     begins: dict[TopicPartition, int] = field(default_factory=dict)
     """Where the promise for a topic begins: an offset in its log."""
     seen: Counter[str] = field(default_factory=Counter)
@@ -149,7 +149,6 @@ class Relay:
         self.course = self.make_course(checkpoint)
         self.window = self.make_window()
         self.in_flight: list[tuple[TopicPartition, Entry]] = []
-        self.in_flight_ms: list[int] = []
         self.queue: deque[Batch] = deque()
         self.connection: ModelConnection | None = None
         self.connections = 0
@@ -158,8 +157,8 @@ class Relay:
         if self.files:
             self.on_disk = {entry.identity for _, entry in self.published}
         else:
-            self.span = self.stored_span or Span(self.wall_ms)
-            self.window.restore(checkpoint.position, self.read_back(checkpoint))
+            self.readback = self.stored_readback or Readback(self.ends(), 0)
+            self.window.restore(checkpoint.position, self.read_back())
             self.window.advance(checkpoint.position, checkpoint.clock_ms)
         self.admission = Admission(self.window)
         if self.stored is None:
@@ -167,18 +166,19 @@ class Relay:
             self.take()
             self.commit()
 
-    def read_back(self, checkpoint: Checkpoint) -> Iterator[tuple[TopicPartition, int, bytes]]:
-        """What a restart reads: from the first record on that is dated at or after the span."""
-        begin = next(
-            (at for at, ms in enumerate(self.published_ms) if ms >= self.span.since_ms),
-            len(self.published),
-        )
-        self.seen["read back"] += len(self.published) - begin
-        self.seen["not read back"] += begin
-        for at in range(begin, len(self.published)):
-            source, entry = self.published[at]
-            reached = self.span.reached(source, self.published_ms[at], checkpoint.position)
-            yield source, reached, fingerprint(entry.identity)
+    def ends(self) -> dict[tuple[str, int], int]:
+        return {OUTPUT: len(self.published)}
+
+    def read_back(self) -> Iterator[tuple[TopicPartition, int, bytes]]:
+        """What a restart reads of the topic."""
+        self.seen["not read back"] += len(self.published)
+        for part in self.readback.parts(self.ends()):
+            self.seen["not read back"] -= part.end[OUTPUT] - part.begin[OUTPUT]
+            for at in range(part.begin[OUTPUT], part.end[OUTPUT]):
+                source, entry = self.published[at]
+                name = remembered_as(source, part.reached, letter=False)
+                if name in part.reached:
+                    yield name, part.reached[name], fingerprint(entry.identity)
 
     # The reader.
 
@@ -253,19 +253,19 @@ class Relay:
             if any(source not in self.begins for source, _ in written):
                 self.commit()
         else:
-            self.span = self.span.publishing(self.wall_ms)
             self.in_flight += written
-            self.in_flight_ms += [self.wall_ms] * len(written)
 
     def commit(self) -> None:
         self.published += self.in_flight
-        self.in_flight = []
+        self.checkpoint = self.checkpoint.remembering(self.window_ms)
         self.stored = self.checkpoint
         if not self.files:
-            self.published_ms += self.in_flight_ms
-            self.in_flight_ms = []
-            self.span = self.span.committed(self.checkpoint, self.window_ms)
-            self.stored_span = self.span
+            sources = {source for source, _ in self.in_flight}
+            self.readback = self.readback.committed(self.checkpoint, sources, (), "letters")
+            self.stored_readback = self.readback
+            if self.readback.is_mark_due(self.checkpoint):
+                self.readback = self.readback.marked(self.ends(), 0)
+        self.in_flight = []
         self.window.advance(self.checkpoint.position, self.checkpoint.clock_ms)
         for source, reached in self.checkpoint.position.items():
             if reached:

@@ -152,13 +152,32 @@ def test_a_refused_request_ends_as_ingest_would(
     assert (finding.kind, finding.exit_status) == (Kind.PROBLEM, EXIT_REFUSED)
 
 
-def test_clocks_that_differ_are_mentioned(
-    serve: Callable[[bytes], Server], settings_of: SettingsOf
+@pytest.mark.parametrize(
+    ("ahead_seconds", "flags", "kinds"),
+    [
+        (0, (), []),
+        (-30, (), [Kind.NOTE]),
+        (90, (), [Kind.WARNING]),
+        (-3_000, ("--kafka.enable", "--file.enable=false"), [Kind.WARNING]),
+        (7_300, (), [Kind.WARNING]),
+        (7_300, ("--kafka.enable", "--file.enable=false"), [Kind.PROBLEM]),
+        (-7_300, ("--kafka.enable", "--file.enable=false"), [Kind.PROBLEM]),
+    ],
+)
+def test_a_clock_that_differs_from_the_upstreams(
+    serve: Callable[[bytes], Server],
+    settings_of: SettingsOf,
+    ahead_seconds: int,
+    flags: tuple[str, ...],
+    kinds: list[Kind],
 ) -> None:
-    dated = b"OK\r\nDate: %s\r\n"
-    for date, count in ((formatdate(usegmt=True), 1), (formatdate(1_000_000_000, usegmt=True), 2)):
-        answer = (OK + EVENT).replace(b"OK\r\n", dated % date.encode(), 1)
-        assert len(found_at(serve(answer).url, settings_of)) == count
+    """Kafka refuses what is dated too far from its own time."""
+    date = formatdate(time.time() - ahead_seconds, usegmt=True).encode()
+    answer = (OK + EVENT).replace(b"OK\r\n", b"OK\r\nDate: %s\r\n" % date, 1)
+    _, *found = found_at(serve(answer).url, lambda *given: settings_of(*given, *flags))
+    assert [finding.kind for finding in found] == kinds
+    side = "ahead of" if ahead_seconds > 0 else "behind"
+    assert all(f"{side} the upstream's" in finding.text for finding in found)
 
 
 # ---- what hangs ----

@@ -14,6 +14,7 @@ from typing import NamedTuple
 from confluent_kafka import KafkaError, KafkaException
 
 from pleiades.core.position import UnreadableCheckpoint
+from pleiades.core.readback import OutputPartition
 from pleiades.core.units import iso_time, rough_duration
 from pleiades.runtime.findings import Finding, note, ok, problem, warning
 from pleiades.runtime.settings import KafkaSettings, Settings
@@ -21,8 +22,7 @@ from pleiades.sinks import outlook
 from pleiades.sinks.kafka.check_topics import look_at_topics, retention_ms
 from pleiades.sinks.kafka.clients import TRANSACTION_TIMEOUT_MS, Clients
 from pleiades.sinks.kafka.peek import may_hold_groups, reach
-from pleiades.sinks.kafka.sink import APPEND_TIME_SLACK_MS, CREATE_TIME_SLACK_MS
-from pleiades.sinks.kafka.stored import MAX_METADATA_BYTES, Stored, read_metadata
+from pleiades.sinks.kafka.stored import MAX_METADATA_BYTES, Stored, read_stored
 from pleiades.sinks.kafka.topics import DEFAULT_MAX_BATCH_BYTES, Topics
 from pleiades.sinks.kafka.trouble import advice, fatal, group_of
 from pleiades.sinks.kafka.view import (
@@ -50,6 +50,8 @@ class Found(NamedTuple):
     configuration: Configuration
     groups: bool | None
     """Whether our group may hold a position; None: it was not asked, for that could make something."""
+    outputs: tuple[OutputPartition, ...]
+    """The partitions of both topics, as far as they can be seen."""
 
 
 def look(settings: Settings, kafka: KafkaSettings) -> Iterator[Finding]:
@@ -83,6 +85,12 @@ def look(settings: Settings, kafka: KafkaSettings) -> Iterator[Finding]:
             events if isinstance(events, Topic) else None,
             {} if isinstance(configuration, KafkaError) else configuration,
             may_hold_groups(events, groups),
+            tuple(
+                (topic.name, partition.number)
+                for topic in described.values()
+                if isinstance(topic, Topic)
+                for partition in topic.partitions
+            ),
         )
         yield from _position(settings, kafka, view, found)
     except KafkaException as error:
@@ -145,7 +153,8 @@ def _position(
     settings: Settings, kafka: KafkaSettings, view: View, found: Found
 ) -> Iterator[Finding]:
     group = f"the group {group_of(kafka)}"
-    metadata = ""
+    at = (kafka.topic, 0)
+    texts: dict[OutputPartition, str] = {}
     if found.groups is None:
         yield note(PART, f"whether {group} holds a position was not asked: the topic can't be seen")
         return
@@ -157,17 +166,18 @@ def _position(
             return
         if rights is not None and "READ" not in rights:
             yield problem(PART, str(fatal(f"commit as {group}", refused, kafka)))
-        answer = view.metadata()
+        answer = view.texts({at, *found.outputs})
         if isinstance(answer, KafkaError):
             yield problem(PART, str(fatal(f"read the position of {group}", answer, kafka)))
             return
-        metadata = answer
+        texts = answer
     try:
-        stored = read_metadata(metadata) if metadata else None
+        stored = read_stored(texts, at) if at in texts else None
     except UnreadableCheckpoint as error:
         yield warning(
             PART,
-            f"the position stored as {group} is unusable ({error}): a start looks at the topic's end",
+            f"the position stored as {group} is unusable ({error}): a start looks for it in the "
+            "topic",
         )
         stored = None
     if stored is None:
@@ -177,7 +187,7 @@ def _position(
     yield from outlook.stored(settings, checkpoint, checkpoint.clock_ms, f"as {group}", now_ms)
     yield from _read_back(kafka, view, found, stored)
     if now_ms - checkpoint.clock_ms < RUNNING_SECONDS * 1000:
-        yield _running(view, metadata)
+        yield _running(view, texts[at])
 
 
 def _without_position(
@@ -193,7 +203,7 @@ def _without_position(
         yield note(
             PART,
             f"no position is stored as the group {group_of(kafka)}, but the topic holds about "
-            f"{records:,} records: a start goes on after the last ones, as far as their keys tell; else "
+            f"{records:,} records: a start goes on after the last ones, as far as their ids tell; else "
             "it begins at --since",
         )
     else:
@@ -203,20 +213,16 @@ def _without_position(
 def _read_back(kafka: KafkaSettings, view: View, found: Found, stored: Stored) -> Iterator[Finding]:
     if found.events is None:
         return
-    # As the sink does it. Where the topic may not be asked, it assumes the broker's time.
-    create_time = found.configuration.get("message.timestamp.type") == "CreateTime"
-    since_ms = stored.span.since_ms - (
-        CREATE_TIME_SLACK_MS if create_time else APPEND_TIME_SLACK_MS
-    )
-    records = view.records(found.events, since_ms)
+    since_ms = stored.since_ms
+    records = _to_read(view, found.events, found.outputs, stored)
     if isinstance(records, KafkaError):
         yield _unreachable(kafka, records)
         return
     age_ms = _now_ms() - since_ms
     yield ok(
         PART,
-        f"to recognise repeats a start reads about {records:,} records of the topic back, those since "
-        f"{iso_time(since_ms)}",
+        f"to recognise repeats a start reads about {records:,} records of the topic back, the oldest "
+        f"from {iso_time(since_ms)}",
     )
     kept_ms = retention_ms(found.configuration)
     if kept_ms is not None and age_ms > kept_ms:
@@ -226,6 +232,22 @@ def _read_back(kafka: KafkaSettings, view: View, found: Found, stored: Stored) -
             f"{rough_duration(kept_ms / 1000)} (retention.ms): what is gone of them may be published a "
             "second time",
         )
+
+
+def _to_read(
+    view: View, events: Topic, outputs: tuple[OutputPartition, ...], stored: Stored
+) -> int | KafkaError:
+    if stored.readback is None:
+        # Of the version before.
+        return view.records(events, stored.since_ms)
+    ends = view.ends(outputs)
+    if isinstance(ends, KafkaError):
+        return ends
+    return sum(
+        max(end - part.begin.get(at, 0), 0)
+        for part in stored.readback.parts(ends)
+        for at, end in part.end.items()
+    )
 
 
 def _unreachable(kafka: KafkaSettings, error: KafkaError) -> Finding:

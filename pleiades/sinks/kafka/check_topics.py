@@ -149,7 +149,7 @@ def _cleanup(
             "them. Set cleanup.policy=delete",
         )
     kept_ms = retention_ms(configuration)
-    # What a restart reads back covers up to two windows (core.span).
+    # What a restart reads back of an active topic covers less than two windows (core.readback).
     window_ms = 2000 * max(settings.window_seconds, settings.upstream.overlap_seconds)
     if kept_ms is not None and kept_ms < window_ms:
         yield warning(

@@ -74,11 +74,15 @@ class Clients:
                 "isolation.level": "read_committed",
                 "enable.partition.eof": True,
                 # A start reads all there is: far more at once than a consumer that keeps up.
-                "queued.max.messages.kbytes": 32 * 1024,
+                "queued.max.messages.kbytes": 8 * 1024,
                 "fetch.queue.backoff.ms": 5,
             },
-            # That a partition ends is known when the broker has nothing more to give: after this.
-            {"fetch.wait.max.ms": 10},
+            {
+                # That a partition ends is known when the broker has nothing more to give: after this.
+                "fetch.wait.max.ms": 10,
+                # Compressed; in memory it is many times that.
+                "fetch.message.max.bytes": 256 * 1024,
+            },
         )
         return consumer
 

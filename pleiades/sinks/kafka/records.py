@@ -15,7 +15,7 @@ import msgspec
 import orjson
 from confluent_kafka import Message
 
-from pleiades.core.identity import identify, is_fallback, is_legal_fallback
+from pleiades.core.identity import identify, identity_of, is_fallback, is_legal_fallback
 from pleiades.core.wire import (
     UNKNOWN_SOURCE,
     Assignment,
@@ -30,16 +30,29 @@ from pleiades.core.wire import (
 ID_HEADER = "id"
 IDENTITY_HEADER = "identity"
 SOURCE_HEADER = "source"
+REPLAY_HEADER = "replay"
+"""Says which replay published a record; an ingest's have none."""
 MAX_ID_BYTES = 4096
 """Of an SSE id in a dead letter; what a longer one has beyond that is cut."""
 MAX_KEY_BYTES = 64 << 10
 """A field that is longer as JSON is no key."""
+MAX_QUICK_BYTES = 256 << 10
+"""All objects of a longer event would take many times its length."""
 MAX_PARTITION_DIGITS = 10
 NO_STREAM = "-"
 """Of a dead letter it is not known; no stream has this name."""
 
 KeyOf: TypeAlias = Callable[[Event], bytes]
 Headers: TypeAlias = dict[str, str | bytes | None]
+
+
+class RecordForm(NamedTuple):
+    """What the records of a sink look like."""
+
+    key_of: KeyOf | None = None
+    """None: the key is the SSE id; else the id goes into a header."""
+    replay: bytes = b""
+    """Names the replay that publishes; empty: it is an ingest."""
 
 
 class Published(NamedTuple):
@@ -52,6 +65,8 @@ class Published(NamedTuple):
     assignments: tuple[Assignment, ...]
     stream: str
     """`meta.stream`; `NO_STREAM` for a dead letter."""
+    replay: bytes = b""
+    """The name of the replay that published it; empty: an ingest did, or the version before."""
 
 
 def key_by_field(path: tuple[str, ...]) -> KeyOf:
@@ -133,7 +148,29 @@ def read_event(message: Message) -> Published | None:
         named = _read_naming(headers)
         if named is not None and is_legal_fallback(named[0]):
             identity, source = named
-    return Published(identity, source, message.timestamp()[1], assignments, stream)
+    replay = headers.get(REPLAY_HEADER, b"")
+    return Published(identity, source, message.timestamp()[1], assignments, stream, replay)
+
+
+def read_named_event(message: Message) -> Published | None:
+    """As `read_event`, without assignments and stream, in half the time: most events say by themselves
+    where they come from, and in their ids is an entry of that, as the service writes it.
+    """
+    value = message.value() or b""
+    if len(value) > MAX_QUICK_BYTES:
+        return read_event(message)
+    try:
+        meta = orjson.loads(value)["meta"]
+        identity, topic, partition = identity_of(meta), meta["topic"], meta["partition"]
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError):
+        return read_event(message)
+    if identity is None or type(topic) is not str or type(partition) is not int:
+        return read_event(message)
+    headers = _headers(message)
+    sse_id = headers.get(ID_HEADER, message.key() or b"")
+    if b'"topic":"%s","partition":%d,"timestamp":1' % (topic.encode(), partition) not in sse_id:
+        return read_event(message)
+    return Published(identity, (topic, partition), 0, (), "", headers.get(REPLAY_HEADER, b""))
 
 
 def _read_naming(headers: Mapping[str, bytes]) -> tuple[str, TopicPartition] | None:
@@ -161,15 +198,8 @@ def read_dead_letter(message: Message) -> Published | None:
     except MalformedId:
         # Also where a long one was cut.
         assignments = ()
-    return Published(identity, source, message.timestamp()[1], assignments, NO_STREAM)
-
-
-def is_of_replay(record: Published) -> bool:
-    """Whether a record was published by a replay: those ask for one topic-partition at a time.
-
-    Not so where a stream has only one, and its ingest does, too.
-    """
-    return len(record.assignments) == 1
+    replay = headers.get(REPLAY_HEADER, b"")
+    return Published(identity, source, message.timestamp()[1], assignments, NO_STREAM, replay)
 
 
 def _headers(message: Message) -> Mapping[str, bytes]:

@@ -26,7 +26,10 @@ Partition: TypeAlias = tuple[str, int]
 REQUEST_SECONDS = 5.0
 DEFAULT_MAX_BATCH_BYTES = 1_000_000
 """Of a topic that may not be asked for its own limit: a little below the broker's default."""
-_APPEND_TIME = "LogAppendTime"
+DEFAULT_AHEAD_MS = 3_600_000
+"""Of one that may not be asked: the broker's default for `message.timestamp.after.max.ms`."""
+MAX_MS = 2**53
+"""What is more is no limit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,8 +37,10 @@ class Limits:
     """What a topic takes."""
 
     max_batch_bytes: int
-    append_time: bool
-    """Its records carry the broker's time, or it could not be asked whether they do."""
+    ahead_ms: int = DEFAULT_AHEAD_MS
+    """How far a record's time may be ahead of the broker's clock."""
+    behind_ms: int | None = None
+    """How far behind; None: as far as you like."""
 
 
 class Topics:
@@ -103,7 +108,7 @@ class Topics:
             )
         raise KafkaException(error)
 
-    def partitions(self) -> dict[str, list[int]]:
+    def partitions(self, timeout_seconds: float = REQUEST_SECONDS) -> dict[str, list[int]]:
         """The partitions of both topics.
 
         Raises:
@@ -111,22 +116,35 @@ class Topics:
         """
         found = {}
         for topic in (self.events, self.dead_letters):
-            described = self._admin.list_topics(topic, REQUEST_SECONDS).topics[topic]
+            described = self._admin.list_topics(topic, timeout_seconds).topics[topic]
             if described.error is not None:
                 raise KafkaException(described.error)
             found[topic] = sorted(described.partitions)
         return found
 
-    def ends(self, partitions: dict[str, list[int]]) -> dict[Partition, int]:
+    def ends(self, timeout_seconds: float = REQUEST_SECONDS) -> dict[Partition, int]:
         """Where each partition ends now, also behind what other transactions have not committed.
 
         Raises:
             KafkaException: they can't be asked now.
         """
         latest = OffsetSpec.latest()  # type: ignore[no-untyped-call]  # untyped in the library
+        # The partitions afresh: some may have been added since.
+        partitions = self.partitions(timeout_seconds)
         return self._offsets(
-            ((topic, number) for topic, numbers in partitions.items() for number in numbers), latest
+            ((topic, number) for topic, numbers in partitions.items() for number in numbers),
+            latest,
+            timeout_seconds,
         )
+
+    def starts(self, partitions: Iterable[Partition]) -> dict[Partition, int]:
+        """The first offset that each partition still has.
+
+        Raises:
+            KafkaException: they can't be asked now.
+        """
+        earliest = OffsetSpec.earliest()  # type: ignore[no-untyped-call]  # untyped in the library
+        return self._offsets(partitions, earliest)
 
     def begins(self, partitions: Iterable[Partition], since_ms: int) -> dict[Partition, int]:
         """The first record of each partition that is dated at or after a time, committed or not; nothing
@@ -142,11 +160,16 @@ class Topics:
         found = self._offsets(partitions, since)
         return {at: offset for at, offset in found.items() if offset >= 0}
 
-    def _offsets(self, partitions: Iterable[Partition], wanted: OffsetSpec) -> dict[Partition, int]:
+    def _offsets(
+        self,
+        partitions: Iterable[Partition],
+        wanted: OffsetSpec,
+        timeout_seconds: float = REQUEST_SECONDS,
+    ) -> dict[Partition, int]:
         answers = self._admin.list_offsets(
             {TopicPartition(*at): wanted for at in partitions},
             isolation_level=IsolationLevel.READ_UNCOMMITTED,
-            request_timeout=REQUEST_SECONDS,
+            request_timeout=timeout_seconds,
         )
         return {(at.topic, at.partition): answer.result().offset for at, answer in answers.items()}
 
@@ -169,11 +192,17 @@ class Topics:
                 topic,
                 DEFAULT_MAX_BATCH_BYTES,
             )
-            return Limits(DEFAULT_MAX_BATCH_BYTES, append_time=True)
+            return Limits(DEFAULT_MAX_BATCH_BYTES)
+        values = {name: entry.value for name, entry in entries.items()}
         return Limits(
-            int(entries["max.message.bytes"].value),
-            entries["message.timestamp.type"].value == _APPEND_TIME,
+            int(values["max.message.bytes"]),
+            int(values.get("message.timestamp.after.max.ms", DEFAULT_AHEAD_MS)),
+            _bounded(int(values.get("message.timestamp.before.max.ms", MAX_MS))),
         )
+
+
+def _bounded(behind_ms: int) -> int | None:
+    return behind_ms if behind_ms < MAX_MS else None
 
 
 def hint(error: KafkaError, settings: KafkaSettings) -> str:

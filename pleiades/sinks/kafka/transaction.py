@@ -25,14 +25,18 @@ from pleiades.runtime import faultpoints
 from pleiades.sinks.kafka.insisting import RETRY_BACKOFF, SLICE_SECONDS, Around, Insisting
 from pleiades.sinks.kafka.records import (
     MAX_ID_BYTES,
+    REPLAY_HEADER,
     Headers,
-    KeyOf,
+    RecordForm,
     dead_letter_headers,
     event_headers,
 )
 from pleiades.sinks.kafka.trouble import Kind, kind_of
 
 log = logging.getLogger(__name__)
+
+MAX_INVALID = 5
+"""So often a transaction may be refused because a record of it is not valid, nobody knows why."""
 
 
 class Record(NamedTuple):
@@ -75,7 +79,7 @@ class Transactions:
 
     Args:
         topic: where events go; dead letters go to `dead_letters_topic`.
-        key_of: None: the SSE id; else the id goes into a header.
+        form: what the records look like.
         surely_taken_bytes: the topic takes an event of this size, however it compresses.
         max_dead_letter_bytes: a longer one is cut.
     """
@@ -85,7 +89,7 @@ class Transactions:
         producer: Producer,
         topic: str,
         dead_letters_topic: str,
-        key_of: KeyOf | None,
+        form: RecordForm,
         surely_taken_bytes: int,
         max_dead_letter_bytes: int,
         around: Around,
@@ -93,7 +97,9 @@ class Transactions:
         self._producer = producer
         self._topic = topic
         self._dead_letters_topic = dead_letters_topic
-        self._key_of = key_of
+        self._key_of = form.key_of
+        self._all_have_headers = form.key_of is not None or bool(form.replay)
+        self._replay: Headers = {REPLAY_HEADER: form.replay} if form.replay else {}
         self._surely_taken_bytes = surely_taken_bytes
         self._max_dead_letter_bytes = max_dead_letter_bytes
         self._around = around
@@ -114,10 +120,10 @@ class Transactions:
             return
         try:
             self._begin()
-            if self._key_of is None and not any_fallback([event.identity for event in events]):
-                self._produce_batch(events)
-            else:
+            if self._all_have_headers or any_fallback([event.identity for event in events]):
                 self._produce_mixed(events)
+            else:
+                self._produce_batch(events)
             for letter in letters:
                 self._produce(letter)
             self._producer.poll(0)
@@ -133,8 +139,8 @@ class Transactions:
             # As in `write`.
             self._spoilt = error.args[0]
 
-    def commit(self, position: TopicPartition, group: object) -> list[DeadLetter]:
-        """Commit all that was written, and the position; waits for as long as it takes.
+    def commit(self, offsets: list[TopicPartition], group: object) -> list[DeadLetter]:
+        """Commit all that was written, and offsets with metadata; waits for as long as it takes.
 
         Returns the dead letters among it, with the events that the broker refused for their size.
 
@@ -142,8 +148,13 @@ class Transactions:
             KafkaException: the sink must judge: fenced, lost or fatal.
             GenerationLost: a new process is needed.
         """
-        failures = 0
-        while not self._try_to_commit(position, group):
+        failures = invalid = 0
+        while not self._try_to_commit(offsets, group):
+            if _is_invalid(self._spoilt):
+                self._learn_more(offsets, group)
+                invalid += _is_invalid(self._spoilt)
+                if self._spoilt is not None and invalid > MAX_INVALID:
+                    raise KafkaException(self._spoilt)
             # What is too large is found one by one; there is nothing to wait for.
             failures = 0 if _is_size(self._spoilt) else failures + 1
             if failures > 1:
@@ -152,7 +163,7 @@ class Transactions:
         self._events, self._letters, self._suspects = [], [], set()
         return letters
 
-    def _try_to_commit(self, position: TopicPartition, group: object) -> bool:
+    def _try_to_commit(self, offsets: list[TopicPartition], group: object) -> bool:
         """Once; False if it has to be done again from the beginning."""
         if self._spoilt is not None and not self._produce_again():
             return False
@@ -161,7 +172,7 @@ class Transactions:
             self._begin()
             faultpoints.passing(faultpoints.PRODUCED)
             self._calls.insist(
-                lambda: producer.send_offsets_to_transaction([position], group, SLICE_SECONDS)
+                lambda: producer.send_offsets_to_transaction(offsets, group, SLICE_SECONDS)
             )
             faultpoints.passing(faultpoints.POSITION_SENT)
             # A commit that ran out of time goes on; to call it again is to wait for its end.
@@ -173,6 +184,17 @@ class Transactions:
             return False
         self._begun = False
         return True
+
+    def _learn_more(self, offsets: list[TopicPartition], group: object) -> None:
+        """Why a record is not valid: its report does not say it, the error of the transaction does."""
+        producer = self._producer
+        try:
+            # Whatever it answers, the transaction is aborted.
+            self._calls.insist(
+                lambda: producer.send_offsets_to_transaction(offsets, group, SLICE_SECONDS)
+            )
+        except KafkaException as error:
+            self._spoil(error.args[0])
 
     def _spoil(self, error: KafkaError) -> None:
         self._spoilt = error
@@ -196,7 +218,7 @@ class Transactions:
                 self._produce_batch(list(some))
 
     def _has_headers(self, event: Event) -> bool:
-        return self._key_of is not None or is_fallback(event.identity)
+        return self._all_have_headers or is_fallback(event.identity)
 
     def _produce_batch(self, events: list[Event]) -> None:
         messages = [{"key": event.key, "value": event.data} for event in events]
@@ -227,11 +249,14 @@ class Transactions:
             most = self._max_dead_letter_bytes
             headers = dead_letter_headers(written, most)
             return Record(
-                self._dead_letters_topic, written.key[:MAX_ID_BYTES], written.data[:most], headers
+                self._dead_letters_topic,
+                written.key[:MAX_ID_BYTES],
+                written.data[:most],
+                headers | self._replay,
             )
         key = written.key if self._key_of is None else self._key_of(written)
         headers = event_headers(written, keyed_by_field=self._key_of is not None)
-        return Record(self._topic, key, written.data, headers)
+        return Record(self._topic, key, written.data, headers | self._replay)
 
     def _produce_again(self) -> bool:
         """Abort, and produce all of it once more, one by one; whether all of it was delivered.
@@ -283,6 +308,10 @@ class Transactions:
         too_large = [written for written, error in failed if _is_size(error)]
         if not too_large:
             self._spoilt = failed[0][1]
+            if any(_is_invalid(error) for _, error in failed):
+                # Some may have failed because of these.
+                self._spoilt = KafkaError(KafkaError.INVALID_RECORD)
+                return
             for _, error in failed:
                 if kind_of(error) is not Kind.TRANSIENT:
                     raise KafkaException(error)
@@ -298,6 +327,10 @@ class Transactions:
                 self._letters.append(_too_large(written))
             else:
                 self._suspects.add(written.identity)
+
+
+def _is_invalid(error: KafkaError | None) -> bool:
+    return error is not None and error.code() == KafkaError.INVALID_RECORD
 
 
 def _is_size(error: KafkaError | None) -> bool:

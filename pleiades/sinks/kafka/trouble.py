@@ -14,11 +14,13 @@ from collections.abc import Container
 
 from confluent_kafka import KafkaError
 
+from pleiades.core.units import iso_time, rough_duration
 from pleiades.runtime.errors import Fatal
 from pleiades.runtime.logs import printable
 from pleiades.runtime.properties import without_values
 from pleiades.runtime.settings import KafkaSettings
 
+_ROUGH_MS = 120_000
 MAX_SHOWN = 300
 """Characters of a broker's or librdkafka's message that are shown."""
 
@@ -88,6 +90,8 @@ _TRANSIENT = _UNREACHABLE | {
     KafkaError.KAFKA_STORAGE_ERROR,
     KafkaError.UNSTABLE_OFFSET_COMMIT,
     KafkaError.THROTTLING_QUOTA_EXCEEDED,
+    # Once the clock is set right, the same events are taken.
+    KafkaError.INVALID_TIMESTAMP,
 }
 
 NO_TOPIC = frozenset(
@@ -194,6 +198,36 @@ def advice(error: KafkaError, settings: KafkaSettings) -> str:
                 brokers=settings.brokers, topic=settings.topic, group=group_of(settings)
             )
     return ""
+
+
+def clock_advice(now_ms: int, newest_ms: int, ahead_ms: int, behind_ms: int | None) -> str:
+    """What to do about a topic that refuses the time of this machine.
+
+    Args:
+        now_ms: this machine's clock.
+        newest_ms: the upstream's time of the newest event that waits; 0: it is not known.
+        ahead_ms, behind_ms: how far a record's time may be from the broker's clock; None: no limit.
+    """
+    limit = f"more than {_duration(ahead_ms)} ahead of the broker's"
+    if behind_ms is not None:
+        limit += f" or more than {_duration(behind_ms)} behind it"
+    newest = ""
+    if newest_ms:
+        apart_ms = now_ms - newest_ms
+        side = "ahead of" if apart_ms >= 0 else "behind"
+        newest = (
+            f". It is {_duration(abs(apart_ms))} {side} the newest event that waits, which is dated "
+            f"{iso_time(newest_ms)}"
+        )
+    return (
+        f"this machine's clock says {iso_time(now_ms)}, and that is {limit}, whose topic refuses "
+        f"records with such a time (message.timestamp.after.max.ms, message.timestamp.before.max.ms)"
+        f"{newest}. Set the clock of the machine that is wrong (NTP): publishing then goes on by itself"
+    )
+
+
+def _duration(ms: int) -> str:
+    return rough_duration(ms / 1000) if ms >= _ROUGH_MS else f"{ms / 1000:g} s"
 
 
 def fatal(operation: str, error: KafkaError, settings: KafkaSettings) -> Fatal:

@@ -27,6 +27,7 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]  # its documen
     OffsetSpec,
 )
 
+from pleiades.core.readback import OutputPartition
 from pleiades.runtime.settings import KafkaSettings
 from pleiades.sinks.kafka.trouble import group_of
 
@@ -129,52 +130,67 @@ class View:
         return found if isinstance(found, KafkaError) else _rights(found)
 
     def metadata(self) -> str | KafkaError:
-        """What is stored with the offset of our group; empty if there is none.
+        """The position of our group; empty if there is none."""
+        at = (self._settings.topic, 0)
+        found = self.texts([at])
+        return found if isinstance(found, KafkaError) else found.get(at, "")
+
+    def texts(
+        self, partitions: Iterable[OutputPartition]
+    ) -> dict[OutputPartition, str] | KafkaError:
+        """What is stored with the offsets of our group.
 
         Also while a transaction is open that would change it: what a consumer is told then is to wait.
         """
         group = group_of(self._settings)
-        at = TopicPartition(self._settings.topic, 0)
+        wanted = [TopicPartition(*at) for at in partitions]
         asked = self._admin.list_consumer_group_offsets(
-            [ConsumerGroupTopicPartitions(group, [at])],
+            [ConsumerGroupTopicPartitions(group, wanted)],
             require_stable=False,
             request_timeout=REQUEST_SECONDS,
         )
         found = _answer(asked[group])
         if isinstance(found, KafkaError):
             return found
-        (stored,) = found.topic_partitions
-        if stored.error is not None:
-            return KafkaError(stored.error.code())
-        return stored.metadata or "" if stored.offset >= 0 else ""
+        texts = {}
+        for stored in found.topic_partitions:
+            if stored.error is not None:
+                return KafkaError(stored.error.code())
+            if stored.offset >= 0 and stored.metadata:
+                texts[stored.topic, stored.partition] = stored.metadata
+        return texts
+
+    def ends(
+        self, partitions: Iterable[OutputPartition]
+    ) -> dict[OutputPartition, int] | KafkaError:
+        """Where partitions end."""
+        latest = OffsetSpec.latest()  # type: ignore[no-untyped-call]
+        return self._offsets(partitions, latest)
 
     def records(self, topic: Topic, since_ms: int | None) -> int | KafkaError:
         """About how many records a topic has: all, or those from a time on.
 
         Every partition's leader answers by itself: that they can be reached is known then.
         """
-        numbers = [partition.number for partition in topic.partitions]
+        partitions = [(topic.name, partition.number) for partition in topic.partitions]
         first: Any = (
             OffsetSpec.earliest()  # type: ignore[no-untyped-call]
             if since_ms is None
             else OffsetSpec.for_timestamp(max(since_ms, 0))
         )
-        begins = self._offsets(topic.name, numbers, first)
-        ends = self._offsets(
-            topic.name,
-            numbers,
-            OffsetSpec.latest(),  # type: ignore[no-untyped-call]
-        )
-        if isinstance(begins, KafkaError) or isinstance(ends, KafkaError):
-            return begins if isinstance(begins, KafkaError) else ends  # type: ignore[return-value]
+        begins, ends = self._offsets(partitions, first), self.ends(partitions)
+        if isinstance(begins, KafkaError):
+            return begins
+        if isinstance(ends, KafkaError):
+            return ends
         # No record from that time on has no offset: -1.
-        return sum(
-            max(ends[number] - begins[number], 0) for number in numbers if begins[number] >= 0
-        )
+        return sum(max(ends[at] - begins[at], 0) for at in partitions if begins[at] >= 0)
 
-    def _offsets(self, name: str, numbers: list[int], spec: Any) -> dict[int, int] | KafkaError:
+    def _offsets(
+        self, partitions: Iterable[OutputPartition], spec: Any
+    ) -> dict[OutputPartition, int] | KafkaError:
         asked = self._admin.list_offsets(
-            {TopicPartition(name, number): spec for number in numbers},
+            {TopicPartition(*at): spec for at in partitions},
             isolation_level=IsolationLevel.READ_UNCOMMITTED,
             request_timeout=REQUEST_SECONDS,
         )
@@ -183,7 +199,7 @@ class View:
             found = _answer(future)
             if isinstance(found, KafkaError):
                 return found
-            offsets[at.partition] = found.offset
+            offsets[at.topic, at.partition] = found.offset
         return offsets
 
 

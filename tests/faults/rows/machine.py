@@ -6,7 +6,6 @@ import contextlib
 import math
 import os
 import statistics
-import sys
 import time
 from collections import defaultdict
 from datetime import UTC, datetime, timedelta
@@ -26,7 +25,7 @@ from tests.faults.rows.stalling import (
     wait_for_full_queues,
 )
 from tests.faults.trial import Trial, restarted, restarts, without_tracebacks
-from tests.harness.preload import preload
+from tests.harness.clock import Clock
 from tests.harness.relay import Relay
 
 RATE = 300
@@ -80,21 +79,6 @@ def _log_is_off_by(hours: int, lines: list[str]) -> None:
     said = next(line for line in lines if "was killed by signal" in line)
     ahead = datetime.fromisoformat(said.partition(" ")[0]) - datetime.now(UTC)
     assert abs(ahead - timedelta(hours=hours)) < timedelta(minutes=10), said
-
-
-class Clock:
-    """A wall clock that can be set, for the processes that get its environment; see `clock.c`."""
-
-    def __init__(self, folder: Path) -> None:
-        self._ahead = folder / "ahead"
-        self.set_ahead(0)
-        self.environment = preload("clock", folder) | {"CLOCK_AHEAD_FILE": str(self._ahead)}
-
-    def set_ahead(self, seconds: int) -> None:
-        """From now on, for all of them at once."""
-        # In place, for they have it mapped.
-        with self._ahead.open("r+b" if self._ahead.exists() else "wb") as file:
-            file.write(seconds.to_bytes(8, sys.byteorder, signed=True))
 
 
 @row("metrics folder full, then damaged in every way")

@@ -15,9 +15,9 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]  # its documen
 from pleiades.runtime import faultpoints
 from pleiades.simulator.settings import Faults
 from tests.faults.matrix import row
-from tests.faults.rows.machine import Clock
 from tests.faults.taped import all_published, finish, tape
 from tests.faults.trial import FILES, KAFKA, Trial, restarts
+from tests.harness.clock import Clock
 from tests.harness.consumer import Consumed
 from tests.harness.relay import Relay, ingest_flags
 from tests.harness.script import Ending, Stop, Stream

@@ -29,11 +29,12 @@ from pleiades.sinks.kafka.records import (
     read_dead_letter,
     read_event,
 )
-from pleiades.sinks.kafka.stored import MAX_METADATA_BYTES, read_metadata
+from pleiades.sinks.kafka.stored import MAX_METADATA_BYTES, encode, read_stored
 from tests.fuzz.target import lossless, parts
 
 TIME_MS = 1_790_000_000_000
 MAX_CUT_BYTES = 100
+AT = ("t", 0)
 
 
 # ---- checkpoints ----
@@ -53,23 +54,25 @@ def checkpoint(raw: bytes) -> None:
 def metadata(raw: bytes) -> None:
     """The same of an offset's metadata, which is text to Kafka's client."""
     try:
-        read = read_metadata(raw.decode(errors="replace"))
+        read = read_stored({AT: raw.decode(errors="replace")}, AT)
     except UnreadableCheckpoint as error:
         _says_why(error)
         return
     _plausible(read.checkpoint)
-    span = read.span
-    assert _is_time(span.since_ms)
-    if span.mark is not None:
-        assert _is_time(span.mark.time_ms)
-        _plausible_position(span.mark.position)
-        assert span.reached(UNKNOWN_SOURCE, 0, read.checkpoint.position) >= 0
+    assert _is_time(read.since_ms)
+    readback = read.readback
+    if readback is None:
+        return  # Of the version before.
+    for part in readback.parts({AT: 10**6}):
+        assert all(ms >= 0 for ms in part.reached.values())
+        assert all(type(offset) is int and offset >= 0 for offset in part.end.values())
+    readback.is_mark_due(read.checkpoint)
     try:
-        again = read.metadata()
+        again = encode(read, AT)
     except Fatal:
         return  # It was packed better than we do.
-    assert len(again.encode()) <= MAX_METADATA_BYTES
-    assert read_metadata(again) == read
+    assert len(again[AT].encode()) <= MAX_METADATA_BYTES
+    assert read_stored(again, AT).checkpoint == read.checkpoint
 
 
 def _says_why(error: UnreadableCheckpoint) -> None:

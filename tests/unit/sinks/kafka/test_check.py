@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import pytest
 from confluent_kafka import KafkaError, KafkaException
 
 from pleiades.core.position import Checkpoint
-from pleiades.core.span import Span
+from pleiades.core.readback import OutputPartition, Readback
 from pleiades.runtime.arguments import ingest_parser, settings_from
 from pleiades.runtime.errors import Fatal
 from pleiades.runtime.findings import Finding, Kind
@@ -19,7 +19,7 @@ from pleiades.sinks.kafka.check import Found
 from pleiades.sinks.kafka.check_topics import look_at_topics
 from pleiades.sinks.kafka.clients import Clients
 from pleiades.sinks.kafka.peek import may_hold_groups, reach
-from pleiades.sinks.kafka.stored import Stored
+from pleiades.sinks.kafka.stored import Stored, encode
 from pleiades.sinks.kafka.view import Cluster, Configuration, Partition, Topic
 
 ALL = frozenset({"DESCRIBE", "READ", "WRITE", "DELETE"})
@@ -31,6 +31,8 @@ DEFAULTS = {
     "min.insync.replicas": "2",
     "message.timestamp.type": "CreateTime",
 }
+
+AT = ("pleiades-events", 0)
 
 Look = Callable[..., list[Finding]]
 
@@ -154,6 +156,15 @@ class FakeView:
         self.asked_since.append(since_ms)
         return self._records
 
+    def texts(self, partitions: Iterable[OutputPartition]) -> dict[OutputPartition, str]:
+        text = self.metadata()
+        return {AT: text} if text else {}
+
+    def ends(
+        self, partitions: Iterable[OutputPartition]
+    ) -> dict[OutputPartition, int] | KafkaError:
+        return self._records if isinstance(self._records, KafkaError) else {AT: self._records}
+
     def metadata(self) -> str:
         return self._metadata.pop(0) if len(self._metadata) > 1 else self._metadata[0]
 
@@ -166,13 +177,15 @@ class FakeView:
 
 def stored(clock_ms: int) -> str:
     checkpoint = Checkpoint({("t", 0): clock_ms}, 0, clock_ms)
-    return Stored(checkpoint, Span(clock_ms - 60_000), "ab").metadata()
+    reached = {("t", 0): clock_ms}
+    readback = Readback({AT: 2}, clock_ms - 60_000, reached, reached)
+    return encode(Stored(checkpoint, readback, "ab"), AT)[AT]
 
 
 def position(
     view: Any, of: tuple[Settings, KafkaSettings], configuration: Configuration = DEFAULTS
 ) -> list[Finding]:
-    found = Found(Topic("t", (WELL,), ALL), configuration, True)
+    found = Found(Topic("t", (WELL,), ALL), configuration, True, (AT,))
     return list(check._position(*of, view, found))
 
 
@@ -181,7 +194,11 @@ def test_a_position_that_moves_is_a_running_instances(kafka_settings_of: Setting
     view = FakeView(metadata=(stored(now_ms), stored(now_ms), stored(now_ms + 1)))
     *_, running = position(view, kafka_settings_of())
     assert "an instance is running" in running.text
-    assert view.asked_since == [now_ms - 61_000]
+
+
+def test_what_a_start_reads_back_is_counted_by_offsets(kafka_settings_of: SettingsOf) -> None:
+    findings = position(FakeView(metadata=(stored(100_000),)), kafka_settings_of())
+    assert any("reads about 5 records of the topic back" in each.text for each in findings)
 
 
 def test_a_recent_position_that_stands_still_may_be_one(
@@ -216,7 +233,7 @@ def test_brokers_that_cannot_be_reached_by_their_own_addresses(
     kafka_settings_of: SettingsOf,
 ) -> None:
     lost = KafkaError(KafkaError._TIMED_OUT)
-    for metadata in ("", stored(0)):
+    for metadata in ("", stored(100_000)):
         findings = position(FakeView(lost, (metadata,)), kafka_settings_of())
         (problem,) = [finding for finding in findings if finding.kind is Kind.PROBLEM]
         assert "advertised.listeners" in problem.text

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from pleiades.core.range import Bound, Range
 from pleiades.core.wire import UNKNOWN_SOURCE, Assignment, TopicPartition
 from pleiades.sinks.kafka.existing import SLACK_MS, Existing, is_of, since_ms
-from pleiades.sinks.kafka.records import Published, is_of_replay
+from pleiades.sinks.kafka.records import Published
 
 A, B = ("eqiad.x", 0), ("codfw.x", 0)
 SPAN = Range(Bound(100, {B: 50}), Bound(200))
@@ -48,12 +48,6 @@ def test_of_the_range_is_what_its_own_time_says_and_what_it_leaves_open(
     published: Published, inside: bool
 ) -> None:
     assert is_of(SPAN, published) == inside
-
-
-def test_a_replays_ids_name_one_topic() -> None:
-    assert is_of_replay(record(A, (A, 1)))
-    assert not is_of_replay(record(A, (A, 1), (B, None)))
-    assert not is_of_replay(record(A)), "a dead letter whose id can't be read may be anybody's"
 
 
 def test_records_are_looked_for_from_before_the_earliest_begin() -> None:

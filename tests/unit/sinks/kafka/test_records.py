@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from confluent_kafka import Message
 
@@ -14,6 +16,7 @@ from pleiades.sinks.kafka.records import (
     event_headers,
     key_by_field,
     read_event,
+    read_named_event,
 )
 
 
@@ -107,3 +110,52 @@ def test_reading_an_event_back(
     assert published is not None
     assert published.identity == (identity or fallback_identity(("u", 1), 7, value))
     assert published.source == source
+
+
+class FakeMessage:
+    """As much of a `confluent_kafka.Message` as is read of it."""
+
+    def __init__(self, value: bytes | None, headers: list[tuple[str, bytes]] | None = None) -> None:
+        self._value, self._headers = value, headers
+
+    def key(self) -> bytes:
+        return (
+            b'[{"topic":"t","partition":1,"timestamp":5},{"topic":"u","partition":0,"timestamp":4}]'
+        )
+
+    def value(self) -> bytes | None:
+        return self._value
+
+    def headers(self) -> list[tuple[str, bytes]] | None:
+        return self._headers
+
+    def timestamp(self) -> tuple[int, int]:
+        return 1, 7
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        b'{"meta":{"id":"a","topic":"t","partition":1}}',
+        b'{"meta":{"id":"a","topic":"t"}}',
+        b'{"meta":{"id":"a","topic":"elsewhere","partition":0}}',
+        b'{"meta":{"id":"a","topic":"u","partition":0}}',
+        b'{"meta":{"id":"../a","topic":"t","partition":1}}',
+        b'{"meta":{"topic":"t","partition":1}}',
+        b'{"meta":{"id":"a","topic":"t","partition":true}}',
+        b'{"meta":[]}',
+        b'{"meta":null}',
+        b'{"x":"\\ud800","meta":{"id":"a","topic":"t","partition":1}}',
+        b"[]",
+        b"no json",
+        None,
+    ],
+)
+def test_the_quick_reading_of_an_event_says_the_same(value: bytes | None) -> None:
+    message: Any = FakeMessage(value, [("replay", b"r")])
+    quick, full = read_named_event(message), read_event(message)
+    if full is None:
+        assert quick is None
+        return
+    assert quick is not None
+    assert (quick.identity, quick.source, quick.replay) == (full.identity, full.source, b"r")

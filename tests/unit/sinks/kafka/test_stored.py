@@ -2,47 +2,95 @@
 
 from __future__ import annotations
 
+import random
+from dataclasses import replace
+
 import orjson
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pleiades.core.coverage import Interval
 from pleiades.core.position import Checkpoint, Done, UnreadableCheckpoint
-from pleiades.core.span import Mark, Span
+from pleiades.core.readback import MAX_SEGMENTS, UNKNOWN_LETTERS, Readback, Segment
+from pleiades.core.wire import UNKNOWN_SOURCE
 from pleiades.runtime.errors import Fatal
-from pleiades.sinks.kafka.stored import MAX_METADATA_BYTES, Stored, read_metadata
+from pleiades.sinks.kafka.stored import (
+    MAX_METADATA_BYTES,
+    Stored,
+    encode,
+    read_metadata,
+    read_stored,
+)
 
 NOW_MS = 1_790_000_000_000
 
+AT = ("out", 0)
+OTHERS = [("out", 1), ("out-dead-letters", 0)]
+
 times = st.integers(0, NOW_MS * 2)
+offsets = st.fixed_dictionaries(
+    {AT: st.integers(0, 2**40)}, optional=dict.fromkeys(OTHERS, st.integers(0, 2**63 - 1))
+)
 sources = st.tuples(st.from_regex(r"[a-zA-Z0-9._-]{1,40}", fullmatch=True), st.integers(0, 99))
-positions = st.dictionaries(sources, times, max_size=8)
+positions = st.dictionaries(sources, times, max_size=6)
 
 
 @st.composite
 def all_stored(draw: st.DrawFn) -> Stored:
     position = draw(positions)
-    mark = None
-    if draw(st.booleans()):
-        named = sources if not position else sources | st.sampled_from(sorted(position))
-        mark = Mark(draw(times), draw(st.dictionaries(named, times, max_size=8)))
+    named = sources | st.sampled_from([UNKNOWN_SOURCE, UNKNOWN_LETTERS, *sorted(position)])
+    reached = st.dictionaries(named, times, min_size=1, max_size=4)
+    closed = []
+    for _ in range(draw(st.integers(0, 3))):
+        begin = draw(offsets)
+        end = {at: offset + draw(st.integers(0, 2**20)) for at, offset in begin.items()}
+        end = {at: min(offset, 2**63 - 1) for at, offset in end.items()}
+        closed.append(Segment(begin, end, draw(reached), draw(times)))
+    first = draw(reached | st.just({}))
+    last = {source: draw(times) for source in first}
+    begins = {at: draw(st.integers(0, 2**40)) for at in (AT, *OTHERS)}
     counts = st.fixed_dictionaries({source: st.integers(0, 2**40) for source in position})
     finished = (
         st.frozensets(st.sampled_from(sorted(position))) if position else st.just(frozenset())
     )
     done = draw(st.none() | st.builds(Done, counts, finished, st.booleans()))
+    interval = st.builds(Interval, times, times)
+    checkpoint = Checkpoint(
+        position,
+        draw(times),
+        draw(times),
+        done,
+        draw(st.dictionaries(named.filter(lambda source: source != UNKNOWN_LETTERS), times)),
+        draw(
+            st.dictionaries(
+                sources, st.lists(interval, min_size=1, max_size=2).map(tuple), max_size=2
+            )
+        ),
+    )
+    if draw(st.booleans()):
+        checkpoint = replace(checkpoint, known_from={}).remembering(600_000)
     return Stored(
-        Checkpoint(position, draw(times), draw(times), done),
-        Span(draw(times), mark),
+        checkpoint,
+        Readback(begins, draw(times), first, last, tuple(closed)),
         draw(st.from_regex(r"[0-9a-f]{1,32}", fullmatch=True)),
     )
 
 
+def encoded(stored: Stored) -> str:
+    return encode(stored, AT)[AT]
+
+
 @given(all_stored())
 def test_what_is_stored_is_read(stored: Stored) -> None:
-    metadata = stored.metadata()
-    assert len(metadata.encode()) <= MAX_METADATA_BYTES
-    assert read_metadata(metadata) == stored
+    texts = encode(stored, AT)
+    assert all(len(text.encode()) <= MAX_METADATA_BYTES for text in texts.values())
+    read = read_stored(texts, AT)
+    assert read.checkpoint == stored.checkpoint
+    assert read.writer == stored.writer
+    assert read.readback is not None
+    if '"unit_ms":1,' in texts[AT]:
+        assert read.readback == stored.readback
 
 
 @given(st.text() | st.binary().map(lambda raw: "zlib:" + raw.decode("latin-1")))
@@ -53,32 +101,94 @@ def test_anything_is_a_position_or_unreadable(metadata: str) -> None:
 
 @given(all_stored(), st.data())
 def test_one_that_is_cut_short_is_unreadable(stored: Stored, data: st.DataObject) -> None:
-    metadata = stored.metadata()
+    metadata = encoded(stored)
     with pytest.raises(UnreadableCheckpoint):
         read_metadata(metadata[: data.draw(st.integers(0, len(metadata) - 1))])
 
 
-def many(streams: int) -> Stored:
+def many(streams: int, segments: int = MAX_SEGMENTS) -> Stored:
+    """All of them active, so that each segment holds something of each."""
+    rng = random.Random(streams)
     position = {
-        (f"{centre}.mediawiki.stream-{number}", 0): NOW_MS + number * 7919
+        (f"{centre}.mediawiki.stream-{number}", 0): NOW_MS - rng.randrange(3_600_000)
         for number in range(streams)
         for centre in ("eqiad", "codfw")
     }
-    before = {source: reached - 599_000 for source, reached in position.items()}
-    return Stored(Checkpoint(position, NOW_MS, NOW_MS), Span(NOW_MS, Mark(NOW_MS, before)), "ab")
+
+    def ago(ms: int) -> dict[tuple[str, int], int]:
+        return {source: reached - rng.randrange(ms) for source, reached in position.items()}
+
+    closed = [
+        Segment({AT: number}, {AT: number + 1}, ago(4_000_000), NOW_MS)
+        for number in range(segments)
+    ]
+    checkpoint = Checkpoint(position, NOW_MS, NOW_MS).remembering(600_000)
+    return Stored(checkpoint, Readback({AT: 99}, NOW_MS, ago(1), ago(1), tuple(closed)), "ab")
 
 
-def test_many_streams_are_packed() -> None:
-    assert many(2).metadata().startswith("{"), "the usual one is to be read by people too"
-    metadata = many(64).metadata()
+def test_the_usual_one_is_to_be_read_by_people_too() -> None:
+    assert encoded(many(1)).startswith("{")
+
+
+@pytest.mark.parametrize("streams", [20, 64])
+def test_many_streams_are_packed_and_what_is_read_back_only_grows(streams: int) -> None:
+    stored = many(streams)
+    metadata = encoded(stored)
     assert len(metadata) <= MAX_METADATA_BYTES
     assert not metadata.startswith("{")
-    assert read_metadata(metadata) == many(64)
+    read = read_stored(encode(stored, AT), AT)
+    assert read.checkpoint == stored.checkpoint
+    assert read.readback is not None
+    assert stored.readback is not None
+    ends = {AT: 100}
+    parts = list(read.readback.parts(ends))
+    for before in stored.readback.parts(ends):
+        holding = [
+            part
+            for part in parts
+            if part.begin[AT] <= before.begin[AT] and part.end[AT] >= before.end[AT]
+        ]
+        (part,) = holding
+        assert all(part.reached[source] >= ms for source, ms in before.reached.items())
 
 
 def test_more_than_fits_is_refused_with_what_to_do() -> None:
     with pytest.raises(Fatal, match="Give fewer streams"):
-        many(500).metadata()
+        encoded(many(500))
+
+
+def test_any_number_of_output_partitions_fits() -> None:
+    stored = many(1)
+    assert stored.readback is not None
+    begins = {("out", number): 10**12 + number for number in range(5_000)}
+    texts = encode(stored._replace(readback=replace(stored.readback, begin=begins)), AT)
+    assert max(map(len, texts.values())) < 1_500
+    read = read_stored(texts, AT)
+    assert read.readback is not None
+    assert read.readback.begin == begins
+
+
+def test_a_position_of_the_version_before_is_read() -> None:
+    before = (
+        '{"version":1,"position":[["codfw.x",0,0],["eqiad.x",0,1790000000000]],'
+        '"started_ms":1789000000000,"clock_ms":1790000000001,"window_since_ms":1789999000000,'
+        '"mark":[1789999500000,[null,5],[]],"writer":"ab"}'
+    )
+    stored = read_metadata(before)
+    assert stored.readback is None
+    assert stored.since_ms == 1789999000000
+    assert stored.checkpoint.position == {("codfw.x", 0): 0, ("eqiad.x", 0): NOW_MS}
+    assert stored.checkpoint.known_from["eqiad.x", 0] == NOW_MS - 600_000
+
+
+def test_the_version_before_finds_from_where_on_to_read() -> None:
+    stored = many(1, segments=2)
+    assert stored.readback is not None
+    begun = replace(stored.readback.closed[0], since_ms=NOW_MS - 7)
+    readback = replace(stored.readback, closed=(begun, *stored.readback.closed[1:]))
+    fields = orjson.loads(encoded(stored._replace(readback=readback)))
+    assert fields["window_since_ms"] == NOW_MS - 7
+    assert fields["mark"] is None
 
 
 @pytest.mark.parametrize(
@@ -90,9 +200,6 @@ def test_more_than_fits_is_refused_with_what_to_do() -> None:
         ({"position": [["a", 0, -1]]}, "no position"),
         ({"position": [["a", 0, 1], ["a", 0, 2]]}, "no position"),
         ({"started_ms": "1"}, "no position"),
-        ({"mark": [1, [1, 2, 3], []]}, "can't be read"),
-        ({"mark": [-1, [None], []]}, "no position"),
-        ({"mark": [1, [None], [["/", 0, 1]]]}, "no position"),
         ({"writer": "\x1b[31m"}, "who wrote it"),
         ({"done": 5}, "can't be read"),
         ({"done": [False, []]}, "can't be read"),
@@ -101,10 +208,24 @@ def test_more_than_fits_is_refused_with_what_to_do() -> None:
         ({"done": [False, [[-1, False]]]}, "no progress of a replay"),
         ({"done": [False, [[True, False]]]}, "no progress of a replay"),
         ({"done": [False, [[1, 1]]]}, "no progress of a replay"),
+        ({"known_from": 1}, "can't be read"),
+        ({"known_from": ["x", [], False]}, "can't be read"),
+        ({"known_from": [99, [], False]}, "no position"),
+        ({"known_from": [[1, 2], [], False]}, "can't be read"),
+        ({"segments": [[1]]}, "where to read"),
+        ({"offsets": [-1]}, "where to read"),
+        ({"offsets": ["1"]}, "where to read"),
+        ({"open": [0, [1, 1, 1], []]}, "what to read"),
+        ({"open": [0, [0], []]}, "what to read"),
+        ({"open": ["0", [], []]}, "what to read"),
+        ({"open": [0, [1.5], [1]]}, "what to read"),
+        ({"others": [["/", 1]]}, "what to read"),
+        ({"unit_ms": None}, "what to read"),
+        ({"coverage": [["a", 0, [[1]]]]}, "no coverage"),
     ],
 )
 def test_what_is_wrong_is_said(change: dict[str, object], why: str) -> None:
-    plain = Stored(Checkpoint({("a", 0): 5}, 0, 0), Span(0), "ab").metadata()
+    plain = encoded(Stored(Checkpoint({("a", 0): 5}, 0, 0), Readback({AT: 1}, 0), "ab"))
     with pytest.raises(UnreadableCheckpoint, match=why):
         read_metadata(orjson.dumps(orjson.loads(plain) | change).decode())
 

@@ -13,6 +13,7 @@ from confluent_kafka import KafkaError, KafkaException, TopicPartition
 from pleiades.runtime.errors import GenerationLost
 from pleiades.sinks.kafka import insisting
 from pleiades.sinks.kafka.insisting import Around
+from pleiades.sinks.kafka.records import RecordForm
 from pleiades.sinks.kafka.transaction import Transactions
 
 STUCK_SECONDS = 0.05
@@ -52,8 +53,8 @@ def commit(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any], None]:
     nothing = Around(lambda: None, lambda _: None, lambda _what, _why: None)
 
     def commit_by(producer: Any) -> None:
-        transactions = Transactions(producer, "x", "x-dead-letters", None, 1, 1, nothing)
-        assert transactions.commit(TopicPartition("x", 0), None) == []
+        transactions = Transactions(producer, "x", "x-dead-letters", RecordForm(), 1, 1, nothing)
+        assert transactions.commit([TopicPartition("x", 0)], None) == []
 
     return commit_by
 

@@ -1,0 +1,225 @@
+"""Which parts of an output topic a restart must read to know all that can be repeated.
+
+A topic that holds what was published is its own window. It is divided into segments, from one mark to
+the next. A mark is made between two transactions of ours: the end offsets of all output partitions.
+
+Laws:
+- All that was published before a mark lies below its offsets, and all that is published after it at or
+  above them. Neither record timestamps nor clocks come into this.
+- Of each upstream topic-partition with records in it, a segment says what that had reached when the last
+  of them was published (`Remembered.reached_ms` of none is more). Once `Checkpoint.known_from` is beyond
+  that, those records are not needed any more; once that is so for all of them, the segment is not.
+- Segments are short: an active topic-partition makes a mark each time it has moved on by a part of its
+  window. One that stands still keeps the few segments in which its last window lies, however long it
+  stands still and whatever is published meanwhile. All of this is stored, so that restarts add nothing.
+- To merge two segments is always safe: what lies between them is read, too, and all of it is held to
+  have come as late as the last.
+- Records of an earlier start came at positions of that start. They keep their segments until this start
+  has moved beyond those.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Container, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
+from typing import NamedTuple
+
+from pleiades.core.position import Checkpoint, Position, join
+from pleiades.core.wire import UNKNOWN_SOURCE, TopicPartition
+
+MAX_SEGMENTS = 16
+"""Closed ones. An active topic-partition needs five; what is above is for those that stand still."""
+MARKS_PER_WINDOW = 4
+"""An active topic-partition reads up to a window and one such part of it."""
+UNKNOWN_LETTERS: TopicPartition = ("", -2)
+"""Stands for the unknown source of dead letters. Those are kept for as long as any topic-partition
+stands still; but nothing except the dead letters' own topic is read for them."""
+
+OutputPartition = tuple[str, int]
+Offsets = Mapping[OutputPartition, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """A part of each output partition, from one mark to another."""
+
+    begin: Offsets
+    end: Offsets
+    """As `begin`, of the output partitions of which anything is needed."""
+    reached: Position
+    """For each upstream topic-partition with records that are needed: what it had reached when the last
+    of them was published, or more."""
+    since_ms: int
+    """What this machine's clock said at the beginning; for the version before only."""
+
+
+class Part(NamedTuple):
+    """What a restart reads of the output, in one go."""
+
+    begin: Offsets
+    end: Offsets
+    reached: Position
+    """Only records of these are needed; see `Segment.reached`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Readback:
+    """What a restart must read, kept up to date with each commit.
+
+    After the last of the closed segments comes the open one, in which is published.
+    """
+
+    begin: Offsets
+    """Of the open segment. An output partition that is missing was added later: all of it is in it."""
+    since_ms: int
+    """As `Segment.since_ms`, of the open one."""
+    first: Position = field(default_factory=dict)
+    """For each upstream topic-partition with records in the open segment: what it had reached when the
+    first of them was published."""
+    reached: Position = field(default_factory=dict)
+    """The same of the last of them."""
+    closed: tuple[Segment, ...] = ()
+
+    def committed(
+        self,
+        checkpoint: Checkpoint,
+        events: Iterable[TopicPartition],
+        letters: Iterable[TopicPartition],
+        letters_topic: str,
+    ) -> Readback:
+        """To be committed with a checkpoint.
+
+        Args:
+            events: sources of events that are committed with it.
+            letters: the same of dead letters.
+            letters_topic: where these go.
+        """
+        named = {remembered_as(source, checkpoint.position, False) for source in events}
+        named |= {remembered_as(source, checkpoint.position, True) for source in letters}
+        if UNKNOWN_SOURCE in named:
+            # It may be too large, and become a dead letter.
+            named.add(UNKNOWN_LETTERS)
+        first, reached = dict(self.first), dict(self.reached)
+        for source in named:
+            reached_ms = checkpoint.reached(source)
+            first[source] = min(first.get(source, reached_ms), reached_ms)
+            reached[source] = max(reached.get(source, 0), reached_ms)
+        pruned = [_pruned(segment, checkpoint, letters_topic) for segment in self.closed]
+        closed = tuple(segment for segment in pruned if segment.reached)
+        return replace(self, first=first, reached=reached, closed=closed)
+
+    def is_mark_due(self, checkpoint: Checkpoint) -> bool:
+        """Whether the open segment should end where the output ends now."""
+        for source, first_ms in self.first.items():
+            known_ms = _known_from(checkpoint, source)
+            reached_ms = checkpoint.reached(source)
+            now_ms = min(reached_ms, checkpoint.clock_ms)
+            if known_ms and (now_ms - first_ms) * MARKS_PER_WINDOW > now_ms - known_ms:
+                return True
+            if self.reached[source] > reached_ms:
+                # Records of an earlier start lie in it.
+                return True
+        return False
+
+    def marked(self, ends: Offsets, now_ms: int) -> Readback:
+        """With a mark where the output ends now; nothing is written and not committed."""
+        closed = self.closed
+        if self.reached:
+            begin = {at: self.begin.get(at, 0) for at in ends}
+            closed = (*closed, Segment(begin, ends, self.reached, self.since_ms))
+        return Readback(ends, now_ms, closed=closed).merged(MAX_SEGMENTS)
+
+    def merged(self, most: int) -> Readback:
+        """With so many closed segments at most, such that as little as possible is read in addition."""
+        segments = list(self.closed)
+        while len(segments) > max(most, 1):
+            joined = [_join(*pair) for pair in pairwise(segments)]
+            # The last two are those of active topic-partitions, and soon not needed any more; with what
+            # comes after them they would grow without end.
+            candidates = range(max(len(joined) - 2, 1))
+            at = min(
+                candidates,
+                key=lambda at: _size(joined[at]) - _size(segments[at]) - _size(segments[at + 1]),
+            )
+            segments[at : at + 2] = [joined[at]]
+        return replace(self, closed=tuple(segments))
+
+    def parts(self, ends: Offsets) -> Iterator[Part]:
+        """What to read, in the order in which it was published.
+
+        Args:
+            ends: where the output ends now.
+        """
+        for segment in self.closed:
+            yield Part(segment.begin, segment.end, segment.reached)
+        if self.reached:
+            yield Part(self.begin, ends, self.reached)
+
+    @property
+    def oldest_ms(self) -> int:
+        """What this machine's clock said where reading begins."""
+        return min((segment.since_ms for segment in self.closed), default=self.since_ms)
+
+
+def remembered_as(
+    source: TopicPartition, known: Container[TopicPartition], letter: bool
+) -> TopicPartition:
+    """Under which name records of a source are remembered: one that is not known is as good as none."""
+    if source in known and source != UNKNOWN_SOURCE:
+        return source
+    return UNKNOWN_LETTERS if letter else UNKNOWN_SOURCE
+
+
+def runs(parts: Iterable[Part]) -> Iterator[list[Part]]:
+    """Parts that follow each other without a gap, and can be read as one."""
+    run: list[Part] = []
+    for part in parts:
+        if run and not _follows(run[-1], part):
+            yield run
+            run = []
+        run.append(part)
+    if run:
+        yield run
+
+
+def _follows(part: Part, following: Part) -> bool:
+    return all(following.begin.get(at, 0) == end for at, end in part.end.items()) and all(
+        reached_ms >= part.reached.get(source, 0)
+        for source, reached_ms in following.reached.items()
+    )
+
+
+def _known_from(checkpoint: Checkpoint, source: TopicPartition) -> int:
+    if source == UNKNOWN_LETTERS:
+        source = UNKNOWN_SOURCE
+    return checkpoint.known_from.get(source, 0)
+
+
+def _pruned(segment: Segment, checkpoint: Checkpoint, letters_topic: str) -> Segment:
+    needed = {
+        source: reached_ms
+        for source, reached_ms in segment.reached.items()
+        if reached_ms >= _known_from(checkpoint, source)
+    }
+    if len(needed) == len(segment.reached):
+        return segment
+    begin, end = segment.begin, segment.end
+    if needed.keys() == {UNKNOWN_LETTERS}:
+        end = {at: offset for at, offset in end.items() if at[0] == letters_topic}
+        begin = {at: begin[at] for at in end}
+    return Segment(begin, end, needed, segment.since_ms)
+
+
+def _join(first: Segment, second: Segment) -> Segment:
+    return Segment(
+        {**second.begin, **first.begin},
+        {**first.end, **second.end},
+        join(first.reached, second.reached),
+        min(first.since_ms, second.since_ms),
+    )
+
+
+def _size(segment: Segment) -> int:
+    """How many records are read for it."""
+    return sum(max(end - segment.begin[at], 0) for at, end in segment.end.items())

@@ -1,0 +1,146 @@
+"""What the last records of a topic say of the position."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+
+from pleiades.core.position import Checkpoint
+from pleiades.core.wire import Assignment
+from pleiades.sinks.kafka.found import Look
+from pleiades.sinks.kafka.history import Found
+from pleiades.sinks.kafka.records import NO_STREAM, Published
+
+EQIAD = ("eqiad.mediawiki.recentchange", 0)
+CODFW = ("codfw.mediawiki.recentchange", 0)
+OVERLAP_MS = 60
+WINDOW_MS = 600
+NOW_MS = 1_000_000
+
+
+def record(
+    *reached: tuple[tuple[str, int], int | None],
+    stream: str = "mediawiki.recentchange",
+    replay: bytes = b"",
+) -> Published:
+    assignments = tuple(Assignment(*each) for each in reached)
+    return Published("id", EQIAD, 1, assignments, stream, replay)
+
+
+def letter(*reached: tuple[tuple[str, int], int | None]) -> Published:
+    return record(*reached, stream=NO_STREAM)
+
+
+def looked(
+    *records: Published,
+    streams: tuple[str, ...] = ("recentchange",),
+    earlier: list[Published] | None = None,
+) -> Look:
+    look = Look(streams, OVERLAP_MS, WINDOW_MS)
+    for stretch in (records, earlier or ()):
+        if stretch:
+            look.read(Found(("t", 0), offset, record) for offset, record in enumerate(stretch))
+    return look
+
+
+def test_the_position_is_the_join_of_the_ids() -> None:
+    look = looked(
+        record((EQIAD, NOW_MS + 5), (CODFW, None)),
+        record((EQIAD, NOW_MS + 9), (CODFW, NOW_MS)),
+        record((EQIAD, NOW_MS + 7), (CODFW, None)),
+    )
+    assert look.told
+    found = look.checkpoint()
+    assert found is not None
+    reached = {EQIAD: NOW_MS + 9, CODFW: NOW_MS}
+    begin_ms = NOW_MS - OVERLAP_MS
+    assert found == Checkpoint(reached, begin_ms, begin_ms)
+    assert found.started_ms < min(reached.values()), "else its topics would count as young"
+
+
+def test_one_that_shows_no_timestamp_is_looked_for_further_back() -> None:
+    look = looked(record((EQIAD, NOW_MS), (CODFW, None)))
+    assert not look.told
+    look = looked(record((EQIAD, NOW_MS), (CODFW, None)), earlier=[record((EQIAD, 9), (CODFW, 7))])
+    assert look.told
+    assert look.reached == {EQIAD: NOW_MS, CODFW: 7}
+
+
+def test_one_that_never_delivered_is_asked_for_from_the_oldest_event_on(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    records = [record((EQIAD, ms), (CODFW, None)) for ms in range(NOW_MS - 90_000, NOW_MS, 10)]
+    found = looked(*records).checkpoint()
+    assert found is not None
+    assert found.position == {EQIAD: NOW_MS - 10, CODFW: 0}
+    assert found.started_ms == NOW_MS - 90_000 - WINDOW_MS
+    assert "no event of the topic tells how far codfw.mediawiki.recentchange was" in caplog.text
+
+
+def test_records_of_other_streams_do_not_count() -> None:
+    other = record((("eqiad.mediawiki.page-create", 0), NOW_MS), stream="mediawiki.page-create")
+    assert looked(other).checkpoint() is None
+    assert set(looked(other, record((EQIAD, NOW_MS))).reached) == {EQIAD}
+
+
+def test_dead_letters_say_of_no_stream_where_it_is() -> None:
+    assert looked(letter((EQIAD, NOW_MS), (CODFW, NOW_MS))).checkpoint() is None
+
+
+def test_where_ids_name_one_topic_only_all_topics_are_asked_from_a_time_on() -> None:
+    """A position of them would leave out what else there may be, which upstream then never sends."""
+    found = looked(record((EQIAD, NOW_MS)), record((EQIAD, NOW_MS + 7))).checkpoint()
+    assert found == Checkpoint({}, begin_ms := NOW_MS + 7 - OVERLAP_MS, begin_ms)
+
+
+def test_what_a_replay_published_tells_nothing_of_an_ingest() -> None:
+    live = record((EQIAD, NOW_MS), (CODFW, NOW_MS))
+    assert looked(record((EQIAD, NOW_MS + 9999), replay=b"r"), live).reached == {
+        EQIAD: NOW_MS,
+        CODFW: NOW_MS,
+    }
+    # The version before did not say so.
+    assert looked(record((EQIAD, NOW_MS + 9999)), live).reached[EQIAD] == NOW_MS
+
+
+def test_old_events_do_not_say_their_stream() -> None:
+    assert looked(record((EQIAD, NOW_MS), stream="")).checkpoint()
+
+
+def test_a_stream_that_is_missing_among_several_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    look = looked(record((EQIAD, NOW_MS)), streams=("recentchange", "page-create"))
+    assert not look.told, "it may be further back"
+    with caplog.at_level(logging.WARNING):
+        assert look.checkpoint() is None
+    assert "none of page-create: it does not tell where to go on" in caplog.text
+    assert f"--since={NOW_MS - OVERLAP_MS}" in caplog.text
+
+
+def test_ids_without_any_timestamp_say_nothing() -> None:
+    assert looked(record((EQIAD, None))).checkpoint() is None
+    assert looked().checkpoint() is None
+
+
+@pytest.mark.parametrize(
+    ("oldest_eqiad", "oldest_codfw", "enough"),
+    [
+        (NOW_MS - 601, NOW_MS - 601, True),
+        (NOW_MS - 600, NOW_MS - 601, False),
+        (NOW_MS - 601, NOW_MS - 600, False),
+        (NOW_MS - 601, None, False),
+    ],
+)
+def test_what_is_read_must_reach_behind_what_can_be_repeated(
+    oldest_eqiad: int, oldest_codfw: int | None, enough: bool
+) -> None:
+    look = looked(record((EQIAD, NOW_MS), (CODFW, NOW_MS)))
+    dated_back = record((EQIAD, 5), (CODFW, 5))
+    oldest = record((EQIAD, oldest_eqiad), (CODFW, oldest_codfw))
+    stretch = [letter(), dated_back, oldest] if oldest_codfw else [oldest]
+    look.read(Found(("t", 0), offset, record) for offset, record in enumerate(stretch))
+    assert look.covers is enough
+
+
+def test_no_records_cover_nothing() -> None:
+    assert not looked().covers
