@@ -126,8 +126,7 @@ class Readback:
         """With a mark where the output ends now; nothing is written and not committed."""
         closed = self.closed
         if self.reached:
-            begin = {at: self.begin.get(at, 0) for at in ends}
-            closed = (*closed, Segment(begin, ends, self.reached, self.since_ms))
+            closed = (*closed, Segment(_begin(self.begin, ends), ends, self.reached, self.since_ms))
         return Readback(ends, now_ms, closed=closed).merged(MAX_SEGMENTS)
 
     def merged(self, most: int) -> Readback:
@@ -152,9 +151,10 @@ class Readback:
             ends: where the output ends now.
         """
         for segment in self.closed:
-            yield Part(segment.begin, segment.end, segment.reached)
+            end = {at: min(offset, ends.get(at, 0)) for at, offset in segment.end.items()}
+            yield Part(segment.begin, end, segment.reached)
         if self.reached:
-            yield Part(self.begin, ends, self.reached)
+            yield Part(_begin(self.begin, ends), ends, self.reached)
 
     @property
     def oldest_ms(self) -> int:
@@ -188,6 +188,11 @@ def _follows(part: Part, following: Part) -> bool:
         reached_ms >= part.reached.get(source, 0)
         for source, reached_ms in following.reached.items()
     )
+
+
+def _begin(begin: Offsets, ends: Offsets) -> Offsets:
+    """Where all partitions begin. One that ends before that was made anew: all of it is needed."""
+    return {at: begin[at] if begin.get(at, end + 1) <= end else 0 for at, end in ends.items()}
 
 
 def _known_from(checkpoint: Checkpoint, source: TopicPartition) -> int:

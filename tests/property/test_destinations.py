@@ -27,11 +27,14 @@ from typing import Protocol, cast
 import pytest
 
 from pleiades.core.admission import young
+from pleiades.core.fingerprint import fingerprint
 from pleiades.core.position import Checkpoint, Course, Position, join
+from pleiades.core.readback import OutputPartition, Part, Readback, remembered_as
 from pleiades.core.wire import (
     Assignment,
     Batch,
     Canary,
+    DeadLetter,
     End,
     Event,
     TopicPartition,
@@ -43,8 +46,9 @@ from pleiades.runtime.channel import Channel
 from pleiades.runtime.metrics import Metrics
 from pleiades.runtime.settings import SYNC_NONE, Settings
 from pleiades.sinks import disk
-from pleiades.sinks.base import Sink
+from pleiades.sinks.base import Committed, Opened, Remembered, Sink
 from pleiades.sinks.files import FilesSink, Surroundings, identities, staging
+from pleiades.sinks.kafka.stored import Stored, encode, read_stored
 from pleiades.sinks.memory import MemorySink, MemoryStore
 from tests.property.test_exactly_once import START, ModelConnection, ModelUpstream
 from tests.unit.conftest import FakeChannel, FakeLife
@@ -117,12 +121,98 @@ class FilesWorld:
                 path.unlink()
 
 
-@pytest.fixture(params=["memory", "files"])
+class TopicWorld:
+    """Output partitions, and what is stored with their offsets."""
+
+    def __init__(self) -> None:
+        self.partitions: dict[OutputPartition, list[tuple[TopicPartition, str]]] = {
+            ("out", 0): [],
+            ("out", 1): [],
+        }
+        self.texts: dict[OutputPartition, str] = {}
+        self.order: list[str] = []
+
+    def sink(self) -> Sink:
+        return TopicSink(self)
+
+    def published(self) -> list[str]:
+        return self.order
+
+    def consume(self, rng: random.Random) -> None:
+        if rng.random() < 0.1:
+            # Somebody adds a partition.
+            self.partitions["out", len(self.partitions)] = []
+
+    def ends(self) -> dict[OutputPartition, int]:
+        return {at: len(records) for at, records in self.partitions.items()}
+
+
+class TopicSink:
+    """What the Kafka sink remembers, without Kafka: one commit is one step."""
+
+    def __init__(self, world: TopicWorld) -> None:
+        self._world = world
+        self._readback = Readback(world.ends(), 0)
+        self._written: list[Event] = []
+
+    def open(self, resume: bool) -> Opened:
+        world, ends = self._world, self._world.ends()
+        if not world.texts:
+            return Opened(None)
+        stored = read_stored(world.texts, ("out", 0))
+        assert stored.readback is not None
+        self._readback = stored.readback
+        if self._readback.is_mark_due(stored.checkpoint):
+            self._readback = self._readback.marked(ends, 0)
+        return Opened(stored.checkpoint, self._window(list(self._readback.parts(ends))))
+
+    def _window(self, parts: list[Part]) -> Iterator[Remembered]:
+        for part in parts:
+            for at, end in part.end.items():
+                for source, identity in self._world.partitions[at][part.begin.get(at, 0) : end]:
+                    name = remembered_as(source, part.reached, letter=False)
+                    if name in part.reached:
+                        yield Remembered(name, part.reached[name], fingerprint(identity))
+
+    def is_published(self, event: Event | DeadLetter) -> bool:
+        return False
+
+    def write(self, events: list[Event], dead_letters: list[DeadLetter]) -> None:
+        self._written += events
+
+    def commit(self, checkpoint: Checkpoint) -> Committed:
+        world = self._world
+        sources = {event.source for event in self._written}
+        readback = self._readback.committed(checkpoint, sources, (), "letters")
+        texts = encode(Stored(checkpoint, readback, "ab"), ("out", 0))
+        faultpoints.passing(faultpoints.PRODUCED)
+        for event in self._written:
+            at = "out", len(event.identity + event.source[0]) * 7 % len(world.partitions)
+            world.partitions[at].append((event.source, event.identity))
+            world.order.append(event.identity)
+        world.texts = texts
+        self._readback, self._written = readback, []
+        faultpoints.passing(faultpoints.COMMITTED)
+        if self._readback.is_mark_due(checkpoint):
+            self._readback = self._readback.marked(world.ends(), 0)
+        return Committed([])
+
+    def tend(self) -> None:
+        pass
+
+    def close(self) -> None:
+        self._written = []
+
+
+@pytest.fixture(params=["memory", "files", "topic"])
 def world_of(
     request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Callable[[], World]]:
     if request.param == "memory":
         yield MemoryWorld
+        return
+    if request.param == "topic":
+        yield TopicWorld
         return
     # In memory, where there is such a place: thousands of histories are many small files.
     folder = Path(tempfile.mkdtemp(dir=MEMORY if MEMORY.is_dir() else None))

@@ -101,3 +101,13 @@ def test_parts_without_a_gap_are_read_as_one() -> None:
         Part({OUT: 31}, {OUT: 40}, {EQIAD: 8}),
     ]
     assert [len(run) for run in runs(parts)] == [2, 1, 1]
+
+
+def test_of_a_topic_that_was_made_anew_all_is_read_and_nothing_that_is_not_there() -> None:
+    readback = published(Readback({OUT: 0}, 0), checkpoint(1_000), EQIAD).marked({OUT: 700}, 1)
+    readback = published(readback, checkpoint(1_010), EQIAD)
+    assert list(readback.parts({OUT: 5, DEAD: 3})) == [
+        Part({OUT: 0}, {OUT: 5}, {EQIAD: 1_000}),
+        Part({OUT: 0, DEAD: 0}, {OUT: 5, DEAD: 3}, {EQIAD: 1_010}),
+    ]
+    assert readback.marked({OUT: 5}, 1).closed[1].begin == {OUT: 0}
