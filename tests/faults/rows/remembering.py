@@ -32,7 +32,7 @@ WINDOW_MS = 600_000
 """The default of `--dedup.window`."""
 FEW_EVENTS = 20
 EVENTS_BETWEEN_MARKS = 60_000
-"""In a topic there is no more than one mark a second, and history comes as fast as it is read."""
+"""In a topic there are at most five marks a second, and history comes as fast as it is read."""
 READ_BACK = re.compile(r"read ([0-9,]+) events of the topic back")
 
 
