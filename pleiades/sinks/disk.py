@@ -16,9 +16,9 @@ from pleiades.runtime import faultpoints
 from pleiades.runtime.errors import DestinationHeld
 
 # A link that somebody else has put there is never followed: with the relay's rights it could overwrite
-# any file.
-_GUARDED = os.O_NOFOLLOW | os.O_CLOEXEC
-_CREATE = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | _GUARDED
+# any file. Nor is a pipe waited for.
+_GUARDED = os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
+_CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | _GUARDED
 _libc = ctypes.CDLL(None, use_errno=True)
 _renameat2: Any = getattr(_libc, "renameat2", None)
 _RENAME_NOREPLACE = 1
@@ -38,13 +38,19 @@ def open_own(path: Path, flags: int) -> int:
     """Open a file of the relay's own.
 
     Raises:
-        OSError: it is a link or has a second name (ELOOP): somebody else's file may be behind it.
+        OSError: it is a link or has a second name (ELOOP): somebody else's file may be behind it. Or it
+            is no file at all.
     """
     descriptor = os.open(path, flags | _GUARDED, 0o666)
     found = os.fstat(descriptor)
-    if not stat.S_ISREG(found.st_mode) or found.st_nlink > 1:
+    why = None
+    if not stat.S_ISREG(found.st_mode):
+        why = "it is no regular file: remove it"
+    elif found.st_nlink > 1:
+        why = "it has a second name (a hard link), so it may be another's file: put a copy in its place"
+    if why is not None:
         os.close(descriptor)
-        raise OSError(errno.ELOOP, "it is a link, which is not followed", str(path))
+        raise OSError(errno.ELOOP, why, str(path))
     return descriptor
 
 
@@ -58,7 +64,7 @@ def is_in_place(path: Path, descriptor: int) -> bool:
 
 
 def write_whole(name: str, content: bytes, folder: int) -> None:
-    """Write a file in an open folder."""
+    """Write a new file in an open folder."""
     descriptor = os.open(name, _CREATE, 0o666, dir_fd=folder)
     try:
         write_all(descriptor, content)
@@ -203,7 +209,7 @@ def holder_of(path: Path) -> str | None:
         OSError: it is there and can't be looked at.
     """
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except (FileNotFoundError, NotADirectoryError):
         return None
     try:

@@ -6,6 +6,7 @@ the recorded length. So what is in the file is exactly what the checkpoint cover
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 from collections.abc import Iterator
@@ -66,7 +67,13 @@ class Journal:
             raise FileNotFoundError(errno.ENOENT, "the journal was removed", str(self.path))
         os.ftruncate(self._descriptor, self.length)
         os.lseek(self._descriptor, self.length, os.SEEK_SET)
-        write_all(self._descriptor, content)
+        try:
+            write_all(self._descriptor, content)
+        except OSError:
+            # On a full disk the part that was written would be in the way of all else.
+            with contextlib.suppress(OSError):
+                os.ftruncate(self._descriptor, self.length)
+            raise
         return self.length + len(content)
 
     def sync(self) -> None:

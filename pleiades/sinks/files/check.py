@@ -42,7 +42,7 @@ def look(settings: Settings, files: FilesSettings) -> Iterator[Finding]:
         yield _directory(place, there)
         yield from _room(there)
         if there == place:
-            _same_file_system(place)
+            _folders_fit(place)
             yield from _holder(place)
             yield from _position(settings, files, place)
         else:
@@ -101,8 +101,10 @@ def _is_writable(folder: Path) -> bool:
     return os.access(folder, os.R_OK | os.W_OK | os.X_OK, effective_ids=True)
 
 
-def _same_file_system(place: Path) -> None:
-    """A file is written in one folder and renamed into another: that needs one file system."""
+def _folders_fit(place: Path) -> None:
+    """A file is written in one folder and renamed into another: that needs one file system, and folders
+    that are no links.
+    """
     own = place / OWN_FOLDER
     for folder in (own, own / STAGING, own / DEAD_LETTERS, place / _folder_of_now()):
         if folder.exists() and folder.stat().st_dev != place.stat().st_dev:
@@ -110,6 +112,8 @@ def _same_file_system(place: Path) -> None:
                 f"{folder} lies on another file system than {place}: events could not be renamed "
                 "into their place"
             )
+        if folder.is_symlink():
+            raise NoUse(f"{folder} is a link, which is not followed")
 
 
 def _room(there: Path) -> Iterator[Finding]:

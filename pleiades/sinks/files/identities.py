@@ -44,6 +44,9 @@ MAX_HEADER_BYTES = 4 * 1024 * 1024
 MAX_GROUP_BYTES = 1024 * 1024 * 1024
 """A longer one is damaged. Compaction makes the longest: `--dedup.maxEntries` fingerprints."""
 
+MAX_BEGUN = 2
+"""So many new files stay while a commit is tried again and again: a checkpoint may name that of the try
+before, if just then the disk failed."""
 MAX_DIGITS = 12
 """Of a file's number."""
 
@@ -219,6 +222,8 @@ class IdentityLog:
         self._compacting = False
         """The next one is this one compacted."""
         self._compact_at = MIN_COMPACTED_BYTES
+        self._begun: list[int] = []
+        """Numbers of the files that no checkpoint names, except perhaps the last but one."""
 
     def open(self, number: int, length: int) -> list[Group]:
         """Open what a checkpoint names; returns all of it.
@@ -247,9 +252,18 @@ class IdentityLog:
         number = max([*numbers_of(self._folder, self._name), self._number]) + 1
         journal = Journal(self._path(number), 0)
         self._next = number, journal
+        self._begun.append(number)
+        if len(self._begun) > MAX_BEGUN:
+            self._path(self._begun.pop(0)).unlink(missing_ok=True)
         if group is not None:
             journal.record(journal.append(group.encoded()))
             journal.sync()
+
+    def salvaged(self, groups: list[Group]) -> Group:
+        """One group in place of those that a log holds: the last one's, with what it must remember."""
+        last = groups[-1]
+        runs = compacted(groups, last.checkpoint.known_from, self._max_entries)
+        return last._replace(runs=runs)
 
     def mend(self) -> None:
         """Begin a new file if somebody has removed this one.
@@ -300,12 +314,13 @@ class IdentityLog:
         """A checkpoint that names this is durable."""
         if self._compacting:
             self._compact_at = max(MIN_COMPACTED_BYTES, GROWTH * committed.length)
-        if self._next is not None:
+        if self._next is not None and self._next[0] == committed.journal:
             if self._journal is not None:
                 self._journal.close()
             self._number, self._journal = self._next
             self._next = None
             self._compacting = False
+            self._begun = []
             for number in numbers_of(self._folder, self._name):
                 if number != self._number:
                     self._path(number).unlink(missing_ok=True)

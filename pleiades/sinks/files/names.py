@@ -6,6 +6,7 @@ on nothing that a second delivery of the same event could bring differently.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from collections.abc import Iterator
@@ -103,7 +104,11 @@ def identities_since(publish_dir: Path, since_ms: int) -> Iterator[str]:
     for folder in sorted(folders):
         if folder.rpartition("/")[2] < first:
             continue
-        with os.scandir(folder) as files:
+        # A user has removed it meanwhile, or put something else there.
+        with (
+            contextlib.suppress(FileNotFoundError, NotADirectoryError),
+            os.scandir(folder) as files,
+        ):
             for file in files:
                 identity = identity_in(file.name)
                 if identity is not None:

@@ -18,6 +18,7 @@ from __future__ import annotations
 import errno
 import logging
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -134,6 +135,14 @@ class FilesSink:
         name = self._checkpoints.name
         self._staging = Staging(own / STAGING, name, self._publish_dir, self._dead_letters)
         self._identities = IdentityLog(own, name, max_entries)
+        self._max_entries = max_entries
+        self._folders = sorted(
+            above
+            for folder in (self._staging.folder, self._dead_letters)
+            for above in (folder, *folder.parents)
+            if above.is_relative_to(self._publish_dir / OWN_FOLDER)
+        )
+        """All that must be there, from the outermost on."""
         self._number = 0
         """Of the last commit that the checkpoint covers."""
         self._opened = False
@@ -150,8 +159,10 @@ class FilesSink:
         )
         if self._replays and not resume:
             # It begins again: what an earlier run has published is there, or was taken away.
-            stored, damaged = None, False
-            groups = self._aside_until_done("prepare", self._begin_anew, _FATAL_AT_START)
+            covered, stored = stored, None
+            groups = self._aside_until_done(
+                "prepare", lambda: self._begin_anew(covered), _FATAL_AT_START
+            )
         elif stored is None:
             groups, stored = self._aside_until_done(
                 "read the identity log in", lambda: self._salvage(damaged), _FATAL_AT_START
@@ -287,28 +298,32 @@ class FilesSink:
                 )
         log.info("making the identity log from the names of the files: %s", why)
         since_ms = min(stored.checkpoint.known_from.values(), default=stored.checkpoint.started_ms)
-        fingerprints = [
-            fingerprint(identity) for identity in identities_since(self._publish_dir, since_ms)
-        ]
+        # One topic that has stood still may reach back over many more files than memory holds.
+        fingerprints = deque(
+            map(fingerprint, identities_since(self._publish_dir, since_ms)), self._max_entries
+        )
+        if len(fingerprints) == self._max_entries:
+            log.warning(
+                "--dedup.maxEntries (%d) is reached: of the files only the newest are remembered, and "
+                "what the upstream repeats of older ones is published again if it was moved away. "
+                "Raise it",
+                self._max_entries,
+            )
         reached_ms = stored.checkpoint.reached(UNKNOWN_SOURCE)
         run = Run(UNKNOWN_SOURCE, reached_ms, b"".join(fingerprints))
         group = Group(self._number, stored.checkpoint, [run])
         self._identities.begin(group)
+        # At once: else each start until the next commit would make another one.
+        self._store(Stored(stored.checkpoint, self._identities.named(self._number)))
         return [group]
 
     def _salvage(self, damaged: bool) -> tuple[list[Group], Stored | None]:
         """What the log says where there is no usable checkpoint."""
-        groups = self._identities.salvage()
-        staged = self._staging.numbers()
-        last = groups[-1].commit if groups else 0
-        # Perhaps no checkpoint covered it yet; it is whole, unless the power failed just then.
-        if last in staged and self._staging.has_empty_files(last):
-            groups.pop()
+        groups = self._salvaged()
         if groups:
             self._number = groups[-1].commit
             checkpoint = groups[-1].checkpoint
-            runs = [run for group in groups for run in group.runs]
-            groups = [Group(self._number, checkpoint, runs)]
+            groups = [self._identities.salvaged(groups)]
         self._identities.begin(groups[0] if groups else None)
         if not damaged:
             return groups, None
@@ -324,12 +339,26 @@ class FilesSink:
             "published again"
         )
         stored = Stored(checkpoint, self._identities.named(self._number))
-        self._checkpoints.replace(stored)
-        self._identities.record(self._identities.named(self._number))
+        self._store(stored)
         return groups, stored
 
-    def _begin_anew(self) -> list[Group]:
-        self._number = max(self._staging.numbers(), default=0)
+    def _salvaged(self) -> list[Group]:
+        groups = self._identities.salvage()
+        last = groups[-1].commit if groups else 0
+        # Perhaps no checkpoint covered it yet; it is whole, unless the power failed just then.
+        if last in self._staging.numbers() and self._staging.has_empty_files(last):
+            groups.pop()
+        return groups
+
+    def _begin_anew(self, covered: Stored | None) -> list[Group]:
+        """Forget what is published; but what the checkpoint covers must still get its names, and what it
+        does not cover must not: a crash may have cut it short.
+        """
+        if covered is not None and covered.committed is not None:
+            self._number = covered.committed.number
+        else:
+            groups = self._salvaged()
+            self._number = groups[-1].commit if groups else 0
         self._identities.begin(None)
         return []
 
@@ -360,14 +389,12 @@ class FilesSink:
         if self._must_be_there:
             self._lock.check_there(self._publish_dir)
         self._lock.check(self._publish_dir)
-        for folder in (self._staging.folder, self._dead_letters):
-            folder.mkdir(parents=True, exist_ok=True)
-        # Whoever may write here could lead the relay, with its rights, to other people's files.
-        for folder in (self._publish_dir / OWN_FOLDER, self._staging.folder, self._dead_letters):
+        self._publish_dir.mkdir(parents=True, exist_ok=True)
+        for folder in self._folders:
+            # Whoever may write here could lead the relay, with its rights, to other people's files.
             if folder.is_symlink():
-                raise OSError(
-                    errno.ELOOP, f"{folder} is a link, which is not followed", str(folder)
-                )
+                raise OSError(errno.ELOOP, "it is a link, which is not followed", str(folder))
+            folder.mkdir(exist_ok=True)
         self._lock.acquire(self._publish_dir)
         self._must_be_there = False
         if self._opened:
@@ -389,9 +416,10 @@ class FilesSink:
                 return attempt()
             except OSError as error:
                 if error.errno in fatal:
+                    where = "" if error.filename is None else f"{error.filename}: "
                     raise Fatal(
-                        f"can't {operation} {self._publish_dir}: {error.strerror}. Nothing was "
-                        "read or written. Choose another --file.publishDir or mend its permissions"
+                        f"can't {operation} {self._publish_dir}: {where}{error.strerror}. Nothing was "
+                        "published. Choose another --file.publishDir or mend its permissions"
                     ) from None
                 failures += 1
                 pause_seconds = RETRY_BACKOFF.pause_seconds(failures, jitter=1.0)

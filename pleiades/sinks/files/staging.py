@@ -25,6 +25,8 @@ from pleiades.sinks.files.names import folder_of, name_in
 
 log = logging.getLogger(__name__)
 
+MAX_OPEN_FOLDERS = 32
+"""Events of one commit may belong to thousands of hours; a process may open 1,024 files by default."""
 MAX_REMADE = 100
 """So often one move makes a folder again that a user removes because it is empty."""
 
@@ -118,15 +120,17 @@ class Staging:
             OSError: not all have their names; it can be tried again.
         """
         existing = 0
-        with ExitStack() as stack:
-            source = stack.enter_context(open_folder(self._path(number)))
+        with open_folder(self._path(number)) as source, ExitStack() as opened:
             folders: dict[str, int] = {}
             for file in files:
                 for _ in range(MAX_REMADE):
                     if file.folder not in folders:
+                        if len(folders) == MAX_OPEN_FOLDERS:
+                            opened.close()
+                            folders.clear()
                         path = Path(file.folder)
                         path.mkdir(exist_ok=True)
-                        folders[file.folder] = stack.enter_context(open_folder(path))
+                        folders[file.folder] = opened.enter_context(open_folder(path))
                     try:
                         existing += not _move(file, source, folders[file.folder])
                     except FileNotFoundError:

@@ -66,6 +66,24 @@ def test_a_directory_that_can_be_made(found: Found, tmp_path: Path) -> None:
     assert "with what comes from then on" in position.text
 
 
+@pytest.mark.parametrize("planted", [".pleiades", ".pleiades/staging", ".pleiades/dead-letters"])
+def test_a_folder_that_is_a_link_can_not_be_used(
+    found: Found, tmp_path: Path, planted: str
+) -> None:
+    """A start refuses it as well."""
+    link = tmp_path / "events" / planted
+    link.parent.mkdir(parents=True)
+    link.symlink_to(tmp_path)
+    ((_, text),) = problems(found())
+    assert f"{link} is a link, which is not followed" in text
+
+
+def test_the_directory_itself_may_be_a_link(found: Found, tmp_path: Path) -> None:
+    (tmp_path / "events").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "events")
+    assert not problems(found(below="link"))
+
+
 def test_a_stored_position_is_told_with_its_age(found: Found, own: Path) -> None:
     CheckpointFile(own, "recentchange", synced=False).replace(Stored(CHECKPOINT, None))
     findings = found()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -15,10 +16,10 @@ from pleiades.core.fingerprint import fingerprint
 from pleiades.core.position import Checkpoint
 from pleiades.core.wire import UNKNOWN_SOURCE, DeadLetter, Event
 from pleiades.runtime.errors import DestinationHeld, Fatal
-from pleiades.sinks import disk
-from pleiades.sinks.files import FilesSink, Surroundings, identities, staging
+from pleiades.sinks import checkpoints, disk, journal
+from pleiades.sinks.files import FilesSink, Surroundings, identities, own_folder, staging
 from pleiades.sinks.files import sink as files
-from pleiades.sinks.files.identities import Run
+from pleiades.sinks.files.identities import Group, Run
 from tests.harness.permissions import permissions_hold
 from tests.harness.tree import tree
 
@@ -686,3 +687,210 @@ def test_a_read_only_directory_is_fatal(tmp_path: Path, world: World) -> None:
     tmp_path.chmod(0o500)
     with permissions_hold(), pytest.raises(Fatal, match="mend its permissions"):
         make(tmp_path / "x", world).open(resume=True)
+
+
+# ---- what a review found ----
+
+
+def replaying(folder: Path, world: World) -> FilesSink:
+    around = Surroundings(world.pause, world.on_trouble)
+    return FilesSink(folder, "batch", "range", 500_000, around, replays=True)
+
+
+def test_a_replay_that_begins_again_publishes_nothing_cut_short(folder: Path, world: World) -> None:
+    """A crash while files are staged leaves half an event; what is committed gets its names."""
+    first = replaying(folder, world)
+    first.open(resume=True)
+    first.write([event(1)], [])
+    first.commit(CHECKPOINT)
+    first.close()
+    staging = own_folder(folder, "range", replays=True) / "staging"
+    (published,) = folder.glob("*/*.json")
+    (staging / "range.1").mkdir()
+    published.rename(staging / "range.1" / f"00000000.{published.name}.part")
+    (staging / "range.2").mkdir()
+    half = f"00000000.{published.name.replace('001Z-id-1', '002Z-id-2')}.part"
+    (staging / "range.2" / half).write_bytes(b'{"n":')
+    again = replaying(folder, world)
+    assert again.open(resume=False).checkpoint is None
+    assert again.is_published(event(1))
+    assert not again.is_published(event(2))
+    again.write([event(2)], [])
+    again.commit(CHECKPOINT)
+    again.close()
+    assert [(folder / name).read_bytes() for name in names(folder)] == [b'{"n":1}\n', b'{"n":2}\n']
+
+
+def test_events_of_more_hours_than_files_may_be_open(folder: Path, sink: FilesSink) -> None:
+    """An imported page has a revision in each of thousands of hours."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
+    try:
+        sink.open(resume=True)
+        sink.write([event(3_600_000 * number) for number in range(400)], [])
+        sink.commit(CHECKPOINT)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert len(names(folder)) == 400
+
+
+@pytest.mark.parametrize("planted", ["", "dead-letters", "replays", "replays/range"])
+def test_nothing_is_made_behind_a_planted_link(folder: Path, world: World, planted: str) -> None:
+    target = folder.with_name("precious")
+    target.mkdir()
+    link = folder / ".pleiades" / planted
+    link.parent.mkdir(parents=True)
+    link.symlink_to(target)
+    with pytest.raises(Fatal, match=f"{link}: it is a link"):
+        replaying(folder, world).open(resume=True)
+    assert list(target.iterdir()) == []
+
+
+def test_the_directory_itself_may_be_a_link(folder: Path, world: World) -> None:
+    target = folder.with_name("volume")
+    target.mkdir()
+    folder.symlink_to(target)
+    for sink in (make(folder, world), replaying(folder, world)):
+        sink.open(resume=True)
+        sink.write([event(1)], [])
+        sink.commit(CHECKPOINT)
+        sink.close()
+    assert len(names(target)) == 1
+
+
+@pytest.mark.parametrize(
+    "planted", ["checkpoint-recentchange", "lock", "identities-recentchange.1"]
+)
+def test_a_planted_pipe_is_not_waited_for(folder: Path, world: World, planted: str) -> None:
+    (folder / ".pleiades").mkdir(parents=True)
+    os.mkfifo(folder / ".pleiades" / planted)
+    with pytest.raises(Fatal, match="no regular file"):
+        make(folder, world).open(resume=True)
+
+
+def test_a_second_name_is_said_with_the_file_that_has_it(folder: Path, world: World) -> None:
+    """A backup that was made of hard links."""
+    commit_once(folder, world)
+    shutil.copytree(folder, folder.with_name("backup"), copy_function=os.link)
+    with pytest.raises(Fatal, match="/lock: it has a second name"):
+        make(folder, world).open(resume=True)
+
+
+def test_compaction_on_a_full_disk_leaves_nothing_behind(
+    folder: Path, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(identities, "MIN_COMPACTED_BYTES", 1)
+    sink = make(folder, world)
+    sink.open(resume=True)
+    sink.write([event(1)], [])
+    sink.commit(CHECKPOINT)
+    own, left, tries = folder / ".pleiades", [], []
+
+    def full(descriptor: int, content: bytes) -> None:
+        tries.append(content)
+        disk.write_all(descriptor, content if len(tries) == 10 else content[:50])
+        if len(tries) < 10:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def count() -> None:
+        left.append(sorted(path.stat().st_size for path in own.glob("identities-*"))[:-1])
+
+    monkeypatch.setattr(journal, "write_all", full)
+    world.mend = count
+    before = (own / "identities-recentchange.1").stat().st_size
+    assert before > 50
+    sink.write([event(2)], [])
+    sink.commit(CHECKPOINT)
+    assert left == [[0], *[[0, 0]] * 8]
+    sink.close()
+    assert len(list(own.glob("identities-*"))) == 1
+    assert known(make(folder, world)) == (CHECKPOINT, [event(1), event(2)])
+
+
+def test_a_log_of_many_runs_can_be_read_after_it_was_salvaged(folder: Path, world: World) -> None:
+    """Two minutes of 128 topics: too many runs for one header."""
+    sink = make(folder, world)
+    sink.open(resume=True)
+    sink.write([event(0)], [])
+    sink.commit(CHECKPOINT)
+    sink.close()
+    sources = [(f"eqiad.mediawiki.some-stream-{number:03}", 0) for number in range(128)]
+    with (folder / ".pleiades" / "identities-recentchange.1").open("ab") as file:
+        for commit in range(2, 700):
+            runs = [
+                Run(source, NOON_MS + commit, b"%016d" % (commit * 128 + number))
+                for number, source in enumerate(sources)
+            ]
+            file.write(Group(commit, CHECKPOINT, runs).encoded())
+    (folder / ".pleiades" / "checkpoint-recentchange").write_bytes(b"damaged")
+    for _ in range(2):
+        sink = make(folder, world)
+        assert len(list(sink.open(resume=True).window)) == 1 + 698 * 128
+        sink.close()
+
+
+def without_its_log(folder: Path, world: World) -> None:
+    """A directory with 100 events in 100 hours, and no identity log."""
+    sink = make(folder, world)
+    sink.open(resume=True)
+    sink.write([event(3_600_000 * number) for number in range(100)], [])
+    sink.commit(CHECKPOINT)
+    sink.close()
+    (folder / ".pleiades" / "identities-recentchange.1").unlink()
+
+
+def test_of_more_names_than_the_bound_the_newest_are_remembered(
+    folder: Path, world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    without_its_log(folder, world)
+    around = Surroundings(world.pause, world.on_trouble)
+    sink = FilesSink(folder, "batch", "recentchange", 10, around)
+    window = [entry.fingerprint for entry in sink.open(resume=True).window]
+    newest = [event(3_600_000 * number) for number in range(90, 100)]
+    assert window == [fingerprint(one.identity) for one in newest]
+    assert "--dedup.maxEntries (10) is reached" in caplog.text
+
+
+def test_starts_that_come_to_nothing_leave_one_log(folder: Path, world: World) -> None:
+    without_its_log(folder, world)
+    for _ in range(5):
+        sink = make(folder, world)
+        assert len(list(sink.open(resume=True).window)) == 100
+        sink.close()
+        assert len(list((folder / ".pleiades").glob("identities-*"))) == 1
+
+
+@pytest.mark.parametrize("other", ["file", "link to nowhere"])
+def test_something_else_with_the_name_of_an_hour_is_passed_over(
+    folder: Path, world: World, other: str
+) -> None:
+    without_its_log(folder, world)
+    if other == "file":
+        (folder / "2026-12-31T00").write_text("a user's")
+    else:
+        (folder / "2026-12-31T00").symlink_to(folder / "archived")
+    assert len(list(make(folder, world).open(resume=True).window)) == 100
+
+
+def test_a_log_removed_while_the_checkpoint_can_not_be_stored(
+    folder: Path, sink: FilesSink, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sink.open(resume=True)
+    sink.write([event(1)], [])
+    sink.commit(CHECKPOINT)
+    tries = []
+
+    def full(path: Path, content: bytes, synced: bool) -> None:
+        tries.append(path)
+        if len(tries) == 1:
+            (folder / ".pleiades" / "identities-recentchange.1").unlink()
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        disk.replace_file(path, content, synced)
+
+    monkeypatch.setattr(checkpoints, "replace_file", full)
+    sink.commit(CHECKPOINT)
+    sink.write([event(2)], [])
+    sink.commit(CHECKPOINT)
+    sink.close()
+    (folder / names(folder)[1]).unlink()
+    assert known(make(folder, world)) == (CHECKPOINT, [event(2)])
