@@ -872,6 +872,24 @@ def test_something_else_with_the_name_of_an_hour_is_passed_over(
     assert len(list(make(folder, world).open(resume=True).window)) == 100
 
 
+def test_what_a_power_failure_has_emptied_gets_no_name(
+    folder: Path, world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    first = make(folder, world, "none")
+    first.open(resume=True)
+    first.write([event(1), event(2)], [])
+    first.commit(CHECKPOINT)
+    first.close()
+    staged = folder / ".pleiades" / "staging" / "recentchange.1"
+    staged.mkdir()
+    (published, kept) = (folder / name for name in names(folder))
+    published.unlink()
+    (staged / f"00000000.{published.name}.part").touch()
+    make(folder, world, "none").open(resume=True)
+    assert [folder / name for name in names(folder)] == [kept]
+    assert "1 events are lost: the power failed" in caplog.text
+
+
 def test_a_log_removed_while_the_checkpoint_can_not_be_stored(
     folder: Path, sink: FilesSink, world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
