@@ -22,6 +22,8 @@ _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | _GUARDED
 _libc = ctypes.CDLL(None, use_errno=True)
 _renameat2: Any = getattr(_libc, "renameat2", None)
 _RENAME_NOREPLACE = 1
+_UNSUPPORTED = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)
+"""Not on this file system, or not of this kernel: to try again would not help."""
 
 
 @contextmanager
@@ -80,8 +82,7 @@ def rename_new(name: str, folder: int, new: str, new_folder: int) -> bool:
     if _renameat2(folder, name.encode(), new_folder, new.encode(), _RENAME_NOREPLACE) == 0:
         return True
     number = ctypes.get_errno()
-    # EINVAL, ENOSYS: not on this file system, or not of this kernel.
-    if number in (errno.EEXIST, errno.EINVAL, errno.ENOSYS):
+    if number == errno.EEXIST or number in _UNSUPPORTED:
         return False
     raise OSError(number, os.strerror(number), name, None, new)
 
@@ -116,7 +117,12 @@ def write_all(descriptor: int, content: bytes) -> None:
 def sync_directory(path: Path) -> None:
     """Bring the names in a directory to the disk."""
     with open_folder(path) as descriptor:
-        os.fsync(descriptor)
+        try:
+            os.fsync(descriptor)
+        except OSError as error:
+            # Some network file systems bring names to the disk by themselves, and refuse to be asked.
+            if error.errno not in _UNSUPPORTED:
+                raise
 
 
 def sync_file_system(folder: int) -> None:

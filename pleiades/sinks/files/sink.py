@@ -346,7 +346,7 @@ class FilesSink:
         groups = self._identities.salvage()
         last = groups[-1].commit if groups else 0
         # Perhaps no checkpoint covered it yet; it is whole, unless the power failed just then.
-        if last in self._staging.numbers() and self._staging.has_empty_files(last):
+        if last in self._staging.numbers() and self._staging.emptied(last):
             groups.pop()
         return groups
 
@@ -367,6 +367,15 @@ class FilesSink:
         self._lock.check(self._publish_dir)
         self._staging.remove_leftovers(self._number)
         for number in self._staging.numbers():
+            emptied = self._staging.emptied(number)
+            for path in emptied:
+                path.unlink()
+            if emptied:
+                log.error(
+                    "%d events are lost: the power failed before the system had written them, as may "
+                    "happen with --file.sync=none. `pleiades replay` of that time publishes them",
+                    len(emptied),
+                )
             files = self._staging.read(number)
             self._staging.publish(number, files)
             if files:

@@ -76,9 +76,10 @@ class Staging:
         found = map(self._number_in, os.listdir(self.folder))  # noqa: PTH208  # no path is needed
         return sorted(number for number in found if number is not None)
 
-    def has_empty_files(self, number: int) -> bool:
-        """Whether a power failure has emptied any of a commit's events, which had not been synced."""
-        return any(path.stat().st_size == 0 for path in self._path(number).glob("*.json.part"))
+    def emptied(self, number: int) -> list[Path]:
+        """A commit's events that a power failure has emptied, for they had not been synced."""
+        found = self._path(number).glob("*.json.part")
+        return [path for path in found if path.lstat().st_size == 0]
 
     def fill(self, number: int, files: list[StagedFile]) -> int:
         """Write a commit's files; returns an open descriptor of their folder, which stays ours."""

@@ -6,6 +6,7 @@ import errno
 import os
 import resource
 import shutil
+import stat
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -573,6 +574,25 @@ def test_what_is_there_already_stays_untouched_and_is_counted(folder: Path, worl
     second.close()
 
 
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP])
+def test_a_file_system_that_syncs_no_folders_is_used_all_the_same(
+    folder: Path, sink: FilesSink, world: World, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    fsync = os.fsync
+
+    def refusing(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(number, os.strerror(number))
+        fsync(descriptor)
+
+    sink.open(resume=True)
+    monkeypatch.setattr(os, "fsync", refusing)
+    sink.write([event(1)], [])
+    sink.commit(CHECKPOINT)
+    assert len(names(folder)) == 1
+    assert world.troubles == []
+
+
 def test_a_failed_rename_is_said_with_its_reason(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError) as caught, disk.open_folder(tmp_path) as folder:
         disk.rename_new("none", folder, "new", folder)
@@ -870,6 +890,24 @@ def test_something_else_with_the_name_of_an_hour_is_passed_over(
     else:
         (folder / "2026-12-31T00").symlink_to(folder / "archived")
     assert len(list(make(folder, world).open(resume=True).window)) == 100
+
+
+def test_what_a_power_failure_has_emptied_gets_no_name(
+    folder: Path, world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    first = make(folder, world, "none")
+    first.open(resume=True)
+    first.write([event(1), event(2)], [])
+    first.commit(CHECKPOINT)
+    first.close()
+    staged = folder / ".pleiades" / "staging" / "recentchange.1"
+    staged.mkdir()
+    (published, kept) = (folder / name for name in names(folder))
+    published.unlink()
+    (staged / f"00000000.{published.name}.part").touch()
+    make(folder, world, "none").open(resume=True)
+    assert [folder / name for name in names(folder)] == [kept]
+    assert "1 events are lost: the power failed" in caplog.text
 
 
 def test_a_log_removed_while_the_checkpoint_can_not_be_stored(
