@@ -8,6 +8,9 @@ shrinks; one whose upstream is slow has a lag that grows, but nothing to read.
 from __future__ import annotations
 
 PERIOD_SECONDS = 60.0
+MAX_UNSEEN_SECONDS = 10.0
+"""After a longer time without a look the period begins anew: nobody knows what was meanwhile. On an idle
+stream there is none between two connections."""
 GROWTH_SECONDS = 5.0
 
 
@@ -16,6 +19,7 @@ class FallingBehind:
 
     def __init__(self) -> None:
         self._since: float | None = None
+        self._looked = 0.0
         self._lag_seconds = 0.0
 
     def observe(self, now: float, lag_seconds: float, unread_bytes: int) -> bool:
@@ -26,7 +30,13 @@ class FallingBehind:
             lag_seconds: age of the newest event that was read.
             unread_bytes: bytes of the upstream's that wait on this machine.
         """
-        if not unread_bytes or self._since is None or lag_seconds < self._lag_seconds:
+        unseen_seconds, self._looked = now - self._looked, now
+        if (
+            not unread_bytes
+            or self._since is None
+            or unseen_seconds > MAX_UNSEEN_SECONDS
+            or lag_seconds < self._lag_seconds
+        ):
             self._since = now if unread_bytes else None
             self._lag_seconds = lag_seconds
             return False

@@ -31,3 +31,9 @@ def test_nothing_to_read_once_begins_the_period_anew() -> None:
     assert not watch.observe(50.0, 50.0, 0)
     assert not any(watch.observe(float(now), float(now), 1) for now in range(51, 111))
     assert watch.observe(111.0, 111.0, 1)
+
+
+def test_an_idle_stream_that_is_looked_at_once_a_connection_is_not_behind() -> None:
+    """What is repeated at each connection waits to be read for a moment."""
+    watch = FallingBehind()
+    assert not any(watch.observe(now, now, 1000) for now in (0.0, 0.5, 60.5, 61.0, 121.0, 181.0))
