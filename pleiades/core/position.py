@@ -205,10 +205,7 @@ class Checkpoint:
             "known_from": listed(self.known_from),
         }
         if self.coverage:
-            stored["coverage"] = [
-                [*source, list(map(list, intervals))]
-                for source, intervals in sorted(self.coverage.items())
-            ]
+            stored["coverage"] = listed_coverage(self.coverage)
         if self.done is not None:
             stored["done"] = self.done.listed(source for source, _ in position)
         return orjson.dumps(stored)
@@ -240,9 +237,9 @@ def decode_checkpoint(encoded: bytes) -> Checkpoint:
     except (ValueError, KeyError, TypeError) as error:
         raise UnreadableCheckpoint(f"it can't be read ({type(error).__name__})") from None
     plausible = all(
-        is_source(source) and _is_time(timestamp_ms) for source, timestamp_ms in position.items()
+        is_source(source) and is_time(timestamp_ms) for source, timestamp_ms in position.items()
     )
-    if not plausible or not all(map(_is_time, numbers)):
+    if not plausible or not all(map(is_time, numbers)):
         raise UnreadableCheckpoint("it holds values that are no position")
     done = read_done(stored.get("done"), position)
     checkpoint = Checkpoint(position, numbers.started_ms, numbers.clock_ms, done)
@@ -271,15 +268,20 @@ def read_listed(rows: Any) -> Position:
     except (ValueError, TypeError):
         raise UnreadableCheckpoint("it holds rows that are no position") from None
     if not all(
-        (is_source(source) or source == UNKNOWN_SOURCE) and _is_time(timestamp_ms)
+        (is_source(source) or source == UNKNOWN_SOURCE) and is_time(timestamp_ms)
         for source, timestamp_ms in position.items()
     ):
         raise UnreadableCheckpoint("it holds values that are no position")
     return position
 
 
+def listed_coverage(coverage: Coverage) -> list[list[Any]]:
+    """A coverage as rows of topic, partition and intervals."""
+    return [[*source, list(map(list, intervals))] for source, intervals in sorted(coverage.items())]
+
+
 def read_coverage(rows: Any) -> Coverage:
-    """Read what `Checkpoint.encoded` made of a coverage.
+    """Read what `listed_coverage` gave.
 
     Raises:
         UnreadableCheckpoint: it is damaged.
@@ -292,12 +294,13 @@ def read_coverage(rows: Any) -> Coverage:
     except (ValueError, TypeError):
         raise UnreadableCheckpoint("it holds rows that are no coverage") from None
     times = [time for intervals in coverage.values() for pair in intervals for time in pair]
-    if not all(map(is_source, coverage)) or not all(map(_is_time, times)):
+    if not all(map(is_source, coverage)) or not all(map(is_time, times)):
         raise UnreadableCheckpoint("it holds values that are no coverage")
     return coverage
 
 
-def _is_time(number: object) -> bool:
+def is_time(number: object) -> bool:
+    """Whether a stored value can be a timestamp, in ms since 1970."""
     return type(number) is int and 0 <= number <= MAX_TIMESTAMP_MS
 
 

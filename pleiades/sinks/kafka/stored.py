@@ -28,6 +28,9 @@ from pleiades.core.position import (
     Checkpoint,
     Position,
     UnreadableCheckpoint,
+    is_time,
+    listed,
+    listed_coverage,
     read_coverage,
     read_done,
     read_listed,
@@ -117,7 +120,7 @@ def _position(stored: Stored, readback: Readback, unit_ms: int) -> dict[str, Any
 
     encoded = {
         "version": FORMAT_VERSION,
-        "position": _listed(position),
+        "position": listed(checkpoint.position),
         "started_ms": checkpoint.started_ms,
         "clock_ms": checkpoint.clock_ms,
         "window_since_ms": readback.oldest_ms,
@@ -130,20 +133,17 @@ def _position(stored: Stored, readback: Readback, unit_ms: int) -> dict[str, Any
         "segments": [[each.since_ms, row(each.reached)] for each in readback.closed],
     }
     if checkpoint.coverage:
-        encoded["coverage"] = [
-            [*source, list(map(list, intervals))]
-            for source, intervals in sorted(checkpoint.coverage.items())
-        ]
+        encoded["coverage"] = listed_coverage(checkpoint.coverage)
     if checkpoint.done is not None:
         encoded["done"] = checkpoint.done.listed(source for source, _ in position)
     return encoded
 
 
 def _trimmed(row: Iterable[int | None]) -> list[int | None]:
-    listed = list(row)
-    while listed and listed[-1] is None:
-        listed.pop()
-    return listed
+    trimmed = list(row)
+    while trimmed and trimmed[-1] is None:
+        trimmed.pop()
+    return trimmed
 
 
 def _known_from(checkpoint: Checkpoint, names: list[TopicPartition]) -> list[Any]:
@@ -160,7 +160,7 @@ def _known_from(checkpoint: Checkpoint, names: list[TopicPartition]) -> list[Any
     if follows:
         del others[UNKNOWN_SOURCE]
     alike = behind[0] if len(set(behind)) == 1 else behind
-    return [alike, _listed(sorted(others.items())), follows]
+    return [alike, listed(others), follows]
 
 
 def _limited(checkpoint: Checkpoint, source: TopicPartition) -> int:
@@ -214,7 +214,7 @@ def read_stored(texts: Mapping[OutputPartition, str], at: OutputPartition) -> St
             raise UnreadableCheckpoint(f"its format version is {str(version)[:20]}")
         position = _read_position(fields["position"])
         times = [fields["started_ms"], fields["clock_ms"], fields["window_since_ms"]]
-        if not all(map(_is_time, [*times, *position.values()])):
+        if not all(map(is_time, [*times, *position.values()])):
             raise UnreadableCheckpoint("it holds values that are no position")
         writer = fields["writer"]
         if type(writer) is not str or _WRITER.fullmatch(writer) is None:
@@ -247,13 +247,9 @@ def _unpacked(metadata: str) -> Any:
     return orjson.loads(plain)
 
 
-def _listed(position: Iterable[tuple[TopicPartition, int]]) -> list[tuple[str, int, int]]:
-    return [(*source, reached) for source, reached in position]
-
-
-def _read_position(listed: Any) -> Position:
-    position = {(topic, partition): reached for topic, partition, reached in listed}
-    if len(position) != len(listed) or not all(map(is_source, position)):
+def _read_position(rows: Any) -> Position:
+    position = {(topic, partition): reached for topic, partition, reached in rows}
+    if len(position) != len(rows) or not all(map(is_source, position)):
         raise UnreadableCheckpoint("it holds values that are no position")
     return position
 
@@ -270,7 +266,7 @@ def _read_known_from(checkpoint: Checkpoint, behind: Any, others: Any, follows: 
     if follows and least is not None:
         known[UNKNOWN_SOURCE] = least
     known |= read_listed(others)
-    if not all(map(_is_time, known.values())):
+    if not all(map(is_time, known.values())):
         raise UnreadableCheckpoint("it holds values that are no position")
     return known
 
@@ -327,14 +323,10 @@ def _read_readback(
         end = {at: end for at, (_, end) in pairs.items()}
         closed.append(Segment(begin, end, reached(row), since_ms))
     since_ms, first, last = fields["open"]
-    if not all(map(_is_time, [since_ms, *(each.since_ms for each in closed)])):
+    if not all(map(is_time, [since_ms, *(each.since_ms for each in closed)])):
         raise UnreadableCheckpoint("it does not say what to read")
     begins = {at: numbers[0] for at, numbers in offsets.items()}
     opened = reached(first), reached(last)
     if opened[0].keys() != opened[1].keys():
         raise UnreadableCheckpoint("it does not say what to read")
     return Readback(begins, since_ms, *opened, tuple(closed))
-
-
-def _is_time(number: object) -> bool:
-    return type(number) is int and 0 <= number <= MAX_TIMESTAMP_MS
