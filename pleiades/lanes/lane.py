@@ -213,7 +213,8 @@ class Lane:
         asked_ms = course.asked_from(plan.source, plan.clock_ms)
         self._busy(2 * CONNECT_TIMEOUT_SECONDS + self._idle_seconds)
         try:
-            connection = self._upstream.connect(compose_id({plan.source: asked_ms}), asked_ms)
+            asked = compose_id({plan.source: asked_ms})
+            connection = self._upstream.connect(asked, asked_ms)
         except TopicsNotAvailable as error:
             self._take_absence(error)
             return
@@ -229,7 +230,7 @@ class Lane:
                 self._upstream.address,
                 iso_time(asked_ms),
             )
-            reason = self._read(connection, next(self._connections), asked_ms)
+            reason = self._read(connection, next(self._connections), asked, asked_ms)
         finally:
             connection.close()
         # Others end silent connections, too, proxies above all, and perhaps sooner than we.
@@ -286,7 +287,7 @@ class Lane:
                 self._idle_seconds,
             )
 
-    def _read(self, connection: Connection, number: int, asked_ms: int) -> str:
+    def _read(self, connection: Connection, number: int, asked: str, asked_ms: int) -> str:
         """Read to the connection's end; returns why it ended."""
         plan = self._plan
         ending = Ending(plan.end_ms, plan.overlap_ms)
@@ -321,7 +322,7 @@ class Lane:
                     piece.size_bytes,
                     piece.oversized,
                     gap,
-                    compose_id({plan.source: asked_ms}),
+                    asked,
                 )
             )
             # That nobody took it for a while is no silence of the upstream's.

@@ -124,7 +124,6 @@ class FilesSink:
     ) -> None:
         self._publish_dir = publish_dir.absolute()
         own = own_folder(publish_dir, position_name, replays)
-        self._own = own
         self._dead_letters = self._publish_dir / OWN_FOLDER / DEAD_LETTERS
         self._replays = replays
         self._synced = sync == SYNC_BATCH
