@@ -67,8 +67,11 @@ class Insisting:
             except KafkaException as error:
                 if kind_of(error.args[0]) is not Kind.TRANSIENT:
                     raise
-                if error.args[0].code() != KafkaError._TIMED_OUT or len(self._producer) != waiting:
-                    moved, waiting = time.monotonic(), len(self._producer)
+                # The length counts messages, and events such as statistics that come and go. Only a
+                # new minimum shows that a message was delivered.
+                left = len(self._producer)
+                if error.args[0].code() != KafkaError._TIMED_OUT or left < waiting:
+                    moved, waiting = time.monotonic(), min(waiting, left)
                 if time.monotonic() - moved >= STUCK_SECONDS:
                     raise GenerationLost(
                         f"librdkafka got no further with a commit for {STUCK_SECONDS:.0f} s"

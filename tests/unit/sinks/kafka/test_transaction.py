@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from itertools import count
+from itertools import count, cycle
 from typing import Any
 
 import pytest
@@ -66,8 +66,14 @@ def test_one_that_gets_no_further_is_given_up(commit: Callable[[Any], None]) -> 
     assert producer.commits > 1
 
 
+def test_statistics_that_come_and_go_are_no_progress(commit: Callable[[Any], None]) -> None:
+    producer = SlowProducer(cycle([7, 8]), lambda: False)
+    with pytest.raises(GenerationLost, match="no further"):
+        commit(producer)
+
+
 def test_one_that_delivers_is_waited_for(commit: Callable[[Any], None]) -> None:
     begun = time.monotonic()
-    producer = SlowProducer(count(), lambda: time.monotonic() - begun > 3 * STUCK_SECONDS)
+    producer = SlowProducer(count(1_000_000, -1), lambda: time.monotonic() - begun > 3 * STUCK_SECONDS)
     commit(producer)
     assert producer.commits > 1
