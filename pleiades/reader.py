@@ -12,12 +12,12 @@ import time
 from itertools import count
 
 from pleiades.core.falling_behind import PERIOD_SECONDS, FallingBehind
-from pleiades.core.framing import Usual
-from pleiades.core.ids import Told
+from pleiades.core.framing import ColumnarFrames
+from pleiades.core.ids import ParsedIds
 from pleiades.core.landmark import Landmark
 from pleiades.core.past_end import PastEnd
 from pleiades.core.pauses import Pauses
-from pleiades.core.position import MAX_LAST_EVENT_ID_BYTES, Checkpoint, Course
+from pleiades.core.position import MAX_LAST_EVENT_ID_BYTES, Checkpoint, ResumeCursor
 from pleiades.core.units import iso_time
 from pleiades.core.wire import End, Frames, TopicPartition, compose_id
 from pleiades.runtime.channel import POLL_SECONDS, Channel
@@ -73,7 +73,7 @@ class Reader:
         self._open: Connection | None = None
         self._falling_behind = FallingBehind()
         self._watched_at = 0.0
-        self._course = Course(0, int(settings.upstream.overlap_seconds * 1000))
+        self._course = ResumeCursor(0, int(settings.upstream.overlap_seconds * 1000))
         self._landmarks: dict[TopicPartition, Landmark] = {}
         """Of this connection: of the topic-partitions of which what is known has not come yet."""
         self._missing_topics: set[str] = set()
@@ -319,7 +319,7 @@ class Reader:
             self._last_event_id = self._last_id_here = piece.ids[-1]
         self._send(piece.content, before)
 
-    def _leave(self, left: Told, asked: dict[TopicPartition, int] | None) -> None:
+    def _leave(self, left: ParsedIds, asked: dict[TopicPartition, int] | None) -> None:
         """Take note of events that are asked for again, on a connection of their own."""
         if not left.timestamps_ms:
             return
@@ -341,7 +341,7 @@ class Reader:
                 iso_time(min(old)),
             )
 
-    def _look_for_gap(self, told: Told) -> None:
+    def _look_for_gap(self, told: ParsedIds) -> None:
         if not self._landmarks:
             return
         for source, column in told.timestamps_ms.items():
@@ -363,7 +363,7 @@ class Reader:
             (timestamp_ms - self._course.position[source]) / 1000,
         )
 
-    def _send(self, content: bytes | Usual, last_event_id: bytes) -> None:
+    def _send(self, content: bytes | ColumnarFrames, last_event_id: bytes) -> None:
         sequence = next(self._sequence)
         frames = Frames(
             sequence,

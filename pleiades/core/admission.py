@@ -8,8 +8,8 @@ A repeat is known to the window, or lies in a stretch that an earlier start has 
 
 Before the start: a topic-partition is *young* while all that it delivered is dated at or before the
 start, e.g. because the first event after it is an imported edit of 2016. A reconnect must then ask for
-older than the start (see `Course.asked_from`), and upstream sends what the relay never took up. Of a
-young topic-partition, on every new connection, is dropped what comes before the first event that is
+older than the start (see `ResumeCursor.asked_from`), and upstream sends what the relay never took up. Of
+a young topic-partition, on every new connection, is dropped what comes before the first event that is
 known or dated at or after the start. This is exact, because
 
 - the topic-partition was asked for from the start on, so whatever lies before its first delivered event

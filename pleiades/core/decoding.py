@@ -22,7 +22,7 @@ import msgspec
 from sseclient import SSEClient
 
 from pleiades.core.body import NotJson, read_body
-from pleiades.core.framing import Usual, last_id_in, split_frames
+from pleiades.core.framing import ColumnarFrames, last_id_in, split_frames
 from pleiades.core.identity import (
     are_names,
     delivered_assignment,
@@ -268,7 +268,7 @@ _load = msgspec.json.Decoder(_Body).decode
 it skips for UTF-8 unseen."""
 
 
-def _decoded_as_usual(frames: Frames, usual: Usual, keep_canaries: bool) -> Decoded:
+def _decoded_as_usual(frames: Frames, usual: ColumnarFrames, keep_canaries: bool) -> Decoded:
     keys, data = usual
     metas = [_load(text).meta for text in data]
     for text in data:

@@ -126,7 +126,7 @@ def split_frames(blob: bytes) -> list[bytes]:
     return [frame for part in blob.split(b"\n\n") if (frame := part.strip(b"\n"))]
 
 
-class Usual(NamedTuple):
+class ColumnarFrames(NamedTuple):
     """Frames of the one shape that EventStreams sends, by columns: `event: message`, `id`, `data`."""
 
     ids: list[bytes]
@@ -142,7 +142,7 @@ class Usual(NamedTuple):
         )
 
 
-def usual_frames(blob: bytes) -> Usual | None:
+def columnar_frames(blob: bytes) -> ColumnarFrames | None:
     """The frames in a blob from `Framer.feed`; None if there are none, or any has another shape."""
     # Millions of short lines would become as many objects, only to be of another shape.
     if blob.count(b"\n") != _USUAL_LINES * blob.count(b"\n\n"):
@@ -162,30 +162,30 @@ def usual_frames(blob: bytes) -> Usual | None:
         or b"\0" in b"".join(ids)
     ):
         return None
-    return Usual([line[4:] for line in ids], [line[6:] for line in data])
+    return ColumnarFrames([line[4:] for line in ids], [line[6:] for line in data])
 
 
 class Taken(NamedTuple):
     """What a reader needs of a blob from `Framer.feed`, and what it hands on."""
 
-    content: bytes | Usual
+    content: bytes | ColumnarFrames
     """By columns where all frames have the usual shape; else as it came."""
     ids: list[bytes]
     retry_ms: int | None
 
 
-def take(blob: bytes) -> Taken:
+def split_columns(blob: bytes) -> Taken:
     """Look through a blob once."""
-    usual = usual_frames(blob)
+    usual = columnar_frames(blob)
     if usual is None:
         return Taken(blob, ids_in(blob), retry_in(blob))
     return Taken(usual, usual.ids, None)
 
 
-def before_id(content: bytes | Usual, number: int) -> bytes | Usual:
+def before_id(content: bytes | ColumnarFrames, number: int) -> bytes | ColumnarFrames:
     """The frames before the one with this id, counted from 0 as in `Taken.ids`."""
     if not isinstance(content, bytes):
-        return Usual(content.ids[:number], content.data[:number])
+        return ColumnarFrames(content.ids[:number], content.data[:number])
     before = []
     for frame in split_frames(content):
         if last_id_in(frame) is not None:

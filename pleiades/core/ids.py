@@ -33,7 +33,7 @@ _OPEN_MS = 10**12
 _OPEN = b"%b%d" % (_MARK, _OPEN_MS)
 
 
-class Told(NamedTuple):
+class ParsedIds(NamedTuple):
     """What some ids say, one after the other."""
 
     timestamps_ms: dict[TopicPartition, list[int | None]]
@@ -68,16 +68,16 @@ class _Pattern(NamedTuple):
     offsets: Mapping[TopicPartition, int]
 
 
-def read_ids(ids: Sequence[bytes]) -> Told:
+def read_ids(ids: Sequence[bytes]) -> ParsedIds:
     """Read ids as they came, without their line ends. Never raises for what is in them."""
     if not ids:
-        return Told({})
+        return ParsedIds({})
     form = _TIMESTAMP.sub(_OPEN, ids[-1])
     pattern = _pattern_for(form) if len(form) <= MAX_PATTERN_BYTES else None
     return (pattern and _read_by(pattern, ids)) or _read_each(ids)
 
 
-def _read_by(pattern: _Pattern, ids: Sequence[bytes]) -> Told | None:
+def _read_by(pattern: _Pattern, ids: Sequence[bytes]) -> ParsedIds | None:
     """Read ids that differ in their timestamps only; None if these differ otherwise."""
     text = b"\n".join(ids) + b"\n"
     if len(text) != (pattern.id_bytes + 1) * len(ids):
@@ -88,7 +88,7 @@ def _read_by(pattern: _Pattern, ids: Sequence[bytes]) -> Told | None:
     if len(found) != len(ids):
         return None
     groups = [found] if pattern.groups == 1 else list(zip(*found, strict=True))
-    return Told(
+    return ParsedIds(
         {
             source: [None] * len(ids) if group is None else _numbers(groups[group])
             for source, group in pattern.sources
@@ -104,7 +104,7 @@ def _numbers(column: Sequence[bytes]) -> list[int | None]:
     return list(map(int, column))
 
 
-def _read_each(ids: Sequence[bytes]) -> Told:
+def _read_each(ids: Sequence[bytes]) -> ParsedIds:
     # By the numbers of the ids: only what is said takes room, for hostile ids name another one each.
     said: dict[TopicPartition, dict[int, int | None]] = {}
     malformed = 0
@@ -131,9 +131,9 @@ def _read_each(ids: Sequence[bytes]) -> Told:
         ambiguous = ambiguous or len({entry.source for entry in assignments}) < len(assignments)
     if len(said) > MAX_PATTERN_SOURCES:
         columns = {source: list(times.values()) for source, times in said.items()}
-        return Told(columns, malformed, ambiguous, aligned=False, offsets=offsets)
+        return ParsedIds(columns, malformed, ambiguous, aligned=False, offsets=offsets)
     columns = {source: [times.get(n) for n in range(len(ids))] for source, times in said.items()}
-    return Told(columns, malformed, ambiguous, offsets=offsets)
+    return ParsedIds(columns, malformed, ambiguous, offsets=offsets)
 
 
 @lru_cache(_KEPT_PATTERNS)

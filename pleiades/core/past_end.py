@@ -26,7 +26,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from pleiades.core.ids import Told
+from pleiades.core.ids import ParsedIds
 from pleiades.core.position import MAX_SOURCES
 from pleiades.core.wire import TopicPartition
 
@@ -74,7 +74,7 @@ class PastEnd:
         self._delivered = dict(delivered)
         self._since_ms = since_ms
 
-    def first_left(self, told: Told) -> int | None:
+    def first_left(self, told: ParsedIds) -> int | None:
         """Which of the next ids must be left, with all that follow; None: none of them.
 
         Args:
@@ -100,7 +100,7 @@ class PastEnd:
         # repeats.
         return min(left.values()) if told.aligned else 0
 
-    def _is_suspect(self, source: TopicPartition, timestamp_ms: int, told: Told) -> bool:
+    def _is_suspect(self, source: TopicPartition, timestamp_ms: int, told: ParsedIds) -> bool:
         if told.offsets.get(source, -1) >= 0:
             return False
         left = self._left.get(source)

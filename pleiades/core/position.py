@@ -182,7 +182,7 @@ class Checkpoint:
         position = join(self.position, timestamps_ms)
         if len(position) > MAX_SOURCES:
             room = max(MAX_SOURCES, len(self.position))
-            # In the order in which they came, as `Course.observe` takes them up.
+            # In the order in which they came, as `ResumeCursor.observe` takes them up.
             position = dict(islice(position.items(), room))
         return replace(
             self,
@@ -338,7 +338,7 @@ def fitting(position: Mapping[TopicPartition, int]) -> Position:
 
 
 @dataclass(slots=True)
-class Course:
+class ResumeCursor:
     """The reader's knowledge of where it is: what was delivered, and what to ask for next.
 
     Laws, beside those above:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, TypeAlias, TypeGuard
 
 import orjson
 
-from pleiades.core.framing import Usual
+from pleiades.core.framing import ColumnarFrames
 from pleiades.core.units import parse_iso_time_ms
 
 TopicPartition: TypeAlias = tuple[str, int]
@@ -209,7 +209,7 @@ class Frames(NamedTuple):
     """Counts up from 0 in each generation; the publisher holds the order to it."""
     connection: int
     """Counts the connections of this generation, from 1."""
-    content: bytes | Usual
+    content: bytes | ColumnarFrames
     """Frames one after the other, each ending with an empty line; LF only, no BOM. By columns where all
     of them have the usual shape."""
     last_event_id: bytes

@@ -21,12 +21,12 @@ from collections.abc import Callable, Iterator
 from itertools import takewhile
 from typing import NamedTuple, TypeAlias
 
-from pleiades.core.framing import Usual
-from pleiades.core.ids import Told
+from pleiades.core.framing import ColumnarFrames
+from pleiades.core.ids import ParsedIds
 from pleiades.core.landmark import Landmark
 from pleiades.core.past_end import PastEnd
 from pleiades.core.pauses import Pauses
-from pleiades.core.position import Course
+from pleiades.core.position import ResumeCursor
 from pleiades.core.range import Ending
 from pleiades.core.units import iso_time
 from pleiades.core.wire import TopicPartition, compose_id
@@ -53,7 +53,7 @@ class Received(NamedTuple):
 
     source: TopicPartition
     connection: int
-    content: bytes | Usual
+    content: bytes | ColumnarFrames
     """Whole frames, as in `Frames`; may be empty."""
     last_event_id: bytes
     """Valid for frames of it without an id."""
@@ -107,7 +107,7 @@ class Plan(NamedTuple):
     """What is asked for never lies further ahead than this, less the overlap."""
     allow_gap: bool
     floor_ms: int = 0
-    """See `Course.floors`."""
+    """See `ResumeCursor.floors`."""
 
 
 class Tail(NamedTuple):
@@ -144,7 +144,9 @@ class Lane:
         self._idle_seconds = idle_seconds
         self._tell = tell
         self._connections = connections
-        self._course = Course(plan.begin_ms, plan.overlap_ms, floors={plan.source: plan.floor_ms})
+        self._course = ResumeCursor(
+            plan.begin_ms, plan.overlap_ms, floors={plan.source: plan.floor_ms}
+        )
         if plan.reached_ms:
             self._course.position[plan.source] = plan.reached_ms
         self._pauses = Pauses()
@@ -342,7 +344,7 @@ class Lane:
         self._events += len(ids)
         self._last_event_id = last
 
-    def _take(self, told: Told, ending: Ending) -> tuple[bool, bool]:
+    def _take(self, told: ParsedIds, ending: Ending) -> tuple[bool, bool]:
         """Take note of ids; whether there is a gap before them, and whether the range is over."""
         gap = over = False
         source = self._plan.source

@@ -14,7 +14,7 @@ from collections import deque
 from itertools import count
 from typing import NamedTuple
 
-from pleiades.core.framing import Usual
+from pleiades.core.framing import ColumnarFrames
 from pleiades.core.pace import Pace
 from pleiades.core.position import Checkpoint, Done
 from pleiades.core.wire import End, Frames, TopicPartition
@@ -182,7 +182,7 @@ class RangeReader:
         self,
         source: TopicPartition,
         connection: int,
-        content: bytes | Usual,
+        content: bytes | ColumnarFrames,
         last_event_id: bytes,
         *,
         finished: bool,

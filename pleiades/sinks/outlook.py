@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from pleiades.core.position import Checkpoint, Course
+from pleiades.core.position import Checkpoint, ResumeCursor
 from pleiades.core.units import iso_time, rough_duration
 from pleiades.core.wire import compose_id
 from pleiades.runtime.findings import Finding, note, ok, warning
@@ -59,7 +59,7 @@ def nothing_stored(settings: Settings, place: str, now_ms: int) -> Iterator[Find
 
 
 def _asked_ms(settings: Settings, checkpoint: Checkpoint, now_ms: int) -> int:
-    course = Course(
+    course = ResumeCursor(
         checkpoint.started_ms,
         int(settings.upstream.overlap_seconds * 1000),
         checkpoint.position,

@@ -10,8 +10,8 @@ import logging
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from pleiades.core.framing import Framer, Usual, before_id, take
-from pleiades.core.ids import Told, read_ids
+from pleiades.core.framing import ColumnarFrames, Framer, before_id, split_columns
+from pleiades.core.ids import ParsedIds, read_ids
 from pleiades.core.past_end import PastEnd
 from pleiades.runtime.errors import Transient
 from pleiades.upstream.http import Connection
@@ -25,13 +25,13 @@ PAST_END = "past_end"
 class Received(NamedTuple):
     """What came at a time."""
 
-    content: bytes | Usual
+    content: bytes | ColumnarFrames
     """Whole frames, as in `Frames`; may be empty."""
     ids: list[bytes]
     """Those of the frames."""
-    told: Told
+    told: ParsedIds
     """What the ids say."""
-    left: Told
+    left: ParsedIds
     """What the ids say of the frames that are left, because the connection ends before them."""
     retry_ms: int | None
     size_bytes: int
@@ -61,8 +61,8 @@ def frames(connection: Connection, past_end: PastEnd, name: str = "") -> Iterato
         if chunk is None:
             raise Ended("closed")
         oversized = framer.oversized_total
-        content, ids, retry_ms = take(framer.feed(chunk))
-        told, left = read_ids(ids), Told({})
+        content, ids, retry_ms = split_columns(framer.feed(chunk))
+        told, left = read_ids(ids), ParsedIds({})
         place = past_end.first_left(told)
         if place is not None:
             content, left = before_id(content, place), read_ids(ids[place:])

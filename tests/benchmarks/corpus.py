@@ -17,9 +17,9 @@ from typing import NamedTuple
 
 import orjson
 
-from pleiades.core.framing import usual_frames
+from pleiades.core.framing import columnar_frames
 from pleiades.core.ids import read_ids
-from pleiades.core.position import Course
+from pleiades.core.position import ResumeCursor
 from pleiades.simulator.feed import Feed
 from pleiades.simulator.generator import generated
 from pleiades.simulator.log import Cluster, Fresh, UpstreamLog, sources_of
@@ -126,11 +126,11 @@ def _longer(fresh: Fresh, neighbour: bytes, factor: int) -> Fresh:
 def _make(path: Path, shape: Shape, facts: Path) -> None:
     data_bytes = count = 0
     rest = b""
-    reached = Course(0, 1)
+    reached = ResumeCursor(0, 1)
     with path.open("wb") as file:
         file.write(chunked(OPENING))
         for batch in frames(shape):
-            usual = usual_frames(b"".join(batch))
+            usual = columnar_frames(b"".join(batch))
             assert usual is not None
             data_bytes += sum(map(len, usual.data))
             reached.observe(read_ids(usual.ids).greatest())

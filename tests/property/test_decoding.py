@@ -17,7 +17,14 @@ from pleiades.core.decoding import (
     decode_usual,
     general_sse_events,
 )
-from pleiades.core.framing import Framer, ids_in, retry_in, split_frames, take, usual_frames
+from pleiades.core.framing import (
+    Framer,
+    columnar_frames,
+    ids_in,
+    retry_in,
+    split_columns,
+    split_frames,
+)
 from pleiades.core.wire import (
     MAX_TIMESTAMP_MS,
     REASONS,
@@ -96,7 +103,7 @@ frames = as_usual | odd_frames | spoilt()
 
 
 def received(blob: bytes, last_event_id: bytes = b"") -> Frames:
-    return Frames(0, 1, take(blob).content, last_event_id, 0, 0)
+    return Frames(0, 1, split_columns(blob).content, last_event_id, 0, 0)
 
 
 def decoded(blob: bytes, last_event_id: bytes = b"", keep_canaries: bool = False) -> Decoded:
@@ -176,7 +183,7 @@ def test_both_ways_decode_alike(blobs: list[bytes], keep_canaries: bool) -> None
 @example([b":\n\n:\n\n"])
 def test_usual_frames_are_what_came(blobs: list[bytes]) -> None:
     blob = b"".join(blobs)
-    found = usual_frames(blob)
+    found = columnar_frames(blob)
     if found is not None:
         assert found.joined() == blob
         assert (found.ids, None) == (ids_in(blob), retry_in(blob))

@@ -28,7 +28,7 @@ import pytest
 
 from pleiades.core.admission import young
 from pleiades.core.fingerprint import fingerprint
-from pleiades.core.position import Checkpoint, Course, Position, join
+from pleiades.core.position import Checkpoint, Position, ResumeCursor, join
 from pleiades.core.readback import OutputPartition, Part, Readback, remembered_as
 from pleiades.core.wire import (
     Assignment,
@@ -305,7 +305,7 @@ class History:
         checkpoint = resumed.items[0]
         # A crash may have come just after a commit.
         self.reached = join(self.reached, checkpoint.position)
-        self.course = Course(
+        self.course = ResumeCursor(
             checkpoint.started_ms,
             self.overlap_ms,
             dict(checkpoint.position),

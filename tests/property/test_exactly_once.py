@@ -1,7 +1,7 @@
 """The proof of the promise: every upstream event once and in its order, whatever happens.
 
 A model of the upstream (logs of topics, resolution of timestamps, ids) and of what carries the core
-(reader, queue, publisher, two kinds of destination) runs the real `Course`, `Window`, `Admission`,
+(reader, queue, publisher, two kinds of destination) runs the real `ResumeCursor`, `Window`, `Admission`,
 `Readback` and `Checkpoint` through appends, cuts, crashes, lagging publishers and clocks that are set
 back.
 
@@ -31,7 +31,7 @@ from hypothesis import strategies as st
 
 from pleiades.core.admission import Admission
 from pleiades.core.fingerprint import fingerprint
-from pleiades.core.position import Checkpoint, Course
+from pleiades.core.position import Checkpoint, ResumeCursor
 from pleiades.core.readback import Readback, remembered_as
 from pleiades.core.window import Window
 from pleiades.core.wire import (
@@ -136,8 +136,8 @@ class Relay:
     def __post_init__(self) -> None:
         self.start_generation()
 
-    def make_course(self, checkpoint: Checkpoint) -> Course:
-        return Course(checkpoint.started_ms, self.overlap_ms, dict(checkpoint.position))
+    def make_course(self, checkpoint: Checkpoint) -> ResumeCursor:
+        return ResumeCursor(checkpoint.started_ms, self.overlap_ms, dict(checkpoint.position))
 
     def make_window(self) -> Window:
         return Window(self.window_ms, NOT_FULL)
@@ -381,7 +381,7 @@ class FixedCountWindow(Window):
             self._known.difference_update(queue.take_oldest(max(len(self) - 5, 0)))
 
 
-class LastIdCourse(Course):
+class LastIdCourse(ResumeCursor):
     """Resumes with the last id, as clients do."""
 
     def observe(self, delivered: Mapping[TopicPartition, int]) -> None:
@@ -397,7 +397,7 @@ class ForgetfulRelay(Relay):
 
 
 class NaiveRelay(Relay):
-    def make_course(self, checkpoint: Checkpoint) -> Course:
+    def make_course(self, checkpoint: Checkpoint) -> ResumeCursor:
         return LastIdCourse(checkpoint.started_ms, self.overlap_ms, dict(checkpoint.position))
 
 

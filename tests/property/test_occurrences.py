@@ -21,9 +21,9 @@ from hypothesis import strategies as st
 from pleiades.core.admission import Admission
 from pleiades.core.decoding import decode
 from pleiades.core.fingerprint import fingerprint
-from pleiades.core.framing import take
+from pleiades.core.framing import split_columns
 from pleiades.core.occurrences import Occurrences, is_recognisable
-from pleiades.core.position import Checkpoint, Course
+from pleiades.core.position import Checkpoint, ResumeCursor
 from pleiades.core.window import Window
 from pleiades.core.wire import Batch, DeadLetter, Event, Frames, TopicPartition
 
@@ -121,7 +121,7 @@ class Relay:
         self.generations += 1
         self.checkpoint = self.stored
         self.in_flight: list[tuple[str, Group, int]] = []
-        self.course = Course(START_MS, OVERLAP_MS, dict(self.stored.position))
+        self.course = ResumeCursor(START_MS, OVERLAP_MS, dict(self.stored.position))
         self.window = Window(WINDOW_MS, 100_000)
         self.window.restore(
             self.stored.position,
@@ -149,7 +149,7 @@ class Relay:
         """Up to so many events, as one batch."""
         received = list(self.connection.frames(most))
         blob = b"".join(frame for frame, _ in received)
-        content, ids, _ = take(blob)
+        content, ids, _ = split_columns(blob)
         frames = Frames(
             self.sequence,
             self.connections,

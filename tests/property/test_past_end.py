@@ -9,9 +9,9 @@ import orjson
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pleiades.core.ids import Told, read_ids
+from pleiades.core.ids import ParsedIds, read_ids
 from pleiades.core.past_end import PastEnd
-from pleiades.core.position import Course
+from pleiades.core.position import ResumeCursor
 from pleiades.core.wire import TopicPartition
 
 A, B = ("a", 0), ("b", 0)
@@ -69,7 +69,7 @@ class Service:
 def test_nothing_is_lost_and_no_topic_costs_more_than_one_connection(
     steps: list[TopicPartition | str], deaf: int, overlap_ms: int
 ) -> None:
-    service, past_end, course = Service(), PastEnd(), Course(STARTED_MS, overlap_ms)
+    service, past_end, course = Service(), PastEnd(), ResumeCursor(STARTED_MS, overlap_ms)
     course.observe({A: 0, B: 0})
     taken: dict[TopicPartition, set[int]] = {A: set(), B: set()}
     reconnects = 0
@@ -117,7 +117,7 @@ def test_nothing_is_lost_and_no_topic_costs_more_than_one_connection(
         assert taken[source] == {time for time in service.log[source] if time <= last}
 
 
-def said(timestamp_ms: int | None, offset: int = -1) -> Told:
+def said(timestamp_ms: int | None, offset: int = -1) -> ParsedIds:
     entry: dict[str, object] = {"topic": A[0], "partition": A[1]}
     shown = {"offset": offset} if timestamp_ms is None else {"timestamp": timestamp_ms}
     return read_ids([orjson.dumps([entry | shown])])

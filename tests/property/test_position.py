@@ -9,9 +9,9 @@ from pleiades.core.position import (
     MAX_LAST_EVENT_ID_BYTES,
     MAX_SOURCES,
     Checkpoint,
-    Course,
     Done,
     Position,
+    ResumeCursor,
     UnreadableCheckpoint,
     decode_checkpoint,
     join,
@@ -175,7 +175,7 @@ names = st.tuples(
 def test_a_request_is_never_too_long_and_what_has_delivered_comes_first(
     stored: Position, came: list[Position], started_ms: int
 ) -> None:
-    course = Course(started_ms, 1)
+    course = ResumeCursor(started_ms, 1)
     course.resume(stored)
     for delivered in came:
         course.observe(delivered)
@@ -189,7 +189,7 @@ def test_a_request_is_never_too_long_and_what_has_delivered_comes_first(
 
 def test_as_many_topics_as_a_stream_has_fit() -> None:
     position = {(f"eqiad.mediawiki.page-properties-chan-{n:03}", 0): 10**12 for n in range(128)}
-    course = Course(0, 1)
+    course = ResumeCursor(0, 1)
     course.resume(position)
     course.observe({("eqiad.one_more", 0): 0, ("eqiad.another", 0): 0})
     assert course.request(10**13).keys() >= position.keys()
@@ -197,7 +197,7 @@ def test_as_many_topics_as_a_stream_has_fit() -> None:
 
 
 def test_what_has_delivered_takes_the_place_of_what_has_not() -> None:
-    course = Course(0, 1)
+    course = ResumeCursor(0, 1)
     idle = {(f"codfw.{number:04}" + "x" * 200, 0): 0 for number in range(100)}
     course.observe(idle)
     before = list(course.position)
@@ -209,7 +209,7 @@ def test_what_has_delivered_takes_the_place_of_what_has_not() -> None:
 
 
 def test_a_topic_that_is_left_out_keeps_its_position() -> None:
-    course = Course(100, 10, {("a", 0): 500, ("a", 1): 0, ("b", 0): 700})
+    course = ResumeCursor(100, 10, {("a", 0): 500, ("a", 1): 0, ("b", 0): 700})
     course.left_out = {"a"}
     assert course.request(1000) == {("b", 0): 690}
     course.left_out = set()
@@ -221,8 +221,8 @@ def test_a_floor_is_never_undercut_and_never_skips(
     started_ms: int, reached: int, floor: int, clock_ms: int, overlap_ms: int
 ) -> None:
     source = ("a", 0)
-    without = Course(started_ms, overlap_ms, {source: reached}).asked_from(source, clock_ms)
-    course = Course(started_ms, overlap_ms, {source: reached}, {source: floor})
+    without = ResumeCursor(started_ms, overlap_ms, {source: reached}).asked_from(source, clock_ms)
+    course = ResumeCursor(started_ms, overlap_ms, {source: reached}, {source: floor})
     asked = course.asked_from(source, clock_ms)
     if not reached:
         assert asked == started_ms, "nothing of it was published"
@@ -241,7 +241,7 @@ def test_a_floor_is_never_undercut_and_never_skips(
 def test_what_is_asked_for_lies_at_or_before_a_delivered_event(
     position: Position, started_ms: int, overlap_ms: int, clock_ms: int
 ) -> None:
-    course = Course(started_ms, overlap_ms, position)
+    course = ResumeCursor(started_ms, overlap_ms, position)
     asked = course.last_event_id(clock_ms)
     assert asked is not None
     timestamps = dict(parse_id(asked.encode()))
@@ -261,20 +261,20 @@ def test_what_is_asked_for_lies_at_or_before_a_delivered_event(
 def test_the_event_that_is_dated_just_before_the_start_is_asked_for() -> None:
     # Its id says 1000. Asked from 1000 on, what came right after it with the same timestamp
     # would be skipped.
-    course = Course(1000, 60, {("a", 0): 1000})
+    course = ResumeCursor(1000, 60, {("a", 0): 1000})
     assert course.asked_from(("a", 0), 5000) == 940
-    assert Course(1000, 60, {("a", 0): 1001}).asked_from(("a", 0), 5000) == 1000
+    assert ResumeCursor(1000, 60, {("a", 0): 1001}).asked_from(("a", 0), 5000) == 1000
 
 
 def test_nothing_known_asks_for_no_id() -> None:
-    assert Course(1000, 60).last_event_id(5000) is None
+    assert ResumeCursor(1000, 60).last_event_id(5000) is None
 
 
 @given(st.lists(st.lists(st.tuples(few_sources, st.none() | st.integers(0, 5)))))
 def test_a_course_and_a_checkpoint_come_to_the_same(
     ids: list[list[tuple[tuple[str, int], int | None]]],
 ) -> None:
-    course, checkpoint = Course(0, 1), Checkpoint({}, 0, 0)
+    course, checkpoint = ResumeCursor(0, 1), Checkpoint({}, 0, 0)
     for assignments in ids:
         for source, timestamp_ms in assignments:
             course.observe({source: timestamp_ms or 0})

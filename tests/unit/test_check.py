@@ -14,10 +14,11 @@ import orjson
 import pytest
 
 from pleiades import check
-from pleiades.check import Look, look_at_upstream
+from pleiades.check import Look
 from pleiades.runtime.errors import EXIT_REFUSED
 from pleiades.runtime.findings import Finding, Kind, note, ok, problem, warning
 from pleiades.runtime.settings import Settings
+from pleiades.upstream.inspect import look_at_upstream
 from tests.harness.answers import Server, since_of
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n:ok\n\n"

@@ -79,7 +79,7 @@ class KafkaSink:
 
     Args:
         streams: those that are relayed, by the names they are asked for.
-        overlap_ms, window_ms: see `Course` and `Window`; used where no position is stored.
+        overlap_ms, window_ms: see `ResumeCursor` and `Window`; used where no position is stored.
         reached: the cluster was reached before, by this program.
         replay: what is replayed; None: this is an ingest.
     """

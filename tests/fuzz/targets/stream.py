@@ -15,10 +15,17 @@ from pleiades.core.decoding import (
     decode_usual,
     general_sse_events,
 )
-from pleiades.core.framing import Framer, ids_in, retry_in, split_frames, take, usual_frames
+from pleiades.core.framing import (
+    Framer,
+    columnar_frames,
+    ids_in,
+    retry_in,
+    split_columns,
+    split_frames,
+)
 from pleiades.core.identity import identify, is_fallback
 from pleiades.core.ids import read_ids
-from pleiades.core.position import Checkpoint, Course, decode_checkpoint, join
+from pleiades.core.position import Checkpoint, ResumeCursor, decode_checkpoint, join
 from pleiades.core.wire import (
     LINE_TYPES,
     MAX_ASSIGNMENTS,
@@ -96,7 +103,7 @@ def _unlimited(chunks: list[bytes], whole: Interpretation) -> None:
     last_event_id, retry_ms = b"", None
     for chunk in chunks:
         blob = framer.feed(chunk)
-        if (usual := usual_frames(blob)) is not None:
+        if (usual := columnar_frames(blob)) is not None:
             assert usual.joined() == blob, "other frames than came"
             assert (usual.ids, None) == (ids_in(blob), retry_in(blob)), "other ids than came"
             received = _received(blob, last_event_id)
@@ -127,7 +134,7 @@ def sse_id(raw: bytes) -> None:
         assert str(error)
         return
     assert len(assignments) <= MAX_ASSIGNMENTS
-    course = Course(0, 1)
+    course = ResumeCursor(0, 1)
     told = read_ids([raw])
     assert told == read_ids([raw, raw])._replace(
         timestamps_ms={source: column[:1] for source, column in told.timestamps_ms.items()}
@@ -155,7 +162,7 @@ def sse_id(raw: bytes) -> None:
 
 
 def _received(blob: bytes, last_event_id: bytes) -> Frames:
-    return Frames(0, 1, take(blob).content, last_event_id, 0, 0)
+    return Frames(0, 1, split_columns(blob).content, last_event_id, 0, 0)
 
 
 def events(raw: bytes) -> None:

@@ -13,7 +13,7 @@ from pleiades.core.decoding import (
     decode_usual,
     general_sse_events,
 )
-from pleiades.core.framing import Framer, ids_in, retry_in, take
+from pleiades.core.framing import Framer, ids_in, retry_in, split_columns
 from pleiades.core.identity import delivered_assignment, fallback_identity, identify, own_assignment
 from pleiades.core.wire import (
     NOT_AN_OBJECT,
@@ -182,7 +182,7 @@ def decoded(blob: bytes, last_event_id: bytes = b"", keep_canaries: bool = False
 
 
 def received(blob: bytes, last_event_id: bytes = b"") -> Frames:
-    return Frames(7, 3, take(blob).content, last_event_id, 11, 13)
+    return Frames(7, 3, split_columns(blob).content, last_event_id, 11, 13)
 
 
 def frame(data: bytes, sse_id: bytes = ID) -> bytes:

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from pleiades.core.decoding import decode
-from pleiades.core.framing import MAX_FRAME_BYTES, Framer, take
+from pleiades.core.framing import MAX_FRAME_BYTES, Framer, split_columns
 from pleiades.core.identity import identify
 from pleiades.core.ids import read_ids
 from pleiades.core.wire import Frames
@@ -100,7 +100,7 @@ def relay(shape: str, result: Connection) -> None:
     framer = Framer()
     became = 0
     for start in range(0, len(stream), CHUNK_BYTES):
-        content, ids, _ = take(framer.feed(stream[start : start + CHUNK_BYTES]))
+        content, ids, _ = split_columns(framer.feed(stream[start : start + CHUNK_BYTES]))
         read_ids(ids)
         if content:
             decoded = decode(Frames(0, 1, content, b"", 0, 0), keep_canaries=False)

@@ -5,7 +5,7 @@ import re
 import orjson
 
 from pleiades.core.decoding import decode
-from pleiades.core.framing import take
+from pleiades.core.framing import split_columns
 from pleiades.core.occurrences import Occurrences, is_recognisable
 from pleiades.core.wire import Batch, Frames, TopicPartition, compose_id
 
@@ -32,7 +32,7 @@ def batch(
     asked: dict[TopicPartition, int] | None = None,
     source: TopicPartition | None = None,
 ) -> Batch:
-    content = take(b"".join(frames)).content
+    content = split_columns(b"".join(frames)).content
     sent = None if asked is None else compose_id(asked)
     received = Frames(0, connection, content, b"", START_MS, 0, source, asked=sent)
     return decode(received, keep_canaries=False).batch
