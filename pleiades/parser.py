@@ -50,14 +50,14 @@ def run(
 def _parse(frames: Frames, keep_canaries: bool, metrics: Metrics, part: Part | None) -> Batch:
     decoded = decode(frames, keep_canaries, part is not None and part.more_topics)
     batch = decoded.batch
-    metrics.recv_events.inc(len(batch.events) + len(batch.dead_letters) + len(batch.canaries))
+    metrics.recv_events.inc(len(batch.events))
     if part is not None and frames.source is not None:
         batch, outside = within(batch, part.range, frames.source)
         metrics.outside_range_dropped.inc(outside)
     for kind, lines in decoded.lines.items():
         metrics.recv_lines.labels(kind).inc(lines)
-    if batch.canaries:
-        metrics.canaries_dropped.inc(len(batch.canaries))
+    if decoded.canaries:
+        metrics.canaries_dropped.inc(decoded.canaries)
     if decoded.replaced_identities:
         metrics.identities_replaced.inc(decoded.replaced_identities)
     if decoded.malformed_ids:

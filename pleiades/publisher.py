@@ -13,7 +13,14 @@ from pleiades.core.occurrences import Occurrences, is_recognisable
 from pleiades.core.position import Checkpoint, Done, Position, join
 from pleiades.core.range import halves
 from pleiades.core.window import Window
-from pleiades.core.wire import TOO_LARGE, Batch, DeadLetter, End, Event, compose_id
+from pleiades.core.wire import (
+    TOO_LARGE,
+    Batch,
+    End,
+    Event,
+    compose_id,
+    count_published,
+)
 from pleiades.runtime import faultpoints
 from pleiades.runtime.channel import POLL_SECONDS, Channel
 from pleiades.runtime.child import Life
@@ -66,10 +73,10 @@ class InFlight:
     """What was written since the last commit."""
 
     events: list[Event] = field(default_factory=list)
-    dead_letters: int = 0
+    """Dead letters among them."""
     size_bytes: int = 0
     brought_new: bool = False
-    """Among it is an event or a dead letter that will be recognised when it comes again."""
+    """Among it is an event that will be recognised when it comes again."""
 
 
 class Publisher:
@@ -266,7 +273,7 @@ class Publisher:
         self._sequence += 1
         batch = self._occurrences.told_apart(batch)
         left = self._left()
-        while left and len(batch.events) > left:
+        while left < len(batch.events) and left and count_published(batch.events) > left:
             # Perhaps not all of the first half was new.
             first, batch = halves(batch, left)
             self._admit(first)
@@ -290,28 +297,29 @@ class Publisher:
             admitted.timestamps_ms, batch.started_ms, batch.clock_ms
         )
         if advanced.done is not None:
-            advanced = replace(advanced, done=advanced.done.after(batch, len(admitted.events)))
+            advanced = replace(
+                advanced, done=advanced.done.after(batch, count_published(admitted.events))
+            )
         if not (self._checkpoint.clock_ms or any(advanced.position.values())):
             # A clock says that something had come.
             advanced = replace(advanced, clock_ms=0)
         # The clock alone is no reason to store it.
         moved = replace(advanced, clock_ms=0) != replace(self._checkpoint, clock_ms=0)
         self._checkpoint = advanced
-        if not (admitted.events or admitted.dead_letters or moved):
+        if not (admitted.events or moved):
             return
-        self._sink.write(admitted.events, admitted.dead_letters)
+        self._sink.write(admitted.events)
         faultpoints.passing(faultpoints.WRITTEN)
         if self._in_flight is None:
             self._in_flight = InFlight()
         self._in_flight.size_bytes += sum([len(event.data) for event in admitted.events])
-        self._in_flight.size_bytes += sum([len(letter.data) for letter in admitted.dead_letters])
         self._in_flight.events += admitted.events
-        self._in_flight.dead_letters += len(admitted.dead_letters)
         if not self._in_flight.brought_new:
-            written: list[Event | DeadLetter] = [*admitted.events, *admitted.dead_letters]
-            self._in_flight.brought_new = any(is_recognisable(each.identity) for each in written)
+            self._in_flight.brought_new = any(
+                is_recognisable(event.identity) for event in admitted.events
+            )
 
-    def _is_published(self, event: Event | DeadLetter) -> bool:
+    def _is_published(self, event: Event) -> bool:
         is_known = self._sink.is_published(event)
         # What an earlier run of this replay had reached is repeated now, as after any reconnect.
         self._existing += is_known and event.timestamp_ms > self._resumed.get(event.source, 0)
@@ -321,7 +329,7 @@ class Publisher:
         flying = self._in_flight
         if flying is not None and self._policy.due(
             time.monotonic() - self._last_commit,
-            len(flying.events) + flying.dead_letters,
+            len(flying.events),
             flying.size_bytes,
             self._next_channel().depth() > 0,
         ):
@@ -337,7 +345,7 @@ class Publisher:
         with self._metrics.commit_seconds.time():
             dead_letters, repeated = self._sink.commit(self._checkpoint)
             faultpoints.passing(faultpoints.COMMITTED)
-            published = len(flying.events) - (len(dead_letters) - flying.dead_letters) - repeated
+            published = len(flying.events) - len(dead_letters) - repeated
             self._note_progress(flying, repeated)
             self._life.published_total += published
             self._take_back(dead_letters)
@@ -362,10 +370,10 @@ class Publisher:
         furthest = join(self._furthest, self._checkpoint.position)
         moved = any(reached > self._furthest.get(at, 0) for at, reached in furthest.items())
         self._furthest = furthest
-        new = flying.brought_new and repeated < len(flying.events) + flying.dead_letters
+        new = flying.brought_new and repeated < len(flying.events)
         self._life.committed_total += moved or new
 
-    def _take_back(self, dead_letters: list[DeadLetter]) -> None:
+    def _take_back(self, dead_letters: list[Event]) -> None:
         """Not count as published what the destination then refused."""
         done = self._checkpoint.done
         for letter in dead_letters:
@@ -373,7 +381,7 @@ class Publisher:
                 done = done.less(letter.source)
         self._checkpoint = replace(self._checkpoint, done=done)
 
-    def _report_dead_letters(self, letters: list[DeadLetter]) -> None:
+    def _report_dead_letters(self, letters: list[Event]) -> None:
         for letter in letters:
             self._metrics.dead_letters.labels(letter.reason).inc()
         if letters and self._dead_letter_warnings.due():

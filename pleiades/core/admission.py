@@ -29,9 +29,7 @@ before the start, and the latter end the wait, for they may be known by another 
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from operator import attrgetter
 from typing import NamedTuple, TypeAlias
 
 from pleiades.core.coverage import Covered
@@ -39,13 +37,13 @@ from pleiades.core.fingerprint import fingerprint, fingerprints
 from pleiades.core.identity import is_fallback
 from pleiades.core.position import Checkpoint
 from pleiades.core.window import Window
-from pleiades.core.wire import Batch, Canary, DeadLetter, Event, TopicPartition
+from pleiades.core.wire import UNPUBLISHED, Batch, Event, TopicPartition, all_published
 
-Known: TypeAlias = Callable[[Event | DeadLetter], bool]
+Known: TypeAlias = Callable[[Event], bool]
 """Asks the destination whether it has an event; is asked only about what the window does not hold."""
 
 
-def nothing_known(_: Event | DeadLetter) -> bool:
+def nothing_known(_: Event) -> bool:
     """The `Known` of a destination of which the window holds all there is to know."""
     return False
 
@@ -54,7 +52,7 @@ class Admitted(NamedTuple):
     """What of a batch is to be published, and how far that brings the position."""
 
     events: list[Event]
-    dead_letters: list[DeadLetter]
+    """Events and dead letters, in order."""
     timestamps_ms: Mapping[TopicPartition, int]
     """What to advance the checkpoint by, **instead of** the batch's own."""
     repeated: int
@@ -99,25 +97,25 @@ class Admission:
                     asked_ms = dict.fromkeys(checkpoint.coverage, batch.started_ms)
                 self._covered.connected(checkpoint.coverage, asked_ms)
         self._window.observe(batch.timestamps_ms)
-        if self._awaiting or self._covered or batch.dead_letters:
+        if self._awaiting or self._covered:
             return self._admit_in_order(batch, known)
-        prints = fingerprints([event.identity for event in batch.events])
-        if not self._ask_each and self._window.add_all(
-            [event.source for event in batch.events], prints
-        ):
+        came = batch.events
+        if not all_published(came):
+            came = [event for event in came if event.reason not in UNPUBLISHED]
+        prints = fingerprints([event.identity for event in came])
+        if not self._ask_each and self._window.add_all([event.source for event in came], prints):
             # The usual batch: all of it is new.
-            return Admitted(batch.events, [], batch.timestamps_ms, 0, 0)
+            return Admitted(came, batch.timestamps_ms, 0, 0)
         add = self._window.add
         events = [
             event
-            for event, print_ in zip(batch.events, prints, strict=True)
+            for event, print_ in zip(came, prints, strict=True)
             if add(event.source, event.timestamp_ms, print_) and not known(event)
         ]
-        return Admitted(events, [], batch.timestamps_ms, len(batch.events) - len(events), 0)
+        return Admitted(events, batch.timestamps_ms, len(came) - len(events), 0)
 
     def _admit_in_order(self, batch: Batch, known: Known) -> Admitted:
         events: list[Event] = []
-        letters: list[DeadLetter] = []
         repeated = before_start = 0
         waiting = frozenset(self._awaiting)
         timestamps_ms = {
@@ -125,33 +123,31 @@ class Admission:
             for source, timestamp_ms in batch.timestamps_ms.items()
             if source not in waiting or timestamp_ms > self._started_ms
         }
-        for received in _in_order(batch):
-            source, timestamp_ms = received.source, received.timestamp_ms
-            print_ = b"" if isinstance(received, Canary) else fingerprint(received.identity)
+        for event in batch.events:
+            source, timestamp_ms = event.source, event.timestamp_ms
+            dropped = event.reason in UNPUBLISHED
+            print_ = b"" if dropped else fingerprint(event.identity)
             # Asked of each, whatever else is known: it must see all that comes.
             is_known = self._covered.holds(source, timestamp_ms) or (
-                not isinstance(received, Canary) and (print_ in self._window or known(received))
+                not dropped and (print_ in self._window or known(event))
             )
-            nameless = not isinstance(received, Canary) and is_fallback(received.identity)
-            if is_known or nameless or timestamp_ms > self._started_ms:
+            if is_known or is_fallback(event.identity) or timestamp_ms > self._started_ms:
                 self._awaiting.discard(source)
             if source in self._awaiting:
-                before_start += not isinstance(received, Canary)
+                before_start += not dropped
                 continue
             if source in waiting:
                 timestamps_ms[source] = max(timestamps_ms.get(source, 0), timestamp_ms)
-            if isinstance(received, Canary):
+            if dropped:
                 continue
             self._window.add(source, timestamp_ms, print_)
             if is_known:
                 repeated += 1
-            elif isinstance(received, Event):
-                events.append(received)
             else:
-                letters.append(received)
+                events.append(event)
         # Something of it was dated after the start, even if what it was has no known source.
         self._awaiting.difference_update(waiting & timestamps_ms.keys())
-        return Admitted(events, letters, timestamps_ms, repeated, before_start)
+        return Admitted(events, timestamps_ms, repeated, before_start)
 
 
 def young(checkpoint: Checkpoint) -> Iterator[TopicPartition]:
@@ -160,14 +156,3 @@ def young(checkpoint: Checkpoint) -> Iterator[TopicPartition]:
         # An id's timestamp is that of its event + 1.
         if 0 < reached <= checkpoint.started_ms:
             yield source
-
-
-def _in_order(batch: Batch) -> Iterator[Event | DeadLetter | Canary]:
-    """Everything in the order in which it came; between two events the canaries first."""
-    unordered: list[DeadLetter | Canary] = [*batch.canaries, *batch.dead_letters]
-    others = deque(sorted(unordered, key=attrgetter("place")))
-    for number, event in enumerate(batch.events):
-        while others and others[0].place <= number:
-            yield others.popleft()
-        yield event
-    yield from others

@@ -28,24 +28,25 @@ from pleiades.core.identity import (
     delivered_assignment,
     fallback_identity,
     identity_of,
+    is_fallback,
     own_assignment,
 )
 from pleiades.core.ids import read_ids
 from pleiades.core.position import MAX_SOURCES
 from pleiades.core.wire import (
+    CANARY,
     NOT_AN_OBJECT,
     NOT_JSON,
     UNKNOWN_SOURCE,
     Assignment,
     Batch,
-    Canary,
-    DeadLetter,
     Event,
     Frames,
     MalformedId,
     TopicPartition,
     events_of,
     parse_id,
+    unpublished,
 )
 
 _NOT_ASKED_FOR = Assignment(UNKNOWN_SOURCE, None)
@@ -75,11 +76,8 @@ class Decoded:
     upstream_errors: list[bytes] = field(default_factory=list)
     """Data of events of type `error`: messages of the service, not events of the stream."""
     lines: dict[str, int] = field(default_factory=dict)
-
-    @property
-    def canaries(self) -> int:
-        """How many were set apart."""
-        return len(self.batch.canaries)
+    canaries: int = 0
+    """Canary events that are not published."""
 
 
 def general_sse_events(blob: bytes, last_event_id: bytes) -> Iterator[SseEvent]:
@@ -199,7 +197,7 @@ def decode_any(frames: Frames, keep_canaries: bool, more_topics: bool = False) -
             if source in timestamps_ms or len(timestamps_ms) < MAX_SOURCES:
                 timestamps_ms[source] = max(timestamps_ms.get(source, 0), timestamp_ms or 0)
         _sort_out(_Delivery(sse_event, assignments, before, unnamed), keep_canaries, decoded)
-    fallbacks = decoded.replaced_identities + len(decoded.batch.dead_letters)
+    fallbacks = sum(is_fallback(event.identity) for event in decoded.batch.events)
     decoded.batch = decoded.batch._replace(fallbacks=fallbacks)
     return decoded
 
@@ -289,7 +287,8 @@ def _decoded_as_usual(frames: Frames, usual: ColumnarFrames, keep_canaries: bool
         or max(map(len, times)) > _MAX_TIME_CHARACTERS
     ):
         raise ValueError("not as usual")
-    events = events_of(zip(identities, sources, own_ms, times, keys, data, strict=True))
+    columns = identities, sources, own_ms, times, keys, data, [""] * len(data)
+    events = events_of(zip(*columns, strict=True))
     lines = dict.fromkeys(("id", "event", "data"), len(events))
     return Decoded(_batch(frames, events, told.greatest()), lines=lines)
 
@@ -299,8 +298,6 @@ def _batch(frames: Frames, events: list[Event], timestamps_ms: dict[TopicPartiti
         frames.sequence,
         frames.connection,
         events,
-        [],
-        [],
         timestamps_ms,
         frames.started_ms,
         frames.clock_ms,
@@ -324,7 +321,8 @@ def _sort_out(delivery: _Delivery, keep_canaries: bool, decoded: Decoded) -> Non
     meta = body.meta
     source, timestamp_ms = delivery.own(meta)
     if not keep_canaries and meta.get("domain") == "canary":
-        decoded.batch.canaries.append(Canary(source, timestamp_ms, len(decoded.batch.events)))
+        decoded.canaries += 1
+        decoded.batch.events.append(unpublished(source, timestamp_ms, CANARY))
         return
     identity = identity_of(meta)
     if identity is None:
@@ -344,14 +342,7 @@ def _time(meta: dict[str, Any]) -> str:
 def _dead_letter(reason: str, delivery: _Delivery, decoded: Decoded) -> None:
     data = delivery.event.data
     source, timestamp_ms = delivery.delivered({})
-    decoded.batch.dead_letters.append(
-        DeadLetter(
-            fallback_identity(source, timestamp_ms, data),
-            source,
-            timestamp_ms,
-            reason,
-            delivery.event.id,
-            data,
-            len(decoded.batch.events),
-        )
+    identity = fallback_identity(source, timestamp_ms, data)
+    decoded.batch.events.append(
+        Event(identity, source, timestamp_ms, "", delivery.event.id, data, reason)
     )

@@ -25,23 +25,14 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
 from itertools import count
-from typing import TypeVar
 
 from pleiades.core.identity import is_fallback
-from pleiades.core.wire import (
-    UNKNOWN_SOURCE,
-    Batch,
-    DeadLetter,
-    Event,
-    TopicPartition,
-)
+from pleiades.core.wire import UNKNOWN_SOURCE, Batch, Event, TopicPartition
 
 MAX_COUNTED = 50_000
 """Identities whose occurrences are counted, over all open connections: 20 MB. It must be more than come
 while timestamps run backwards: 7 s at the fastest rate of the service."""
 _UNIQUE = "-x"
-
-_Named = TypeVar("_Named", Event, DeadLetter)
 
 
 def is_recognisable(identity: str) -> bool:
@@ -99,10 +90,7 @@ class Occurrences:
             self._total -= len(self._open.pop(batch.source).counts)
         if not batch.fallbacks:
             return batch
-        return batch._replace(
-            events=[self._numbered(event, counted) for event in batch.events],
-            dead_letters=[self._numbered(letter, counted) for letter in batch.dead_letters],
-        )
+        return batch._replace(events=[self._numbered(event, counted) for event in batch.events])
 
     def _of(self, batch: Batch) -> _Counted:
         counted = self._open.get(batch.source)
@@ -113,16 +101,16 @@ class Occurrences:
             self._open[batch.source] = counted
         return counted
 
-    def _numbered(self, named: _Named, counted: _Counted) -> _Named:
-        identity, source, timestamp_ms = named.identity, named.source, named.timestamp_ms
+    def _numbered(self, event: Event, counted: _Counted) -> Event:
+        identity, source, timestamp_ms = event.identity, event.source, event.timestamp_ms
         if not is_fallback(identity):
-            return named
+            return event
         number = counted.counts.get(identity, 0) + 1
         if not counted.certain(source, timestamp_ms) or (
             number == 1 and timestamp_ms <= counted.forgotten_ms.get(source, 0)
         ):
             unique = f"{identity}{_UNIQUE}{self._nonce}-{next(self._unique)}"
-            return named._replace(identity=unique)
+            return event._replace(identity=unique)
         if number == 1:
             heappush(counted.oldest, (timestamp_ms, identity, source))
             self._total += 1
@@ -130,4 +118,4 @@ class Occurrences:
         if self._total > self._max_counted:
             counted.forget_oldest()
             self._total -= 1
-        return named if number == 1 else named._replace(identity=f"{identity}-{number}")
+        return event if number == 1 else event._replace(identity=f"{identity}-{number}")

@@ -12,27 +12,26 @@ Laws:
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import accumulate
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 from pleiades.core.wire import (
+    OUTSIDE_RANGE,
     UNKNOWN_SOURCE,
+    UNPUBLISHED,
     Assignment,
     Batch,
-    Canary,
-    DeadLetter,
     Event,
     TopicPartition,
+    all_published,
+    unpublished,
 )
 
 PAST_EVENTS = 5
 """So many that lie past a range say that it is over."""
 MAX_SLICES = 10_000
-
-
-_Placed = TypeVar("_Placed", DeadLetter, Canary)
 
 
 class EmptyRange(ValueError):
@@ -147,58 +146,32 @@ class Part(NamedTuple):
 def within(batch: Batch, span: Range, source: TopicPartition) -> tuple[Batch, int]:
     """A batch of one topic-partition without what lies outside of a range, and how much that was.
 
-    Its timestamp stays: what is not published moves the position all the same, and `Batch.passed` says
-    where in the batch. Those of others do not, nor do their events: where an upstream sends what it was
-    not asked for, it may have left some out.
+    An event outside keeps its place as `OUTSIDE_RANGE`: what is not published moves the position all the
+    same. Events of other sources do not, and are left out: where an upstream sends what it was not asked
+    for, it may have left some out.
     """
-
-    def inside(received: Event | DeadLetter | Canary) -> bool:
-        # By the only entry in its id, also where the event does not say whose it is. Without any id
-        # that can be read (0) it may belong here: one too many is better than one too few.
-        return received.source in (source, UNKNOWN_SOURCE) and (
-            not received.timestamp_ms or span.holds(source, received.timestamp_ms)
-        )
-
-    def placed(others: list[_Placed]) -> list[_Placed]:
-        return [other._replace(place=before[other.place]) for other in others if inside(other)]
-
     own = {at: time for at, time in batch.timestamps_ms.items() if at == source}
     if _all_inside(batch, span, source):
         return batch._replace(timestamps_ms=own), 0
-    kept = [inside(event) for event in batch.events]
-    # How many of the first n events are kept.
-    before = list(accumulate(kept, initial=0))
-    letters = placed(batch.dead_letters)
-    outside = len(kept) - before[-1] + len(batch.dead_letters) - len(letters)
-    events = [event for event, is_kept in zip(batch.events, kept, strict=True) if is_kept]
-    return batch._replace(
-        events=events,
-        dead_letters=letters,
-        canaries=placed(batch.canaries),
-        timestamps_ms=own,
-        passed=tuple(
-            Canary(source, other.timestamp_ms, before[place])
-            for place, other in _advancing(batch)
-            if other.source in (source, UNKNOWN_SOURCE) and not inside(other)
-        ),
-    ), outside
-
-
-def _advancing(batch: Batch) -> Iterator[tuple[int, Event | DeadLetter | Canary]]:
-    """What may bring the position further, with the number of events before it."""
-    greatest_ms = 0
-    for place, event in enumerate(batch.events):
-        if event.timestamp_ms > greatest_ms:
-            greatest_ms = event.timestamp_ms
-            yield place, event
-    others: list[DeadLetter | Canary] = [*batch.dead_letters, *batch.canaries]
-    for other in others:
-        yield other.place, other
+    events: list[Event] = []
+    outside = greatest_ms = 0
+    for event in batch.events:
+        # By the only entry in its id, also where the event does not say whose it is. Without any id
+        # that can be read (0) it may belong here: one too many is better than one too few.
+        is_own = event.source in (source, UNKNOWN_SOURCE)
+        if is_own and (not event.timestamp_ms or span.holds(source, event.timestamp_ms)):
+            events.append(event)
+        else:
+            outside += event.reason not in UNPUBLISHED
+            if is_own and event.timestamp_ms > greatest_ms:
+                events.append(unpublished(source, event.timestamp_ms, OUTSIDE_RANGE))
+        greatest_ms = max(greatest_ms, event.timestamp_ms)
+    return batch._replace(events=events, timestamps_ms=own), outside
 
 
 def _all_inside(batch: Batch, span: Range, source: TopicPartition) -> bool:
     """Whether everything in a batch is surely of this topic-partition and in the range."""
-    if batch.dead_letters or batch.canaries or not batch.events:
+    if not batch.events or not all_published(batch.events):
         return False
     # A range has no holes: what lies between two of its times is in it.
     times = [event.timestamp_ms for event in batch.events]
@@ -207,53 +180,22 @@ def _all_inside(batch: Batch, span: Range, source: TopicPartition) -> bool:
     )
 
 
-def halves(batch: Batch, events: int) -> tuple[Batch, Batch]:
-    """A batch in two: one that ends behind so many of its events, and the rest of it.
+def halves(batch: Batch, published: int) -> tuple[Batch, Batch]:
+    """A batch in two: one that ends behind so many published events, at least one, and the rest of it.
 
     The first advances the position by all that came before the cut, and no further: so what the second
     holds is sent again if only the first was published. All of it, also what lies beside a range:
     nothing before the event that a position stands for may be later than that (`core.landmark`).
     """
-    passed = tuple(passing for passing in batch.passed if passing.place < events)
-    letters = [letter for letter in batch.dead_letters if letter.place < events]
-    canaries = [canary for canary in batch.canaries if canary.place < events]
+    counts = accumulate(not event.reason for event in batch.events)
+    cut = next(number for number, count in enumerate(counts, 1) if count == published)
+    came, to_come = batch.events[:cut], batch.events[cut:]
     timestamps_ms: dict[TopicPartition, int] = {}
-    came: list[Event | DeadLetter | Canary] = [
-        *batch.events[:events],
-        *letters,
-        *canaries,
-        *passed,
-    ]
-    for received in came:
-        source = received.source if batch.source is None else batch.source
-        timestamps_ms[source] = max(timestamps_ms.get(source, 0), received.timestamp_ms)
-    head = batch._replace(
-        events=batch.events[:events],
-        dead_letters=letters,
-        canaries=canaries,
-        timestamps_ms=timestamps_ms,
-        finished=False,
-        passed=passed,
-    )
-    tail = batch._replace(
-        events=batch.events[events:],
-        dead_letters=[
-            letter._replace(place=letter.place - events)
-            for letter in batch.dead_letters
-            if letter.place >= events
-        ],
-        canaries=[
-            canary._replace(place=canary.place - events)
-            for canary in batch.canaries
-            if canary.place >= events
-        ],
-        passed=tuple(
-            passing._replace(place=passing.place - events)
-            for passing in batch.passed
-            if passing.place >= events
-        ),
-    )
-    return head, tail
+    for event in came:
+        source = event.source if batch.source is None else batch.source
+        timestamps_ms[source] = max(timestamps_ms.get(source, 0), event.timestamp_ms)
+    head = batch._replace(events=came, timestamps_ms=timestamps_ms, finished=False)
+    return head, batch._replace(events=to_come)
 
 
 class Ending:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from itertools import repeat
+from operator import attrgetter
 from typing import Any, NamedTuple, TypeAlias, TypeGuard
 
 import orjson
@@ -28,6 +29,12 @@ TOO_LARGE = "too_large"
 """The destination refused it for its size."""
 REASONS = (NOT_JSON, NOT_AN_OBJECT, TOO_LARGE)
 """Why an event becomes a dead letter."""
+
+CANARY = "canary"
+"""A monitoring event of the upstream."""
+OUTSIDE_RANGE = "outside_range"
+UNPUBLISHED = frozenset({CANARY, OUTSIDE_RANGE})
+"""Why an event is not published at all. It still moves the position."""
 
 LINE_TYPES = ("id", "event", "data", "comment", "unknown")
 """The kinds of lines that are counted; `retry` counts as unknown, as in the original Pleiades."""
@@ -145,7 +152,7 @@ def time_ms(text: str) -> int:
 
 
 class Event(NamedTuple):
-    """One upstream event, ready to be published."""
+    """One upstream event and what becomes of it."""
 
     identity: str
     """Equal for two deliveries of the same event; safe as a file name. Of a fallback identity the parser
@@ -163,6 +170,9 @@ class Event(NamedTuple):
     """The SSE id as received."""
     data: bytes
     """The SSE data as received (lines joined by a newline)."""
+    reason: str = ""
+    """Empty: the event is published. One of `REASONS`: its bytes become a dead letter. One of
+    `UNPUBLISHED`: it is dropped, and only its source and timestamp are set."""
 
     @property
     def dt_ms(self) -> int:
@@ -171,35 +181,28 @@ class Event(NamedTuple):
 
 
 def events_of(rows: Iterable[tuple[Any, ...]]) -> list[Event]:
-    """Events from tuples of their fields."""
-    # What `Event._make` does, without a call in Python for each: half the time.
+    """Events from tuples of all their fields."""
+    # As `Event._make`, without a Python call for each: half the time.
     make: Any = tuple.__new__
     return list(map(make, repeat(Event), rows))
 
 
-class DeadLetter(NamedTuple):
-    """Bytes that came as an event and can't be published as one."""
-
-    identity: str
-    source: TopicPartition
-    timestamp_ms: int
-    reason: str
-    """One of `REASONS`."""
-    key: bytes
-    data: bytes
-    place: int = 0
-    """How many events of its batch came before it."""
+def unpublished(source: TopicPartition, timestamp_ms: int, reason: str) -> Event:
+    """An event that is dropped for one of the reasons in `UNPUBLISHED`."""
+    return Event("", source, timestamp_ms, "", b"", b"", reason)
 
 
-class Canary(NamedTuple):
-    """What is left of an event that is not published, e.g. a monitoring event: its place in the upstream
-    counts.
-    """
+_reason_of = attrgetter("reason")
 
-    source: TopicPartition
-    timestamp_ms: int
-    place: int
-    """How many events of its batch came before it."""
+
+def all_published(events: Iterable[Event]) -> bool:
+    """Whether no event has a reason not to be published."""
+    return not any(map(_reason_of, events))
+
+
+def count_published(events: Iterable[Event]) -> int:
+    """The number of events without a reason not to be published."""
+    return sum(not event.reason for event in events)
 
 
 class Frames(NamedTuple):
@@ -240,9 +243,7 @@ class Batch(NamedTuple):
     sequence: int
     connection: int
     events: list[Event]
-    dead_letters: list[DeadLetter]
-    canaries: list[Canary]
-    """Those that are not published."""
+    """Everything that came, in the order of delivery, with what becomes of it."""
     timestamps_ms: dict[TopicPartition, int]
     """Greatest timestamp of each topic-partition in these frames, dropped events included; 0 for
     one that an id names and that has delivered nothing."""
@@ -251,12 +252,10 @@ class Batch(NamedTuple):
     source: TopicPartition | None = None
     finished: bool = False
     gap: bool = False
-    passed: tuple[Canary, ...] = ()
-    """Of a range: what lies beside it and yet counts for the position."""
     asked: str | None = None
     """As in `Frames`."""
     fallbacks: int = 0
-    """How many of the events and dead letters have a fallback identity; see `core.identity`."""
+    """How many of the events have a fallback identity; see `core.identity`."""
 
     def asked_ms(self) -> dict[TopicPartition, int] | None:
         """From which timestamp on its connection asked for each topic-partition; None: for all of them,
@@ -272,28 +271,17 @@ class Batch(NamedTuple):
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Pickled by columns: a list of 500 named tuples costs five times as much to pickle and
-        # to read back as six lists of 500 plain values.
+        # to read back as seven lists of 500 plain values.
         columns = tuple(map(list, zip(*self.events, strict=True)))
-        return _batch, (
-            (self.sequence, self.connection),
-            columns,
-            [tuple(letter) for letter in self.dead_letters],
-            [tuple(canary) for canary in self.canaries],
-            self[5:],
-        )
+        return _batch, (self[:2], columns, self[3:])
 
 
 def _batch(
     head: tuple[int, int],
     columns: tuple[list[Any], ...],
-    dead_letters: list[tuple[Any, ...]],
-    canaries: list[tuple[Any, ...]],
     tail: tuple[Any, ...],
 ) -> Batch:
-    events = events_of(zip(*columns, strict=True))
-    letters = list(map(DeadLetter._make, dead_letters))
-    dropped = list(map(Canary._make, canaries))
-    return Batch(*head, events, letters, dropped, *tail)
+    return Batch(*head, events_of(zip(*columns, strict=True)), *tail)
 
 
 class End(NamedTuple):

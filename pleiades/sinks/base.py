@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 from pleiades.core.position import Checkpoint
-from pleiades.core.wire import DeadLetter, Event, TopicPartition
+from pleiades.core.wire import Event, TopicPartition
 
 
 class Remembered(NamedTuple):
@@ -52,7 +52,7 @@ class Opened:
 class Committed(NamedTuple):
     """What became of what was written."""
 
-    dead_letters: list[DeadLetter]
+    dead_letters: list[Event]
     """Those written, and the events that the destination refused for their size."""
     repeated: int = 0
     """Of the events, how many were there already, and were left as they are."""
@@ -73,14 +73,14 @@ class Sink(Protocol):
             DestinationHeld: another instance publishes there.
         """
 
-    def is_published(self, event: Event | DeadLetter) -> bool:
+    def is_published(self, event: Event) -> bool:
         """Whether the destination has an event which the publisher does not remember.
 
         See also `Opened.all_told`.
         """
 
-    def write(self, events: list[Event], dead_letters: list[DeadLetter]) -> None:
-        """Take events to be published with the next commit."""
+    def write(self, events: list[Event]) -> None:
+        """Take events and dead letters (see `Event.reason`), to be published with the next commit."""
 
     def commit(self, checkpoint: Checkpoint) -> Committed:
         """Make everything written and the checkpoint durable; waits for as long as that takes.

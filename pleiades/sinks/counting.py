@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import NamedTuple, TypeAlias
 
 from pleiades.core.position import Checkpoint
-from pleiades.core.wire import DeadLetter, Event
+from pleiades.core.wire import Event
 from pleiades.sinks.base import Committed, Opened
 
 HOUR_MS = 3_600_000
@@ -34,28 +34,29 @@ class CountingSink:
         self._tell = tell
         self._hours: Counter[tuple[str, int]] = Counter()
         self._pending: list[Event] = []
-        self._letters: list[DeadLetter] = []
         self._checkpoint: Checkpoint | None = None
 
     def open(self, resume: bool) -> Opened:  # the contract's
         """See `Sink.open`."""
         return Opened(None)
 
-    def is_published(self, event: Event | DeadLetter) -> bool:  # the contract's
+    def is_published(self, event: Event) -> bool:  # the contract's
         """See `Sink.is_published`."""
         return False
 
-    def write(self, events: list[Event], dead_letters: list[DeadLetter]) -> None:
+    def write(self, events: list[Event]) -> None:
         """See `Sink.write`."""
         self._pending += events
-        self._letters += dead_letters
 
     def commit(self, checkpoint: Checkpoint) -> Committed:
         """See `Sink.commit`."""
+        letters = [event for event in self._pending if event.reason]
         for event in self._pending:
+            if event.reason:
+                continue
             time_ms = max(event.timestamp_ms - 1, 0)
             self._hours[event.source[0], time_ms - time_ms % HOUR_MS] += 1
-        letters, self._letters, self._pending = self._letters, [], []
+        self._pending = []
         self._checkpoint = checkpoint
         return Committed(letters)
 

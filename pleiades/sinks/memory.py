@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from pleiades.core.fingerprint import fingerprint
 from pleiades.core.position import Checkpoint, decode_checkpoint
-from pleiades.core.wire import DeadLetter, Event
+from pleiades.core.wire import Event
 from pleiades.runtime.errors import DestinationHeld
 from pleiades.sinks.base import Committed, Opened, Remembered
 
@@ -19,7 +19,7 @@ class MemoryStore:
     """What survives a crash of the sink: the "disk"."""
 
     events: list[Event] = field(default_factory=list)
-    dead_letters: list[DeadLetter] = field(default_factory=list)
+    dead_letters: list[Event] = field(default_factory=list)
     window: list[Remembered] = field(default_factory=list)
     checkpoint: bytes | None = None
     held: bool = False
@@ -30,8 +30,7 @@ class MemorySink:
 
     def __init__(self, store: MemoryStore) -> None:
         self._store = store
-        self._events: list[Event] = []
-        self._dead_letters: list[DeadLetter] = []
+        self._written: list[Event] = []
         self._opened = False
 
     def open(self, resume: bool) -> Opened:
@@ -43,21 +42,20 @@ class MemorySink:
         checkpoint = None if encoded is None else decode_checkpoint(encoded)
         return Opened(checkpoint, list(self._store.window))
 
-    def is_published(self, event: Event | DeadLetter) -> bool:  # the contract's
+    def is_published(self, event: Event) -> bool:  # the contract's
         """Everything is in the window that `open` gave."""
         return False
 
-    def write(self, events: list[Event], dead_letters: list[DeadLetter]) -> None:
+    def write(self, events: list[Event]) -> None:
         """See `Sink.write`."""
-        self._events += events
-        self._dead_letters += dead_letters
+        self._written += events
 
     def commit(self, checkpoint: Checkpoint) -> Committed:
         """See `Sink.commit`."""
-        self._store.events += self._events
-        self._store.dead_letters += self._dead_letters
-        written: list[Event | DeadLetter] = [*self._events, *self._dead_letters]
-        for each in written:
+        letters = [event for event in self._written if event.reason]
+        self._store.events += [event for event in self._written if not event.reason]
+        self._store.dead_letters += letters
+        for each in self._written:
             reached_ms = checkpoint.reached(each.source)
             self._store.window.append(
                 Remembered(each.source, reached_ms, fingerprint(each.identity))
@@ -68,8 +66,7 @@ class MemorySink:
             if entry.reached_ms >= checkpoint.known_from.get(entry.source, 0)
         ]
         self._store.checkpoint = checkpoint.encoded()
-        letters = self._dead_letters
-        self._events, self._dead_letters = [], []
+        self._written = []
         return Committed(letters)
 
     def tend(self) -> None:
@@ -79,4 +76,4 @@ class MemorySink:
         """See `Sink.close`."""
         if self._opened:
             self._store.held = self._opened = False
-        self._events, self._dead_letters = [], []
+        self._written = []

@@ -67,7 +67,7 @@ def test_a_transaction_that_is_open_before_our_records_hides_none_of_them(
     other.begin_transaction()
     other.produce(topic, b"[]", b"x")
     other.flush(ANSWER_SECONDS)
-    first.write([event(1), event(2)], [])
+    first.write([event(1), event(2)])
     first.commit(checkpoint(2))
     first.close()
     second = place.sink()
@@ -98,7 +98,7 @@ def test_a_replay_knows_what_it_published_without_a_readable_id(
     first = place.sink()
     first.open(resume=True)
     first.commit(checkpoint(0))
-    first.write([event(1)._replace(key=b"unreadable")], [])
+    first.write([event(1)._replace(key=b"unreadable")])
     first.commit(checkpoint(1))
     first.close()
     second = place.sink()
@@ -120,7 +120,7 @@ def steady(sink: Sink, numbers: range, idle: int | None = None, window: int = 40
     """Events of one topic, 20 in a commit; `idle`: what the other one has reached, for ever."""
     at = Checkpoint({}, 0, 0)
     for begin in numbers[::20]:
-        sink.write([event(number) for number in range(begin, begin + 20)], [])
+        sink.write([event(number) for number in range(begin, begin + 20)])
         position = {SOURCE: START_MS + begin + 20}
         if idle is not None:
             position[IDLE] = START_MS + idle
@@ -145,7 +145,7 @@ def test_what_stands_still_does_not_make_the_read_back_grow(
     monkeypatch.setattr(history, "read_named_event", read)
     sink = place.sink()
     sink.open(resume=True)
-    sink.write([of_idle(number) for number in range(10_000, 10_030)], [])
+    sink.write([of_idle(number) for number in range(10_000, 10_030)])
     sink.commit(Checkpoint({SOURCE: START_MS, IDLE: START_MS + 30}, START_MS, START_MS))
     sizes = []
     for begin in range(0, 4_000, 500):
@@ -200,7 +200,7 @@ def test_a_partition_that_was_added_is_read_from_its_beginning(
     sink = place.sink()
     sink.open(resume=True)
     events = [event(number)._replace(key=b"%d" % number) for number in range(50)]
-    sink.write(events, [])
+    sink.write(events)
     sink.commit(checkpoint(50))
     sink.close()
     assert {record.partition for record in topic_records(kafka, topic)} == {0, 1, 2}
@@ -216,7 +216,7 @@ def test_what_the_version_before_stored_is_read_and_converted(
     now_ms = time.time_ns() // 1_000_000
     sink = place.sink()
     sink.open(resume=True)
-    sink.write([event(1), event(2)], [letter(1)])
+    sink.write([event(1), event(2), letter(1)])
     sink.commit(checkpoint(2))
     sink.close()
     before = {
@@ -235,7 +235,7 @@ def test_what_the_version_before_stored_is_read_and_converted(
     assert opened.checkpoint is not None
     assert opened.checkpoint.position == checkpoint(2).position
     assert known == set(fingerprints([each.identity for each in (event(1), event(2), letter(1))]))
-    sink.write([event(3)], [])
+    sink.write([event(3)])
     sink.commit(replace(opened.checkpoint, clock_ms=START_MS + 6))
     sink.close()
     sink = place.sink()
@@ -273,14 +273,14 @@ def test_an_ingest_knows_what_it_published_before_a_partition_was_added(
     """Its ids name one topic-partition there, as those of a replay do. A replay says that it is one."""
     sink = place.sink()
     sink.open(resume=True)
-    sink.write([one_entry(number) for number in range(10)], [])
+    sink.write([one_entry(number) for number in range(10)])
     sink.commit(Checkpoint({SOURCE: START_MS + 10}, START_MS, START_MS))
     replayed = replay_of(kafka, topic, life, metrics).sink()
     replayed.open(resume=True)
     replayed.commit(Checkpoint({SOURCE: 0}, 0, 0, Done()))
-    replayed.write([one_entry(number) for number in range(100, 110)], [letter(5)])
+    replayed.write([*(one_entry(number) for number in range(100, 110)), letter(5)])
     replayed.commit(Checkpoint({SOURCE: START_MS + 110}, 0, 0, Done()))
-    sink.write([event(10)], [])
+    sink.write([event(10)])
     sink.commit(Checkpoint({SOURCE: START_MS + 11, ("eqiad.x", 1): 0}, START_MS, START_MS))
     sink.close()
     sink = place.sink()
@@ -316,7 +316,7 @@ def test_a_position_that_expired_in_mid_catch_up_skips_no_topic(
         event(number)._replace(key=key % (SOURCE[0].encode(), START_MS + number + 1))
         for number in range(0, 7_200_000, 72_000)
     ]
-    sink.write(events, [])
+    sink.write(events)
     sink.commit(Checkpoint({SOURCE: events[-1].timestamp_ms, IDLE: 0}, START_MS, START_MS))
     sink.close()
     forget(kafka, topic)
@@ -340,13 +340,13 @@ def test_where_no_position_is_stored_it_reads_back_until_each_topic_tells(
     monkeypatch.setattr(found, "FIRST_RECORDS", 10)
     sink = place.sink()
     sink.open(resume=True)
-    sink.write([of_idle(0), *(event(number) for number in range(1, 20))], [])
+    sink.write([of_idle(0), *(event(number) for number in range(1, 20))])
     key = b'[{"topic":"%s","partition":0,"timestamp":%d},{"topic":"codfw.x","partition":0,"offset":7}]'
     later = [
         event(number)._replace(key=key % (SOURCE[0].encode(), START_MS + number + 1))
         for number in range(20, 200)
     ]
-    sink.write(later, [])
+    sink.write(later)
     sink.commit(checkpoint(200))
     sink.close()
     forget(kafka, topic)

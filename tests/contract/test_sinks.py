@@ -12,7 +12,7 @@ from pleiades.core.fingerprint import fingerprint
 from pleiades.core.identity import fallback_identity
 from pleiades.core.position import Checkpoint
 from pleiades.core.units import iso_time
-from pleiades.core.wire import UNKNOWN_SOURCE, DeadLetter, Event, compose_id
+from pleiades.core.wire import UNKNOWN_SOURCE, Event, compose_id
 from pleiades.runtime.child import Life
 from pleiades.runtime.errors import DestinationHeld
 from pleiades.runtime.metrics import Metrics
@@ -159,8 +159,8 @@ def event(number: int) -> Event:
     )
 
 
-def letter(number: int) -> DeadLetter:
-    return DeadLetter(f"sha256-{number:064}", SOURCE, START_MS, "not_json", b"", b"\xff%d" % number)
+def letter(number: int) -> Event:
+    return Event(f"sha256-{number:064}", SOURCE, START_MS, "", b"", b"\xff%d" % number, "not_json")
 
 
 def checkpoint(number: int) -> Checkpoint:
@@ -176,7 +176,7 @@ class Known:
         self.window = list(opened.window)
         self.asks = not opened.all_told
 
-    def __contains__(self, published: Event | DeadLetter) -> bool:
+    def __contains__(self, published: Event) -> bool:
         return fingerprint(published.identity) in {entry.fingerprint for entry in self.window}
 
 
@@ -190,15 +190,15 @@ def test_a_new_destination_knows_nothing(place: Place) -> None:
 
 
 def test_what_is_committed_is_there_byte_for_byte(place: Place, opened: Sink) -> None:
-    opened.write([event(1), event(2)], [letter(1)])
-    opened.write([event(3)], [])
+    opened.write([event(1), event(2), letter(1)])
+    opened.write([event(3)])
     opened.commit(checkpoint(3))
     assert place.published() == [event(number).data for number in (1, 2, 3)]
     assert place.dead() == [letter(1).data]
 
 
 def test_it_is_known_to_the_next_one(place: Place, opened: Sink) -> None:
-    opened.write([event(1)], [letter(1)])
+    opened.write([event(1), letter(1)])
     opened.commit(checkpoint(1))
     opened.close()
     sink = place.sink()
@@ -224,7 +224,7 @@ def test_equal_events_without_an_identity_are_each_there_and_known(
     stray = same[0]._replace(identity=f"{first}-x{0:016x}-2", source=UNKNOWN_SOURCE)
     letters = [letter(1)._replace(identity=f"{letter(1).identity}{end}") for end in ("", "-2")]
     # Among others, whose way into the destination may be another.
-    opened.write([event(1), *same, event(2), stray, event(3)], letters)
+    opened.write([event(1), *same, event(2), stray, event(3), *letters])
     opened.commit(checkpoint(3))
     assert sorted(place.published()) == sorted([event(n).data for n in (1, 2, 3)] + [data] * 4)
     assert place.dead() == [letter(1).data] * 2
@@ -232,7 +232,7 @@ def test_equal_events_without_an_identity_are_each_there_and_known(
     sink = place.sink()
     found = Known(sink)
     sink.close()
-    everything: list[Event | DeadLetter] = [*same, stray, *letters, event(1), event(3)]
+    everything: list[Event] = [*same, stray, *letters, event(1), event(3)]
     for published in everything:
         assert published in found
     assert same[0]._replace(identity=f"{first}-3") not in found
@@ -242,9 +242,9 @@ def test_equal_events_without_an_identity_are_each_there_and_known(
 
 
 def test_what_is_not_committed_is_not_covered(place: Place, opened: Sink) -> None:
-    opened.write([event(1)], [])
+    opened.write([event(1)])
     opened.commit(checkpoint(1))
-    opened.write([event(2)], [])
+    opened.write([event(2)])
     opened.close()
     sink = place.sink()
     found = Known(sink)
@@ -265,7 +265,7 @@ def test_the_position_may_move_without_events(place: Place, opened: Sink) -> Non
 
 
 def test_without_resume_all_is_known_as_well(place: Place, opened: Sink) -> None:
-    opened.write([event(1)], [])
+    opened.write([event(1)])
     opened.commit(checkpoint(1))
     opened.close()
     sink = place.sink()
@@ -279,10 +279,10 @@ def test_of_two_instances_one_is_kept_out(
     place: Place, opened: Sink, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(files, "LOCK_WAIT_SECONDS", 0.0)
-    opened.write([event(1)], [])
+    opened.write([event(1)])
     opened.commit(checkpoint(1))
     if place.guarantees.newest_wins:
-        opened.write([event(2)], [])
+        opened.write([event(2)])
         second = place.sink()
         found = Known(second)
         assert found.checkpoint == checkpoint(1)
@@ -296,7 +296,7 @@ def test_of_two_instances_one_is_kept_out(
         found = Known(second)
     assert event(1) in found
     assert event(2) not in found
-    second.write([event(3)], [])
+    second.write([event(3)])
     second.commit(checkpoint(3))
     second.close()
     assert place.published() == [event(1).data, event(3).data]
@@ -306,7 +306,7 @@ def test_close_is_safe_at_any_time(place: Place) -> None:
     place.sink().close()
     sink = place.sink()
     sink.open(resume=True)
-    sink.write([event(1)], [])
+    sink.write([event(1)])
     sink.close()
     sink.close()
     assert place.published() == []
@@ -315,7 +315,7 @@ def test_close_is_safe_at_any_time(place: Place) -> None:
 def test_many_events_of_one_commit(place: Place, opened: Sink) -> None:
     events = [event(number) for number in range(2500)]
     for begin in range(0, 2500, 100):
-        opened.write(events[begin : begin + 100], [])
+        opened.write(events[begin : begin + 100])
     opened.commit(checkpoint(2500))
     assert place.published() == [one.data for one in events]
 
@@ -329,7 +329,7 @@ def test_only_what_the_checkpoint_allows_is_forgotten(place: Place) -> None:
         for number in range(max(begin - needed, 0), begin):
             assert event(number) in found
         for number in range(begin, begin + 60, 20):
-            sink.write([event(at) for at in range(number, number + 20)], [])
+            sink.write([event(at) for at in range(number, number + 20)])
             reached = checkpoint(number + 20)
             known_from = {SOURCE: START_MS + number + 20 - needed}
             sink.commit(replace(reached, known_from=known_from))
@@ -339,7 +339,7 @@ def test_only_what_the_checkpoint_allows_is_forgotten(place: Place) -> None:
 def test_what_an_earlier_start_published_stays_known(place: Place, opened: Sink) -> None:
     """A new start begins far back; the window of the one before is needed when it has caught up."""
     for number in range(50, 60):
-        opened.write([event(number)], [])
+        opened.write([event(number)])
         opened.commit(replace(checkpoint(number + 1), known_from={SOURCE: START_MS + 40}))
     opened.close()
     sink = place.sink()
@@ -347,7 +347,7 @@ def test_what_an_earlier_start_published_stays_known(place: Place, opened: Sink)
     assert all(event(number) in before for number in range(50, 60))
     sink.commit(Checkpoint({}, START_MS - 5_000, 0))
     for number in range(0, 40, 2):
-        sink.write([event(number), event(number + 1)], [])
+        sink.write([event(number), event(number + 1)])
         known_from = {SOURCE: START_MS + number - 10}
         sink.commit(replace(checkpoint(number + 2), known_from=known_from))
         if number % 10 == 0:
@@ -370,7 +370,7 @@ def test_a_topic_that_stands_still_is_known_for_ever(place: Place) -> None:
     position = {SOURCE: START_MS, idle: START_MS + 5}
     sink = place.sink()
     sink.open(resume=True)
-    sink.write([of_idle(number) for number in range(5)], [])
+    sink.write([of_idle(number) for number in range(5)])
     sink.commit(Checkpoint(position, START_MS, START_MS))
     for number in range(1_000, 21_000, 1_000):
         if number % 5_000 == 0:
@@ -378,7 +378,7 @@ def test_a_topic_that_stands_still_is_known_for_ever(place: Place) -> None:
             sink = place.sink()
             found = Known(sink)
             assert all(of_idle(one) in found for one in range(5)), number
-        sink.write([event(number)], [])
+        sink.write([event(number)])
         position = {SOURCE: START_MS + number + 1, idle: START_MS + 5}
         known_from = {SOURCE: START_MS + number - 500, idle: START_MS - 500}
         sink.commit(Checkpoint(position, START_MS, START_MS + number, known_from=known_from))

@@ -26,11 +26,10 @@ from pleiades.core.framing import (
     split_frames,
 )
 from pleiades.core.wire import (
+    CANARY,
     MAX_TIMESTAMP_MS,
     REASONS,
     UNKNOWN_SOURCE,
-    DeadLetter,
-    Event,
     Frames,
     time_ms,
 )
@@ -119,8 +118,7 @@ def outcome(result: Decoded) -> tuple[Any, ...]:
     batch = result.batch
     return (
         batch.events,
-        batch.dead_letters,
-        batch.canaries,
+        result.canaries,
         batch.timestamps_ms,
         result.malformed_ids,
         result.replaced_identities,
@@ -198,14 +196,12 @@ def test_frames_decode_alike_alone_and_together(blobs: list[bytes]) -> None:
     # Wherever the network cut them: the same events under the same names.
     together = decoded(b"".join(blobs)).batch
     last_event_id = b""
-    events, letters = [], []
+    events = []
     for blob in blobs:
         batch = decoded(blob, last_event_id).batch
         events += batch.events
-        letters += [letter._replace(place=0) for letter in batch.dead_letters]
         last_event_id = (ids_in(blob) or [last_event_id])[-1]
     assert events == together.events
-    assert letters == [letter._replace(place=0) for letter in together.dead_letters]
 
 
 def dispatched(blob: bytes) -> int:
@@ -221,25 +217,22 @@ def test_every_frame_becomes_exactly_one_thing(blobs: list[bytes], keep_canaries
     blob = b"".join(blobs)
     result = decoded(blob, b"", keep_canaries)
     batch = result.batch
-    assert dispatched(blob) == (
-        len(batch.events) + len(batch.dead_letters) + result.canaries + len(result.upstream_errors)
-    )
+    assert dispatched(blob) == len(batch.events) + len(result.upstream_errors)
+    assert result.canaries == [event.reason for event in batch.events].count(CANARY)
     assert not (keep_canaries and result.canaries)
 
 
 def check(result: Decoded) -> None:
     batch = result.batch
-    published: list[Event | DeadLetter] = [*batch.events, *batch.dead_letters]
-    for event in published:
-        assert re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}", event.identity)
+    for event in batch.events:
+        assert event.reason in ("", CANARY, *REASONS)
+        name = r"" if event.reason == CANARY else r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}"
+        assert re.fullmatch(name, event.identity)
         known = event.source != UNKNOWN_SOURCE
         assert 1 <= event.timestamp_ms <= MAX_TIMESTAMP_MS if known else event.timestamp_ms >= 0
         assert not known or event.source in batch.timestamps_ms
         event.data.decode()
-    for canary in batch.canaries:
-        assert 0 <= canary.place <= len(batch.events)
     assert all(0 <= event.dt_ms <= MAX_TIMESTAMP_MS for event in batch.events)
-    assert all(letter.reason in REASONS for letter in batch.dead_letters)
 
 
 @given(st.binary())

@@ -31,14 +31,14 @@ from pleiades.core.fingerprint import fingerprint
 from pleiades.core.position import Checkpoint, Position, ResumeCursor, join
 from pleiades.core.readback import OutputPartition, Part, Readback, remembered_as
 from pleiades.core.wire import (
+    CANARY,
     Assignment,
     Batch,
-    Canary,
-    DeadLetter,
     End,
     Event,
     TopicPartition,
     compose_id,
+    unpublished,
 )
 from pleiades.publisher import Publisher
 from pleiades.runtime import faultpoints
@@ -174,10 +174,10 @@ class TopicSink:
                     if name in part.reached:
                         yield Remembered(name, part.reached[name], fingerprint(identity))
 
-    def is_published(self, event: Event | DeadLetter) -> bool:
+    def is_published(self, event: Event) -> bool:
         return False
 
-    def write(self, events: list[Event], dead_letters: list[DeadLetter]) -> None:
+    def write(self, events: list[Event]) -> None:
         self._written += events
 
     def commit(self, checkpoint: Checkpoint) -> Committed:
@@ -351,8 +351,6 @@ class History:
             self.sequence,
             self.connections,
             [],
-            [],
-            [],
             {},
             started_ms,
             self.clock_ms,
@@ -366,7 +364,7 @@ class History:
             entry = self.upstream.logs[source][offset]
             timestamp_ms = entry.timestamp_ms + 1
             if entry.canary:
-                batch.canaries.append(Canary(source, timestamp_ms, len(batch.events)))
+                batch.events.append(unpublished(source, timestamp_ms, CANARY))
             else:
                 batch.events.append(
                     Event(entry.identity, source, timestamp_ms, "", b"", b"%d" % offset)

@@ -35,13 +35,14 @@ from pleiades.core.position import Checkpoint, ResumeCursor
 from pleiades.core.readback import Readback, remembered_as
 from pleiades.core.window import Window
 from pleiades.core.wire import (
+    CANARY,
     Assignment,
     Batch,
-    Canary,
-    DeadLetter,
     Event,
     TopicPartition,
+    count_published,
     parse_id,
+    unpublished,
 )
 
 START = 1_000_000
@@ -211,16 +212,14 @@ class Relay:
         return len(received)
 
     def send(self, received: Iterable[tuple[TopicPartition, int, tuple[Assignment, ...]]]) -> None:
-        batch = Batch(
-            0, self.connections, [], [], [], {}, self.course.started_ms, self.read_clock()
-        )
+        batch = Batch(0, self.connections, [], {}, self.course.started_ms, self.read_clock())
         for source, offset, assignments in received:
             for named, timestamp_ms in assignments:
                 if (timestamp_ms or 0) > batch.timestamps_ms.get(named, -1):
                     batch.timestamps_ms[named] = timestamp_ms or 0
             entry = self.upstream.logs[source][offset]
             if entry.canary:
-                batch.canaries.append(Canary(source, entry.timestamp_ms + 1, len(batch.events)))
+                batch.events.append(unpublished(source, entry.timestamp_ms + 1, CANARY))
             else:
                 batch.events.append(
                     Event(entry.identity, source, entry.timestamp_ms + 1, "", b"", b"%d" % offset)
@@ -229,13 +228,13 @@ class Relay:
 
     # The publisher.
 
-    def knows(self, candidate: Event | DeadLetter) -> bool:
+    def knows(self, candidate: Event) -> bool:
         return candidate.identity in self.on_disk
 
     def take(self) -> None:
         batch = self.queue.popleft()
         admitted = self.admission.admit(batch, self.checkpoint, self.knows)
-        assert len(batch.events) == (
+        assert count_published(batch.events) == (
             len(admitted.events) + admitted.repeated + admitted.before_start
         )
         self.seen["repeated"] += admitted.repeated

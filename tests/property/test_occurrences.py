@@ -25,7 +25,7 @@ from pleiades.core.framing import split_columns
 from pleiades.core.occurrences import Occurrences, is_recognisable
 from pleiades.core.position import Checkpoint, ResumeCursor
 from pleiades.core.window import Window
-from pleiades.core.wire import Batch, DeadLetter, Event, Frames, TopicPartition
+from pleiades.core.wire import Batch, Frames, TopicPartition
 
 SOURCES: tuple[TopicPartition, ...] = (("eqiad.x", 0), ("codfw.x", 0), ("eqiad.x", 1))
 START_MS = 1_760_000_000_000
@@ -169,21 +169,17 @@ class Relay:
         self.checkpoint = self.checkpoint.advanced(
             admitted.timestamps_ms, batch.started_ms, batch.clock_ms
         )
-        written: list[Event | DeadLetter] = [*admitted.events, *admitted.dead_letters]
         self.in_flight += [
             (each.identity, groups[each.identity], self.checkpoint.reached(each.source))
-            for each in written
+            for each in admitted.events
         ]
         return len(received)
 
     def _groups(self, batch: Batch, received: list[Group]) -> dict[str, Group]:
         """What each identity stands for; the law on identities is held here."""
-        everything: list[Event | DeadLetter] = list(batch.events)
-        for number, letter in enumerate(batch.dead_letters):
-            everything.insert(letter.place + number, letter)
-        assert len(everything) == len(received)
+        assert len(batch.events) == len(received)
         groups = {}
-        for each, (source, entry) in zip(everything, received, strict=True):
+        for each, (source, entry) in zip(batch.events, received, strict=True):
             assert each.identity not in groups or entry.kind == NAMED, "two have one identity"
             groups[each.identity] = source, entry
             assert each.source in (source, ("", -1)), "taken for another topic's"

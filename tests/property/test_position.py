@@ -290,7 +290,7 @@ def test_what_a_replay_has_done_adds_up(
 ) -> None:
     done = Done()
     for source, published, finished, gap in batches:
-        batch = Batch(0, 1, [], [], [], {}, 0, 0, source, finished, gap)
+        batch = Batch(0, 1, [], {}, 0, 0, source, finished, gap)
         done = done.after(batch, published)
     assert done.total == sum(published for _, published, _, _ in batches)
     assert done.finished == {source for source, _, finished, _ in batches if finished}
@@ -301,4 +301,4 @@ def test_what_a_replay_has_done_adds_up(
 
 
 def test_a_batch_of_all_topics_is_none_of_a_replay() -> None:
-    assert Done().after(Batch(0, 1, [], [], [], {}, 0, 0), 5) == Done()
+    assert Done().after(Batch(0, 1, [], {}, 0, 0), 5) == Done()

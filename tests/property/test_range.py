@@ -19,7 +19,16 @@ from pleiades.core.range import (
     halves,
     within,
 )
-from pleiades.core.wire import Assignment, Batch, Canary, DeadLetter, Event, TopicPartition
+from pleiades.core.wire import (
+    CANARY,
+    OUTSIDE_RANGE,
+    Assignment,
+    Batch,
+    Event,
+    TopicPartition,
+    count_published,
+    unpublished,
+)
 
 A, B, C = ("eqiad.x", 0), ("codfw.x", 0), ("codfw.y", 3)
 few_ms = st.integers(0, 60)
@@ -114,48 +123,30 @@ def test_by_the_events_own_time_the_begin_is_in_and_the_end_is_not(
 @st.composite
 def batches(draw: st.DrawFn) -> Batch:
     events: list[Event] = []
-    letters: list[DeadLetter] = []
-    canaries: list[Canary] = []
     greatest = 0
     for number in range(draw(st.integers(0, 12))):
-        kind = draw(st.sampled_from(["event", "event", "letter", "canary"]))
+        kind = draw(st.sampled_from(["", "", "not_json", CANARY]))
         time = draw(st.integers(1, 100))
         greatest = max(greatest, time)
         name = f"e{number}"
-        if kind == "event":
-            events.append(Event(name, A, time, "", b"", name.encode()))
-        elif kind == "letter":
-            letters.append(DeadLetter(name, A, time, "not_json", b"", b"", len(events)))
+        if kind == CANARY:
+            events.append(unpublished(A, time, CANARY))
         else:
-            canaries.append(Canary(A, time, len(events)))
-    return Batch(0, 1, events, letters, canaries, {A: greatest}, 0, 0, A, finished=True)
-
-
-def in_order(batch: Batch) -> list[Event | DeadLetter | Canary]:
-    """As it came; among what has one place, letters first: it does not matter here."""
-    placed: list[tuple[int, int, Event | DeadLetter | Canary]] = []
-    placed += [(letter.place, 0, letter._replace(place=0)) for letter in batch.dead_letters]
-    placed += [(canary.place, 1, canary._replace(place=0)) for canary in batch.canaries]
-    placed += [(number, 2, event) for number, event in enumerate(batch.events)]
-    return [received for *_, received in sorted(placed, key=lambda one: one[:2])]
+            events.append(Event(name, A, time, "", b"", name.encode(), kind))
+    return Batch(0, 1, events, {A: greatest}, 0, 0, A, finished=True)
 
 
 @given(batches(), st.integers(0, 80), st.integers(1, 60))
 def test_within_keeps_what_is_inside_in_its_order(batch: Batch, begin: int, length: int) -> None:
     span = Range(Bound(begin), Bound(begin + length))
     kept, outside = within(batch, span, A)
-    for other in (Canary, DeadLetter):
-        # Which of the two came first between two events does not matter.
-        assert [received for received in in_order(kept) if not isinstance(received, other)] == [
-            received
-            for received in in_order(batch)
-            if span.holds(A, received.timestamp_ms) and not isinstance(received, other)
-        ]
-    published = len(batch.events) + len(batch.dead_letters)
-    assert outside == published - len(kept.events) - len(kept.dead_letters)
-    assert kept._replace(passed=())[5:] == batch[5:], (
-        "what is left out moves the position all the same"
+    assert [event for event in kept.events if event.reason != OUTSIDE_RANGE] == [
+        event for event in batch.events if span.holds(A, event.timestamp_ms)
+    ]
+    assert outside == sum(
+        event.reason != CANARY and not span.holds(A, event.timestamp_ms) for event in batch.events
     )
+    assert kept[3:] == batch[3:], "an event outside the range moves the position all the same"
 
 
 @given(batches(), st.integers(0, 80), st.integers(1, 60), st.data())
@@ -164,28 +155,29 @@ def test_a_cut_within_a_range_advances_by_all_that_came_before_it(
 ) -> None:
     """Also by what lies beside the range: else a repeat of it looks like a gap."""
     kept, _ = within(batch, Range(Bound(begin), Bound(begin + length)), A)
-    first, rest = halves(kept, data.draw(st.integers(1, max(len(kept.events), 1))))
-    last = first.events[-1].identity if first.events else ""
-    names = [getattr(received, "identity", "") for received in in_order(batch)]
-    came = in_order(batch)[: names.index(last) + 1] if last else []
+    count = count_published(kept.events)
+    assume(count)
+    first, rest = halves(kept, data.draw(st.integers(1, count)))
+    last = first.events[-1]
+    assert not last.reason
+    came = batch.events[: batch.events.index(last) + 1]
     at_least = max((received.timestamp_ms for received in came), default=0)
     reached = first.timestamps_ms.get(A, 0)
     assert at_least <= reached
-    after = in_order(rest)
-    assert all(received in in_order(batch) for received in after)
+    assert first.events + rest.events == kept.events
     assert rest.timestamps_ms == batch.timestamps_ms
 
 
 def test_what_an_upstream_was_not_asked_for_is_neither_published_nor_moves_the_position() -> None:
     own, other = Event("a", A, 55, "", b"", b"{}"), Event("b", B, 55, "", b"", b"{}")
-    batch = Batch(0, 1, [own, other], [], [], {A: 55, B: 99}, 0, 0, A)
+    batch = Batch(0, 1, [own, other], {A: 55, B: 99}, 0, 0, A)
     kept, outside = within(batch, Range(Bound(50), Bound(60)), A)
     assert (kept.events, kept.timestamps_ms, outside) == ([own], {A: 55}, 1)
 
 
 def test_what_has_no_time_at_all_is_kept() -> None:
     event = Event("e", ("", -1), 0, "", b"no id", b"{}")
-    batch = Batch(0, 1, [event], [], [], {}, 0, 0, A)
+    batch = Batch(0, 1, [event], {}, 0, 0, A)
     assert within(batch, Range(Bound(5), Bound(6)), A) == (batch, 0)
 
 
@@ -193,15 +185,17 @@ def test_what_has_no_time_at_all_is_kept() -> None:
 def test_halves_are_the_whole_and_the_first_goes_no_further_than_what_is_in_it(
     batch: Batch, data: st.DataObject
 ) -> None:
-    events = data.draw(st.integers(0, len(batch.events)))
-    first, rest = halves(batch, events)
-    assert len(first.events) == events
-    assert in_order(first) + in_order(rest) == in_order(batch), "letters before canaries"
+    count = count_published(batch.events)
+    assume(count)
+    published = data.draw(st.integers(1, count))
+    first, rest = halves(batch, published)
+    assert count_published(first.events) == published
+    assert first.events + rest.events == batch.events
     assert first.timestamps_ms.get(A, 0) == max(
-        (received.timestamp_ms for received in in_order(first)), default=0
+        (event.timestamp_ms for event in first.events), default=0
     )
     assert not first.finished
-    assert rest[5:] == batch[5:]
+    assert rest[3:] == batch[3:]
 
 
 # ---- the end ----

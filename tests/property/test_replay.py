@@ -217,7 +217,7 @@ class Replay:
                 self.incomplete = self.incomplete or message.gap
                 yield within(decode(frames, False, False).batch, self.span, SOURCE)[0]
             elif isinstance(message, Finished):
-                yield Batch(next(numbers), 0, [], [], [], {}, 0, self.now_ms, SOURCE, finished=True)
+                yield Batch(next(numbers), 0, [], {}, 0, self.now_ms, SOURCE, finished=True)
 
     def published(self) -> list[int]:
         """The numbers of the events, in the order of their publication."""

@@ -11,7 +11,7 @@ from pleiades.core.identity import fallback_identity
 from pleiades.core.position import Checkpoint, decode_checkpoint
 from pleiades.core.restart import MAX_RESTARTS, Ended, GiveUp, RestartPolicy
 from pleiades.core.units import iso_time
-from pleiades.core.wire import UNKNOWN_SOURCE, Batch, DeadLetter, End, Event
+from pleiades.core.wire import UNKNOWN_SOURCE, Batch, End, Event
 from pleiades.publisher import CommitPolicy, Publisher
 from pleiades.runtime.channel import Channel
 from pleiades.runtime.metrics import Metrics
@@ -78,8 +78,6 @@ def batch(sequence: int, *numbers: int, connection: int = 1) -> Batch:
         sequence,
         connection,
         [event(number) for number in numbers],
-        [],
-        [],
         {SOURCE: START_MS + max(numbers, default=0)},
         START_MS,
         START_MS + 10_000,
@@ -204,10 +202,11 @@ def test_dropped_events_still_move_the_position(run: Run, store: MemoryStore) ->
 def test_dead_letters_are_published_once_and_said(
     run: Run, store: MemoryStore, caplog: pytest.LogCaptureFixture
 ) -> None:
-    letter = DeadLetter("sha256-1", SOURCE, START_MS + 1, "not_json", b"", b"?", 0)
-    with_letter = batch(0, 1)._replace(dead_letters=[letter])
+    letter = Event("sha256-1", SOURCE, START_MS + 1, "", b"", b"?", "not_json")
+    with_letter = batch(0, 1)._replace(events=[letter, event(1)])
     run([with_letter, with_letter._replace(sequence=1, connection=2)])
     assert [stored.data for stored in store.dead_letters] == [b"?"]
+    assert published(store) == [1]
     assert "1 events could not be published as such (not_json)" in caplog.text
 
 
@@ -215,8 +214,8 @@ def test_equal_events_without_an_identity_are_each_published(run: Run, store: Me
     """As one file, and one dead letter, they were."""
     name = fallback_identity(SOURCE, START_MS + 1, b"{}")
     same = event(1)._replace(identity=name)
-    letter = DeadLetter(name, SOURCE, START_MS + 1, "not_json", b"", b"?", 2)
-    three = batch(0, 1)._replace(events=[same] * 2, dead_letters=[letter] * 3, fallbacks=5)
+    letter = Event(name, SOURCE, START_MS + 1, "", b"", b"?", "not_json")
+    three = batch(0, 1)._replace(events=[same] * 2 + [letter] * 3, fallbacks=5)
     run([three, three._replace(sequence=1, connection=2)])
     run([three])
     assert [stored.identity for stored in store.events] == [name, f"{name}-2"]
@@ -259,8 +258,8 @@ def test_what_is_progress(run: Run, lives: list[FakeLife]) -> None:
     assert progressed(batch(0, 4)), "dated back: the position stands still, the event is new"
     assert not progressed(batch(0, 4, 5))
     assert progressed(batch(0)._replace(timestamps_ms={SOURCE: START_MS + 6})), "a canary"
-    letter = DeadLetter("sha256-1", SOURCE, START_MS + 1, "not_json", b"", b"?", 0)
-    with_letter = batch(0)._replace(dead_letters=[letter], fallbacks=1)
+    letter = Event("sha256-1", SOURCE, START_MS + 1, "", b"", b"?", "not_json")
+    with_letter = batch(0)._replace(events=[letter], fallbacks=1)
     assert progressed(with_letter)
     assert not progressed(with_letter)
 

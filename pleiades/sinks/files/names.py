@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
 
-from pleiades.core.wire import UNKNOWN_SOURCE, DeadLetter, Event
+from pleiades.core.wire import UNKNOWN_SOURCE, Event
 
 # What `event_name` makes, nothing else: other people's files are no events.
 _FOLDER = re.compile(r"\d{4}-\d\d-\d\dT\d\d")
@@ -46,7 +46,7 @@ def _second(seconds: int) -> tuple[str, str]:
     return f"{day}T{when.hour:02}", f"{day.replace('-', '')}T{time}"
 
 
-def dead_letter_name(letter: DeadLetter) -> str:
+def dead_letter_name(letter: Event) -> str:
     """The file name of a dead letter: its digest."""
     return f"{letter.identity}.raw"
 

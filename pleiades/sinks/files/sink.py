@@ -27,7 +27,7 @@ from typing import Protocol, TypeVar
 from pleiades.core.backoff import Backoff
 from pleiades.core.fingerprint import fingerprint
 from pleiades.core.position import Checkpoint
-from pleiades.core.wire import UNKNOWN_SOURCE, DeadLetter, Event, TopicPartition
+from pleiades.core.wire import UNKNOWN_SOURCE, Event, TopicPartition
 from pleiades.runtime import faultpoints
 from pleiades.runtime.errors import DestinationHeld, Fatal
 from pleiades.runtime.settings import SYNC_BATCH
@@ -148,7 +148,7 @@ class FilesSink:
         self._files: list[StagedFile] = []
         self._written: list[tuple[TopicPartition, bytes]] = []
         """Source and fingerprint of each event and dead letter."""
-        self._letters: list[DeadLetter] = []
+        self._letters: list[Event] = []
 
     def open(self, resume: bool) -> Opened:
         """See `Sink.open`."""
@@ -176,23 +176,21 @@ class FilesSink:
         checkpoint = None if stored is None else stored.checkpoint
         return Opened(checkpoint, _remembered(groups), all_told=not self._replays)
 
-    def is_published(self, event: Event | DeadLetter) -> bool:
+    def is_published(self, event: Event) -> bool:
         """See `Sink.is_published`: whether the event's name is on the disk."""
         folder, name = self._place_of(event)
         return self._until_done(
             "look for published events in", lambda: is_whole(f"{folder}/{name}")
         )
 
-    def write(self, events: list[Event], dead_letters: list[DeadLetter]) -> None:
+    def write(self, events: list[Event]) -> None:
         """See `Sink.write`."""
         for event in events:
-            self._stage(event, event.data + b"\n")
-        for letter in dead_letters:
-            # Raw: whoever looks into one wants the very bytes.
-            self._stage(letter, letter.data)
-        self._letters += dead_letters
+            # A dead letter as it is: whoever looks into one wants the very bytes.
+            self._stage(event, event.data if event.reason else event.data + b"\n")
+        self._letters += [event for event in events if event.reason]
 
-    def _stage(self, event: Event | DeadLetter, content: bytes) -> None:
+    def _stage(self, event: Event, content: bytes) -> None:
         folder, name = self._place_of(event)
         staged = staged_name(len(self._files), name)
         self._files.append(StagedFile(staged, folder, name, content))
@@ -233,9 +231,9 @@ class FilesSink:
         self._identities.close()
         self._lock.release()
 
-    def _place_of(self, event: Event | DeadLetter) -> tuple[str, str]:
+    def _place_of(self, event: Event) -> tuple[str, str]:
         """Folder and name."""
-        if isinstance(event, DeadLetter):
+        if event.reason:
             return str(self._dead_letters), dead_letter_name(event)
         folder, name = event_name(event)
         return f"{self._publish_dir}/{folder}", name

@@ -19,7 +19,6 @@ from pleiades.core.identity import identify, identity_of, is_fallback, is_legal_
 from pleiades.core.wire import (
     UNKNOWN_SOURCE,
     Assignment,
-    DeadLetter,
     Event,
     MalformedId,
     TopicPartition,
@@ -115,7 +114,7 @@ def event_headers(event: Event, keyed_by_field: bool) -> Headers:
     return headers
 
 
-def dead_letter_headers(letter: DeadLetter, cut_to_bytes: int) -> Headers:
+def dead_letter_headers(letter: Event, cut_to_bytes: int) -> Headers:
     """What is said of a dead letter beside its bytes."""
     headers: Headers = {"reason": letter.reason.encode(), ID_HEADER: letter.key[:MAX_ID_BYTES]}
     headers |= _naming_headers(letter)
@@ -124,7 +123,7 @@ def dead_letter_headers(letter: DeadLetter, cut_to_bytes: int) -> Headers:
     return headers
 
 
-def _naming_headers(named: Event | DeadLetter) -> Headers:
+def _naming_headers(named: Event) -> Headers:
     topic, partition = named.source
     return {
         IDENTITY_HEADER: named.identity.encode(),

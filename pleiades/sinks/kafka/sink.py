@@ -24,7 +24,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, Topi
 from pleiades.core.position import Checkpoint, UnreadableCheckpoint
 from pleiades.core.range import Range
 from pleiades.core.readback import UNKNOWN_LETTERS, Offsets, OutputPartition, Readback
-from pleiades.core.wire import UNKNOWN_SOURCE, DeadLetter, Event
+from pleiades.core.wire import UNKNOWN_SOURCE, Event
 from pleiades.core.wire import TopicPartition as Source
 from pleiades.runtime.errors import DestinationHeld, GenerationLost
 from pleiades.runtime.settings import KafkaSettings, ReplaySettings
@@ -161,18 +161,18 @@ class KafkaSink:
             )
         return Opened(checkpoint, window, all_told=self._existing is None)
 
-    def is_published(self, event: Event | DeadLetter) -> bool:
+    def is_published(self, event: Event) -> bool:
         """See `Sink.is_published`: what was there before a replay; all else is in the window."""
         return self._existing is not None and event.identity in self._existing
 
-    def write(self, events: list[Event], dead_letters: list[DeadLetter]) -> None:
+    def write(self, events: list[Event]) -> None:
         """See `Sink.write`."""
         if events:
             self._newest_ms = events[-1].timestamp_ms
         with self._reporting.writing():
-            self._opened().transactions.write(events, dead_letters)
-        self._events_of.update({event.source for event in events})
-        self._letters_of.update({letter.source for letter in dead_letters})
+            self._opened().transactions.write(events)
+        self._events_of.update({event.source for event in events if not event.reason})
+        self._letters_of.update({event.source for event in events if event.reason})
 
     def commit(self, checkpoint: Checkpoint) -> Committed:
         """See `Sink.commit`."""
@@ -369,7 +369,7 @@ class KafkaSink:
 
     # ---- what every step meets ----
 
-    def _commit(self, stored: Stored) -> list[DeadLetter]:
+    def _commit(self, stored: Stored) -> list[Event]:
         session = self._opened()
         texts = encode(stored, self._position_at)
         now = time.monotonic()

@@ -20,7 +20,7 @@ from typing import NamedTuple
 from confluent_kafka import KafkaError, KafkaException, Message, Producer, TopicPartition
 
 from pleiades.core.identity import any_fallback, is_fallback
-from pleiades.core.wire import TOO_LARGE, DeadLetter, Event
+from pleiades.core.wire import TOO_LARGE, Event, all_published
 from pleiades.runtime import faultpoints
 from pleiades.sinks.kafka.insisting import RETRY_BACKOFF, SLICE_SECONDS, Around, Insisting
 from pleiades.sinks.kafka.records import (
@@ -54,14 +54,14 @@ class Reports:
     def __init__(self) -> None:
         self.expected = 0
         self.delivered = 0
-        self.failed: list[tuple[Event | DeadLetter, KafkaError]] = []
+        self.failed: list[tuple[Event, KafkaError]] = []
 
     @property
     def complete(self) -> bool:
         """Whether there is nothing left to wait for: after a failure the rest is not sent."""
         return bool(self.failed) or self.delivered == self.expected
 
-    def on(self, written: Event | DeadLetter) -> Callable[[KafkaError | None, Message], None]:
+    def on(self, written: Event) -> Callable[[KafkaError | None, Message], None]:
         """The delivery callback of one message."""
         self.expected += 1
 
@@ -103,8 +103,7 @@ class Transactions:
         self._surely_taken_bytes = surely_taken_bytes
         self._max_dead_letter_bytes = max_dead_letter_bytes
         self._around = around
-        self._events: list[Event] = []
-        self._letters: list[DeadLetter] = []
+        self._written: list[Event] = []
         self._calls = Insisting(producer, around)
         self._begun = False
         self._spoilt: KafkaError | None = None
@@ -112,20 +111,21 @@ class Transactions:
         self._suspects: set[str] = set()
         """Identities of events that were refused in company."""
 
-    def write(self, events: list[Event], letters: list[DeadLetter]) -> None:
+    def write(self, events: list[Event]) -> None:
         """Produce, in the open transaction or a new one."""
-        self._events += events
-        self._letters += letters
+        self._written += events
         if self._spoilt is not None:
             return
         try:
             self._begin()
-            if self._all_have_headers or any_fallback([event.identity for event in events]):
+            if (
+                self._all_have_headers
+                or not all_published(events)
+                or any_fallback([event.identity for event in events])
+            ):
                 self._produce_mixed(events)
             else:
                 self._produce_batch(events)
-            for letter in letters:
-                self._produce(letter)
             self._producer.poll(0)
         except KafkaException as error:
             # Whatever it is, the commit meets it too, and knows how to take it.
@@ -139,7 +139,7 @@ class Transactions:
             # As in `write`.
             self._spoilt = error.args[0]
 
-    def commit(self, offsets: list[TopicPartition], group: object) -> list[DeadLetter]:
+    def commit(self, offsets: list[TopicPartition], group: object) -> list[Event]:
         """Commit all that was written, and offsets with metadata; waits for as long as it takes.
 
         Returns the dead letters among it, with the events that the broker refused for their size.
@@ -159,8 +159,8 @@ class Transactions:
             failures = 0 if _is_size(self._spoilt) else failures + 1
             if failures > 1:
                 self._around.pause(RETRY_BACKOFF.pause_seconds(failures - 1, jitter=1.0))
-        letters = self._letters
-        self._events, self._letters, self._suspects = [], [], set()
+        letters = [event for event in self._written if event.reason]
+        self._written, self._suspects = [], set()
         return letters
 
     def _try_to_commit(self, offsets: list[TopicPartition], group: object) -> bool:
@@ -218,7 +218,7 @@ class Transactions:
                 self._produce_batch(list(some))
 
     def _has_headers(self, event: Event) -> bool:
-        return self._all_have_headers or is_fallback(event.identity)
+        return self._all_have_headers or bool(event.reason) or is_fallback(event.identity)
 
     def _produce_batch(self, events: list[Event]) -> None:
         messages = [{"key": event.key, "value": event.data} for event in events]
@@ -226,7 +226,7 @@ class Transactions:
             failed = next(message["_error"] for message in messages if "_error" in message)
             raise KafkaException(failed)
 
-    def _produce(self, written: Event | DeadLetter, reports: Reports | None = None) -> None:
+    def _produce(self, written: Event, reports: Reports | None = None) -> None:
         record = self._record(written)
         on_delivery = None if reports is None else reports.on(written)
         while True:
@@ -244,8 +244,8 @@ class Transactions:
             else:
                 return
 
-    def _record(self, written: Event | DeadLetter) -> Record:
-        if isinstance(written, DeadLetter):
+    def _record(self, written: Event) -> Record:
+        if written.reason:
             most = self._max_dead_letter_bytes
             headers = dead_letter_headers(written, most)
             return Record(
@@ -270,8 +270,7 @@ class Transactions:
         reports = Reports()
         try:
             self._begin()
-            everything: list[Event | DeadLetter] = [*self._events, *self._letters]
-            for written in everything:
+            for written in self._written:
                 alone = self._is_suspect(written)
                 if alone:
                     self._await(reports)
@@ -295,7 +294,7 @@ class Transactions:
         self._spoilt = None
         return True
 
-    def _is_suspect(self, written: Event | DeadLetter) -> bool:
+    def _is_suspect(self, written: Event) -> bool:
         size_bytes = len(written.key) + len(written.data)
         return size_bytes > self._surely_taken_bytes or written.identity in self._suspects
 
@@ -304,7 +303,7 @@ class Transactions:
             self._around.alive()
             self._producer.flush(SLICE_SECONDS)
 
-    def _learn(self, failed: list[tuple[Event | DeadLetter, KafkaError]]) -> None:
+    def _learn(self, failed: list[tuple[Event, KafkaError]]) -> None:
         too_large = [written for written, error in failed if _is_size(error)]
         if not too_large:
             self._spoilt = failed[0][1]
@@ -320,11 +319,11 @@ class Transactions:
         # All others have failed with them.
         self._spoilt = KafkaError(KafkaError.MSG_SIZE_TOO_LARGE)
         for written in too_large:
-            if isinstance(written, DeadLetter):
+            if written.reason:
                 self._max_dead_letter_bytes = max(self._max_dead_letter_bytes // 2, 1)
             elif self._is_suspect(written):
-                self._events.remove(written)
-                self._letters.append(_too_large(written))
+                place = self._written.index(written)
+                self._written[place] = written._replace(reason=TOO_LARGE)
             else:
                 self._suspects.add(written.identity)
 
@@ -335,8 +334,3 @@ def _is_invalid(error: KafkaError | None) -> bool:
 
 def _is_size(error: KafkaError | None) -> bool:
     return error is not None and error.code() == KafkaError.MSG_SIZE_TOO_LARGE
-
-
-def _too_large(event: Event) -> DeadLetter:
-    identity, source, timestamp_ms, _, key, data = event
-    return DeadLetter(identity, source, timestamp_ms, TOO_LARGE, key, data)

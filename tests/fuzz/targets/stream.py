@@ -27,12 +27,12 @@ from pleiades.core.identity import identify, is_fallback
 from pleiades.core.ids import read_ids
 from pleiades.core.position import Checkpoint, ResumeCursor, decode_checkpoint, join
 from pleiades.core.wire import (
+    CANARY,
     LINE_TYPES,
     MAX_ASSIGNMENTS,
     MAX_TIMESTAMP_MS,
     REASONS,
     UNKNOWN_SOURCE,
-    DeadLetter,
     Event,
     Frames,
     MalformedId,
@@ -174,9 +174,10 @@ def events(raw: bytes) -> None:
         _each_frame_once(blob, decoded, keep_canaries)
         _position_can_be_stored(decoded)
         for event in decoded.batch.events:
-            _safe_event(event, decoded)
-        for letter in decoded.batch.dead_letters:
-            _safe_dead_letter(letter, decoded)
+            if not event.reason:
+                _safe_event(event, decoded)
+            elif event.reason != CANARY:
+                _safe_dead_letter(event, decoded)
         assert pickle.loads(pickle.dumps(decoded.batch)) == decoded.batch  # noqa: S301  # our own
     _alone_as_together(blob, last_event_id)
 
@@ -187,15 +188,12 @@ def _each_frame_once(blob: bytes, decoded: Decoded, keep_canaries: bool) -> None
         any(line.partition(b":")[0] == b"data" for line in frame.split(b"\n")) for frame in frames
     )
     batch = decoded.batch
-    became = len(batch.events) + len(batch.dead_letters) + len(decoded.upstream_errors)
-    assert dispatched == became + decoded.canaries, "a frame was lost or doubled"
+    became = len(batch.events) + len(decoded.upstream_errors)
+    assert dispatched == became, "a frame was lost or doubled"
+    assert decoded.canaries == [event.reason for event in batch.events].count(CANARY)
     assert not (keep_canaries and decoded.canaries)
     assert set(decoded.lines) <= set(LINE_TYPES)
     assert sum(decoded.lines.values()) == sum(frame.count(b"\n") + 1 for frame in frames)
-    places = [canary.place for canary in batch.canaries] + [
-        letter.place for letter in batch.dead_letters
-    ]
-    assert all(0 <= place <= len(batch.events) for place in places)
 
 
 def _position_can_be_stored(decoded: Decoded) -> None:
@@ -206,7 +204,7 @@ def _position_can_be_stored(decoded: Decoded) -> None:
     assert join(checkpoint.position, timestamps_ms) == checkpoint.position
 
 
-def _safe(event: Event | DeadLetter, decoded: Decoded) -> None:
+def _safe(event: Event, decoded: Decoded) -> None:
     assert re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}", event.identity), "unsafe identity"
     known = event.source != UNKNOWN_SOURCE
     assert not known or is_source(event.source)
@@ -235,7 +233,7 @@ def _safe_event(event: Event, decoded: Decoded) -> None:
         assert (identified.identity, identified.source) == (event.identity, event.source)
 
 
-def _safe_dead_letter(letter: DeadLetter, decoded: Decoded) -> None:
+def _safe_dead_letter(letter: Event, decoded: Decoded) -> None:
     _safe(letter, decoded)
     assert letter.reason in REASONS
     assert re.fullmatch(r"sha256-[0-9a-f]{64}\.raw", dead_letter_name(letter))
@@ -245,12 +243,9 @@ def _safe_dead_letter(letter: DeadLetter, decoded: Decoded) -> None:
 def _alone_as_together(blob: bytes, last_event_id: bytes) -> None:
     together = decode(_received(blob, last_event_id), True).batch
     events: list[Event] = []
-    letters: list[DeadLetter] = []
     for frame in split_frames(blob):
         one = frame + b"\n\n"
         batch = decode(_received(one, last_event_id), True).batch
-        letters += [letter._replace(place=len(events)) for letter in batch.dead_letters]
         events += batch.events
         last_event_id = (ids_in(one) or [last_event_id])[-1]
     assert events == together.events, "events depend on how frames were batched"
-    assert letters == together.dead_letters, "dead letters depend on how frames were batched"

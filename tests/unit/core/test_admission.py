@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 import pytest
 
 from pleiades.core.admission import Admission, Admitted, nothing_known, young
@@ -9,7 +7,7 @@ from pleiades.core.fingerprint import fingerprint, fingerprints
 from pleiades.core.identity import fallback_identity
 from pleiades.core.position import Checkpoint
 from pleiades.core.window import Window
-from pleiades.core.wire import UNKNOWN_SOURCE, Batch, Canary, DeadLetter, Event, TopicPartition
+from pleiades.core.wire import CANARY, UNKNOWN_SOURCE, Batch, Event, TopicPartition, unpublished
 
 EQIAD: TopicPartition = ("eqiad.x", 0)
 CODFW: TopicPartition = ("codfw.x", 0)
@@ -20,24 +18,21 @@ def event(name: str, dated_ms: int, source: TopicPartition = EQIAD) -> Event:
     return Event(name, source, dated_ms + 1, "", b"key", b"{}")
 
 
-def letter(name: str, dated_ms: int, place: int, source: TopicPartition = EQIAD) -> DeadLetter:
-    return DeadLetter(name, source, dated_ms + 1, "not_json", b"key", b"?", place)
+def letter(name: str, dated_ms: int, source: TopicPartition = EQIAD) -> Event:
+    return Event(name, source, dated_ms + 1, "", b"key", b"?", "not_json")
 
 
-def batch(
-    *events: Event,
-    letters: Iterable[DeadLetter] = (),
-    connection: int = 1,
-    canaries: Iterable[Canary] = (),
-) -> Batch:
-    kept, dropped = list(letters), list(canaries)
+def canary(timestamp_ms: int) -> Event:
+    return unpublished(EQIAD, timestamp_ms, CANARY)
+
+
+def batch(*events: Event, connection: int = 1) -> Batch:
     timestamps_ms: dict[TopicPartition, int] = {}
-    everything: list[Event | DeadLetter | Canary] = [*events, *kept, *dropped]
-    for one in everything:
+    for one in events:
         if one.source != UNKNOWN_SOURCE:
             reached = timestamps_ms.get(one.source, 0)
             timestamps_ms[one.source] = max(reached, one.timestamp_ms)
-    return Batch(0, connection, list(events), kept, dropped, timestamps_ms, START, 5_000)
+    return Batch(0, connection, list(events), timestamps_ms, START, 5_000)
 
 
 def checkpoint(reached: dict[TopicPartition, int]) -> Checkpoint:
@@ -46,8 +41,8 @@ def checkpoint(reached: dict[TopicPartition, int]) -> Checkpoint:
 
 def names(admitted: Admitted) -> tuple[list[str], list[str]]:
     return (
-        [one.identity for one in admitted.events],
-        [one.identity for one in admitted.dead_letters],
+        [one.identity for one in admitted.events if not one.reason],
+        [one.identity for one in admitted.events if one.reason],
     )
 
 
@@ -58,7 +53,7 @@ class Destination:
         self.identities = identities
         self.asked: list[str] = []
 
-    def knows(self, candidate: Event | DeadLetter) -> bool:
+    def knows(self, candidate: Event) -> bool:
         self.asked.append(candidate.identity)
         return candidate.identity in self.identities
 
@@ -104,18 +99,15 @@ def test_what_has_no_identity_of_its_own_is_never_from_before_the_start(window: 
     young_one = checkpoint({EQIAD: START - 10})
     for without, connection in (
         (event(name, START - 20), 2),
-        (letter(f"{name}-2", START - 20, 1), 3),
+        (letter(f"{name}-2", START - 20), 3),
     ):
         old, new = event(f"old-{connection}", START - 30), event(f"new-{connection}", START - 5)
-        if isinstance(without, Event):
-            received = batch(old, without, new, connection=connection)
-        else:
-            received = batch(old, new, letters=[without], connection=connection)
+        received = batch(old, without, new, connection=connection)
         admitted = Admission(window).admit(received, young_one)
         assert admitted.before_start == 1
         assert old not in admitted.events
         assert new in admitted.events
-        assert without in (*admitted.events, *admitted.dead_letters)
+        assert without in admitted.events
 
 
 def test_nothing_is_from_before_the_start_where_no_topic_is_young(window: Window) -> None:
@@ -148,7 +140,7 @@ def test_before_the_start_is_dropped_up_to_the_first_that_the_disk_knows(window:
 
 def test_a_canary_dated_after_the_start_ends_the_wait_in_its_place(window: Window) -> None:
     # The reader, ahead of the publisher, asked from the canary: nothing known comes.
-    received = batch(event("before", 900), event("imported", 5), canaries=[Canary(EQIAD, 2_001, 1)])
+    received = batch(event("before", 900), canary(2_001), event("imported", 5))
     admitted = Admission(window).admit(received, checkpoint({EQIAD: 17}))
     assert names(admitted) == (["imported"], [])
     assert admitted.before_start == 1
@@ -158,7 +150,7 @@ def test_a_canary_dated_after_the_start_ends_the_wait_in_its_place(window: Windo
 def test_after_a_batch_with_something_dated_after_the_start_nothing_waits(window: Window) -> None:
     # A dead letter does not say where it came from; the ids of its batch do.
     admission = Admission(window)
-    received = batch(letters=[letter("bad", 2_000, 0, UNKNOWN_SOURCE)])
+    received = batch(letter("bad", 2_000, UNKNOWN_SOURCE))
     received.timestamps_ms[EQIAD] = 2_001
     one = admission.admit(received, checkpoint({EQIAD: 17}))
     assert one.timestamps_ms == {EQIAD: 2_001}
@@ -210,8 +202,10 @@ def test_dead_letters_wait_in_their_place_among_the_events(window: Window) -> No
     window.restore({EQIAD: 17}, [(EQIAD, 17, fingerprint("first"))])
     received = batch(
         event("before", 900),
+        letter("bad-before", 901),
+        letter("first", 16),
         event("new", 20),
-        letters=[letter("bad-before", 901, 1), letter("first", 16, 1), letter("bad-new", 30, 2)],
+        letter("bad-new", 30),
     )
     admitted = Admission(window).admit(received, checkpoint({EQIAD: 17}))
     assert names(admitted) == (["new"], ["bad-new"])
@@ -219,20 +213,20 @@ def test_dead_letters_wait_in_their_place_among_the_events(window: Window) -> No
 
 
 def test_dead_letters_stand_in_the_window_in_their_place(window: Window) -> None:
-    received = batch(event("a", 2_000), letters=[letter("bad", 2_000, 0)])
+    received = batch(letter("bad", 2_000), event("a", 2_000))
     Admission(window).admit(received, checkpoint({}))
     assert list(window._queues[EQIAD].take_oldest(3)) == fingerprints(["bad", "a"])
 
 
 def test_unknown_source_is_never_from_before_the_start(window: Window) -> None:
-    received = batch(letters=[letter("bad", 5, 0, UNKNOWN_SOURCE)])
+    received = batch(letter("bad", 5, UNKNOWN_SOURCE))
     admitted = Admission(window).admit(received, checkpoint({EQIAD: 17}))
     assert names(admitted) == ([], ["bad"])
 
 
 def test_a_canary_in_the_batch_holds_what_comes_after_it(window: Window) -> None:
     admission = Admission(window)
-    admission.admit(batch(canaries=[Canary(EQIAD, 2_001, 0)]), checkpoint({}))
+    admission.admit(batch(canary(2_001)), checkpoint({}))
     admission.admit(batch(event("imported", 5)), checkpoint({EQIAD: 2_001}))
     window.advance({EQIAD: 2_001}, 10**9)
     assert fingerprint("imported") in window

@@ -16,15 +16,18 @@ from pleiades.core.decoding import (
 from pleiades.core.framing import Framer, ids_in, retry_in, split_columns
 from pleiades.core.identity import delivered_assignment, fallback_identity, identify, own_assignment
 from pleiades.core.wire import (
+    CANARY,
     NOT_AN_OBJECT,
     NOT_JSON,
     UNKNOWN_SOURCE,
     Assignment,
-    Canary,
     Event,
     Frames,
     TopicPartition,
+    all_published,
+    count_published,
     time_ms,
+    unpublished,
 )
 
 RECORDED = Path(__file__).resolve().parents[4] / "shared" / "data" / "recentchange-2018-10-19.sse"
@@ -200,7 +203,6 @@ def test_an_event() -> None:
     assert batch.timestamps_ms == {EQIAD: 1001, CODFW: 0}
     assert batch.events == [Event("6f0c", EQIAD, 1001, META["dt"], ID, data)]
     assert batch.events[0].dt_ms == 1000  # as META says
-    assert not batch.dead_letters
 
 
 def test_the_shape_that_is_fast() -> None:
@@ -256,8 +258,8 @@ def test_a_number_may_be_of_any_length(number: bytes) -> None:
 def test_canaries_leave_their_place() -> None:
     canary = with_meta(domain="canary")
     both = decoded(frame(with_meta()) + frame(canary) + frame(with_meta()))
-    assert both.batch.canaries == [Canary(EQIAD, 1001, 1)]
-    assert (both.canaries, len(both.batch.events)) == (1, 2)
+    assert both.batch.events[1] == unpublished(EQIAD, 1001, CANARY)
+    assert (both.canaries, count_published(both.batch.events)) == (1, 2)
     assert decoded(frame(canary)).batch.timestamps_ms[EQIAD] == 1001
     assert len(decoded(frame(canary), keep_canaries=True).batch.events) == 1
 
@@ -280,10 +282,10 @@ def test_canaries_leave_their_place() -> None:
 )
 def test_dead_letters(data: bytes, reason: str) -> None:
     batch = decoded(frame(with_meta()) + frame(data)).batch
-    assert [event.identity for event in batch.events] == ["6f0c"]
+    assert batch.events[0].identity == "6f0c"
     # The only entry of its id with a timestamp is its own: the others have delivered nothing yet.
     identity = fallback_identity(EQIAD, 1001, data)
-    assert batch.dead_letters == [(identity, EQIAD, 1001, reason, ID, data, 1)]
+    assert batch.events[1:] == [Event(identity, EQIAD, 1001, "", ID, data, reason)]
     assert batch.fallbacks == 1
 
 
@@ -299,7 +301,6 @@ def test_invalid_utf_8_is_replaced_alike_on_both_ways() -> None:
         slow = decoded(b":\n\n" + frame(data)).batch
         assert fast == slow
         published = [event.data for event in fast.events]
-        published += [letter.data for letter in fast.dead_letters]
         assert published == [data.replace(b"\xff", "\ufffd".encode())]
 
 
@@ -418,11 +419,11 @@ def test_the_id_before_is_that_of_the_frame_before() -> None:
     second = first.replace(b"2001", b"2002")
     # One without data counts, too.
     for blob in (frame(b"1", first), b"id: " + first + b"\n\n"):
-        *_, letter = decoded(blob + frame(b"2", second)).batch.dead_letters
+        *_, letter = decoded(blob + frame(b"2", second)).batch.events
         assert (letter.source, letter.timestamp_ms) == (CODFW, 2002)
-    (letter,) = decoded(frame(b"2", second), first).batch.dead_letters
+    (letter,) = decoded(frame(b"2", second), first).batch.events
     assert letter.source == CODFW
-    (letter,) = decoded(frame(b"2", second)).batch.dead_letters
+    (letter,) = decoded(frame(b"2", second)).batch.events
     assert letter.source == UNKNOWN_SOURCE
 
 
@@ -493,7 +494,7 @@ def test_recorded_stream() -> None:
     blob = Framer().feed(RECORDED.read_bytes())
     result = decoded(blob)
     assert len(result.batch.events) > 100
-    assert not result.batch.dead_letters
+    assert all_published(result.batch.events)
     assert not result.malformed_ids
     assert not result.replaced_identities
     assert all(event.source != UNKNOWN_SOURCE for event in result.batch.events)

@@ -108,7 +108,7 @@ def relay(shape: str, result: Connection) -> None:
                 identify(received.key, received.data)
                 key_by_field(("a",))(received)
                 key_by_field(("meta", "domain"))(received)
-            became += len(decoded.batch.events) + len(decoded.batch.dead_letters)
+            became += len(decoded.batch.events)
             became += len(decoded.upstream_errors)
     result.send((became + framer.oversized_total, peak_kibibytes() / 1024))
 

@@ -41,7 +41,6 @@ def batch(
 def names(occurrences: Occurrences, received: Batch) -> list[str]:
     told = occurrences.told_apart(received)
     found = [event.identity for event in told.events]
-    found += [letter.identity for letter in told.dead_letters]
     assert all(FULL.fullmatch(name) and len(name) <= 128 for name in found)
     return found
 

@@ -15,8 +15,6 @@ from pleiades.core.wire import (
     UNKNOWN_SOURCE,
     Assignment,
     Batch,
-    Canary,
-    DeadLetter,
     End,
     Event,
     Frames,
@@ -121,17 +119,14 @@ def test_composed_ids_are_read_back(timestamps_ms: dict[tuple[str, int], int]) -
     assert dict(parse_id(composed.encode())) == timestamps_ms
 
 
-events = st.builds(Event, st.text(), sources, timestamps, timestamps, st.binary(), st.binary())
-letters = st.builds(
-    DeadLetter, st.text(), sources, timestamps, st.text(), st.binary(), st.binary(), st.integers(0)
+events = st.builds(
+    Event, st.text(), sources, timestamps, st.text(), st.binary(), st.binary(), st.text()
 )
 batches = st.builds(
     Batch,
     st.integers(0),
     st.integers(1),
     st.lists(events, max_size=5),
-    st.lists(letters, max_size=3),
-    st.lists(st.builds(Canary, sources, timestamps, st.integers(0)), max_size=3),
     st.dictionaries(sources, timestamps, max_size=3),
     timestamps,
     timestamps,
@@ -144,13 +139,11 @@ def test_batches_survive_pickling(batch: Batch) -> None:
     assert back == batch
     assert type(back) is Batch
     assert all(type(event) is Event for event in back.events)
-    assert all(type(letter) is DeadLetter for letter in back.dead_letters)
-    assert all(type(canary) is Canary for canary in back.canaries)
 
 
 def test_batches_are_pickled_by_columns() -> None:
     event = Event("identity", UNKNOWN_SOURCE, 1, "dt", b"key", b"data")
-    pickled = pickle.dumps(Batch(0, 1, [event] * 100, [], [], {}, 0, 0), protocol=5)
+    pickled = pickle.dumps(Batch(0, 1, [event] * 100, {}, 0, 0), protocol=5)
     assert pickled.count(b"Event") == 0
 
 

@@ -15,7 +15,7 @@ import pytest
 
 from pleiades.core.fingerprint import fingerprint
 from pleiades.core.position import Checkpoint
-from pleiades.core.wire import UNKNOWN_SOURCE, DeadLetter, Event
+from pleiades.core.wire import UNKNOWN_SOURCE, Event
 from pleiades.runtime.errors import DestinationHeld, Fatal
 from pleiades.sinks import checkpoints, disk, journal
 from pleiades.sinks.files import FilesSink, Surroundings, identities, own_folder, staging
@@ -71,8 +71,8 @@ def event(number: int, **different: object) -> Event:
     return usual._replace(**different)  # type: ignore[arg-type]  # names of its own fields
 
 
-def letter(number: int) -> DeadLetter:
-    return DeadLetter(f"sha256-{number}", SOURCE, NOON_MS, "not_json", b"[]", b"bytes %d" % number)
+def letter(number: int) -> Event:
+    return Event(f"sha256-{number}", SOURCE, NOON_MS, "", b"[]", b"bytes %d" % number, "not_json")
 
 
 def commit_once(folder: Path, world: World) -> None:
@@ -97,7 +97,7 @@ def names(folder: Path) -> list[str]:
 
 def test_names_follow_from_the_event(folder: Path, sink: FilesSink) -> None:
     sink.open(resume=True)
-    sink.write([event(5), event(3_600_123)], [])
+    sink.write([event(5), event(3_600_123)])
     sink.commit(CHECKPOINT)
     assert names(folder) == [
         "2026-01-31T12/20260131T120000.005Z-id-5.json",
@@ -108,8 +108,8 @@ def test_names_follow_from_the_event(folder: Path, sink: FilesSink) -> None:
 
 def test_an_event_of_unknown_source_is_named_by_its_own_time(folder: Path, sink: FilesSink) -> None:
     sink.open(resume=True)
-    sink.write([event(1, source=UNKNOWN_SOURCE, timestamp_ms=NOON_MS + 9_999_999)], [])
-    sink.write([event(2, source=UNKNOWN_SOURCE, dt="")], [])
+    sink.write([event(1, source=UNKNOWN_SOURCE, timestamp_ms=NOON_MS + 9_999_999)])
+    sink.write([event(2, source=UNKNOWN_SOURCE, dt="")])
     sink.commit(CHECKPOINT)
     assert names(folder) == [
         "1970-01-01T00/19700101T000000.000Z-id-2.json",
@@ -121,7 +121,7 @@ def test_nothing_is_staged_after_a_commit_nor_after_a_crash(folder: Path, world:
     staging = folder / ".pleiades" / "staging"
     first = make(folder, world)
     first.open(resume=True)
-    first.write([event(1)], [])
+    first.write([event(1)])
     first.commit(CHECKPOINT)
     assert list(staging.iterdir()) == []
     first.close()
@@ -141,7 +141,7 @@ def test_nothing_is_staged_after_a_commit_nor_after_a_crash(folder: Path, world:
 def test_a_start_finishes_the_moves_of_what_is_committed(folder: Path, world: World) -> None:
     first = make(folder, world)
     first.open(resume=True)
-    first.write([event(1), event(2)], [letter(1)])
+    first.write([event(1), event(2), letter(1)])
     first.commit(CHECKPOINT)
     first.close()
     # As a crash leaves it that came between two moves.
@@ -169,7 +169,7 @@ def test_a_user_may_take_files_at_once(folder: Path, world: World, what: str) ->
         opened = sink.open(resume=True)
         window = [entry.fingerprint for entry in opened.window]
         assert window == [fingerprint(before.identity) for before in odd[: odd.index(one)]]
-        sink.write([one], [])
+        sink.write([one])
         assert sink.commit(CHECKPOINT) == ([], 0)
         sink.close()
         for path in folder.glob("[0-9]*/*.json"):
@@ -194,7 +194,7 @@ def test_an_hour_that_a_user_removes_while_it_is_empty_is_made_again(
         return rename_new(name, source, new, target)
 
     monkeypatch.setattr(staging, "rename_new", after_a_user)
-    sink.write([event(1)], [])
+    sink.write([event(1)])
     sink.commit(CHECKPOINT)
     assert len(names(folder)) == 1
     assert len(tries) == 2
@@ -216,7 +216,7 @@ def test_a_directory_that_is_removed_between_two_moves(
         return done
 
     monkeypatch.setattr(staging, "rename_new", removed_after_the_first)
-    sink.write([event(1), event(2), event(3)], [])
+    sink.write([event(1), event(2), event(3)])
     sink.commit(CHECKPOINT)
     assert [name[-9:] for name in names(folder)] == ["id-1.json", "id-2.json", "id-3.json"]
     assert world.troubles
@@ -228,7 +228,7 @@ def test_dead_letters_and_events_of_one_commit_keep_their_own_names(
     folder: Path, sink: FilesSink
 ) -> None:
     sink.open(resume=True)
-    sink.write([event(1)], [letter(1), letter(2)])
+    sink.write([event(1), letter(1), letter(2)])
     sink.commit(CHECKPOINT)
     dead = sorted((folder / ".pleiades" / "dead-letters").iterdir())
     assert [path.read_bytes() for path in dead] == [b"bytes 1", b"bytes 2"]
@@ -243,7 +243,7 @@ def test_what_may_be_forgotten_is_forgotten(
     sink.open(resume=True)
     sizes = []
     for number in range(1, 400):
-        sink.write([event(number)], [])
+        sink.write([event(number)])
         reached = NOON_MS + number
         sink.commit(Checkpoint({SOURCE: reached}, 0, 0, known_from={SOURCE: reached - 5}))
         (file,) = (folder / ".pleiades").glob("identities-*")
@@ -276,7 +276,7 @@ def test_more_than_the_bound_is_forgotten_from_the_oldest_on(
     sink = FilesSink(folder, "batch", "recentchange", 10, around)
     sink.open(resume=True)
     for number in range(100):
-        sink.write([event(3 * number), event(3 * number + 1), event(3 * number + 2)], [])
+        sink.write([event(3 * number), event(3 * number + 1), event(3 * number + 2)])
         sink.commit(CHECKPOINT)
     sink.close()
     window = [entry.fingerprint for entry in make(folder, world).open(resume=True).window]
@@ -290,7 +290,7 @@ def test_a_lost_identity_log_is_made_again_from_the_names(
 ) -> None:
     first = make(folder, world)
     first.open(resume=True)
-    first.write([event(1), event(2)], [])
+    first.write([event(1), event(2)])
     first.commit(CHECKPOINT)
     first.close()
     (file,) = (folder / ".pleiades").glob("identities-*")
@@ -303,7 +303,7 @@ def test_a_lost_identity_log_is_made_again_from_the_names(
     second = make(folder, world)
     assert known(second) == (CHECKPOINT, [event(2)])
     assert "published again" in caplog.text
-    second.write([event(3)], [])
+    second.write([event(3)])
     second.commit(CHECKPOINT)
     second.close()
     assert known(make(folder, world)) == (CHECKPOINT, [event(2), event(3)])
@@ -325,7 +325,7 @@ def test_a_position_of_the_version_before_is_converted(folder: Path, world: Worl
     assert checkpoint is not None
     assert checkpoint.position == {SOURCE: NOON_MS + 3}
     assert events == [event(1), event(2)]
-    sink.write([event(3)], [])
+    sink.write([event(3)])
     sink.commit(checkpoint)
     sink.close()
     for path in hour.iterdir():
@@ -412,7 +412,7 @@ def test_a_commit_interrupted_by_a_full_disk_is_finished(
         monkeypatch.setattr(Path, "mkdir", failing(Path.mkdir))
     else:
         monkeypatch.setattr(os, target, failing(getattr(os, target)))
-    sink.write([event(number) for number in range(4)], [])
+    sink.write([event(number) for number in range(4)])
     sink.commit(CHECKPOINT)
     monkeypatch.undo()
     assert calls >= fails, "the fault was never reached"
@@ -430,7 +430,7 @@ def test_a_partly_written_line_is_written_to_its_end(
     sink.open(resume=True)
     write = os.write
     monkeypatch.setattr(os, "write", lambda descriptor, line: write(descriptor, line[:3]))
-    sink.write([event(1)], [])
+    sink.write([event(1)])
     sink.commit(CHECKPOINT)
     monkeypatch.undo()
     assert (folder / names(folder)[0]).read_bytes() == b'{"n":1}\n'
@@ -438,10 +438,10 @@ def test_a_partly_written_line_is_written_to_its_end(
 
 def test_a_removed_directory_is_made_again(folder: Path, sink: FilesSink, world: World) -> None:
     sink.open(resume=True)
-    sink.write([event(1)], [])
+    sink.write([event(1)])
     sink.commit(CHECKPOINT)
     shutil.rmtree(folder)
-    sink.write([event(2)], [])
+    sink.write([event(2)])
     sink.commit(CHECKPOINT)
     assert world.troubles
     assert len(names(folder)) == 1
@@ -460,7 +460,7 @@ def test_a_directory_that_was_moved_is_waited_for(
 ) -> None:
     """As a volume that is unmounted: what were written beneath it, the next mount would hide."""
     sink.open(resume=True)
-    sink.write([event(1)], [])
+    sink.write([event(1)])
     sink.commit(CHECKPOINT)
     elsewhere = folder.with_name("elsewhere")
     folder.rename(elsewhere)
@@ -477,7 +477,7 @@ def test_a_directory_that_was_moved_is_waited_for(
             elsewhere.rename(folder)
 
     world.mend = put_back
-    sink.write([event(2)], [])
+    sink.write([event(2)])
     sink.commit(CHECKPOINT)
     assert len(world.troubles) == 3
     assert not written
@@ -529,7 +529,7 @@ def test_a_foreign_file_in_the_way_is_waited_for(
     obstacle = folder / "2026-01-31T12"
     obstacle.write_text("mine")
     world.mend = lambda: obstacle.unlink(missing_ok=True) if len(world.troubles) > 2 else None
-    sink.write([event(1)], [])
+    sink.write([event(1)])
     sink.commit(CHECKPOINT)
     assert world.troubles == ["publish events in: EEXIST"] * 3 or "ENOTDIR" in str(world.troubles)
     assert len(names(folder)) == 1
@@ -542,7 +542,7 @@ def test_a_foreign_directory_in_the_way_of_an_event_is_waited_for(
     obstacle = folder / "2026-01-31T12" / "20260131T120000.001Z-id-1.json"
     obstacle.mkdir(parents=True)
     world.mend = lambda: obstacle.rmdir() if obstacle.is_dir() else None
-    sink.write([event(1)], [])
+    sink.write([event(1)])
     sink.commit(CHECKPOINT)
     assert world.troubles
     assert obstacle.read_bytes() == b'{"n":1}\n'
@@ -559,14 +559,14 @@ def renames(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 def test_what_is_there_already_stays_untouched_and_is_counted(folder: Path, world: World) -> None:
     first = make(folder, world)
     first.open(resume=True)
-    first.write([event(1)], [])
+    first.write([event(1)])
     assert first.commit(CHECKPOINT) == ([], 0)
     first.close()
     published = {path: entry for path, entry in tree(folder).items() if path.endswith(".json")}
     assert len(published) == 1
     second = make(folder, world)
     assert second.open(resume=True).all_told
-    second.write([event(1), event(2)], [])
+    second.write([event(1), event(2)])
     assert second.commit(CHECKPOINT) == ([], 1)
     assert len(names(folder)) == 2
     assert published.items() <= tree(folder).items()
@@ -587,7 +587,7 @@ def test_a_file_system_that_syncs_no_folders_is_used_all_the_same(
 
     sink.open(resume=True)
     monkeypatch.setattr(os, "fsync", refusing)
-    sink.write([event(1)], [])
+    sink.write([event(1)])
     sink.commit(CHECKPOINT)
     assert len(names(folder)) == 1
     assert world.troubles == []
@@ -606,7 +606,7 @@ def test_an_empty_file_of_a_power_failure_is_no_event(folder: Path, sink: FilesS
     left.parent.mkdir()
     left.touch()
     assert not sink.is_published(event(1))
-    sink.write([event(1)], [])
+    sink.write([event(1)])
     assert sink.commit(CHECKPOINT) == ([], 0)
     assert sink.is_published(event(1))
 
@@ -640,7 +640,7 @@ def test_with_batch_the_disk_is_asked_before_names_and_checkpoint_appear(
     monkeypatch.setattr(disk, "sync_directory", noting("fsync folder", disk.sync_directory))
     monkeypatch.setattr(Path, "replace", noting("rename", Path.replace))
     monkeypatch.setattr(staging, "rename_new", noting("rename", disk.rename_new))
-    sink.write([event(1), event(2)], [])
+    sink.write([event(1), event(2)])
     sink.commit(CHECKPOINT)
     assert steps == [
         "syncfs",
@@ -661,9 +661,9 @@ def test_a_damaged_checkpoint_is_found_again_in_the_identity_log(
 ) -> None:
     first = make(folder, world)
     first.open(resume=True)
-    first.write([event(1)], [])
+    first.write([event(1)])
     first.commit(Checkpoint({SOURCE: NOON_MS}, NOON_MS, NOON_MS))
-    first.write([event(2)], [])
+    first.write([event(2)])
     first.commit(CHECKPOINT)
     first.close()
     for path in folder.glob("2*/*.json"):
@@ -721,7 +721,7 @@ def test_a_replay_that_begins_again_publishes_nothing_cut_short(folder: Path, wo
     """A crash while files are staged leaves half an event; what is committed gets its names."""
     first = replaying(folder, world)
     first.open(resume=True)
-    first.write([event(1)], [])
+    first.write([event(1)])
     first.commit(CHECKPOINT)
     first.close()
     staging = own_folder(folder, "range", replays=True) / "staging"
@@ -735,7 +735,7 @@ def test_a_replay_that_begins_again_publishes_nothing_cut_short(folder: Path, wo
     assert again.open(resume=False).checkpoint is None
     assert again.is_published(event(1))
     assert not again.is_published(event(2))
-    again.write([event(2)], [])
+    again.write([event(2)])
     again.commit(CHECKPOINT)
     again.close()
     assert [(folder / name).read_bytes() for name in names(folder)] == [b'{"n":1}\n', b'{"n":2}\n']
@@ -747,7 +747,7 @@ def test_events_of_more_hours_than_files_may_be_open(folder: Path, sink: FilesSi
     resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
     try:
         sink.open(resume=True)
-        sink.write([event(3_600_000 * number) for number in range(400)], [])
+        sink.write([event(3_600_000 * number) for number in range(400)])
         sink.commit(CHECKPOINT)
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
@@ -772,7 +772,7 @@ def test_the_directory_itself_may_be_a_link(folder: Path, world: World) -> None:
     folder.symlink_to(target)
     for sink in (make(folder, world), replaying(folder, world)):
         sink.open(resume=True)
-        sink.write([event(1)], [])
+        sink.write([event(1)])
         sink.commit(CHECKPOINT)
         sink.close()
     assert len(names(target)) == 1
@@ -802,7 +802,7 @@ def test_compaction_on_a_full_disk_leaves_nothing_behind(
     monkeypatch.setattr(identities, "MIN_COMPACTED_BYTES", 1)
     sink = make(folder, world)
     sink.open(resume=True)
-    sink.write([event(1)], [])
+    sink.write([event(1)])
     sink.commit(CHECKPOINT)
     own, left, tries = folder / ".pleiades", [], []
 
@@ -819,7 +819,7 @@ def test_compaction_on_a_full_disk_leaves_nothing_behind(
     world.mend = count
     before = (own / "identities-recentchange.1").stat().st_size
     assert before > 50
-    sink.write([event(2)], [])
+    sink.write([event(2)])
     sink.commit(CHECKPOINT)
     assert left == [[0], *[[0, 0]] * 8]
     sink.close()
@@ -831,7 +831,7 @@ def test_a_log_of_many_runs_can_be_read_after_it_was_salvaged(folder: Path, worl
     """Two minutes of 128 topics: too many runs for one header."""
     sink = make(folder, world)
     sink.open(resume=True)
-    sink.write([event(0)], [])
+    sink.write([event(0)])
     sink.commit(CHECKPOINT)
     sink.close()
     sources = [(f"eqiad.mediawiki.some-stream-{number:03}", 0) for number in range(128)]
@@ -853,7 +853,7 @@ def without_its_log(folder: Path, world: World) -> None:
     """A directory with 100 events in 100 hours, and no identity log."""
     sink = make(folder, world)
     sink.open(resume=True)
-    sink.write([event(3_600_000 * number) for number in range(100)], [])
+    sink.write([event(3_600_000 * number) for number in range(100)])
     sink.commit(CHECKPOINT)
     sink.close()
     (folder / ".pleiades" / "identities-recentchange.1").unlink()
@@ -897,7 +897,7 @@ def test_what_a_power_failure_has_emptied_gets_no_name(
 ) -> None:
     first = make(folder, world, "none")
     first.open(resume=True)
-    first.write([event(1), event(2)], [])
+    first.write([event(1), event(2)])
     first.commit(CHECKPOINT)
     first.close()
     staged = folder / ".pleiades" / "staging" / "recentchange.1"
@@ -914,7 +914,7 @@ def test_a_log_removed_while_the_checkpoint_can_not_be_stored(
     folder: Path, sink: FilesSink, world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sink.open(resume=True)
-    sink.write([event(1)], [])
+    sink.write([event(1)])
     sink.commit(CHECKPOINT)
     tries = []
 
@@ -927,7 +927,7 @@ def test_a_log_removed_while_the_checkpoint_can_not_be_stored(
 
     monkeypatch.setattr(checkpoints, "replace_file", full)
     sink.commit(CHECKPOINT)
-    sink.write([event(2)], [])
+    sink.write([event(2)])
     sink.commit(CHECKPOINT)
     sink.close()
     (folder / names(folder)[1]).unlink()

@@ -8,7 +8,7 @@ import pytest
 from confluent_kafka import Message
 
 from pleiades.core.identity import fallback_identity
-from pleiades.core.wire import UNKNOWN_SOURCE, DeadLetter, Event
+from pleiades.core.wire import UNKNOWN_SOURCE, Event
 from pleiades.sinks.kafka.records import (
     MAX_ID_BYTES,
     MAX_KEY_BYTES,
@@ -54,7 +54,7 @@ def test_a_field_as_key(path: str, data: bytes, key: bytes) -> None:
 
 
 def test_a_dead_letter_says_what_it_is() -> None:
-    letter = DeadLetter("sha256-0", ("eqiad.x", 3), 5, "not_json", b"[id]", b"?" * 10)
+    letter = Event("sha256-0", ("eqiad.x", 3), 5, "", b"[id]", b"?" * 10, "not_json")
     assert dead_letter_headers(letter, 10) == {
         "reason": b"not_json",
         "id": b"[id]",
@@ -65,7 +65,7 @@ def test_a_dead_letter_says_what_it_is() -> None:
 
 
 def test_a_dead_letter_of_unknown_source_and_a_giant_id() -> None:
-    letter = DeadLetter("sha256-0", UNKNOWN_SOURCE, 0, "not_json", b"x" * 10**6, b"?")
+    letter = Event("sha256-0", UNKNOWN_SOURCE, 0, "", b"x" * 10**6, b"?", "not_json")
     headers = dead_letter_headers(letter, 10)
     assert headers["source"] == b""
     assert headers["id"] == b"x" * MAX_ID_BYTES

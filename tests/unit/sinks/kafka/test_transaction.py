@@ -74,6 +74,8 @@ def test_statistics_that_come_and_go_are_no_progress(commit: Callable[[Any], Non
 
 def test_one_that_delivers_is_waited_for(commit: Callable[[Any], None]) -> None:
     begun = time.monotonic()
-    producer = SlowProducer(count(1_000_000, -1), lambda: time.monotonic() - begun > 3 * STUCK_SECONDS)
+    producer = SlowProducer(
+        count(1_000_000, -1), lambda: time.monotonic() - begun > 3 * STUCK_SECONDS
+    )
     commit(producer)
     assert producer.commits > 1
