@@ -92,7 +92,7 @@ def sent_by(upstream: Simulator) -> list[Event]:
         for chunk in answer.iter_content(None):
             frames = Frames(0, 0, framer.feed(chunk), b"", 0, 0)
             batch = decode(frames, keep_canaries=False).batch
-            events += batch.events
+            events += [event for event in batch.events if not event.reason]
             received += len(batch.events)
             if received >= count:
                 return events
