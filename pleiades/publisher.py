@@ -10,8 +10,9 @@ from dataclasses import dataclass, field, replace
 
 from pleiades.core.admission import Admission
 from pleiades.core.occurrences import Occurrences, is_recognisable
-from pleiades.core.position import Checkpoint, Done, Position, join
+from pleiades.core.position import Checkpoint, Position, join
 from pleiades.core.range import halves
+from pleiades.core.start import Start, choose_replay_start, choose_start
 from pleiades.core.window import Window
 from pleiades.core.wire import (
     TOO_LARGE,
@@ -154,14 +155,17 @@ class Publisher:
         with self._life.busy(OPEN_ALLOWED_SECONDS):
             opened = self._sink.open(self._settings.resume)
             self._admission = Admission(self._window, ask_each=not opened.all_told)
-            stored = opened.checkpoint
-            going_on = self._goes_on(stored)
-            self._window.restore({} if going_on is None else going_on.position, opened.window)
-            if going_on is None:
-                self._checkpoint = self._marked(self._start(stored))
-            else:
-                self._checkpoint = self._marked(going_on)
-            if self._checkpoint is not stored:
+            start = self._start(opened.checkpoint)
+            if start.position_lost:
+                log.warning(
+                    "the stored position is gone: the destination was emptied or replaced while the "
+                    "relay ran. No new event is lost, and events published earlier are not published "
+                    "again"
+                )
+            log.info("%s", start.message)
+            self._checkpoint = start.checkpoint
+            self._window.restore(start.checkpoint.position if start.resumed else {}, opened.window)
+            if self._checkpoint is not opened.checkpoint:
                 # A crash before the first event must not bring back a position that was given up.
                 self._sink.commit(self._checkpoint)
             self._resumed = self._checkpoint.position
@@ -171,92 +175,35 @@ class Publisher:
         self._life.ready = True
         self._life.beat()
 
-    def _goes_on(self, stored: Checkpoint | None) -> Checkpoint | None:
-        """The checkpoint to go on from; None: a new start is wanted."""
-        if not self._settings.resume:
-            return None
-        if stored is None:
-            return self._remembered()
-        since_ms = self._settings.since_ms
-        if since_ms is not None and self._begins_earlier(since_ms, stored):
-            return None
-        log.info(
-            "resuming from the stored position %s%s",
-            compose_id(stored.position),
-            self._about_start(stored),
-        )
-        return stored
-
-    @staticmethod
-    def _begins_earlier(since_ms: int, stored: Checkpoint) -> bool:
-        """Whether --since counts although a start is stored: that got nothing yet, and skips nothing
-        that it would have got.
-        """
-        got_something = any(stored.position.values()) or stored.clock_ms
-        return not got_something and since_ms < stored.started_ms
-
-    def _remembered(self) -> Checkpoint | None:
-        """Where nothing is stored: what was, while this program ran; but --since says it better."""
-        if self._settings.since_ms is not None or self._last is None:
-            return None
-        log.warning(
-            "the destination knows no position any more: since this program began it was emptied, "
-            "or another one took its place. Going on from the last position that was stored, %s: "
-            "what has come since is not lost; what was published before is not published again",
-            compose_id(self._last.position),
-        )
-        return self._last
-
-    def _start(self, stored: Checkpoint | None) -> Checkpoint:
+    def _start(self, stored: Checkpoint | None) -> Start:
         if self._replay is not None:
-            # Also of topics that bring nothing: it must be known of each whether it is finished.
-            position = dict.fromkeys(self._replay.first_ms, 0)
-            return Checkpoint(position, 0, self._replay.resolved_ms, Done())
-        since_ms = self._settings.since_ms
-        if since_ms is None:
-            log.info("no stored position is used: starting now")
+            return choose_replay_start(
+                stored,
+                resume=self._settings.resume,
+                sources=self._replay.first_ms,
+                resolved_ms=self._replay.resolved_ms,
+                incomplete=self._replay.incomplete,
+            )
+        return choose_start(
+            stored,
+            self._last,
+            resume=self._settings.resume,
+            since_ms=self._settings.since_ms,
             # "Now" is one overlap back: an event that reaches Kafka late, dated before the first
             # connection, is then not skipped by the first reconnect either.
-            started_ms = time.time_ns() // 1_000_000 - self._overlap_ms
-        else:
-            log.info("no stored position is used: starting at --since")
-            started_ms = since_ms
-        if stored is None:
-            return Checkpoint({}, started_ms, 0)
-        return stored.restarted(started_ms)
-
-    def _about_start(self, stored: Checkpoint) -> str:
-        if stored.done is not None:
-            return f", {stored.done.total} events are published"
-        if self._settings.since_ms is None:
-            return f", started at {stored.started_ms} ms"
-        return (
-            f", started at {stored.started_ms} ms; --since is for a start without one, or with "
-            "--resume=false"
+            now_ms=time.time_ns() // 1_000_000 - self._overlap_ms,
         )
 
-    def _marked(self, checkpoint: Checkpoint) -> Checkpoint:
-        """With what is known before the first event comes."""
-        done = checkpoint.done
-        if self._replay is None or not self._replay.incomplete or done is None:
-            return checkpoint
-        return replace(checkpoint, done=replace(done, incomplete=True))
-
     def _show_position(self) -> None:
-        self._life.position = self._position()
+        # As an SSE id: what a client would send to continue from here.
+        self._life.position = compose_id(self._checkpoint.position)
         self._life.details = self._checkpoint
 
     def _left(self) -> int:
         """How many events may still be published."""
-        until, done = (
-            None if self._replay is None else self._replay.until_total,
-            self._checkpoint.done,
-        )
+        until = None if self._replay is None else self._replay.until_total
+        done = self._checkpoint.done
         return sys.maxsize if until is None or done is None else max(until - done.total, 0)
-
-    def _position(self) -> str:
-        """As an SSE id: what a client would send to go on from here."""
-        return compose_id(self._checkpoint.position)
 
     def _next_channel(self) -> Channel[Batch | End]:
         return self._parsers[self._sequence % len(self._parsers)]
