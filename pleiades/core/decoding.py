@@ -13,16 +13,13 @@ with cut or odd bytes is in docs/adr/0003).
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import msgspec
-from sseclient import SSEClient
 
 from pleiades.core.body import NotJson, read_body
-from pleiades.core.framing import ColumnarFrames, last_id_in, split_frames
+from pleiades.core.framing import ColumnarFrames
 from pleiades.core.identity import (
     are_names,
     delivered_assignment,
@@ -33,6 +30,7 @@ from pleiades.core.identity import (
 )
 from pleiades.core.ids import read_ids
 from pleiades.core.position import MAX_SOURCES
+from pleiades.core.sse import SseEvent, count_lines, sse_events
 from pleiades.core.wire import (
     CANARY,
     NOT_AN_OBJECT,
@@ -51,18 +49,7 @@ from pleiades.core.wire import (
 
 _NOT_ASKED_FOR = Assignment(UNKNOWN_SOURCE, None)
 
-_LINES_PER_PIECE = 500
-_PIECE_BYTES = 64 << 10
-_FIELD_LINE = re.compile(rb"^(?:data|event)(?::[^\n]*)?$", re.MULTILINE)
 _MAX_TIME_CHARACTERS = 40
-
-
-class SseEvent(NamedTuple):
-    """One dispatched SSE event (WHATWG, "dispatch the event")."""
-
-    type: str
-    id: bytes
-    data: bytes
 
 
 @dataclass(slots=True)
@@ -80,95 +67,6 @@ class Decoded:
     """Canary events that are not published."""
 
 
-def general_sse_events(blob: bytes, last_event_id: bytes) -> Iterator[SseEvent]:
-    """All events in a blob of whole frames, by sseclient-py."""
-    return (sse_event for sse_event, _ in _dispatched(blob, last_event_id))
-
-
-def _dispatched(blob: bytes, last_event_id: bytes) -> Iterator[tuple[SseEvent, bytes]]:
-    """Each event, and the last id before its frame."""
-    for frame in split_frames(blob):
-        before = last_event_id
-        sse_id = last_id_in(frame)
-        if sse_id is not None:
-            last_event_id = sse_id
-        if not frame.startswith(b"data") and b"\ndata" not in frame:
-            # Nothing to dispatch; comments and such cost no parser each.
-            continue
-        event_type, data = _fields_of(frame)
-        if data:
-            yield SseEvent(event_type, last_event_id, data[:-1]), before
-
-
-def _fields_of(frame: bytes) -> tuple[str, bytes]:
-    """The type, and the data with a newline after each line of it; empty if there is no `data` field."""
-    # WHATWG decodes with replacement; sseclient-py raises.
-    text = frame if frame.isascii() else frame.decode(errors="replace").encode()
-    event_type = "message"
-    data = []
-    for lines, goes_on in _pieces(text):
-        # The `data` at the end makes sseclient-py give out every piece and is, as the last, what does
-        # not get a newline.
-        event = next(SSEClient(iter((b"\n".join((*lines, b"data\n\n")),))).events())
-        found = event.data.encode()
-        data.append(found[:-1] if goes_on else found)
-        if any(line.startswith(b"event") for line in lines):
-            event_type = event.event
-    return event_type, b"".join(data)
-
-
-def _pieces(text: bytes) -> Iterator[tuple[list[bytes], bool]]:
-    """The `data` and `event` lines of a frame, some at a time; and whether the last goes on in the next.
-
-    sseclient-py copies all it has with every line, and takes its time for lines that are of no use. In
-    pieces, a frame of a million lines, or of one long one, costs no more than its length.
-    """
-    start = 0
-    while start < len(text):
-        end = text.find(b"\n", start + _PIECE_BYTES)
-        end = len(text) if end < 0 else end + 1
-        lines = _FIELD_LINE.findall(text, start, end)
-        start = end
-        # Only the last one can be longer than a piece.
-        long = lines.pop() if lines and len(lines[-1]) > _PIECE_BYTES else b""
-        for first in range(0, len(lines), _LINES_PER_PIECE):
-            yield lines[first : first + _LINES_PER_PIECE], False
-        if long.startswith(b"event"):
-            yield [long], False
-        elif long:
-            yield from _cut(long)
-
-
-def _cut(line: bytes) -> Iterator[tuple[list[bytes], bool]]:
-    """A long `data` line as several."""
-    start, name = 0, b""
-    while start < len(line):
-        end = start + _PIECE_BYTES
-        # Not within a character.
-        while end < len(line) and line[end] & 0xC0 == 0x80:  # noqa: PLR2004  # 10xxxxxx goes on
-            end += 1
-        yield [name + line[start:end]], end < len(line)
-        start, name = end, b"data: "
-
-
-def count_lines(blob: bytes) -> dict[str, int]:
-    """Lines of a blob of whole frames by `LINE_TYPES`."""
-    # Millions of lines are told apart by searches, which make no object for each.
-    text = b"\n" + blob.strip(b"\n")
-    while b"\n\n" in text:
-        text = text.replace(b"\n\n", b"\n")
-    if text == b"\n":
-        return {}
-    counts = {"comment": text.count(b"\n:")}
-    # Two lines without a value would share the newline between them.
-    doubled = text.replace(b"\n", b"\n\n") + b"\n"
-    for kind in ("id", "event", "data"):
-        name = kind.encode()
-        counts[kind] = text.count(b"\n" + name + b":") + doubled.count(b"\n" + name + b"\n")
-    counts["unknown"] = text.count(b"\n") - sum(counts.values())
-    return {kind: lines for kind, lines in counts.items() if lines}
-
-
 def decode(frames: Frames, keep_canaries: bool, more_topics: bool = False) -> Decoded:
     """Everything in `frames`: events to publish, dead letters, and the position after them.
 
@@ -184,7 +82,7 @@ def decode_any(frames: Frames, keep_canaries: bool, more_topics: bool = False) -
     unnamed = (_NOT_ASKED_FOR,) if more_topics else ()
     decoded = Decoded(_batch(frames, [], {}), lines=count_lines(frames.blob))
     timestamps_ms = decoded.batch.timestamps_ms
-    for sse_event, before in _dispatched(frames.blob, frames.last_event_id):
+    for sse_event in sse_events(frames.blob, frames.last_event_id):
         if sse_event.type == "error":
             decoded.upstream_errors.append(sse_event.data)
             continue
@@ -196,7 +94,7 @@ def decode_any(frames: Frames, keep_canaries: bool, more_topics: bool = False) -
             # As many as a position can hold, as in `read_ids`.
             if source in timestamps_ms or len(timestamps_ms) < MAX_SOURCES:
                 timestamps_ms[source] = max(timestamps_ms.get(source, 0), timestamp_ms or 0)
-        _sort_out(_Delivery(sse_event, assignments, before, unnamed), keep_canaries, decoded)
+        _sort_out(_Delivery(sse_event, assignments, unnamed), keep_canaries, decoded)
     fallbacks = sum(is_fallback(event.identity) for event in decoded.batch.events)
     decoded.batch = decoded.batch._replace(fallbacks=fallbacks)
     return decoded
@@ -207,8 +105,6 @@ class _Delivery(NamedTuple):
 
     event: SseEvent
     assignments: tuple[Assignment, ...]
-    before: bytes
-    """The id before it."""
     unnamed: tuple[Assignment, ...]
     """What its id would name, too, on a connection for all topics."""
 
@@ -219,9 +115,10 @@ class _Delivery(NamedTuple):
     def delivered(self, meta: dict[str, Any]) -> tuple[TopicPartition, int]:
         """By all that is known."""
         own = delivered_assignment(meta, self.assignments, ())
-        if own[0] != UNKNOWN_SOURCE or not self.before:
+        before = self.event.id_before
+        if own[0] != UNKNOWN_SOURCE or not before:
             return own
-        return delivered_assignment(meta, self.assignments, _assignments(self.before) or ())
+        return delivered_assignment(meta, self.assignments, _assignments(before) or ())
 
 
 def _assignments(sse_id: bytes) -> tuple[Assignment, ...] | None:

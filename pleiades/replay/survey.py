@@ -19,10 +19,10 @@ from typing import NamedTuple, TypeVar
 
 import orjson
 
-from pleiades.core.decoding import general_sse_events
 from pleiades.core.framing import Framer
 from pleiades.core.pauses import Pauses
 from pleiades.core.range import Range
+from pleiades.core.sse import sse_events
 from pleiades.core.wire import MalformedId, TopicPartition, compose_id, parse_id
 from pleiades.runtime.errors import Fatal, Transient
 from pleiades.runtime.settings import UpstreamSettings
@@ -117,7 +117,7 @@ class Survey:
         try:
             framer = Framer()
             for chunk in _until_silent(connection.chunks()):
-                for event in general_sse_events(framer.feed(chunk), b""):
+                for event in sse_events(framer.feed(chunk), b""):
                     first = _first_of(event.id, event.data)
                     if first is not None:
                         yield first

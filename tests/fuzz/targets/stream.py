@@ -13,7 +13,6 @@ from pleiades.core.decoding import (
     decode,
     decode_any,
     decode_usual,
-    general_sse_events,
 )
 from pleiades.core.framing import (
     Framer,
@@ -26,6 +25,7 @@ from pleiades.core.framing import (
 from pleiades.core.identity import identify, is_fallback
 from pleiades.core.ids import read_ids
 from pleiades.core.position import Checkpoint, ResumeCursor, decode_checkpoint, join
+from pleiades.core.sse import sse_events
 from pleiades.core.wire import (
     CANARY,
     LINE_TYPES,
@@ -110,7 +110,7 @@ def _unlimited(chunks: list[bytes], whole: Interpretation) -> None:
             decoded = decode_usual(received, keep_canaries=False)
             if decoded is not None:
                 assert decoded == decode_any(received, keep_canaries=False), "the fast way differs"
-        events += general_sse_events(blob, last_event_id)
+        events += [event[:3] for event in sse_events(blob, last_event_id)]
         last_event_id = (ids_in(blob) or [last_event_id])[-1]
         found = retry_in(blob)
         retry_ms = retry_ms if found is None else found

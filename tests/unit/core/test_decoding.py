@@ -8,13 +8,12 @@ import pytest
 
 from pleiades.core.decoding import (
     Decoded,
-    count_lines,
     decode,
     decode_usual,
-    general_sse_events,
 )
 from pleiades.core.framing import Framer, ids_in, retry_in, split_columns
 from pleiades.core.identity import delivered_assignment, fallback_identity, identify, own_assignment
+from pleiades.core.sse import count_lines, sse_events
 from pleiades.core.wire import (
     CANARY,
     NOT_AN_OBJECT,
@@ -172,7 +171,7 @@ def test_format(
         blob = framer.feed(stream[start : start + chunk_bytes])
         found += [
             (kind, sse_id.decode(), data.decode())
-            for kind, sse_id, data in general_sse_events(blob, last_id)
+            for kind, sse_id, data, _ in sse_events(blob, last_id)
         ]
         last_id = (ids_in(blob) or [last_id])[-1]
         retry = retry if retry_in(blob) is None else retry_in(blob)
@@ -473,7 +472,7 @@ def test_lines_are_counted_by_kind() -> None:
 def test_a_frame_of_a_million_lines_costs_no_more_than_its_length() -> None:
     # By itself sseclient-py would copy terabytes here.
     lines = b"data\n" * 500_000 + b"event: odd\n" + b"data: x\n" * 500_000
-    (event,) = general_sse_events(lines + b"\n", b"")
+    (event,) = sse_events(lines + b"\n", b"")
     assert event.type == "odd"
     assert event.data == b"\n" * 500_000 + b"\n".join([b"x"] * 500_000)
 
@@ -483,7 +482,7 @@ def test_a_frame_of_a_million_lines_costs_no_more_than_its_length() -> None:
 def test_a_long_line_is_one_line(character: str, end: bytes) -> None:
     for length in (65_530, 65_537, 200_001):
         value = character.encode() * length
-        (event,) = general_sse_events(b":\ndata: " + value + end + b"\n\n", b"")
+        (event,) = sse_events(b":\ndata: " + value + end + b"\n\n", b"")
         assert event.data == value + (b"\nnext" if b"next" in end else b"")
         assert event.type == ("odd" if b"odd" in end else "message")
 
