@@ -218,7 +218,7 @@ class Publisher:
         if batch.sequence != self._sequence:
             raise AssertionError(f"batch {batch.sequence} came where {self._sequence} was due")
         self._sequence += 1
-        batch = self._occurrences.told_apart(batch)
+        batch = self._occurrences.distinguish(batch)
         left = self._left()
         while left < len(batch.events) and left and count_published(batch.events) > left:
             # Perhaps not all of the first half was new.

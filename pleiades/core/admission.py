@@ -1,30 +1,30 @@
-"""What of a batch is published.
+"""Decides which events of a batch are published.
 
-Law: an event is published if it is neither published already (a repeat) nor from before the start of the
-relay; in the order in which it came.
+Law: an event is published, in order, if it is neither published already (a repeat) nor from before the
+start of the relay.
 
-A repeat is known to the window, or lies in a stretch that an earlier start has relayed
+A repeat is known to the window, or lies in an interval that an earlier start has relayed
 (`core.coverage`).
 
 Before the start: a topic-partition is *young* while all that it delivered is dated at or before the
 start, e.g. because the first event after it is an imported edit of 2016. A reconnect must then ask for
-older than the start (see `ResumeCursor.asked_from`), and upstream sends what the relay never took up. Of
-a young topic-partition, on every new connection, is dropped what comes before the first event that is
-known or dated at or after the start. This is exact, because
+older events than the start (see `ResumeCursor.asked_from`), and the upstream sends events that the relay
+never took up. On every new connection, events of a young topic-partition are dropped until one comes
+that is known, or dated after the start. This is exact, because
 
 - the topic-partition was asked for from the start on, so whatever lies before its first delivered event
-  is dated before the start; and it was not delivered, so it is not known;
-- what a young one asks for begins at or before the delivered event with its greatest timestamp, and
-  that one is known: the window keeps it, because it is never older than the window's horizon.
+  is dated before the start, and it was not delivered, so it is not known;
+- the request for a young one begins at or before the delivered event with its greatest timestamp, and
+  that event is known: the window keeps it, because it is never older than the window's horizon.
 
-What is dropped does not move the position, which else would run ahead of that known event and let the
-window forget it.
+A dropped event does not move the position. Otherwise the position would run ahead of that known event
+and let the window forget it.
 
-Assumed: that event is one that was published. Canaries are not; but they carry the time at which they
-were produced, so a topic-partition that delivered one after a start in the past is not young, and one
-ends the wait. Events of unknown source and those with a fallback identity are never held to be from
-before the start, and the latter end the wait, for they may be known by another name
-(`core.occurrences`): one event too many is better than one too few.
+Assumption: that event was published. Canaries are not, but they carry the time at which they were
+produced. So a topic-partition that delivered one after a start in the past is not young, and a canary
+ends the wait. Events of unknown source and those with a fallback identity never count as from before the
+start. The latter end the wait, because they may be known by another name (`core.occurrences`): one
+event too many is better than one too few.
 """
 
 from __future__ import annotations
@@ -40,32 +40,32 @@ from pleiades.core.window import Window
 from pleiades.core.wire import UNPUBLISHED, Batch, Event, TopicPartition, all_published
 
 Known: TypeAlias = Callable[[Event], bool]
-"""Asks the destination whether it has an event; is asked only about what the window does not hold."""
+"""Asks the destination for an event that the window does not hold."""
 
 
 def nothing_known(_: Event) -> bool:
-    """The `Known` of a destination of which the window holds all there is to know."""
+    """The `Known` of a destination whose window is complete."""
     return False
 
 
 class Admitted(NamedTuple):
-    """What of a batch is to be published, and how far that brings the position."""
+    """The events of a batch to publish, and how far the batch moves the position."""
 
     events: list[Event]
     """Events and dead letters, in order."""
     timestamps_ms: Mapping[TopicPartition, int]
-    """What to advance the checkpoint by, **instead of** the batch's own."""
+    """What to advance the checkpoint by, **instead of** the batch's own timestamps."""
     repeated: int
     before_start: int
 
 
 class Admission:
-    """Decides for one generation of the pipeline; batches must come in their order.
+    """Decides for one generation of the pipeline; batches must come in order.
 
     Args:
-        window: what is published already; everything admitted or known is added to it.
-        ask_each: the destination must be asked about each event that the window does not hold, not only
-            where something about them is odd.
+        window: the published events; every admitted or known one is added to it.
+        ask_each: the destination must be asked about each event that the window does not hold, because
+            the window is not complete.
     """
 
     def __init__(self, window: Window, ask_each: bool = True) -> None:
@@ -75,17 +75,17 @@ class Admission:
         self._connection = 0
         self._started_ms = 0
         self._awaiting: set[TopicPartition] = set()
-        """Young ones of which nothing known has come on this connection."""
+        """Young ones that have delivered no known event on this connection."""
 
     def admit(self, batch: Batch, checkpoint: Checkpoint, known: Known = nothing_known) -> Admitted:
-        """Sort a batch out.
+        """Decide about a batch.
 
         Args:
             batch: the next one.
             checkpoint: the one **before** this batch.
             known: see `Known`.
         """
-        # Where several are open at once, as in a replay, their batches come mixed.
+        # In a replay, the batches of several open connections come interleaved.
         if batch.connection > self._connection:
             self._connection = batch.connection
             self._started_ms = checkpoint.started_ms
@@ -104,7 +104,7 @@ class Admission:
             came = [event for event in came if event.reason not in UNPUBLISHED]
         prints = fingerprints([event.identity for event in came])
         if not self._ask_each and self._window.add_all([event.source for event in came], prints):
-            # The usual batch: all of it is new.
+            # The usual case: all events are new.
             return Admitted(came, batch.timestamps_ms, 0, 0)
         add = self._window.add
         events = [
@@ -127,7 +127,7 @@ class Admission:
             source, timestamp_ms = event.source, event.timestamp_ms
             dropped = event.reason in UNPUBLISHED
             print_ = b"" if dropped else fingerprint(event.identity)
-            # Asked of each, whatever else is known: it must see all that comes.
+            # `Covered` must see every event, whatever else is known about it.
             is_known = self._covered.holds(source, timestamp_ms) or (
                 not dropped and (print_ in self._window or known(event))
             )
@@ -145,7 +145,7 @@ class Admission:
                 repeated += 1
             else:
                 events.append(event)
-        # Something of it was dated after the start, even if what it was has no known source.
+        # These delivered something dated after the start, even if its source is unknown.
         self._awaiting.difference_update(waiting & timestamps_ms.keys())
         return Admitted(events, timestamps_ms, repeated, before_start)
 

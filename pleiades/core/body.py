@@ -1,10 +1,10 @@
-r"""What an event's JSON says of it, read without building the rest.
+r"""Reads the fields of an event's JSON that identify it, without building objects for the rest.
 
-Law: whatever the text is, reading it takes memory in proportion to its length, and a small multiple of
-it. A parser that builds all objects takes forty times the length for `[{},{},...]`.
+Law: reading a text takes memory of a small multiple of its length, whatever the text is. A parser that
+builds all objects takes forty times the length for `[{},{},...]`.
 
-JSON that strict parsers refuse and JavaScript writes is taken: a lone surrogate (`\ud800`), a number of
-any length. A text nested deeper than about 1,000 levels is none.
+JSON that JavaScript writes and strict parsers refuse is accepted: a lone surrogate (`\ud800`), a number
+of any length. A text nested deeper than about 1,000 levels is refused.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ import msgspec
 import orjson
 
 MAX_FIELD_BYTES = 1024
-"""A longer field of `meta` is none that anything here asks for."""
+"""A longer field of `meta` is ignored."""
 MAX_DEEP_BYTES = 1 << 20
-"""A text nested nearly as deep as orjson takes it (1,024 levels) may be this long."""
+"""The longest text that may be nested deeper than msgspec allows, up to orjson's 1,024 levels."""
 
 _FIELDS = ("id", "topic", "partition", "offset", "dt", "domain", "stream")
 _SURROGATE = re.compile(rb"(?<!\\)(?:\\\\)*+\\u[dD][89a-fA-F][0-9a-fA-F]{2}")
@@ -45,26 +45,26 @@ _read_meta = msgspec.json.Decoder(_Meta).decode
 
 
 class NotJson(ValueError):
-    """A text that is no JSON."""
+    """The text is not JSON."""
 
 
 class Body(NamedTuple):
-    """What is read of a JSON object."""
+    """The parts of a JSON object that identify the event."""
 
     meta: dict[str, Any]
-    """Those of its fields that say who the event is; empty where `meta` is no object."""
+    """The fields of `meta` that identify the event; empty if `meta` is not an object."""
     content: bytes
-    """The object as it came, without `meta.offset`: that differs between the upstream's data centres."""
+    """The object without `meta.offset`, which differs between the upstream's data centres."""
 
 
 def read_body(data: bytes) -> Body | None:
-    """Read an event's data; None if it is JSON, but no object.
+    """Read an event's data; None if it is JSON but not an object.
 
     Args:
         data: UTF-8.
 
     Raises:
-        NotJson: it is no JSON.
+        NotJson: it is not JSON.
     """
     text = _checked(data)
     if not text.lstrip(b" \t\r\n").startswith(b"{"):
@@ -83,11 +83,11 @@ def read_body(data: bytes) -> Body | None:
 
 
 def _checked(data: bytes) -> bytes:
-    """The text, or one that says the same and that strict parsers take."""
+    """The text, or an equivalent one that strict parsers accept."""
     try:
         _check(data)
     except RecursionError:
-        # How deep is too deep for msgspec depends on its caller; orjson's own limit does not.
+        # The depth that msgspec allows depends on its caller; orjson's limit does not.
         if len(data) > MAX_DEEP_BYTES:
             raise NotJson("it is nested too deep") from None
         try:
@@ -107,7 +107,7 @@ def _checked(data: bytes) -> bytes:
 
 
 def _without_surrogates(data: bytes) -> bytes:
-    # No string that matters has one. In place: a million pieces to be joined would be objects, too.
+    # No field that matters has one. In place, because a million pieces to join would be objects, too.
     text = bytearray(data)
     for found in _SURROGATE.finditer(data):
         text[found.end() - 4 : found.end()] = b"fffd"
@@ -128,7 +128,7 @@ def _fields(raw_meta: bytes) -> dict[str, Any]:
 
 
 def _value(raw: bytes) -> Any:
-    """None for what no field that matters can be."""
+    """The value of a field; None if no field that matters can have it."""
     if len(raw) > MAX_FIELD_BYTES:
         return None
     try:

@@ -1,14 +1,14 @@
-"""SSE frames → events, dead letters and what is dropped.
+"""SSE frames → events.
 
 Laws:
-- Whatever the bytes are, a frame becomes exactly one of: an event, a dead letter with a reason, a
-  canary, an `error` message of the upstream, or nothing (no data). No exception leaves this file.
-- A frame costs time in proportion to its length, and memory of at most some twenty times its length.
+- Whatever the bytes are, a frame becomes exactly one of: an event, with a reason if it is a dead letter
+  or a canary; an `error` message of the upstream; or nothing, if it has no data. No exception leaves
+  this module.
+- A frame costs time in proportion to its length, and memory of at most about twenty times its length.
 
-There are two ways, which give the same result: tests/property/test_decoding.py holds them equal. Frames
-of which all is as usual go the fast one, many at a time. If anything among them is not, all of them go
-the general one, through sseclient-py, which gets one whole, well-formed frame at a time (what it does
-with cut or odd bytes is in docs/adr/0003).
+There are two paths with the same result (tests/property/test_decoding.py). The fast path decodes many
+frames of the usual shape at a time. If anything in them is unusual, all of them take the general path,
+through sseclient-py (`core.sse`).
 """
 
 from __future__ import annotations
@@ -54,12 +54,12 @@ _MAX_TIME_CHARACTERS = 40
 
 @dataclass(slots=True)
 class Decoded:
-    """What became of one `Frames`."""
+    """The result for one `Frames`."""
 
     batch: Batch
     malformed_ids: int = 0
     replaced_identities: int = 0
-    """Events whose `meta.id` was absent or can't be trusted as a name."""
+    """Events whose `meta.id` is absent or not safe as a name."""
     upstream_errors: list[bytes] = field(default_factory=list)
     """Data of events of type `error`: messages of the service, not events of the stream."""
     lines: dict[str, int] = field(default_factory=dict)
@@ -68,17 +68,17 @@ class Decoded:
 
 
 def decode(frames: Frames, keep_canaries: bool, more_topics: bool = False) -> Decoded:
-    """Everything in `frames`: events to publish, dead letters, and the position after them.
+    """Decode frames into a batch: events, and the position after them.
 
     Args:
-        more_topics: the stream has more topic-partitions than its connection asked for. An event that
-            does not say whose it is gets no source then, as on a connection for all of them.
+        more_topics: the stream has more topic-partitions than the connection asked for. An event that
+            does not name its source then gets none, as on a connection for all of them.
     """
     return decode_usual(frames, keep_canaries) or decode_any(frames, keep_canaries, more_topics)
 
 
 def decode_any(frames: Frames, keep_canaries: bool, more_topics: bool = False) -> Decoded:
-    """The general way of `decode`: it takes whatever comes, and has the final say."""
+    """The general path of `decode`, which accepts any bytes and defines the result."""
     unnamed = (_NOT_ASKED_FOR,) if more_topics else ()
     decoded = Decoded(_batch(frames, [], {}), lines=count_lines(frames.blob))
     timestamps_ms = decoded.batch.timestamps_ms
@@ -91,7 +91,7 @@ def decode_any(frames: Frames, keep_canaries: bool, more_topics: bool = False) -
             decoded.malformed_ids += 1
             assignments = ()
         for source, timestamp_ms in assignments:
-            # As many as a position can hold, as in `read_ids`.
+            # Bounded like a position, as in `read_ids`.
             if source in timestamps_ms or len(timestamps_ms) < MAX_SOURCES:
                 timestamps_ms[source] = max(timestamps_ms.get(source, 0), timestamp_ms or 0)
         _sort_out(_Delivery(sse_event, assignments, unnamed), keep_canaries, decoded)
@@ -101,19 +101,19 @@ def decode_any(frames: Frames, keep_canaries: bool, more_topics: bool = False) -
 
 
 class _Delivery(NamedTuple):
-    """An event as it came."""
+    """An event as delivered."""
 
     event: SseEvent
     assignments: tuple[Assignment, ...]
     unnamed: tuple[Assignment, ...]
-    """What its id would name, too, on a connection for all topics."""
+    """Entries that its id would have, too, on a connection for all topics."""
 
     def own(self, meta: dict[str, Any]) -> tuple[TopicPartition, int]:
-        """By the event alone: it must be the same on every connection."""
+        """The source by the event alone, so the same on every connection."""
         return own_assignment(meta, self.assignments + self.unnamed)
 
     def delivered(self, meta: dict[str, Any]) -> tuple[TopicPartition, int]:
-        """By all that is known."""
+        """The source by everything that is known."""
         own = delivered_assignment(meta, self.assignments, ())
         before = self.event.id_before
         if own[0] != UNKNOWN_SOURCE or not before:
@@ -122,7 +122,7 @@ class _Delivery(NamedTuple):
 
 
 def _assignments(sse_id: bytes) -> tuple[Assignment, ...] | None:
-    """None for an id that can't be read."""
+    """The entries of an id; None if it is malformed."""
     try:
         return parse_id(sse_id)
     except MalformedId:
@@ -130,10 +130,10 @@ def _assignments(sse_id: bytes) -> tuple[Assignment, ...] | None:
 
 
 def decode_usual(frames: Frames, keep_canaries: bool) -> Decoded | None:
-    """The fast way of `decode`; None as soon as there is anything in it that is not as usual.
+    """The fast path of `decode`; None if anything in the frames is unusual.
 
-    Usual is: frames of the one shape, JSON, a name that can be trusted, no canary, and an id that says
-    of the event's own topic-partition where it is.
+    Usual means: frames of the usual shape, JSON, an identity that is safe as a name, no canary, and an
+    id with a timestamp for the event's own topic-partition.
     """
     if isinstance(frames.content, bytes):
         return None
@@ -145,7 +145,7 @@ def decode_usual(frames: Frames, keep_canaries: bool) -> Decoded | None:
 
 
 class _Meta(msgspec.Struct, gc=False):
-    """What is read of an event's `meta`, and of which type it must be."""
+    """The fields of `meta` that the fast path reads, with their types."""
 
     id: str
     topic: str
@@ -159,8 +159,7 @@ class _Body(msgspec.Struct, gc=False):
 
 
 _load = msgspec.json.Decoder(_Body).decode
-"""Checks all of a JSON text and makes objects of `_Meta` only, but for one thing: it takes a string that
-it skips for UTF-8 unseen."""
+"""Checks a JSON text and builds `_Meta` only. It does not check the UTF-8 of strings that it skips."""
 
 
 def _decoded_as_usual(frames: Frames, usual: ColumnarFrames, keep_canaries: bool) -> Decoded:

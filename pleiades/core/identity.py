@@ -1,13 +1,13 @@
-r"""Who an event is: its identity, its place upstream, and how both are read from the event itself.
+r"""The identity of an event, and its place upstream, as read from the event itself.
 
-Law: the same event gets the same identity from every process, sink and later version: what is published
-is recognised by it. Two events get two.
+Law: an event gets the same identity from every process, sink and later version, because repeats are
+recognised by it. Two different events get different identities.
 
 The identity is `meta.id`. An event without a usable one, and every dead letter, has a *fallback
-identity*: a digest of its own topic-partition, its own timestamp and its content. All three are the same
-at every delivery and in both of the upstream's data centres; offsets are not. Events that have all three
-in common are told apart by their order (`core.occurrences`). Nothing else has an identity that begins
-with `FALLBACK`.
+identity*: a digest of its topic-partition, its timestamp and its content. All three are the same at
+every delivery and in both of the upstream's data centres; offsets are not. `core.occurrences`
+distinguishes events that have all three in common by their order. No other identity begins with
+`FALLBACK`.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from pleiades.core.wire import (
 )
 
 FALLBACK = "sha256-"
-"""Every fallback identity begins with it, and no other one."""
+"""The prefix of fallback identities, and of no others."""
 
-# One rule for all sinks: a name of at most 128 characters that no file system, path or log reads in
-# another way; no leading dot.
+# One rule for all sinks: at most 128 characters, none of which a file system, path or log interprets,
+# and no leading dot.
 _LEGAL = r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}"
 _IDENTITY = re.compile(rf"(?!{FALLBACK}){_LEGAL}")
 _IDENTITIES = re.compile(rf"(?:{_IDENTITY.pattern}\n)*")
@@ -38,7 +38,7 @@ _FALLBACK = re.compile(rf"{FALLBACK}[0-9a-f]{{64}}(?:-[0-9a-z-]{{1,50}})?")
 
 
 def identity_of(meta: dict[str, Any]) -> str | None:
-    """`meta.id`, if it can be trusted as a name."""
+    """`meta.id`, if it is safe as a name."""
     identity = meta.get("id")
     if type(identity) is str and _IDENTITY.fullmatch(identity) is not None:
         return identity
@@ -46,18 +46,18 @@ def identity_of(meta: dict[str, Any]) -> str | None:
 
 
 def are_names(identities: list[str]) -> bool:
-    """Whether each of them can be trusted as a name."""
+    """True if each of them is safe as a name."""
     text = "\n".join(identities) + "\n"
     return _IDENTITIES.fullmatch(text) is not None and text.count("\n") == len(identities)
 
 
 def fallback_identity(source: TopicPartition, timestamp_ms: int, content: bytes) -> str:
-    """The identity of what has none of its own.
+    """The identity of an event without a usable `meta.id`, or of a dead letter.
 
     Args:
-        source: its own topic-partition.
-        timestamp_ms: its own, as in `Event`.
-        content: as in `Body.content`; of a dead letter all its bytes.
+        source: its topic-partition.
+        timestamp_ms: as in `Event`.
+        content: as in `Body.content`; all bytes of a dead letter.
     """
     topic, partition = source
     found = hashlib.sha256(f"{topic}\n{partition}\n{timestamp_ms}\n".encode())
@@ -66,30 +66,30 @@ def fallback_identity(source: TopicPartition, timestamp_ms: int, content: bytes)
 
 
 def is_fallback(identity: str) -> bool:
-    """Whether it is the identity of an event without a usable `meta.id`, or of a dead letter."""
+    """True for the identity of an event without a usable `meta.id`, or of a dead letter."""
     return identity.startswith(FALLBACK)
 
 
 def any_fallback(identities: Iterable[str]) -> bool:
-    """Whether any of many is one."""
+    """True if any of them is a fallback identity."""
     return f"\n{FALLBACK}" in "\n" + "\n".join(identities)
 
 
 def is_legal_fallback(identity: str) -> bool:
-    """Whether a stored text, which anybody may have written, has the form of a fallback identity."""
+    """True if a stored text, which anybody may have written, has the form of a fallback identity."""
     return _FALLBACK.fullmatch(identity) is not None
 
 
 def own_assignment(
     meta: dict[str, Any], assignments: Sequence[Assignment]
 ) -> tuple[TopicPartition, int]:
-    """Which entry of its id is the event's own: the one `meta` names, else the only one.
+    """The event's own entry in its id: the one that `meta` names, else the only one.
 
-    It depends on the event and its id alone, so it is the same for an event that is read back. Returns
-    the unknown source with the greatest timestamp in the id where that stays open.
+    The result depends on the event and its id alone, so it is the same when the event is read back. If
+    neither rule applies, it is the unknown source with the greatest timestamp in the id.
     """
     topic, partition = meta.get("topic"), meta.get("partition", 0)
-    # By type: True == 1 and 1.0 == 1, and neither is a partition.
+    # Compared by type: True == 1 and 1.0 == 1, but neither is a partition.
     if type(topic) is str and type(partition) is int:
         for source, timestamp_ms in assignments:
             if timestamp_ms and source[0] == topic and source[1] == partition:
@@ -103,13 +103,14 @@ def own_assignment(
 def delivered_assignment(
     meta: dict[str, Any], assignments: Sequence[Assignment], before: Sequence[Assignment]
 ) -> tuple[TopicPartition, int]:
-    """As `own_assignment`, and where that stays open what the delivery itself tells.
+    """As `own_assignment`; where that gives no source, derived from the delivery.
 
-    An entry has a timestamp only if its topic-partition has delivered on this connection. So the only
-    entry with one is the event's own; and so is the only one that is not as in the id before.
+    An entry has a timestamp only if its topic-partition has delivered on this connection. So if one
+    entry has a timestamp, it is the event's own. The same holds if one entry differs from the previous
+    id.
 
     Args:
-        before: the id before it on the same connection; empty if there is none.
+        before: the previous id on the same connection; empty if there is none.
     """
     own = own_assignment(meta, assignments)
     if own[0] != UNKNOWN_SOURCE:
@@ -118,7 +119,7 @@ def delivered_assignment(
     if len(timed) == 1:
         return timed[0]
     now, earlier = dict(assignments), dict(before)
-    # Of one that is named twice nobody can say what it was.
+    # If an id names a topic-partition twice, its previous value is not known.
     if now.keys() != earlier.keys() or not len(now) == len(assignments) == len(before):
         return own
     changed = [(source, time) for source, time in timed if time != earlier[source]]
@@ -134,21 +135,21 @@ def _stood_still(
 
 
 class Identified(NamedTuple):
-    """What is said of a published event by its id and data."""
+    """What the id and data of a published event say about it."""
 
     identity: str
-    """Of a fallback identity the first occurrence."""
+    """A fallback identity without the suffix of a later occurrence."""
     source: TopicPartition
     assignments: tuple[Assignment, ...]
     stream: str
-    """`meta.stream`, such as `mediawiki.recentchange`; empty where it has none."""
+    """`meta.stream`, such as `mediawiki.recentchange`; empty if absent."""
 
 
 def identify(sse_id: bytes, data: bytes) -> Identified | None:
-    """What `decode` made of this event when it came; None for what is none.
+    """What `decode` made of this event when it was delivered; None if it is no event.
 
-    Where it has a fallback identity, `decode` may have known more: the id before, and which occurrence
-    it was. So those are stored with the event.
+    For a fallback identity `decode` may have known more: the previous id, and the number of the
+    occurrence. So identity and source are stored with such an event.
     """
     try:
         body = read_body(data)

@@ -1,23 +1,24 @@
-"""Tells events apart that have the same fallback identity.
+"""Distinguishes events that have the same fallback identity.
 
-Law: on one connection no two events get the same identity; and an event never gets that of another
-one, whatever connection brought it. So a fallback identity may cost a double, and never an event.
+Law: no two events of one connection get the same identity, and no event ever gets the identity of a
+different one, whichever connection delivered it. So a fallback identity may cost a duplicate, but never
+an event.
 
 A fallback identity stands for a topic-partition, a timestamp and a content. Events that have all three
-in common differ in nothing but their order. The upstream resolves the timestamp that a connection asks
-for to the earliest offset at or after it. So if it asked for that timestamp or an earlier one, *all* of
-them come, in the order of the log: the n-th one is the same event on each such connection, and in both
-data centres. It gets the suffix `-n` from the second one on.
+in common differ in their order only. The upstream resolves the timestamp that a connection asks for to
+the earliest offset at or after it. So if the connection asked for that timestamp or an earlier one,
+*all* of them are delivered, in log order, and the n-th one is the same event on each such connection
+and in both data centres. From the second one on, it gets the suffix `-n`.
 
-Otherwise (its source is unknown, or it is dated before what was asked for) some of them may lie before
-what the connection brings, and nobody can say which one it is. It then gets a name that is never given
+Otherwise, if its source is unknown or it is dated before the requested timestamp, some of them may lie
+before the first delivered event, and its number can't be known. It then gets a name that is never used
 again, `-x<nonce>-<number>`, and is published at each delivery.
 
-What is counted is bounded: of what is forgotten, the least timestamps first, an event dated there or
-before counts as one of which nobody can say which it is.
+The number of counters is bounded. Those with the least timestamps are forgotten first. An event dated at
+or before a forgotten one is treated as one whose number can't be known.
 
-Assumed: the upstream still has what was asked for. A log that was cut in the middle of events that
-share a topic-partition, a timestamp and a content is not recognised.
+Assumption: the upstream still has what was asked for. If a log was truncated between events that share a
+topic-partition, a timestamp and a content, this is not detected.
 """
 
 from __future__ import annotations
@@ -30,48 +31,48 @@ from pleiades.core.identity import is_fallback
 from pleiades.core.wire import UNKNOWN_SOURCE, Batch, Event, TopicPartition
 
 MAX_COUNTED = 50_000
-"""Identities whose occurrences are counted, over all open connections: 20 MB. It must be more than come
-while timestamps run backwards: 7 s at the fastest rate of the service."""
+"""Identities whose occurrences are counted, over all open connections (20 MB). More than arrive while
+timestamps run backwards: 7 s at the fastest rate of the service."""
 _UNIQUE = "-x"
 
 
 def is_recognisable(identity: str) -> bool:
-    """Whether the event will have this identity at its next delivery, too."""
+    """True if the event will have this identity at its next delivery, too."""
     return not is_fallback(identity) or _UNIQUE not in identity
 
 
 @dataclass(slots=True)
 class _Counted:
-    """What one connection brought."""
+    """The counters of one connection."""
 
     connection: int
     asked_ms: dict[TopicPartition, int] | None
-    """None: all topics from `started_ms` on."""
+    """None: all topics, from `started_ms` on."""
     started_ms: int
     counts: dict[str, int] = field(default_factory=dict)
     oldest: list[tuple[int, str, TopicPartition]] = field(default_factory=list)
-    """A heap of what is counted, by timestamp."""
+    """A heap of the counted identities, by timestamp."""
     forgotten_ms: dict[TopicPartition, int] = field(default_factory=dict)
-    """The greatest timestamp of what was forgotten."""
+    """The greatest forgotten timestamp."""
 
     def certain(self, source: TopicPartition, timestamp_ms: int) -> bool:
-        """Whether all events of this source and timestamp come on this connection, in order."""
+        """True if all events of this source and timestamp arrive on this connection, in order."""
         asked_ms = self.started_ms if self.asked_ms is None else self.asked_ms.get(source)
-        # A timestamp in an id is its event's + 1.
+        # A timestamp in an id is that of its event + 1.
         return source != UNKNOWN_SOURCE and asked_ms is not None and timestamp_ms > asked_ms
 
     def forget_oldest(self) -> None:
-        """Make room for another one."""
+        """Forget the counter with the least timestamp."""
         timestamp_ms, identity, source = heappop(self.oldest)
         del self.counts[identity]
         self.forgotten_ms[source] = max(timestamp_ms, self.forgotten_ms.get(source, 0))
 
 
 class Occurrences:
-    """Counts for one generation of the pipeline; batches must come in their order.
+    """The counters of one generation of the pipeline; batches must come in order.
 
     Args:
-        nonce: no other generation has the same: up to 16 characters of `[0-9a-f]`.
+        nonce: unique to this generation: up to 16 characters of `[0-9a-f]`.
     """
 
     def __init__(self, nonce: str, max_counted: int = MAX_COUNTED) -> None:
@@ -80,10 +81,10 @@ class Occurrences:
         self._unique = count(1)
         self._total = 0
         self._open: dict[TopicPartition | None, _Counted] = {}
-        """By the only topic-partition that the connection asked for, as in a replay, where several are
-        open at once."""
+        """By the only topic-partition that the connection asked for, as in a replay, which has several
+        open connections."""
 
-    def told_apart(self, batch: Batch) -> Batch:
+    def distinguish(self, batch: Batch) -> Batch:
         """The batch with identities of which no two are equal."""
         counted = self._of(batch)
         if batch.finished and batch.source is not None:

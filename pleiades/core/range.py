@@ -1,13 +1,14 @@
-"""Which events a replay is about, and when it has seen all of them.
+"""The range of events of a replay, and when it is complete.
 
 Laws:
 - An event belongs to a range if its Kafka timestamp is at or after the topic-partition's begin and
-  before its end. In an id stands that timestamp + 1 ms, so the events after an id, and those up to and
-  including it, are told apart at the same number.
+before
+  its end. An id holds that timestamp + 1 ms, so the events after an id, and those up to and including
+  it, are separated at the same number.
 - The n slices of a range cover it without gap or overlap, in each topic-partition.
-- That an event at or after the end came says little: timestamps run backwards by seconds, and a single
-  one may lie an hour ahead. So a topic-partition is at its end when `PAST_EVENTS` events came that lie
-  past the end by as much as timestamps may run backwards, and none from before the end among them.
+- One event past the end proves nothing: timestamps run backwards by seconds, and a single one may lie an
+  hour ahead. A topic-partition is complete when `PAST_EVENTS` events in a row, none of them from before
+  the end, include as many that lie past it by as much as timestamps may run backwards.
 """
 
 from __future__ import annotations
@@ -30,16 +31,16 @@ from pleiades.core.wire import (
 )
 
 PAST_EVENTS = 5
-"""So many that lie past a range say that it is over."""
+"""This many events past the end of a range complete it."""
 MAX_SLICES = 10_000
 
 
 class EmptyRange(ValueError):
-    """A range that ends where it begins, or before; or too short to be cut."""
+    """The range ends where it begins, or before; or it is too short to be cut."""
 
 
 class Slice(NamedTuple):
-    """Part `number`, from 0, of `parts` parts of a range."""
+    """Part `number`, counted from 0, of `parts` equal parts of a range."""
 
     number: int
     parts: int
@@ -50,11 +51,11 @@ class Bound:
     """One side of a range: Kafka timestamps in ms since 1970."""
 
     default_ms: int
-    """Of every topic-partition that has none of its own."""
+    """For topic-partitions without a bound of their own."""
     own_ms: Mapping[TopicPartition, int] = field(default_factory=dict)
 
     def of(self, source: TopicPartition) -> int:
-        """That of one topic-partition."""
+        """The bound of one topic-partition."""
         return self.own_ms.get(source, self.default_ms)
 
 
@@ -62,12 +63,11 @@ def bound_of(assignments: Iterable[Assignment], first: bool) -> Bound:
     """The bound that an SSE id stands for.
 
     Args:
-        first: it is a begin.
+        first: it is the begin of a range.
 
     Raises:
-        ValueError: an entry has no time: its topic-partition had delivered nothing on that connection.
-            An offset says where that was in one of the upstream's two clusters only, and -1 nothing at
-            all.
+        ValueError: an entry has no time, because its topic-partition had delivered nothing on that
+            connection. An offset is valid in one of the upstream's two clusters only, and -1 in none.
     """
     own_ms: dict[TopicPartition, int] = {}
     for (topic, partition), time in assignments:
@@ -84,7 +84,7 @@ def bound_of(assignments: Iterable[Assignment], first: bool) -> Bound:
 
 @dataclass(frozen=True, slots=True)
 class Range:
-    """From when to when, in each topic-partition."""
+    """The begin and the end, in each topic-partition."""
 
     begin: Bound
     end: Bound
@@ -98,24 +98,24 @@ class Range:
 
     @property
     def sources(self) -> set[TopicPartition]:
-        """Those that an id gave a bound of their own."""
+        """The topic-partitions with a bound of their own."""
         return {*self.begin.own_ms, *self.end.own_ms}
 
     def holds(self, source: TopicPartition, timestamp_ms: int) -> bool:
-        """Whether an event belongs to it.
+        """True if an event belongs to the range.
 
         Args:
             source: of the event.
-            timestamp_ms: in its id, so that of the event + 1.
+            timestamp_ms: the one in its id: that of the event + 1.
         """
         return self.begin.of(source) < timestamp_ms <= self.end.of(source)
 
     def is_empty(self, source: TopicPartition) -> bool:
-        """Whether there is nothing of one topic-partition in it."""
+        """True if the range has nothing of one topic-partition."""
         return self.begin.of(source) >= self.end.of(source)
 
     def cut(self, part: Slice) -> Range:
-        """One slice of it.
+        """One slice of the range.
 
         Raises:
             EmptyRange: it has fewer milliseconds than slices.
@@ -136,7 +136,7 @@ class Range:
 
 
 class Part(NamedTuple):
-    """What of the upstream's history is published."""
+    """The part of the upstream's history that is published."""
 
     range: Range
     more_topics: bool
@@ -144,11 +144,11 @@ class Part(NamedTuple):
 
 
 def within(batch: Batch, span: Range, source: TopicPartition) -> tuple[Batch, int]:
-    """A batch of one topic-partition without what lies outside of a range, and how much that was.
+    """Limit a batch of one topic-partition to a range; also return the number of events outside it.
 
-    An event outside keeps its place as `OUTSIDE_RANGE`: what is not published moves the position all the
-    same. Events of other sources do not, and are left out: where an upstream sends what it was not asked
-    for, it may have left some out.
+    An event outside the range stays in its place as `OUTSIDE_RANGE`, because it moves the position all
+    the same. Events of other sources are removed: an upstream that sends what it was not asked for may
+    have omitted some.
     """
     own = {at: time for at, time in batch.timestamps_ms.items() if at == source}
     if _all_inside(batch, span, source):
@@ -156,8 +156,8 @@ def within(batch: Batch, span: Range, source: TopicPartition) -> tuple[Batch, in
     events: list[Event] = []
     outside = greatest_ms = 0
     for event in batch.events:
-        # By the only entry in its id, also where the event does not say whose it is. Without any id
-        # that can be read (0) it may belong here: one too many is better than one too few.
+        # An event of unknown source belongs to the only entry of its id. Without a readable id (0) it
+        # may belong here, too: one too many is better than one too few.
         is_own = event.source in (source, UNKNOWN_SOURCE)
         if is_own and (not event.timestamp_ms or span.holds(source, event.timestamp_ms)):
             events.append(event)
@@ -170,10 +170,10 @@ def within(batch: Batch, span: Range, source: TopicPartition) -> tuple[Batch, in
 
 
 def _all_inside(batch: Batch, span: Range, source: TopicPartition) -> bool:
-    """Whether everything in a batch is surely of this topic-partition and in the range."""
+    """True if everything in a batch is certainly of this topic-partition and in the range."""
     if not batch.events or not all_published(batch.events):
         return False
-    # A range has no holes: what lies between two of its times is in it.
+    # A range has no holes: whatever lies between two of its times is in it.
     times = [event.timestamp_ms for event in batch.events]
     return {event.source for event in batch.events} == {source} and all(
         time > 0 and span.holds(source, time) for time in (min(times), max(times))
@@ -181,11 +181,11 @@ def _all_inside(batch: Batch, span: Range, source: TopicPartition) -> bool:
 
 
 def halves(batch: Batch, published: int) -> tuple[Batch, Batch]:
-    """A batch in two: one that ends behind so many published events, at least one, and the rest of it.
+    """Cut a batch in two, after so many published events (at least one).
 
-    The first advances the position by all that came before the cut, and no further: so what the second
-    holds is sent again if only the first was published. All of it, also what lies beside a range:
-    nothing before the event that a position stands for may be later than that (`core.landmark`).
+    The first half advances the position by everything before the cut, and no further. So if only the
+    first is published, the upstream sends the second again. Events outside a range count, too: nothing
+    before the event that a position stands for may be later than it (`core.landmark`).
     """
     counts = accumulate(not event.reason for event in batch.events)
     cut = next(number for number, count in enumerate(counts, 1) if count == published)
@@ -199,7 +199,7 @@ def halves(batch: Batch, published: int) -> tuple[Batch, Batch]:
 
 
 class Ending:
-    """Sees the ids of one topic-partition on one connection, and tells when a range is over.
+    """Watches the ids of one topic-partition on one connection for the end of a range.
 
     Args:
         end_ms: the end of the range.
@@ -212,7 +212,7 @@ class Ending:
         self._past = 0
 
     def observe(self, timestamp_ms: int) -> bool:
-        """Take note of the next id's timestamp; True if nothing of the range is to come."""
+        """Note the timestamp of the next id; True once the range is complete."""
         if timestamp_ms <= self._end_ms:
             self._past = 0
         elif timestamp_ms > self._past_ms:

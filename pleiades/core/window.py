@@ -1,18 +1,20 @@
-"""Fingerprints of published events, remembered for as long as the upstream can repeat them.
+"""Fingerprints of published events, remembered for as long as the upstream can repeat the events.
 
-Law: per topic-partition a queue **in delivery order**, and one set over all. Each entry carries the
-greatest timestamp that the topic-partition had delivered up to it, dropped events included. From the
-left of a queue is dropped what carries less than its horizon. Upstream begins to repeat at the first
-offset with a timestamp at or after what is asked, and all that lies before that offset carries less
-than that: so while nothing is asked from before the horizon, what can be repeated is remembered.
+Law: there is one queue for each topic-partition, **in delivery order**, and one set over all. Each entry
+carries the greatest timestamp that the topic-partition had delivered up to it, dropped events included.
+Entries that carry less than the horizon are removed from the left of a queue. The upstream begins to
+repeat at the first offset with a timestamp at or after the requested one, and all entries before that
+offset carry less. So while nothing is requested from before the horizon, every event that can be
+repeated is remembered.
 
-- A fixed number of identities has no such relation to what is repeated: one timestamp an hour ahead,
-  or a burst, and it doubles events.
+- A fixed number of identities would not do: it has no such relation to what is repeated, and one
+  timestamp an hour ahead, or a burst, would cause duplicates.
 - An entry's own timestamp would not do: after a canary, which is not remembered, an event dated years
   back would be forgotten at once, and repeated from the canary on.
-- Where the position lies beyond the clock, the clock limits both what is asked and the horizon. Upstream
-  may still be repeating, from where the connection asked, when the clock has gone on: the horizon
-  waits until that topic-partition is past its old position.
+- If the position lies beyond the clock, the clock limits both the request and the horizon. When the
+clock
+  has advanced, the upstream may still be repeating from where the connection asked. So the horizon waits
+  until that topic-partition is past its old position.
 """
 
 from __future__ import annotations
@@ -27,15 +29,15 @@ from pleiades.core.wire import UNKNOWN_SOURCE, TopicPartition
 
 
 class _Queue:
-    """The identities of one topic-partition, in delivery order."""
+    """The fingerprints of one topic-partition, in delivery order."""
 
     def __init__(self) -> None:
         self.length = 0
         self._groups: deque[tuple[int, deque[bytes]]] = deque()
-        """Each holds those in a row that carry the same timestamp: as a rule a batch."""
+        """Runs of fingerprints that carry the same timestamp: usually a batch."""
 
     def append(self, greatest_ms: int, fingerprints: Sequence[bytes]) -> None:
-        """Put in some that carry this timestamp."""
+        """Append fingerprints that carry this timestamp."""
         self.length += len(fingerprints)
         if self._groups and self._groups[-1][0] == greatest_ms:
             self._groups[-1][1].extend(fingerprints)
@@ -43,14 +45,14 @@ class _Queue:
             self._groups.append((greatest_ms, deque(fingerprints)))
 
     def take_before(self, horizon_ms: int) -> Iterator[Iterable[bytes]]:
-        """Take out what carries less, from the left up to the first that does not."""
+        """Remove, from the left, what carries less, up to the first entry that does not."""
         while self._groups and self._groups[0][0] < horizon_ms:
             _, fingerprints = self._groups.popleft()
             self.length -= len(fingerprints)
             yield fingerprints
 
     def take_oldest(self, most: int) -> Iterator[bytes]:
-        """Take out the first ones."""
+        """Remove the first entries."""
         for _ in range(min(most, self.length)):
             _, fingerprints = self._groups[0]
             yield fingerprints.popleft()
@@ -60,11 +62,11 @@ class _Queue:
 
 
 class Window:
-    """The identities that a repeat is recognised by.
+    """The fingerprints by which repeats are recognised.
 
     Args:
-        window_ms: how far behind the position identities are kept; at least the overlap.
-        max_entries: bound of memory; beyond it the oldest are forgotten (see `take_forgotten`).
+        window_ms: how far behind the position fingerprints are kept; at least the overlap.
+        max_entries: bounds memory; beyond it the oldest are forgotten (see `take_forgotten`).
     """
 
     def __init__(self, window_ms: int, max_entries: int) -> None:
@@ -75,7 +77,7 @@ class Window:
         self._queues: dict[TopicPartition, _Queue] = {}
         self._restored: list[tuple[TopicPartition, _Queue]] = []
         self._greatest: Position = {UNKNOWN_SOURCE: 0}
-        """What the next entry carries; of unknown source the greatest of all."""
+        """The timestamp that the next entry carries; for unknown sources the greatest of all."""
         self._connected_at: Position = {}
         self._connected_ms = 0
 
@@ -90,14 +92,14 @@ class Window:
         position: Mapping[TopicPartition, int],
         entries: Iterable[tuple[TopicPartition, int, bytes]],
     ) -> None:
-        """Remember what the destination holds, before anything else is remembered.
+        """Remember the events that the destination holds. Call this before anything else.
 
         Args:
-            position: where this start has got to, as it is stored.
-            entries: for each source in delivery order, with the greatest timestamp that it had delivered
-                by then, dropped events included, and the fingerprint. What was dropped is rarely known
-                any more; the stored position is never too small. Where that timestamp falls, something
-                else begins: an earlier start had got further, or a topic is read by partitions.
+            position: the stored position of this start.
+            entries: for each source in delivery order: the source, the greatest timestamp that it had
+                delivered by then, dropped events included, and the fingerprint. The stored position may
+                stand in for that timestamp: it is never too small. Where the timestamp falls, another
+                sequence begins: an earlier start had got further, or a topic is read by partitions.
         """
         queues: dict[TopicPartition, tuple[int, _Queue]] = {}
         for source, reached_ms, fingerprint in entries:
@@ -114,15 +116,16 @@ class Window:
         self.observe(position)
 
     def observe(self, timestamps_ms: Mapping[TopicPartition, int]) -> None:
-        """Take note of the timestamps of a batch, **before** its events are added.
+        """Note the timestamps of a batch, **before** its events are added.
 
-        That the greatest of the batch then counts for all of it keeps some a little longer.
+        The greatest timestamp of the batch then counts for all of it, which keeps some events a little
+        longer.
         """
         greatest = self._greatest
         for source, timestamp_ms in timestamps_ms.items():
             known = greatest.get(source)
             if known is None and len(greatest) > MAX_SOURCES:
-                # An upstream that invents names gets no place for each.
+                # Bounded against an upstream that invents names.
                 source = UNKNOWN_SOURCE  # noqa: PLW2901  # it is one of these from here on
                 known = greatest[source]
             if known is None or timestamp_ms > known:
@@ -130,7 +133,7 @@ class Window:
         greatest[UNKNOWN_SOURCE] = max(greatest.values())
 
     def add(self, source: TopicPartition, timestamp_ms: int, fingerprint: bytes) -> bool:
-        """Remember an event; False if it is remembered already, so a repeat."""
+        """Remember an event; False if it is a repeat."""
         if fingerprint in self._known:
             return False
         greatest_ms = self._greatest.get(source)
@@ -144,8 +147,9 @@ class Window:
         return True
 
     def add_all(self, sources: Sequence[TopicPartition], fingerprints: Sequence[bytes]) -> bool:
-        """Remember events of a batch, after its timestamps were observed; False, and nothing is, if one
-        of them is a repeat.
+        """Remember the events of a batch, after its timestamps were observed.
+
+        Returns False, and remembers nothing, if one of them is a repeat.
 
         Args:
             sources: of each event; all are in the timestamps of the batch.
@@ -185,14 +189,14 @@ class Window:
             excess = len(self._known) - self._max_entries
 
     def connected(self, position: Mapping[TopicPartition, int], clock_ms: int) -> None:
-        """A new connection asked relative to this position, at this clock or later."""
+        """Note that a new connection asked relative to this position, at this clock or later."""
         self._connected_at = {
             source: reached for source, reached in position.items() if reached > clock_ms
         }
         self._connected_ms = clock_ms
 
     def advance(self, position: Mapping[TopicPartition, int], clock_ms: int) -> None:
-        """Drop what the upstream can't repeat any more once `position` is durable."""
+        """Remove what the upstream can't repeat any more once `position` is durable."""
         horizons = {
             source: min(
                 reached,
@@ -202,7 +206,7 @@ class Window:
             for source, reached in position.items()
             if reached
         }
-        # Of unknown source: it can come again for as long as any topic can repeat that far back.
+        # An event of unknown source can be repeated for as long as any topic goes back that far.
         horizons[UNKNOWN_SOURCE] = min(horizons.values(), default=0)
         for source, queue in (*self._restored, *self._queues.items()):
             for fingerprints in queue.take_before(horizons.get(source, 0)):
@@ -210,6 +214,6 @@ class Window:
         self._restored = [(source, queue) for source, queue in self._restored if queue.length]
 
     def take_forgotten(self) -> int:
-        """How many were forgotten early, because of the bound, since this was last asked."""
+        """The number forgotten early, because of `max_entries`, since the last call."""
         forgotten, self._forgotten = self._forgotten, 0
         return forgotten

@@ -163,7 +163,7 @@ class Relay:
         self.last_id = ids[-1] if ids else self.last_id
         decoded = decode(frames, keep_canaries=False)
         self.course.observe(decoded.batch.timestamps_ms)
-        batch = self.occurrences.told_apart(decoded.batch)
+        batch = self.occurrences.distinguish(decoded.batch)
         groups = self._groups(batch, [group for _, group in received])
         admitted = self.admission.admit(batch, self.checkpoint)
         self.checkpoint = self.checkpoint.advanced(

@@ -86,7 +86,7 @@ def test_it_asks_once_as_ingest_does_and_for_nothing_old(
     assert before_ms <= since_of(request) <= time.time_ns() // 1_000_000
 
 
-def test_what_cannot_be_reached_is_told_apart(settings_of: SettingsOf) -> None:
+def test_what_cannot_be_reached_is_distinguish(settings_of: SettingsOf) -> None:
     (unknown,) = found_at("http://no-such-host.invalid/v2", settings_of)
     assert "host is not known" in unknown.text
     with socket.create_server(("127.0.0.1", 0)) as free:

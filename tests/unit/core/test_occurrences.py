@@ -39,13 +39,13 @@ def batch(
 
 
 def names(occurrences: Occurrences, received: Batch) -> list[str]:
-    told = occurrences.told_apart(received)
+    told = occurrences.distinguish(received)
     found = [event.identity for event in told.events]
     assert all(FULL.fullmatch(name) and len(name) <= 128 for name in found)
     return found
 
 
-def test_equal_events_are_told_apart_by_their_order() -> None:
+def test_equal_events_are_distinguish_by_their_order() -> None:
     """Two with the same bytes became one file, and three dead letters one."""
     occurrences = Occurrences(NONCE)
     first, second = names(occurrences, batch(*[frame(b"{}", START_MS)] * 2))
@@ -153,8 +153,8 @@ def test_events_with_an_identity_pass_as_they_are() -> None:
     data = b'{"meta":{"id":"a","topic":"eqiad.x","partition":0}}'
     received = batch(*[frame(data, START_MS)] * 2)
     assert received.fallbacks == 0
-    assert Occurrences(NONCE).told_apart(received) is received
+    assert Occurrences(NONCE).distinguish(received) is received
     mixed = batch(frame(data, START_MS), frame(b"{}", START_MS))
-    told = Occurrences(NONCE).told_apart(mixed)
+    told = Occurrences(NONCE).distinguish(mixed)
     assert told.events == mixed.events
     assert mixed.fallbacks == 1
