@@ -1,4 +1,4 @@
-"""Process 2: frames → events. Holds nothing between two batches, so there can be several."""
+"""Process 2: frames → events. It keeps no state between batches, so several can run in parallel."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ def run(
     batches: Channel[Batch | End],
     part: Part | None = None,
 ) -> None:
-    """The parser process: one batch out for each `Frames` in, the end marker last.
+    """Turn each `Frames` into one batch, until the end marker.
 
     Args:
-        part: what is published of a bounded piece of history; None: everything.
+        part: the range of a replay; None: everything is published.
     """
     life.ready = True
     while True:
@@ -64,7 +64,7 @@ def _parse(frames: Frames, keep_canaries: bool, metrics: Metrics, part: Part | N
         metrics.recv_errors.labels("id").inc(decoded.malformed_ids)
         if _id_warnings.due():
             log.warning(
-                "%d events came without a readable SSE id: they are published, the position stays",
+                "%d events had no readable SSE id: they are published, but do not move the position",
                 decoded.malformed_ids,
             )
     errors = decoded.upstream_errors
@@ -72,7 +72,7 @@ def _parse(frames: Frames, keep_canaries: bool, metrics: Metrics, part: Part | N
         metrics.recv_errors.labels("upstream").inc(len(errors))
         if _error_warnings.due():
             log.warning(
-                "the upstream reports %d errors in the stream; the events go on. The first: %s",
+                "the upstream reports %d errors in the stream; no event is lost. The first: %s",
                 len(errors),
                 printable(errors[0]),
             )

@@ -1,4 +1,4 @@
-"""Process 3: order, repeats, commit. The only owner of durable truth."""
+"""Process 3: restores the order, drops repeats, commits. It alone owns durable state."""
 
 from __future__ import annotations
 
@@ -38,10 +38,10 @@ MAX_FILES_IN_FLIGHT = 5000
 MAX_MESSAGES_IN_FLIGHT = 20_000
 MAX_BYTES_IN_FLIGHT = 12 * 1024 * 1024
 LAG_SAMPLES = 100
-"""Observations of the lag in one commit, evenly spread over its events."""
+"""The most lag observations in one commit, spread evenly over its events."""
 WARNING_SECONDS = 60.0
 OPEN_ALLOWED_SECONDS = 60.0
-"""The opening of a destination may block for this long without counting as hung."""
+"""Opening a destination may block for this long without counting as hung."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,17 +71,17 @@ class CommitPolicy:
 
 @dataclass(slots=True)
 class InFlight:
-    """What was written since the last commit."""
+    """The events written since the last commit."""
 
     events: list[Event] = field(default_factory=list)
-    """Dead letters among them."""
+    """Events and dead letters."""
     size_bytes: int = 0
     brought_new: bool = False
-    """Among it is an event that will be recognised when it comes again."""
+    """One of them will be recognised at its next delivery."""
 
 
 class Publisher:
-    """Brings the batches of one generation into the sink."""
+    """Publishes the batches of one generation into the sink."""
 
     def __init__(
         self,
@@ -100,7 +100,7 @@ class Publisher:
         self._resume = resume
         self._parsers = parsers
         self._last = last
-        """Committed by a publisher before this one, of the same program."""
+        """The last commit of an earlier publisher of this program."""
         self._policy = CommitPolicy()
         self._replay = settings.replay
         self._published_total = None if settings.files is None else metrics.file_events
@@ -113,25 +113,25 @@ class Publisher:
         self._window_ms = max(int(settings.window_seconds * 1000), self._overlap_ms)
         self._window = Window(self._window_ms, settings.max_entries)
         self._admission: Admission
-        """From opening on: it depends on what the destination tells then."""
+        """Set by `_open`."""
         self._occurrences = Occurrences(secrets.token_hex(8))
         self._window_warnings = Seldom(WARNING_SECONDS)
         self._dead_letter_warnings = Seldom(WARNING_SECONDS)
         self._sequence = 0
         self._known = sink.is_published if settings.replay is None else self._is_published
         self._existing = 0
-        """Of the batch that is being admitted, what was there before this replay."""
+        """Events of the current batch that the destination had before this replay."""
         self._resumed: Position = {}
-        """What was reached when this generation began."""
+        """The position at the start of this generation."""
         self._furthest: Position = {} if last is None else last.position
-        """What this program has reached so far."""
+        """The greatest position that this program has reached."""
         self._in_flight: InFlight | None = None
         self._last_commit = 0.0
-        """Monotonic time of its begin."""
+        """Monotonic time at which the last commit began."""
         self._checkpoint = Checkpoint({}, 0, 0)
 
     def run(self) -> None:
-        """Publish until the end marker comes, or a limit is reached; then commit and close."""
+        """Publish until the end marker or a limit; then commit and close."""
         self._open()
         try:
             while self._left():
@@ -200,7 +200,7 @@ class Publisher:
         self._life.details = self._checkpoint
 
     def _left(self) -> int:
-        """How many events may still be published."""
+        """The number of events that may still be published."""
         until = None if self._replay is None else self._replay.until_total
         done = self._checkpoint.done
         return sys.maxsize if until is None or done is None else max(until - done.total, 0)
@@ -216,12 +216,12 @@ class Publisher:
 
     def _take(self, batch: Batch) -> None:
         if batch.sequence != self._sequence:
-            raise AssertionError(f"batch {batch.sequence} came where {self._sequence} was due")
+            raise AssertionError(f"batch {batch.sequence} arrived instead of {self._sequence}")
         self._sequence += 1
         batch = self._occurrences.distinguish(batch)
         left = self._left()
         while left < len(batch.events) and left and count_published(batch.events) > left:
-            # Perhaps not all of the first half was new.
+            # Some of the first half may be repeats.
             first, batch = halves(batch, left)
             self._admit(first)
             left = self._left()
@@ -232,7 +232,7 @@ class Publisher:
         admitted = self._admission.admit(batch, self._checkpoint, self._known)
         repeated = admitted.repeated
         if self._replay is not None:
-            # The window holds what this replay has published. What else is there was before it.
+            # The window holds what this replay published. Other known events were there before it.
             self._metrics.existing_skipped.inc(self._existing)
             repeated -= self._existing
             self._existing = 0
@@ -248,9 +248,9 @@ class Publisher:
                 advanced, done=advanced.done.after(batch, count_published(admitted.events))
             )
         if not (self._checkpoint.clock_ms or any(advanced.position.values())):
-            # A clock says that something had come.
+            # A clock in a checkpoint means that something was delivered.
             advanced = replace(advanced, clock_ms=0)
-        # The clock alone is no reason to store it.
+        # The clock alone is no reason to commit.
         moved = replace(advanced, clock_ms=0) != replace(self._checkpoint, clock_ms=0)
         self._checkpoint = advanced
         if not (admitted.events or moved):
@@ -268,7 +268,7 @@ class Publisher:
 
     def _is_published(self, event: Event) -> bool:
         is_known = self._sink.is_published(event)
-        # What an earlier run of this replay had reached is repeated now, as after any reconnect.
+        # Events up to the resumed position are repeats, as after any reconnect.
         self._existing += is_known and event.timestamp_ms > self._resumed.get(event.source, 0)
         return is_known
 
@@ -287,7 +287,7 @@ class Publisher:
         if flying is None:
             return
         self._last_commit = time.monotonic()
-        # However long it takes, the sink shows meanwhile that this process lives.
+        # The sink keeps the heartbeat going for as long as this takes.
         self._checkpoint = self._checkpoint.remembering(self._window_ms)
         with self._metrics.commit_seconds.time():
             dead_letters, repeated = self._sink.commit(self._checkpoint)
@@ -297,7 +297,7 @@ class Publisher:
             self._life.published_total += published
             self._take_back(dead_letters)
             self._show_position()
-        # Whatever becomes of this process: what is durable is known.
+        # The parent must know what is durable, whatever happens to this process next.
         self._life.beat(at_once=True)
         self._in_flight = None
         self._window.advance(self._checkpoint.position, self._checkpoint.clock_ms)
@@ -309,10 +309,10 @@ class Publisher:
         self._report(flying)
 
     def _note_progress(self, flying: InFlight, repeated: int) -> None:
-        """Count the commit if it brought something that no earlier one did.
+        """Count the commit as progress if it published something new.
 
-        A pipeline that always fails at the same place must not start again for ever because, each time,
-        it publishes once more what nobody can recognise as published.
+        Otherwise a pipeline that always fails at the same place would restart for ever, because it
+        publishes the same unrecognisable events each time.
         """
         furthest = join(self._furthest, self._checkpoint.position)
         moved = any(reached > self._furthest.get(at, 0) for at, reached in furthest.items())
@@ -321,7 +321,7 @@ class Publisher:
         self._life.committed_total += moved or new
 
     def _take_back(self, dead_letters: list[Event]) -> None:
-        """Not count as published what the destination then refused."""
+        """Do not count events as published that the destination refused."""
         done = self._checkpoint.done
         for letter in dead_letters:
             if done is not None and letter.reason == TOO_LARGE:
@@ -333,8 +333,8 @@ class Publisher:
             self._metrics.dead_letters.labels(letter.reason).inc()
         if letters and self._dead_letter_warnings.due():
             log.warning(
-                "%d events could not be published as such (%s) and lie with the dead letters; the "
-                "stream goes on",
+                "%d events could not be published (%s): they are kept as dead letters, and the stream "
+                "goes on",
                 len(letters),
                 ", ".join(sorted({letter.reason for letter in letters})),
             )
@@ -351,7 +351,7 @@ class Publisher:
                 metrics.position.labels(topic, str(partition)).set(timestamp_ms / 1000)
         reached_ms = max(self._checkpoint.position.values(), default=0)
         if self._replay is None:
-            # How old history is says nothing of how fast it is relayed.
+            # The age of history is no lag.
             self._report_lag(dated, now, reached_ms)
         metrics.window_identities.set(len(self._window))
         self._warn_of_forgotten(self._window.take_forgotten())
@@ -370,7 +370,7 @@ class Publisher:
         self._metrics.window_forgotten.inc(forgotten)
         if self._window_warnings.due():
             log.warning(
-                "--dedup.maxEntries (%d) is reached: the oldest identities are forgotten early, a "
-                "reconnect may repeat events that only the destination can recognise. Raise it",
+                "--dedup.maxEntries (%d) is reached: the oldest identities are forgotten early, and a "
+                "reconnect may publish their events twice. Raise it",
                 self._settings.max_entries,
             )

@@ -7,8 +7,8 @@ before
   it, are separated at the same number.
 - The n slices of a range cover it without gap or overlap, in each topic-partition.
 - One event past the end proves nothing: timestamps run backwards by seconds, and a single one may lie an
-  hour ahead. A topic-partition is complete when `PAST_EVENTS` events in a row, none of them from before
-  the end, include as many that lie past it by as much as timestamps may run backwards.
+  hour ahead. A topic-partition is complete after `PAST_EVENTS` events that lie past the end by more than
+  timestamps may run backwards, with no event from before the end between them.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
-"""What passes between the stages, and the ids that the upstream speaks.
+"""The values that pass between the processes, and the upstream's SSE ids.
 
-Law: everything here is a plain value. Nothing reads a clock, a socket or a file, and everything
-survives pickling, because stages are separate processes.
+Law: everything here is a plain value that survives pickling. Nothing reads a clock, a socket or a file.
 """
 
 from __future__ import annotations
@@ -21,12 +20,12 @@ TopicPartition: TypeAlias = tuple[str, int]
 """An upstream Kafka topic and partition, e.g. `("eqiad.mediawiki.recentchange", 0)`."""
 
 UNKNOWN_SOURCE: TopicPartition = ("", -1)
-"""Stands for the topic-partition of an event that does not say where it came from."""
+"""Stands for the topic-partition of an event that does not name it."""
 
 NOT_JSON = "not_json"
 NOT_AN_OBJECT = "not_an_object"
 TOO_LARGE = "too_large"
-"""The destination refused it for its size."""
+"""The destination refused the event for its size."""
 REASONS = (NOT_JSON, NOT_AN_OBJECT, TOO_LARGE)
 """Why an event becomes a dead letter."""
 
@@ -37,25 +36,25 @@ UNPUBLISHED = frozenset({CANARY, OUTSIDE_RANGE})
 """Why an event is not published at all. It still moves the position."""
 
 LINE_TYPES = ("id", "event", "data", "comment", "unknown")
-"""The kinds of lines that are counted; `retry` counts as unknown, as in the original Pleiades."""
+"""The counted kinds of lines; `retry` counts as unknown, as in the original Pleiades."""
 
 MAX_ASSIGNMENTS = 256
-"""Topic-partitions one id may name; an id with more is treated as malformed."""
+"""The most topic-partitions that an id may name; one with more is malformed."""
 MAX_SSE_ID_BYTES = 128 << 10
-"""So many entries, with the longest names that Kafka allows (249 characters), take 80 KiB. To read JSON
-takes twelve times its length."""
+"""The longest id that is read. `MAX_ASSIGNMENTS` entries with the longest names that Kafka allows (249
+characters) take 80 KiB. Reading JSON takes twelve times its length."""
 
 MAX_TIMESTAMP_MS = 253_402_300_799_999
-"""9999-12-31T23:59:59.999Z: what a four-digit year in a file name can still say."""
+"""9999-12-31T23:59:59.999Z: the last time with a four-digit year, as in file names."""
 
-# Kafka's own rule for topic names (org.apache.kafka.common.internals.Topic): anything else did
-# not come from a Kafka and must not reach a label, a header or a path.
+# Kafka's rule for topic names (org.apache.kafka.common.internals.Topic). Anything else did not come from
+# a Kafka and must not reach a label, a header or a path.
 _TOPIC = re.compile(r"[a-zA-Z0-9._-]{1,249}")
 _MAX_PARTITION = 2**31 - 1
 
 
 class MalformedId(ValueError):
-    """An SSE id that is not a JSON array of `{topic, partition, timestamp | offset}`."""
+    """The SSE id is not a JSON array of `{topic, partition, timestamp | offset}`."""
 
 
 class Assignment(NamedTuple):
@@ -63,15 +62,15 @@ class Assignment(NamedTuple):
 
     source: TopicPartition
     timestamp_ms: int | None
-    """Kafka timestamp of the last delivered event **plus 1 ms**; None where the id has an offset
-    (which means: nothing delivered yet on this connection)."""
+    """Kafka timestamp of the last delivered event **plus 1 ms**. None if the id has an offset, which
+    means that nothing was delivered yet on this connection."""
 
 
 def parse_id(sse_id: bytes) -> tuple[Assignment, ...]:
     """Read an SSE id as EventStreams sends it.
 
     Raises:
-        MalformedId: it is anything else than the documented array, or names too many topics.
+        MalformedId: it is not the documented array, or names too many topics.
     """
     if len(sse_id) > MAX_SSE_ID_BYTES:
         raise MalformedId(f"more than {MAX_SSE_ID_BYTES} bytes")
@@ -85,10 +84,10 @@ def parse_id(sse_id: bytes) -> tuple[Assignment, ...]:
 
 
 def offsets_in(sse_id: bytes) -> dict[TopicPartition, int]:
-    """The topic-partitions of which an id shows an offset instead of a timestamp, with that offset.
+    """The topic-partitions that have an offset instead of a timestamp in an id, with that offset.
 
-    Such a one has delivered nothing on its connection yet. Its offset is where it begins; -1: it was
-    asked for from past its end. Empty for an id that is malformed.
+    Such a topic-partition has delivered nothing on its connection yet. It begins at its offset; -1 means
+    that it was requested from past its end. The result is empty for a malformed id.
     """
     if b'"offset"' not in sse_id or len(sse_id) > MAX_SSE_ID_BYTES:
         return {}
@@ -119,7 +118,7 @@ def _assignment(entry: Any) -> Assignment:
 
 
 def is_source(pair: tuple[object, object]) -> TypeGuard[TopicPartition]:
-    """Whether this can be a topic-partition of a Kafka."""
+    """True if this can be a topic-partition of a Kafka."""
     topic, partition = pair
     return (
         type(topic) is str
@@ -130,9 +129,9 @@ def is_source(pair: tuple[object, object]) -> TypeGuard[TopicPartition]:
 
 
 def compose_id(timestamps_ms: dict[TopicPartition, int]) -> str:
-    """The `Last-Event-ID` that asks for each topic-partition from its timestamp on.
+    """The `Last-Event-ID` that requests each topic-partition from its timestamp on.
 
-    Every topic-partition of the stream must be in it: one that is left out is not sent at all.
+    It must hold every topic-partition of the stream: the upstream sends no others.
     """
     return orjson.dumps(
         [
@@ -143,7 +142,7 @@ def compose_id(timestamps_ms: dict[TopicPartition, int]) -> str:
 
 
 def time_ms(text: str) -> int:
-    """An ISO 8601 time in ms since 1970, UTC where it names no zone; 0 if it is none."""
+    """An ISO 8601 time in ms since 1970, UTC if it names no zone; 0 if it is not a time."""
     try:
         milliseconds = parse_iso_time_ms(text)
     except (ValueError, OverflowError):
@@ -155,17 +154,16 @@ class Event(NamedTuple):
     """One upstream event and what becomes of it."""
 
     identity: str
-    """Equal for two deliveries of the same event; safe as a file name. Of a fallback identity the parser
-    gives the first part, and the publisher the rest; see `core.occurrences`."""
+    """The same at every delivery of the event; safe as a file name. The publisher completes fallback
+    identities; see `core.occurrences`."""
     source: TopicPartition
     timestamp_ms: int
-    """Its own entry in the SSE id (Kafka timestamp + 1 ms): the same at every delivery.
+    """Its own entry in the SSE id (Kafka timestamp + 1 ms): at least 1, and the same at every delivery.
 
-    Where the source is unknown it is the greatest in the id, or 0, and **not** the same at every
-    delivery. So a name that must be the same takes `timestamp_ms - 1` only if the source is known
-    (it is at least 1 then), and `dt_ms` otherwise."""
+    If the source is unknown, it is the greatest timestamp in the id, or 0, and may differ between
+    deliveries. So a name uses `timestamp_ms - 1` only if the source is known, and `dt_ms` otherwise."""
     dt: str
-    """`meta.dt` as received; empty where it is no text, or too long for a time."""
+    """`meta.dt` as received; empty if it is not text, or too long for a time."""
     key: bytes
     """The SSE id as received."""
     data: bytes
@@ -176,7 +174,7 @@ class Event(NamedTuple):
 
     @property
     def dt_ms(self) -> int:
-        """`meta.dt` in ms since 1970; 0 if absent or not a time. Read only when it is asked for."""
+        """`meta.dt` in ms since 1970; 0 if absent or not a time."""
         return time_ms(self.dt)
 
 
@@ -206,47 +204,47 @@ def count_published(events: Iterable[Event]) -> int:
 
 
 class Frames(NamedTuple):
-    """reader → parser: whole SSE frames, as many as one read of the socket gave."""
+    """reader → parser: the whole SSE frames of one read of the socket."""
 
     sequence: int
-    """Counts up from 0 in each generation; the publisher holds the order to it."""
+    """Counts up from 0 in each generation; the publisher restores the order by it."""
     connection: int
     """Counts the connections of this generation, from 1."""
     content: bytes | ColumnarFrames
-    """Frames one after the other, each ending with an empty line; LF only, no BOM. By columns where all
-    of them have the usual shape."""
+    """Frames one after the other, each ending with an empty line; LF only, no BOM. In columns if all of
+    them have the usual shape."""
     last_event_id: bytes
-    """WHATWG "last event ID buffer" before the first frame: the last id **on this connection**; frames
-    without an id have it. Empty where there was none."""
+    """The WHATWG "last event ID buffer" before the first frame: the last id **on this connection**,
+    which also applies to frames without an id. Empty if there was none."""
     started_ms: int
-    """Where this destination's relaying began, ms since 1970; see `Checkpoint.started_ms`."""
+    """See `Checkpoint.started_ms`."""
     clock_ms: int
-    """The reader's clock, which never goes back, when it read these frames."""
+    """The reader's clock, which never goes back, when it read these frames; ms since 1970."""
     source: TopicPartition | None = None
-    """The only topic-partition that its connection asked for; None: all of the stream."""
+    """The only topic-partition that the connection requested; None: the entire stream."""
     finished: bool = False
-    """Nothing more is wanted from `source`: what a replay is about has come."""
+    """`source` is complete: all of the replay's range has arrived."""
     gap: bool = False
-    """The upstream no longer had all that was asked of `source`."""
+    """The upstream no longer had everything that was requested of `source`."""
     asked: str | None = None
-    """The `Last-Event-ID` that its connection sent; None: all of the stream, from `started_ms` on."""
+    """The `Last-Event-ID` of the connection; None: the entire stream, from `started_ms` on."""
 
     @property
     def blob(self) -> bytes:
-        """The frames one after the other, whichever way they are held."""
+        """The frames one after the other."""
         return self.content if isinstance(self.content, bytes) else self.content.joined()
 
 
 class Batch(NamedTuple):
-    """parser → publisher: what became of one `Frames`, in the same order."""
+    """parser → publisher: the events of one `Frames`."""
 
     sequence: int
     connection: int
     events: list[Event]
-    """Everything that came, in the order of delivery, with what becomes of it."""
+    """All events in the order of delivery, dropped ones included."""
     timestamps_ms: dict[TopicPartition, int]
-    """Greatest timestamp of each topic-partition in these frames, dropped events included; 0 for
-    one that an id names and that has delivered nothing."""
+    """The greatest timestamp of each topic-partition in these frames, dropped events included; 0 if an
+    id names it and it has delivered nothing."""
     started_ms: int
     clock_ms: int
     source: TopicPartition | None = None
@@ -255,10 +253,10 @@ class Batch(NamedTuple):
     asked: str | None = None
     """As in `Frames`."""
     fallbacks: int = 0
-    """How many of the events have a fallback identity; see `core.identity`."""
+    """The number of events with a fallback identity; see `core.identity`."""
 
     def asked_ms(self) -> dict[TopicPartition, int] | None:
-        """From which timestamp on its connection asked for each topic-partition; None: for all of them,
+        """The timestamp from which the connection requested each topic-partition; None: all of them,
         from `started_ms` on.
         """
         if self.asked is None:
@@ -266,7 +264,7 @@ class Batch(NamedTuple):
         try:
             return {source: time or 0 for source, time in parse_id(self.asked.encode())}
         except MalformedId:
-            # More topic-partitions than an id of the upstream's may name.
+            # It names more topic-partitions than `MAX_ASSIGNMENTS`.
             return {}
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -285,4 +283,4 @@ def _batch(
 
 
 class End(NamedTuple):
-    """Follows the last item of a channel: whoever gets it has got everything before it."""
+    """The last item of a channel: its receiver has received everything before it."""

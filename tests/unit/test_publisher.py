@@ -207,7 +207,7 @@ def test_dead_letters_are_published_once_and_said(
     run([with_letter, with_letter._replace(sequence=1, connection=2)])
     assert [stored.data for stored in store.dead_letters] == [b"?"]
     assert published(store) == [1]
-    assert "1 events could not be published as such (not_json)" in caplog.text
+    assert "1 events could not be published (not_json)" in caplog.text
 
 
 def test_equal_events_without_an_identity_are_each_published(run: Run, store: MemoryStore) -> None:
