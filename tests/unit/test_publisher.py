@@ -103,7 +103,7 @@ def test_several_parsers_are_read_in_turn(run: Run, store: MemoryStore) -> None:
 def test_a_batch_out_of_turn_is_a_crash_and_commits_nothing_of_it(
     run: Run, store: MemoryStore
 ) -> None:
-    with pytest.raises(AssertionError, match="batch 2 came where 1 was due"):
+    with pytest.raises(AssertionError, match="batch 2 arrived instead of 1"):
         run([batch(0, 1), batch(2, 3)])
     assert 3 not in published(store)
 
