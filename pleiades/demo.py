@@ -42,7 +42,7 @@ def run(arguments: Sequence[str], description: str) -> int:
     """Relay from a local upstream until stopped; returns the exit status.
 
     Raises:
-        UsageError: the flags contradict each other, or aiohttp is not installed.
+        UsageError: the flags contradict each other.
     """
     parser = ingest_parser("demo", description, _AS_INGEST_BUT)
     flags = Flags(parser, "the local upstream")

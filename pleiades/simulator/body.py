@@ -1,172 +1,201 @@
-"""The body of one stream's answer: compressed, chopped and cut as planned.
+"""The body of one stream's answer: chunked, compressed and cut as planned.
 
-Law: after a cut nothing more is written. The cut falls at any byte of what goes over the network,
-also inside a multi-byte character, between two newlines, or inside an HTTP chunk.
+Law: nothing is written after a cut. A cut falls at any byte of the body as it goes over the network,
+also inside a multi-byte character, between two newlines, or inside an HTTP chunk. The plan depends only
+on the seed and the request's number: the same seed gives the same faults, whatever their timing.
 """
 
 from __future__ import annotations
 
-import asyncio
+import os
+import random
+import select
 import socket
-import struct
+import time
 import zlib
+from typing import NamedTuple
 
-from aiohttp import web
+from pleiades.simulator.log import seeded
+from pleiades.simulator.settings import DATA_CENTRES, Cut, Faults
 
-from pleiades.simulator.faults import Plan
-from pleiades.simulator.settings import Cut, Faults
-
-OPENING = b":ok\n\n"
+LOOK_SECONDS = 0.05
+"""How long a write to a client that does not read delays `abandon`."""
 _GZIP = 16 + zlib.MAX_WBITS
-_NO_LINGER = struct.pack("ii", 1, 0)
+
+
+class Plan(NamedTuple):
+    """The fate of one request."""
+
+    refuse_status: int | None
+    """500 or 503; None: serve it."""
+    hang: bool
+    """Answer nothing at all."""
+    silent: bool
+    """Nothing after `:ok`."""
+    data_centre: str
+    """Whose cluster serves it."""
+    cut: Cut
+    cut_seconds: float
+    """When to cut, from the start of the answer on; infinite: never."""
+    cut_bytes: float
+    """After how many bytes of the body to cut; infinite: never."""
+    rng: random.Random
+    """For decisions on the way."""
+
+
+def plan(faults: Faults, seed: int, number: int) -> Plan:
+    """The plan for the request with this number, counted from 1 and without those answered 4xx."""
+    rng = seeded(seed, "request", number)
+    refuse, hang, silent, elsewhere = (rng.random() for _ in range(4))
+    jitter_seconds, jitter_bytes = (rng.uniform(-1, 1) * faults.cut_jitter for _ in range(2))
+    return Plan(
+        refuse_status=(500 if refuse < 0.5 else 503) if _in_burst(faults, seed, number) else None,  # noqa: PLR2004  # a coin
+        hang=hang < faults.hang_rate,
+        silent=silent < faults.silence_rate,
+        data_centre=DATA_CENTRES[elsewhere < faults.other_cluster_rate],
+        cut=rng.choice(faults.cuts),
+        cut_seconds=faults.cut_every_seconds * (1 + jitter_seconds) or float("inf"),
+        cut_bytes=int(faults.cut_bytes * (1 + jitter_bytes)) or float("inf"),
+        rng=rng,
+    )
+
+
+def _in_burst(faults: Faults, seed: int, number: int) -> bool:
+    first = max(number - faults.error_burst + 1, 1)
+    return faults.error_rate > 0 and any(
+        seeded(seed, "burst", start).random() < faults.error_rate
+        for start in range(first, number + 1)
+    )
 
 
 class CutShort(Exception):
-    """The connection was cut."""
+    """The connection must end in the way of `cut`, with nothing more written.
+
+    Attributes:
+        cut: how.
+        planned: False where `Body.abandon` caused it.
+    """
+
+    def __init__(self, cut: Cut, planned: bool) -> None:
+        super().__init__(cut)
+        self.cut = cut
+        self.planned = planned
 
 
 class Body:
-    """Writes one answer.
+    """Writes one answer; belongs to one thread, except for `wake` and `abandon`.
 
     Args:
-        request: what is answered.
+        connection: the client; its timeout is changed.
         planned: when and how to cut.
         faults: `chunk_bytes`.
-        compress: whether to use gzip.
+        compress: use gzip.
     """
 
     def __init__(
-        self, request: web.Request, planned: Plan, faults: Faults, *, compress: bool
+        self,
+        connection: socket.socket,
+        planned: Plan,
+        faults: Faults,
+        compress: bool,
     ) -> None:
         self.bytes_total = 0
-        self._request = request
+        self._connection = connection
         self._plan = planned
         self._chunk_bytes = faults.chunk_bytes
-        self._deadline = asyncio.get_running_loop().time() + planned.cut_seconds
-        self._abandon: Cut | None = None
-        self._wake = asyncio.Event()
+        self._deadline = time.monotonic() + planned.cut_seconds
+        self._abandoned: Cut | None = None
         self._gzip = zlib.compressobj(1, zlib.DEFLATED, _GZIP) if compress else None
-        self.response = web.StreamResponse(
-            headers={
-                "Content-Type": "text/event-stream; charset=utf-8",
-                "Cache-Control": "private, max-age=0, s-maxage=0, must-revalidate, no-store",
-                "Access-Control-Allow-Origin": "*",
-                **({"Content-Encoding": "gzip"} if compress else {}),
-            }
-        )
-        self.response.enable_chunked_encoding()
+        self._waking = os.eventfd(0)
+        self._poll = select.poll()
+        self._poll.register(connection, select.POLLIN)
+        self._poll.register(self._waking, select.POLLIN)
+        connection.settimeout(LOOK_SECONDS)
 
-    @property
-    def abandoned(self) -> bool:
-        """Whether it was ended from outside, and not as planned."""
-        return self._abandon is not None
+    def close(self) -> None:
+        """Release the body; the connection stays."""
+        os.close(self._waking)
+        self._connection.settimeout(None)
 
-    async def start(self) -> None:
-        """Send the headers and the opening comment."""
-        await self.response.prepare(self._request)
-        await self.write(OPENING)
+    def wake(self) -> None:
+        """End a `wait`, the present one or the next."""
+        os.eventfd_write(self._waking, 1)
 
-    async def write(self, text: bytes) -> None:
-        """Send bytes, and wait until the network has taken most of them.
+    def abandon(self, cut: Cut) -> None:
+        """End the connection from another thread."""
+        self._abandoned = cut
+        self.wake()
+
+    def write(self, text: bytes) -> None:
+        """Send bytes, at most as fast as the client reads.
 
         Raises:
             CutShort: the plan, or `abandon`, ended the connection.
-            ConnectionError: the client has left.
+            OSError: the client has left.
         """
         self._check()
-        wire = text if self._gzip is None else self._compressed(text)
+        wire = text
+        if self._gzip is not None:
+            wire = self._gzip.compress(text) + self._gzip.flush(zlib.Z_SYNC_FLUSH)
         keep = self._plan.cut_bytes - self.bytes_total
-        if asyncio.get_running_loop().time() >= self._deadline:
+        if time.monotonic() >= self._deadline:
             keep = min(keep, self._plan.rng.randint(0, len(wire)))
         if keep <= len(wire):
-            await self._cut(wire[: int(keep)])
-        await self._write(wire)
-        self._check()
+            self._write_last(wire[: int(keep)])
+            raise CutShort(self._plan.cut, planned=True)
+        self._write_chunks(wire)
 
-    async def wait(self, signal: asyncio.Event, seconds: float | None) -> None:
-        """Wait for the signal or for some seconds, whichever comes first.
+    def _write_last(self, wire: bytes) -> None:
+        whole = len(wire)
+        if self._plan.cut is Cut.CLOSE:
+            whole = self._plan.rng.randint(0, len(wire))
+        self._write_chunks(wire[:whole])
+        if whole < len(wire):
+            # The rest goes out as a chunk that promises to be longer.
+            self._send(b"%x\r\n%b" % (len(wire) - whole + 1, wire[whole:]))
+            self.bytes_total += len(wire) - whole
 
-        Raises:
-            CutShort: the connection's time is up, or `abandon` was called.
-        """
-        loop = asyncio.get_running_loop()
-        until = self._deadline if seconds is None else min(self._deadline, loop.time() + seconds)
-        waits = [asyncio.ensure_future(event.wait()) for event in (signal, self._wake)]
-        try:
-            await asyncio.wait(
-                waits,
-                timeout=None if until == float("inf") else max(until - loop.time(), 0.0),
-                return_when=asyncio.FIRST_COMPLETED,
-            )
-        finally:
-            for waiting in waits:
-                waiting.cancel()
-        self._check()
-        if loop.time() >= self._deadline:
-            self.end(self._plan.cut)
-
-    def abandon(self, cut: Cut) -> None:
-        """End the connection from outside."""
-        self._abandon = cut
-        self._wake.set()
-        if cut is not Cut.CLEAN:
-            # At once, even while a write waits for a client that does not read.
-            self._hang_up(cut)
-
-    async def _cut(self, last: bytes) -> None:
-        """End the connection as planned, after these bytes."""
-        whole = last
-        # Not with the very first bytes: aiohttp keeps the headers back until those are written.
-        if self._plan.cut is Cut.CLOSE and self.bytes_total:
-            whole = last[: self._plan.rng.randint(0, len(last))]
-        await self._write(whole)
-        transport = self._request.transport
-        if len(whole) < len(last) and transport is not None and not transport.is_closing():
-            # The rest goes out as a chunk that is promised to be longer.
-            rest = last[len(whole) :]
-            transport.write(b"%x\r\n%b" % (len(rest) + 1, rest))
-            self.bytes_total += len(rest)
-        self.end(self._plan.cut)
-
-    def end(self, cut: Cut) -> None:
-        """End the connection now.
-
-        Raises:
-            CutShort: always.
-        """
-        self._hang_up(cut)
-        raise CutShort
-
-    def _hang_up(self, cut: Cut) -> None:
-        transport = self._request.transport
-        if transport is None or cut is Cut.CLEAN:
-            return
-        if cut is Cut.RESET:
-            raw: socket.socket | None = transport.get_extra_info("socket")
-            if raw is not None:
-                raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _NO_LINGER)
-            transport.abort()
-        elif transport.get_extra_info("ssl_object") is not None or (
-            self._abandon is not None and transport.get_write_buffer_size()
-        ):
-            # TLS would wait for the client's goodbye; and one that does not read would keep it open.
-            transport.abort()
-        else:
-            transport.close()
-
-    def _check(self) -> None:
-        if self._abandon is not None:
-            self.end(self._abandon)
-
-    def _compressed(self, text: bytes) -> bytes:
-        assert self._gzip is not None  # noqa: S101  # for the type checker; the caller looked
-        return self._gzip.compress(text) + self._gzip.flush(zlib.Z_SYNC_FLUSH)
-
-    async def _write(self, wire: bytes) -> None:
+    def _write_chunks(self, wire: bytes) -> None:
         size = self._chunk_bytes or len(wire) or 1
         for start in range(0, len(wire), size):
             piece = wire[start : start + size]
-            await self.response.write(piece)
+            self._send(b"%x\r\n%b\r\n" % (len(piece), piece))
             self.bytes_total += len(piece)
-        # A fast client never makes a write wait; the other connections want their turn all the same.
-        await asyncio.sleep(0)
+
+    def _send(self, wire: bytes) -> None:
+        left = memoryview(wire)
+        while left:
+            self._check()
+            try:
+                left = left[self._connection.send(left) :]
+            except TimeoutError:
+                # The client does not read.
+                continue
+
+    def wait(self, seconds: float) -> None:
+        """Wait for `wake`, or for some seconds (may be infinite), whichever comes first.
+
+        Raises:
+            CutShort: the connection's time is up, or `abandon` was called.
+            OSError: the client has left.
+        """
+        seconds = min(seconds, self._deadline - time.monotonic())
+        ready = self._poll.poll(None if seconds == float("inf") else max(seconds, 0) * 1000)
+        descriptors = [descriptor for descriptor, _ in ready]
+        if self._waking in descriptors:
+            os.eventfd_read(self._waking)
+        elif descriptors and not self._connection.recv(65_536):
+            raise ConnectionAbortedError("the client has left")
+        self._check()
+        if time.monotonic() >= self._deadline:
+            raise CutShort(self._plan.cut, planned=True)
+
+    def pause(self, seconds: float) -> None:
+        """Wait for some seconds (may be infinite), whatever wakes it; raises as `wait` does."""
+        until = time.monotonic() + seconds
+        while (left := until - time.monotonic()) > 0:
+            self.wait(left)
+
+    def _check(self) -> None:
+        if self._abandoned is not None:
+            raise CutShort(self._abandoned, planned=False)

@@ -1,8 +1,8 @@
-"""One connection's way through the log: resolved once, then frames in batches.
+"""The frames of one connection: each topic-partition is resolved once, then read in batches.
 
-Law: no clock and no I/O; the caller says what time it is. Each topic-partition's events come in the
-order of its offsets, each once; between topic-partitions there is no order, as the real service takes
-what its Kafka client fetched, one topic-partition after the other.
+Law: no clock and no I/O. Each topic-partition's events come in the order of its offsets, each once.
+Between topic-partitions there is no order: the real service takes what its Kafka client fetched, one
+topic-partition after the other.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ from pleiades.simulator.log import Cluster
 from pleiades.simulator.request import Asked
 
 BATCH_EVENTS = 200
-"""Events of one topic-partition that history gives in a row: about 256 KiB."""
+"""Most events of one topic-partition in a row: about 256 KiB."""
 
 
 class Feed:
     """Gives the frames of one connection.
 
     Args:
-        cluster: the data centre's Kafka that serves it.
-        asked: where each topic-partition starts; one that is not in the cluster stays silent.
-        rng: for what varies from connection to connection: the order of entries, keys, batches.
-        now_seconds: the time at which it is resolved.
-        deaf_seconds: for so long nothing is heard of what was asked for from past its end.
+        cluster: the Kafka that serves it.
+        asked: where each topic-partition starts; one that the cluster does not have stays silent.
+        rng: decides the order of entries, keys and batches, which varies between connections.
+        now_seconds: the time at which the start is resolved.
+        deaf_seconds: how long a topic-partition requested from past its end delivers nothing.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class Feed:
         self._entries: dict[TopicPartition, bytes] = {}
         self._shapes: dict[TopicPartition, tuple[bytes, bytes]] = {}
         self._deaf: set[TopicPartition] = set()
-        """Asked for from past their end, and not heard yet."""
+        """Requested from past their end, and still silent."""
         self._hears_at = now_seconds + deaf_seconds
         order = list(asked)
         rng.shuffle(order)
@@ -61,24 +61,20 @@ class Feed:
                     self._deaf.add(source)
 
     def _shape(self, source: TopicPartition, key: bytes) -> tuple[bytes, bytes]:
-        """What stands before and after the number in an entry, with the keys in some order."""
-        mark = b"#"
-        members = [
-            b'"topic":"%b"' % source[0].encode(),
-            b'"partition":%d' % source[1],
-            b'"%b":%b' % (key, mark),
-        ]
+        """The text before and after the number in an id's entry, with the keys in some order."""
+        topic, partition = b'"topic":"%b"' % source[0].encode(), b'"partition":%d' % source[1]
+        members = [topic, partition, b'"%b":#' % key]
         if self._rng.random() < 0.5:  # noqa: PLR2004  # a coin
             self._rng.shuffle(members)
-        before, _, after = (b"{" + b",".join(members) + b"}").partition(mark)
+        before, _, after = (b"{" + b",".join(members) + b"}").partition(b"#")
         return before, after
 
     def id_line(self) -> bytes:
-        """The id as it stands, without its line end."""
+        """The current id, without its line end."""
         return b"id: [" + b",".join(self._entries.values()) + b"]"
 
     def next_batch(self, now_seconds: float) -> tuple[bytes, int]:
-        """The next frames, and how many they are; nothing and 0 while the log has no more."""
+        """The next frames and their number; nothing and 0 while the log has no more."""
         for source in self._deaf:
             self._next[source] = self._end(source, now_seconds)
         if now_seconds >= self._hears_at:
@@ -90,7 +86,7 @@ class Feed:
         index = self._next[source]
         partition = self._cluster.partition(source)
         if index < partition.start:
-            # Expired while the client was slow; Kafka's consumer then goes on at the end.
+            # Expired while the client was slow: Kafka's consumer then continues at the end.
             self._next[source] = self._cluster.end(source, now_seconds)
             return self.next_batch(now_seconds)
         events = partition.slice(index, min(index + BATCH_EVENTS, self._end(source, now_seconds)))
@@ -102,13 +98,8 @@ class Feed:
         after += b"\ndata: "
         parts: list[bytes] = []
         add = parts.append
-        for payload, split, time_ms, offset in zip(
-            events.payloads,
-            events.splits,
-            events.times,
-            count(index + self._cluster.base(source)),
-            strict=False,
-        ):
+        offsets = count(index + self._cluster.base(source))
+        for payload, split, time_ms, offset in zip(*events, offsets, strict=False):
             if split:
                 add(
                     b"%b%d%b%b%d%b\n\n"
@@ -120,7 +111,7 @@ class Feed:
         return b"".join(parts), len(parts)
 
     def wait_seconds(self, now_seconds: float) -> float | None:
-        """How long until an event that exists shows up here; None: wait for the log to grow."""
+        """How long until an existing event becomes visible; None: wait for the log to grow."""
         waits = [self._hears_at - now_seconds] if self._deaf else []
         waits += [
             wait

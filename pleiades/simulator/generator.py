@@ -1,7 +1,7 @@
-"""Events without end, made from a seed.
+"""An endless sequence of events, made from a seed.
 
 Law: pure. The same settings and seed give the same events, identities, and timestamps relative to
-`started_ms`, however fast they are taken.
+`started_ms`, however fast they are consumed.
 """
 
 from __future__ import annotations
@@ -12,21 +12,20 @@ from functools import lru_cache
 from time import gmtime, strftime
 
 from pleiades.core.wire import TopicPartition
-from pleiades.simulator.log import Fresh, sources_of
-from pleiades.simulator.seeds import seeded
+from pleiades.simulator.log import Fresh, seeded, sources_of
 from pleiades.simulator.settings import Disorder, SimulatorSettings, topics_of
-from pleiades.simulator.templates import Template, canary_templates, make_templates
+from pleiades.simulator.templates import canary_templates, make_templates
 
 TEMPLATES = 1024
 """Different bodies per stream."""
 
 _YEAR_MS = 365 * 86_400_000
 _EARLIEST_MS = 1_000_000_000_000
-"""2001: no event is dated before, Wikipedia had just begun."""
+"""2001, the year Wikipedia began: no event is dated before."""
 
 
 class _Topic:
-    """What the next event of one topic-partition depends on."""
+    """The state that the next event of one topic-partition depends on."""
 
     def __init__(self, source: TopicPartition, first_number: int) -> None:
         self.source = source
@@ -39,7 +38,7 @@ def generated(settings: SimulatorSettings, started_ms: int) -> Iterator[Fresh]:
     """All events, in the order in which they are appended.
 
     Args:
-        settings: `seed`, `streams`, `partitions`, `disorder`, and what the pace follows from.
+        settings: `seed`, `streams`, `partitions`, `disorder`, and those that determine the pace.
         started_ms: the simulator's start, ms since 1970; the history is dated before it.
     """
     rng = seeded(settings.seed, "events")
@@ -50,8 +49,8 @@ def generated(settings: SimulatorSettings, started_ms: int) -> Iterator[Fresh]:
     next_canary_ms = due_ms if every_ms else float("inf")
     number = -settings.history_events
     while True:
-        # Slots of equal length with the event anywhere inside: dates are never in the future and
-        # the history never reaches beyond the start.
+        # Slots of equal length with the event anywhere inside: no date is in the future, and the
+        # history does not reach beyond the start.
         due_ms = (number + rng.random()) * period_ms
         if due_ms >= next_canary_ms:
             next_canary_ms = due_ms + every_ms
@@ -93,7 +92,7 @@ class _Stream:
         self, rng: random.Random, topic: _Topic, due_ms: float, started_ms: int, *, canary: bool
     ) -> Fresh:
         """The next event of a topic-partition."""
-        template: Template = rng.choice(self._canaries if canary else self._templates)
+        before, after = rng.choice(self._canaries if canary else self._templates)
         timestamp_ms = disordered(rng, self._disorder, started_ms + int(due_ms // 1), topic.last_ms)
         topic.last_ms = timestamp_ms
         identity = _uuid(rng)
@@ -111,31 +110,24 @@ class _Stream:
             b"old": old,
             b"new": new,
         }
-        head = template.head % gaps
-        return Fresh(
-            due_ms,
-            topic.source,
-            timestamp_ms,
-            head + template.tail % gaps,
-            len(head),
-            identity,
-            canary,
-        )
+        head = before % gaps
+        payload = head + after % gaps
+        return Fresh(due_ms, topic.source, timestamp_ms, payload, len(head), identity, canary)
 
 
 def disordered(rng: random.Random, disorder: Disorder, nominal_ms: int, last_ms: int | None) -> int:
     """A Kafka timestamp for an event that happens at `nominal_ms`, in ms since 1970.
 
     Args:
-        rng: takes one number from it, and more where the event is out of order.
-        disorder: how often that is.
+        rng: one number is drawn, and more where the event is out of order.
+        disorder: how often it is.
         nominal_ms: when the event is appended, ms since 1970.
         last_ms: the timestamp of the event before it in the same topic-partition.
     """
     chance = rng.random()
     timestamp_ms = nominal_ms
     if (chance := chance - disorder.collide_rate) < 0:
-        # Not with an event from years ago: that would drag all that follow along.
+        # Not with an event from years ago: all later events would follow it there.
         if last_ms is not None and abs(nominal_ms - last_ms) < 1000:  # noqa: PLR2004
             timestamp_ms = last_ms
     elif (chance := chance - disorder.back_rate) < 0:

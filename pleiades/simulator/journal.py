@@ -1,4 +1,4 @@
-"""The truth that an oracle compares with: what was appended to the upstream's log, in that order."""
+"""The journal: everything appended to the upstream's log, in that order, for tests to compare with."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ class JournalEntry(NamedTuple):
 
 
 class Journal:
-    """One JSON line per event. On disk, so that a long run needs no memory for it.
+    """One JSON line per event, on disk, so that a long run needs no memory for it.
 
     Args:
-        path: the file to write; None: one that is gone when the simulator is.
+        path: the file to write; None: a temporary one.
 
     Raises:
         UsageError: the file can't be written.
@@ -66,19 +66,13 @@ class Journal:
         self._flushed_bytes = self._file.tell()
 
     def chunks(self) -> Iterator[bytes]:
-        """All that was flushed until now; never half a line at the end.
-
-        Reads at its own place in the file, so any thread may use it while another one adds.
-        """
+        """All that was flushed until now, in whole lines; from any thread."""
         end, place = self._flushed_bytes, 0
-        while place < end:
-            chunk = os.pread(self._file.fileno(), min(READ_BYTES, end - place), place)
-            if not chunk:
-                return
+        # pread leaves the position alone at which another thread may be writing.
+        while chunk := os.pread(self._file.fileno(), min(READ_BYTES, end - place), place):
             place += len(chunk)
             yield chunk
 
     def entries(self) -> list[JournalEntry]:
-        """What `chunks` gives, read."""
-        lines = b"".join(self.chunks()).split(b"\n")
-        return [JournalEntry(**orjson.loads(line)) for line in lines if line]
+        """The content of `chunks`, parsed."""
+        return [JournalEntry(**orjson.loads(line)) for line in b"".join(self.chunks()).splitlines()]

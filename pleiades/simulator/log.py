@@ -1,22 +1,18 @@
-"""The upstream's Kafka: topic-partitions that are only appended to, and where a request starts in them.
+"""The upstream's Kafka: append-only topic-partitions, and the offset at which a request starts.
 
-Law: no clock and no I/O. An offset never changes and is never given twice; within a topic-partition
-the order of the offsets is the order of the truth, whatever the timestamps say.
-
-As in Kafka a log is made of segments, and the oldest segment expires as a whole. `find` is exact
-("the earliest offset whose timestamp is at least T"), because each segment knows its maximum.
+Law: no clock and no I/O. An offset never changes and is never reused; within a topic-partition the
+order of the offsets is the true order, whatever the timestamps say.
 """
 
 from __future__ import annotations
 
+import random
 from array import array
-from bisect import bisect_right
-from collections import deque
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, KeysView
 from typing import NamedTuple
 
 from pleiades.core.wire import TopicPartition
-from pleiades.simulator.seeds import seeded
 from pleiades.simulator.settings import DATA_CENTRES
 
 SEGMENT_EVENTS = 2048
@@ -30,125 +26,103 @@ class Fresh(NamedTuple):
     """An event on its way into the log."""
 
     due_ms: float
-    """When it is to be appended, ms since the simulator's start; negative: before."""
+    """When to append it, ms since the simulator's start; negative: before."""
     source: TopicPartition
     timestamp_ms: int
     """Kafka's timestamp, ms since 1970."""
     payload: bytes
     """The SSE data; where `split` is positive, without the digits of `meta.offset`."""
     split: int
-    """Where in `payload` the offset's digits belong; 0 where the payload is complete."""
+    """Position of the offset's digits in `payload`; 0 where the payload is complete."""
     identity: str
     canary: bool
-
-
-class _Segment:
-    """Columns instead of rows: nothing in it that the garbage collector would have to visit."""
-
-    __slots__ = (
-        "appended",
-        "base",
-        "max_timestamp_ms",
-        "payload_bytes",
-        "payloads",
-        "splits",
-        "times",
-    )
-
-    def __init__(self, base: int) -> None:
-        self.base = base
-        self.payloads: list[bytes] = []
-        self.splits = array("l")
-        self.times = array("q")
-        self.appended = array("d")
-        self.max_timestamp_ms = -1
-        self.payload_bytes = 0
 
 
 class Slice(NamedTuple):
     """Consecutive events of one topic-partition."""
 
-    first: int
-    """The index of the first one, counted from the first ever appended."""
     payloads: list[bytes]
     splits: array[int]
     times: array[int]
 
 
 class PartitionLog:
-    """One topic-partition. Indexes count from 0 with the first event ever appended."""
+    """One topic-partition. Indexes count from 0 with the first event ever appended.
+
+    Columns instead of rows: the garbage collector has nothing to visit.
+    """
 
     def __init__(self, segment_events: int = SEGMENT_EVENTS) -> None:
-        self._segment_events = segment_events
-        self._segments: deque[_Segment] = deque([_Segment(0)])
-        self.end = 0
-        """The index the next event will get."""
+        self.start = 0
+        """The index of the oldest event that has not expired."""
         self.payload_bytes = 0
+        self._segment_events = segment_events
+        self._payloads: list[bytes] = []
+        self._splits = array("l")
+        self._times = array("q")
+        self._greatest = array("q")
+        """Of the timestamps up to each event, expired ones included."""
+        self._appended = array("d")
 
     @property
-    def start(self) -> int:
-        """The index of the oldest event that has not expired."""
-        return self._segments[0].base
+    def end(self) -> int:
+        """The index that the next event will get."""
+        return self.start + len(self._payloads)
 
     def append(self, fresh: Fresh, now_seconds: float) -> int:
-        """Add an event at the end; returns its index. `now_seconds` must not run backwards."""
-        segment = self._segments[-1]
-        if len(segment.payloads) == self._segment_events:
-            segment = _Segment(self.end)
-            self._segments.append(segment)
-        segment.payloads.append(fresh.payload)
-        segment.splits.append(fresh.split)
-        segment.times.append(fresh.timestamp_ms)
-        segment.appended.append(now_seconds)
-        segment.max_timestamp_ms = max(segment.max_timestamp_ms, fresh.timestamp_ms)
-        segment.payload_bytes += len(fresh.payload)
+        """Add an event; returns its index. `now_seconds` must not run backwards."""
+        greatest = self._greatest[-1] if self._greatest else fresh.timestamp_ms
+        self._payloads.append(fresh.payload)
+        self._splits.append(fresh.split)
+        self._times.append(fresh.timestamp_ms)
+        self._greatest.append(max(greatest, fresh.timestamp_ms))
+        self._appended.append(now_seconds)
         self.payload_bytes += len(fresh.payload)
-        self.end += 1
         return self.end - 1
 
     def expire_oldest(self) -> bool:
-        """Drop the oldest segment; False where there is only the one that is being written."""
-        if len(self._segments) == 1:
+        """Drop the oldest segment; False where only the one being written is left."""
+        count = self._segment_events
+        if len(self._payloads) <= count:
             return False
-        self.payload_bytes -= self._segments.popleft().payload_bytes
+        self.payload_bytes -= sum(map(len, self._payloads[:count]))
+        for column in (
+            self._payloads,
+            self._splits,
+            self._times,
+            self._greatest,
+            self._appended,
+        ):
+            del column[:count]
+        self.start += count
         return True
 
     def find(self, timestamp_ms: int) -> int | None:
-        """The earliest index whose timestamp is at least `timestamp_ms`; None: there is none."""
-        for segment in self._segments:
-            if segment.max_timestamp_ms >= timestamp_ms:
-                for position, time_ms in enumerate(segment.times):
-                    if time_ms >= timestamp_ms:
-                        return segment.base + position
-        return None
+        """The earliest index whose timestamp is at least `timestamp_ms`, as in Kafka; None: none."""
+        place = bisect_left(self._greatest, timestamp_ms)
+        # Usually true at once. Not where it was an expired event that reached so far.
+        while place < len(self._times) and self._times[place] < timestamp_ms:
+            place += 1
+        return self.start + place if place < len(self._times) else None
 
     def end_as_of(self, now_seconds: float) -> int:
-        """What `end` was at a time: the number of events ever appended up to then."""
-        for segment in reversed(self._segments):
-            if segment.appended and segment.appended[0] <= now_seconds:
-                return segment.base + bisect_right(segment.appended, now_seconds)
-        return self.start
+        """The value of `end` at an earlier time."""
+        return self.start + bisect_right(self._appended, now_seconds)
 
     def slice(self, start: int, stop: int) -> Slice:
-        """Events from `start` on, at most up to `stop`; may be fewer, at a segment's end.
+        """Events from `start` on, at most up to `stop`.
 
         Raises:
-            IndexError: `start` has expired or is not there yet.
+            IndexError: `start` has expired or does not exist yet.
         """
         if not self.start <= start < self.end:
             raise IndexError(start)
-        segment = self._segments[(start - self.start) // self._segment_events]
-        low, high = start - segment.base, stop - segment.base
-        return Slice(
-            start, segment.payloads[low:high], segment.splits[low:high], segment.times[low:high]
-        )
+        low, high = start - self.start, stop - self.start
+        return Slice(self._payloads[low:high], self._splits[low:high], self._times[low:high])
 
     def appended_at(self, index: int) -> float | None:
         """When the event at `index` was appended, in seconds; None if it is not there."""
-        if not self.start <= index < self.end:
-            return None
-        segment = self._segments[(index - self.start) // self._segment_events]
-        return segment.appended[index - segment.base]
+        return self._appended[index - self.start] if self.start <= index < self.end else None
 
 
 class UpstreamLog:
@@ -160,9 +134,7 @@ class UpstreamLog:
         retention_bytes: int,
         segment_events: int = SEGMENT_EVENTS,
     ) -> None:
-        self.partitions: dict[TopicPartition, PartitionLog] = {
-            source: PartitionLog(segment_events) for source in sources
-        }
+        self.partitions = {source: PartitionLog(segment_events) for source in sources}
         self.appended_total = 0
         self.expired_segments_total = 0
         self._retention_bytes = retention_bytes
@@ -189,19 +161,19 @@ class UpstreamLog:
 
 
 class Cluster:
-    """The log as one data centre's Kafka shows it: its own offsets, and the other's topics late.
+    """The log as one data centre's Kafka shows it: with its own offsets, and the other's topics late.
 
     Args:
-        log: what is shown.
+        log: the events.
         data_centre: whose Kafka it is.
-        seed: of the distance between the clusters' offsets.
-        mirror_lag_seconds: by how much topics of the other data centre are late.
+        seed: determines the distance between the clusters' offsets.
+        mirror_lag_seconds: the delay of topics of the other data centre.
     """
 
     def __init__(
         self, log: UpstreamLog, data_centre: str, seed: int, mirror_lag_seconds: float = 0.0
     ) -> None:
-        self.data_centre = data_centre
+        self._data_centre = data_centre
         self._log = log
         self._lag_seconds = mirror_lag_seconds
         self._bases = {source: first_offset(seed, data_centre, source) for source in log.partitions}
@@ -216,20 +188,18 @@ class Cluster:
         return self._bases[source]
 
     def partition(self, source: TopicPartition) -> PartitionLog:
-        """The events behind a topic-partition."""
+        """The events of a topic-partition."""
         return self._log.partitions[source]
 
     def end(self, source: TopicPartition, now_seconds: float) -> int:
         """The index behind the last event that is visible here now."""
         log = self._log.partitions[source]
-        if not self._lags(source):
-            return log.end
-        return log.end_as_of(now_seconds - self._lag_seconds)
+        return log.end_as_of(now_seconds - self._lag_seconds) if self._lags(source) else log.end
 
     def visible_in_seconds(
         self, source: TopicPartition, index: int, now_seconds: float
     ) -> float | None:
-        """How long until the event at `index` shows up here; None while it does not exist."""
+        """How long until the event at `index` becomes visible here; None while it does not exist."""
         appended = self._log.partitions[source].appended_at(index)
         if appended is None:
             return None
@@ -245,20 +215,24 @@ class Cluster:
         return index + self._bases[source]
 
     def index_of(self, source: TopicPartition, offset: int, now_seconds: float) -> int:
-        """The index that consuming from an offset starts at.
+        """The index at which consuming from an offset starts.
 
-        Kafka's `auto.offset.reset` is left at its default upstream: an offset that has expired or
-        is not there yet means the end.
+        Upstream leaves Kafka's `auto.offset.reset` at its default: an offset that has expired or
+        does not exist yet means the end.
         """
-        end = self.end(source, now_seconds)
-        start = self._log.partitions[source].start
+        start, end = self._log.partitions[source].start, self.end(source, now_seconds)
         if offset == EARLIEST:
             return min(start, end)
         index = offset - self._bases[source]
         return index if offset >= 0 and start <= index <= end else end
 
     def _lags(self, source: TopicPartition) -> bool:
-        return self._lag_seconds > 0 and not source[0].startswith(self.data_centre + ".")
+        return self._lag_seconds > 0 and not source[0].startswith(self._data_centre + ".")
+
+
+def seeded(seed: int, *purpose: object) -> random.Random:
+    """A random source for each purpose, the same for the same seed. The simulator has no others."""
+    return random.Random("/".join(map(str, (seed, *purpose))))  # noqa: S311  # not for secrets
 
 
 def first_offset(seed: int, data_centre: str, source: TopicPartition) -> int:
@@ -267,13 +241,11 @@ def first_offset(seed: int, data_centre: str, source: TopicPartition) -> int:
 
 
 def home_of(source: TopicPartition) -> str:
-    """The data centre a topic belongs to: the one its events are produced in."""
+    """The data centre in which a topic's events are produced."""
     prefix = source[0].partition(".")[0]
     return prefix if prefix in DATA_CENTRES else DATA_CENTRES[0]
 
 
 def sources_of(topics: Iterable[str], partitions: int) -> Iterator[TopicPartition]:
     """All topic-partitions of some topics."""
-    for topic in topics:
-        for partition in range(partitions):
-            yield topic, partition
+    return ((topic, partition) for topic in topics for partition in range(partitions))

@@ -1,7 +1,7 @@
 """Recorded events instead of generated ones: one JSON per line, or an SSE capture.
 
-Law: the data come out byte for byte as they stand in the file. Lines end with LF alone (a CR before it
-is not part of the line): U+2028 and U+0085 are text.
+Law: the data leave byte for byte as they are in the file. Lines end with LF or CR LF; U+2028 and U+0085
+are text.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pleiades.core.units import parse_iso_time_ms
 from pleiades.core.wire import Assignment, MalformedId, TopicPartition, is_source, parse_id
 from pleiades.runtime.errors import UsageError
 from pleiades.simulator.log import Fresh
-from pleiades.simulator.settings import SimulatorSettings, topics_of
+from pleiades.simulator.settings import SimulatorSettings
 
 
 class RecordedEvent(NamedTuple):
@@ -24,7 +24,7 @@ class RecordedEvent(NamedTuple):
 
     source: TopicPartition
     timestamp_ms: int
-    """Kafka's: from the id (less its 1 ms), else from `meta.dt`."""
+    """Kafka's: from the id (minus 1 ms), else from `meta.dt`."""
     data: bytes
     identity: str
     canary: bool
@@ -34,8 +34,8 @@ def read_recorded(path: Path, default_topic: str) -> list[RecordedEvent]:
     """All events of a `.sse` or `.ndjson` file, in its order.
 
     Args:
-        path: the file; its name tells the format.
-        default_topic: of events that don't say theirs.
+        path: its suffix tells the format.
+        default_topic: for events that do not name theirs.
 
     Raises:
         UsageError: the file can't be read or holds no events.
@@ -44,33 +44,29 @@ def read_recorded(path: Path, default_topic: str) -> list[RecordedEvent]:
         text = path.read_bytes()
     except OSError as error:
         raise UsageError(f"can't read the recorded events: {error}; check --file") from None
-    pairs = _sse(text) if path.suffix == ".sse" else _ndjson(text)
     events: list[RecordedEvent] = []
-    for data, sse_id in pairs:
-        last = events[-1].timestamp_ms if events else 0
-        events.append(_recorded(data, sse_id, default_topic, last))
+    for data, sse_id in recorded_pairs(text, sse=path.suffix == ".sse"):
+        last_ms = events[-1].timestamp_ms if events else 0
+        events.append(recorded_event(data, sse_id, default_topic, last_ms))
     if not events:
         raise UsageError(f"{path} holds no events; --file takes .ndjson or .sse")
     return events
 
 
-def _lines(text: bytes) -> Iterator[bytes]:
-    return (line.removesuffix(b"\r") for line in text.split(b"\n"))
-
-
-def _ndjson(text: bytes) -> Iterator[tuple[bytes, bytes]]:
-    return ((line, b"") for line in _lines(text) if line)
-
-
-def _sse(text: bytes) -> Iterator[tuple[bytes, bytes]]:
+def recorded_pairs(text: bytes, sse: bool) -> Iterator[tuple[bytes, bytes]]:
+    """The data and id of each event of a file; the id is empty in .ndjson."""
+    lines = (line.removesuffix(b"\r") for line in text.split(b"\n"))
+    if not sse:
+        yield from ((line, b"") for line in lines if line)
+        return
     data: list[bytes] = []
     sse_id, kind = b"", b"message"
-    for line in _lines(text):
+    for line in lines:
         name, _, field = line.partition(b":")
         field = field.removeprefix(b" ")
         if not line:
             if data and kind == b"message":
-                # Joined as SSE joins them; they leave as as many `data` lines again.
+                # They leave as several `data` lines again.
                 yield b"\ndata: ".join(data), sse_id
             data, kind = [], b"message"
         elif name == b"data":
@@ -81,7 +77,8 @@ def _sse(text: bytes) -> Iterator[tuple[bytes, bytes]]:
             kind = field
 
 
-def _recorded(data: bytes, sse_id: bytes, default_topic: str, last_ms: int) -> RecordedEvent:
+def recorded_event(data: bytes, sse_id: bytes, default_topic: str, last_ms: int) -> RecordedEvent:
+    """One event; `last_ms` is the timestamp of the event before, for one without a date."""
     try:
         meta: Any = orjson.loads(data).get("meta")
     except (orjson.JSONDecodeError, AttributeError):
@@ -99,10 +96,9 @@ def _recorded(data: bytes, sse_id: bytes, default_topic: str, last_ms: int) -> R
         timestamp_ms = _dt_ms(meta.get("dt"))
     return RecordedEvent(
         source,
-        # An event without any date happened when the one before it did.
         last_ms if timestamp_ms is None else timestamp_ms,
         data,
-        # What is neither may be nested too deeply to be shown.
+        # Anything else may be nested too deeply to be shown.
         str(identity) if isinstance(identity, str | int | float) else "",
         meta.get("domain") == "canary",
     )
@@ -120,16 +116,14 @@ def _id_ms(sse_id: bytes, source: TopicPartition) -> int | None:
 
 
 def _dt_ms(dt: object) -> int | None:
-    if not isinstance(dt, str):
-        return None
     try:
-        return parse_iso_time_ms(dt)
+        return parse_iso_time_ms(dt) if isinstance(dt, str) else None
     except (ValueError, OverflowError):
         return None
 
 
 def sources_in(events: list[RecordedEvent]) -> list[TopicPartition]:
-    """The topic-partitions that events of a file come from, in the order they are first met."""
+    """The topic-partitions of recorded events, in the order of their first event."""
     return list(dict.fromkeys(event.source for event in events))
 
 
@@ -139,8 +133,8 @@ def replayed(
     """Recorded events at the pace of the settings.
 
     Args:
-        events: what `read_recorded` gave.
-        settings: `shift_timestamps`, and what the pace follows from.
+        events: the result of `read_recorded`.
+        settings: `shift_timestamps`, and those that determine the pace.
         started_ms: the simulator's start, ms since 1970.
     """
     period_ms = settings.period_ms()
@@ -151,17 +145,5 @@ def replayed(
             reached[event.source] = max(reached.get(event.source, 0), timestamp_ms)
             behind_ms = reached[event.source] - timestamp_ms
             timestamp_ms = max(started_ms + int(number * period_ms) - behind_ms, 0)
-        yield Fresh(
-            number * period_ms,
-            event.source,
-            timestamp_ms,
-            event.data,
-            0,
-            event.identity,
-            event.canary,
-        )
-
-
-def topics_for_streams(streams: tuple[str, ...]) -> list[str]:
-    """The topics of several streams."""
-    return [topic for stream in streams for topic in topics_of(stream)]
+        due_ms, source = number * period_ms, event.source
+        yield Fresh(due_ms, source, timestamp_ms, event.data, 0, event.identity, event.canary)

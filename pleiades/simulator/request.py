@@ -1,7 +1,7 @@
-"""What a request asks for, and the words in which the service refuses it.
+"""The meaning of a request, and the refusals of the service.
 
-Law: pure; from the request's strings to a list of `Asked`, or a `Refusal`. The checks come in the
-order of the real service: connections, streams, `since`, then `Last-Event-ID`.
+Law: pure. The checks come in the order of the real service: connections, streams, `since`, then
+`Last-Event-ID`.
 
 Sources: https://github.com/wikimedia/mediawiki-services-eventstreams (routes/stream.js) and
 https://github.com/wikimedia/KafkaSSE (lib/KafkaSSE.js, lib/utils.js).
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import orjson
@@ -41,34 +42,20 @@ class Asked(NamedTuple):
     timestamp_ms: int | None
 
 
+@dataclass(eq=False)
 class Refusal(Exception):
-    """An answer other than the stream.
+    """An answer other than the stream."""
 
-    Attributes:
-        status: HTTP status.
-        reason: HTTP reason phrase, None for the usual one.
-        body: what the service says.
-        content_type: None: the answer has no such header, as KafkaSSE's have none.
-        retry_after_seconds: for the header of this name; None: no header.
-    """
-
-    def __init__(
-        self,
-        status: int,
-        body: bytes,
-        content_type: str | None,
-        retry_after_seconds: int | None = None,
-        reason: str | None = None,
-    ) -> None:
-        super().__init__(status)
-        self.status = status
-        self.body = body
-        self.content_type = content_type
-        self.retry_after_seconds = retry_after_seconds
-        self.reason = reason
+    status: int
+    body: bytes
+    content_type: str | None = None
+    """None: no such header, as in the answers of KafkaSSE."""
+    retry_after_seconds: int | None = None
+    reason: str | None = None
+    """HTTP reason phrase; None: the usual one."""
 
 
-def http_error(
+def _http_error(
     status: int,
     kind: str,
     title: str,
@@ -77,22 +64,15 @@ def http_error(
     retry_after_seconds: int | None = None,
 ) -> Refusal:
     """An error of the EventStreams service itself (its `HTTPError`)."""
-    body = {
-        "status": status,
-        "type": kind,
-        "title": title,
-        "detail": detail,
-        "method": "GET",
-        "uri": uri,
-    }
-    return Refusal(
-        status, orjson.dumps(body), "application/json; charset=utf-8", retry_after_seconds
-    )
+    body = {"status": status, "type": kind, "title": title, "detail": detail}
+    body |= {"method": "GET", "uri": uri}
+    json = "application/json; charset=utf-8"
+    return Refusal(status, orjson.dumps(body), json, retry_after_seconds)
 
 
 def too_many_connections(uri: str, retry_after_seconds: int) -> Refusal:
-    """More open streams than one address may have."""
-    return http_error(
+    """The address has as many open streams as it may."""
+    return _http_error(
         429,
         "too_many_requests",
         "Too Many Concurrent Connections From Your Client IP",
@@ -103,54 +83,56 @@ def too_many_connections(uri: str, retry_after_seconds: int) -> Refusal:
 
 
 def failure(status: int, uri: str, retry_after_seconds: int) -> Refusal:
-    """A 500 of the service or a 503 of what stands before it."""
+    """A 500 of the service, or a 503 of the proxy before it."""
     if status == 503:  # noqa: PLR2004
         page = b"<!DOCTYPE html>\n<title>Wikimedia Error</title>\n<p>Our servers are busy.</p>\n"
         return Refusal(status, page, "text/html; charset=utf-8", retry_after_seconds)
-    return http_error(status, "internal_error", "Error", "Local: Broker transport failure", uri)
+    return _http_error(status, "internal_error", "Error", "Local: Broker transport failure", uri)
 
 
 def _kafka_error(status: int, name: str, message: str, **more: object) -> Refusal:
     """An error of KafkaSSE: JSON and a line end, without a content type."""
     body = {"message": message, "origin": "KafkaSSE", "name": name, **more, "statusCode": status}
-    # The reason phrase is the error's text upstream; a line end in it would split the header.
+    # Upstream's reason phrase is the error's text; a line end in it would split the header.
     reason = re.sub(r"[^ -~]", "?", f"{name}: {message}")[:200]
     try:
-        said = orjson.dumps(body)
+        text = orjson.dumps(body)
     except orjson.JSONEncodeError:
-        # It reads what is nested deeper than it writes; then it is not repeated.
-        said = orjson.dumps({**body, **dict.fromkeys(more)})
-    return Refusal(status, said + b"\n", None, reason=reason)
+        # orjson reads deeper nesting than it writes.
+        text = orjson.dumps({**body, **dict.fromkeys(more)})
+    return Refusal(status, text + b"\n", reason=reason)
+
+
+def _invalid_assignment(message: str, original: str, **more: object) -> Refusal:
+    return _kafka_error(400, "InvalidAssignmentError", message, originalName=original, **more)
 
 
 def check_user_agent(agent: str) -> None:
-    """The policy on agents: describe yourself, and leave a way to reach you.
+    """Apply the policy on user agents.
 
     Raises:
         Refusal: 403, for no agent or a library's default one without contact details.
     """
-    if agent.strip() and (not _LIBRARY_AGENT.match(agent.strip()) or _CONTACT.search(agent)):
-        return
-    raise Refusal(
-        403,
-        b"Please set a user-agent and respect our robot policy "
-        b"https://foundation.wikimedia.org/wiki/Policy:Wikimedia_Foundation_User-Agent_Policy\n",
-        "text/plain; charset=utf-8",
-    )
+    if not agent.strip() or (_LIBRARY_AGENT.match(agent.strip()) and not _CONTACT.search(agent)):
+        raise Refusal(
+            403,
+            b"Please set a user-agent and respect our robot policy "
+            b"https://foundation.wikimedia.org/wiki/Policy:Wikimedia_Foundation_User-Agent_Policy\n",
+            "text/plain; charset=utf-8",
+        )
 
 
 def topics_for(path: str, streams: Collection[str], uri: str) -> list[str]:
     """The topics of the comma-separated streams in a path.
 
     Raises:
-        Refusal: 400, one of them is not there.
+        Refusal: 400, a stream does not exist.
     """
     requested = path.split(",")
     unknown = [name for name in requested if name.removeprefix("mediawiki.") not in streams]
     if unknown:
-        raise http_error(
-            400, "not_found", "Stream Not Found", f"Invalid streams: {','.join(unknown)}", uri
-        )
+        detail = f"Invalid streams: {','.join(unknown)}"
+        raise _http_error(400, "not_found", "Stream Not Found", detail, uri)
     topics = [topic for name in requested for topic in topics_of(name.removeprefix("mediawiki."))]
     return list(dict.fromkeys(topics))
 
@@ -158,40 +140,26 @@ def topics_for(path: str, streams: Collection[str], uri: str) -> list[str]:
 def since_ms(text: str | None, uri: str) -> int | None:
     """The `since` parameter in ms since 1970; None means the end of the log.
 
-    A number, which is meant to be ms since 1970, becomes 0: the service hands it on as a string, which
-    its Kafka client takes for that. So all there is comes.
+    A number, meant as ms since 1970, gives 0, and so all of the history: the service passes it to its
+    Kafka client as a string, which the client takes for 0.
 
     Raises:
         Refusal: 400, it is neither a number nor a date.
     """
     if not text:
         return None
-    if _is_number(text):
-        return 0
-    milliseconds = _date_ms(text)
-    if milliseconds is None:
-        raise http_error(
-            400,
-            "invalid_timestamp",
-            "Invalid timestamp",
-            f"since timestamp is not a UTC milliseconds unix epoch and was not parseable: '{text}'",
-            uri,
-        )
-    return milliseconds
-
-
-def _is_number(text: str) -> bool:
     try:
-        return abs(float(text.replace("_", "?"))) <= MAX_TIMESTAMP_MS
+        if abs(float(text.replace("_", "?"))) <= MAX_TIMESTAMP_MS:
+            return 0
     except ValueError:
-        return False
-
-
-def _date_ms(text: str) -> int | None:
+        pass
     try:
         return parse_iso_time_ms(text.strip())
     except (ValueError, OverflowError):
-        return None
+        detail = "since timestamp is not a UTC milliseconds unix epoch and was not parseable"
+        raise _http_error(
+            400, "invalid_timestamp", "Invalid timestamp", f"{detail}: '{text}'", uri
+        ) from None
 
 
 def asked_for(
@@ -204,29 +172,31 @@ def asked_for(
     """Where each topic-partition is to start.
 
     Args:
-        last_event_id: the header as it came; None: there was none. It wins over `since`.
-        since: what `since_ms` gave.
+        last_event_id: the header as received; None: there was none. It has precedence over `since`.
+        since: the result of `since_ms`.
         topics: those of the requested streams.
-        partitions: the partitions that each topic has.
-        gone: those of the topics that there are not, or no more.
+        partitions: the partitions of each topic.
+        gone: the topics that Kafka does not have, or no longer has.
 
     Raises:
-        Refusal: 400, the header is no array of assignments; 404, another topic is asked for, or one
-            that is gone; 500, all of them are.
+        Refusal: 400, the header is no array of assignments; 404, it names another topic, or one that is
+            gone; 500, all topics are gone.
     """
-    given: Any = list(topics) if last_event_id is None else _parsed(last_event_id)
+    given: Any = list(topics)
+    if last_event_id is not None:
+        try:
+            given = orjson.loads(last_event_id.encode(errors="surrogateescape"))
+        except orjson.JSONDecodeError as error:
+            shown = last_event_id.encode(errors="replace").decode()
+            raise _invalid_assignment(str(error), "SyntaxError", last_event_id=shown) from None
     if isinstance(given, str):
         given = given.split(",")
     if not isinstance(given, list) or not given or not all(map(_is_assignment, given)):
-        raise _kafka_error(
-            400,
-            "InvalidAssignmentError",
+        message = (
             "Must provide either an array topic names, or  an array of objects with topic, "
-            "partition and offset|timestamp.",
-            originalName="Error",
-            assignments=given,
+            "partition and offset|timestamp."
         )
-    named = dict.fromkeys(a if isinstance(a, str) else a["topic"] for a in given)
+        raise _invalid_assignment(message, "Error", assignments=given)
     available = [topic for topic in topics if topic not in gone]
     if not available:
         raise _kafka_error(
@@ -236,28 +206,12 @@ def asked_for(
             "allowedTopics do not currently exist.",
             allowedTopics=list(topics),
         )
+    named = dict.fromkeys(a if isinstance(a, str) else a["topic"] for a in given)
     missing = [topic for topic in named if topic not in available]
     if missing:
-        raise _kafka_error(
-            404,
-            "TopicNotAvailableError",
-            f"Topics {', '.join(missing)} are not available for consumption.",
-            availableTopics=available,
-        )
+        message = f"Topics {', '.join(missing)} are not available for consumption."
+        raise _kafka_error(404, "TopicNotAvailableError", message, availableTopics=available)
     return _without_both_keys(_expanded(given, since, partitions))
-
-
-def _parsed(last_event_id: str) -> Any:
-    try:
-        return orjson.loads(last_event_id.encode(errors="surrogateescape"))
-    except orjson.JSONDecodeError as error:
-        raise _kafka_error(
-            400,
-            "InvalidAssignmentError",
-            str(error),
-            originalName="SyntaxError",
-            last_event_id=last_event_id.encode(errors="replace").decode(),
-        ) from None
 
 
 def _is_assignment(entry: object) -> bool:
@@ -285,14 +239,11 @@ def _expanded(
             asked.extend(Asked((entry, partition), *start) for partition in partitions[entry])
         else:
             source = (entry["topic"], int(entry["partition"]))
-            offset, timestamp_ms = entry.get("offset"), entry.get("timestamp")
-            asked.append(
-                Asked(
-                    source,
-                    int(offset) if _is_integer(offset) else None,
-                    int(timestamp_ms) if _is_integer(timestamp_ms) else None,
-                )
+            offset, timestamp_ms = (
+                int(number) if _is_integer(number) else None
+                for number in (entry.get("offset"), entry.get("timestamp"))
             )
+            asked.append(Asked(source, offset, timestamp_ms))
     return asked
 
 

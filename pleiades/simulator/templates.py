@@ -4,14 +4,14 @@ Law: pure and seeded. The shapes follow the official schema
 (https://schema.wikimedia.org/repositories/primary/jsonschema/mediawiki/recentchange/1.0.1), the
 frequencies those of a few hundred real events; the words are made up.
 
-A template is a pair of byte patterns, the event before and after the digits of `meta.offset`, for the
-operator `%` with a mapping of the gaps: filling one takes a microsecond, serialising an event ten.
+A template is a pair of byte patterns, the event before and after the digits of `meta.offset`. The
+operator `%` fills their gaps from a mapping: this takes a microsecond, serialising an event ten.
 """
 
 from __future__ import annotations
 
 import random
-from typing import Any, NamedTuple
+from typing import Any, TypeAlias
 from urllib.parse import quote
 
 import orjson
@@ -54,18 +54,13 @@ _AWKWARD_RATE = 0.05
 _NO_TITLE_URL_RATE = 0.01
 _MEAN_COMMENT_WORDS = 15
 
-# Names no text contains; replaced by gaps after serialising.
+# Marks that no text contains; replaced by gaps after serialising.
 _GAP = "\x01{}\x02"
 _GAPS = ("request_id", "identity", "dt", "topic", "partition", "rcid", "seconds", "old", "new")
 _NUMBERS = ("partition", "rcid", "seconds", "old", "new")
 
 
-class Template(NamedTuple):
-    """An event with gaps; both parts go through `%` with the mapping of `Generator`."""
-
-    head: bytes
-    """Up to the digits of `meta.offset`."""
-    tail: bytes
+Template: TypeAlias = tuple[bytes, bytes]
 
 
 def make_templates(rng: random.Random, stream: str, count: int) -> list[Template]:
@@ -74,7 +69,7 @@ def make_templates(rng: random.Random, stream: str, count: int) -> list[Template
 
 
 def canary_templates(stream: str) -> tuple[Template, Template]:
-    """A canary with a body, and one as they come live, of `$schema` and `meta` only."""
+    """A canary with a body, and one like those seen live, of `$schema` and `meta` only."""
     meta = _meta("canary", None, stream)
     example = {
         "$schema": SCHEMA,
@@ -124,7 +119,7 @@ def _template(body: dict[str, Any]) -> Template:
             text = text.replace(mark, gap + b"d")
         text = text.replace(mark[1:-1], gap + (b"d" if name in _NUMBERS else b"b"))
     head, _, tail = text.partition(orjson.dumps(_gap("offset")))
-    return Template(head, tail)
+    return head, tail
 
 
 def _choose(rng: random.Random, weighted: tuple[tuple[Any, ...], ...]) -> Any:

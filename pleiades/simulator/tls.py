@@ -1,4 +1,4 @@
-"""TLS for the local upstream: an authority of its own, and records of any size."""
+"""TLS for the local upstream, with a certificate authority of its own."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from pleiades.runtime.errors import UsageError
 NAMES = ("127.0.0.1", "::1", "localhost")
 
 
-def server_context(host: str, ca: Path, record_bytes: int) -> ssl.SSLContext:
-    """What a server needs whose clients trust the authority in `ca`, which is made anew.
+def server_context(host: str, ca: Path, record_bytes: int = 0) -> ssl.SSLContext:
+    """A server's context; clients must trust the new authority whose certificate goes to `ca` (PEM).
 
     Args:
-        host: also in the certificate, beside those of this machine.
-        ca: where to write the authority's certificate, in PEM form.
-        record_bytes: a write makes records of at most so many bytes; 0: as large as they can be.
+        host: also in the server's certificate, besides the names of this machine.
+        ca: overwritten if it exists.
+        record_bytes: most bytes in one TLS record; 0: no limit.
 
     Raises:
         UsageError: trustme is not installed, or the file can't be written.
@@ -31,9 +31,9 @@ def server_context(host: str, ca: Path, record_bytes: int) -> ssl.SSLContext:
         ) from None
     authority = trustme.CA()
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    if record_bytes:
-        context.sslobject_class = _cutting(record_bytes)
     authority.issue_cert(*dict.fromkeys((*NAMES, host))).configure_cert(context)
+    if record_bytes:
+        context.sslsocket_class = _cutting(record_bytes)
     try:
         authority.cert_pem.write_to_path(ca)
     except OSError as error:
@@ -41,15 +41,10 @@ def server_context(host: str, ca: Path, record_bytes: int) -> ssl.SSLContext:
     return context
 
 
-def _cutting(record_bytes: int) -> type[ssl.SSLObject]:
-    class CutObject(ssl.SSLObject):
-        """Makes a record of each part of a write; all go into memory, so none of them blocks."""
+def _cutting(record_bytes: int) -> type[ssl.SSLSocket]:
+    class CutSocket(ssl.SSLSocket):
+        def send(self, data: Any, flags: int = 0) -> int:
+            """Make one record; `sendall` calls this until everything is sent."""
+            return super().send(memoryview(data)[:record_bytes], flags)
 
-        def write(self, data: Any) -> int:
-            view = memoryview(data)
-            return sum(
-                super(CutObject, self).write(view[start : start + record_bytes])
-                for start in range(0, len(view), record_bytes)
-            )
-
-    return CutObject
+    return CutSocket

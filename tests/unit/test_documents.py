@@ -66,7 +66,7 @@ def _relay_modules() -> list[Path]:
     return [
         module
         for module in ROOT.glob("pleiades/**/*.py")
-        if "simulator" not in module.parts and module.name != "demo.py"
+        if "simulator" not in module.relative_to(ROOT).parts and module.name != "demo.py"
     ]
 
 

@@ -19,6 +19,7 @@ from pleiades.core.wire import (
     is_source,
 )
 from pleiades.runtime.errors import Fatal
+from pleiades.simulator.recorded import recorded_event, recorded_pairs
 from pleiades.sinks.files.names import identity_in, is_event_folder, time_in
 from pleiades.sinks.kafka.records import (
     MAX_ID_BYTES,
@@ -195,12 +196,9 @@ def republished(raw: bytes) -> None:
 
 def recorded(raw: bytes) -> None:
     """A file of `simulate --file`: its first byte says which of both kinds it is."""
-    from pleiades.simulator import recorded as file  # needs aiohttp, as no other target does
-
     kind, text = raw[:1], raw[1:]
-    pairs = file._sse(text) if kind > b"m" else file._ndjson(text)
-    for data, sse_id in pairs:
-        event = file._recorded(data, sse_id, "eqiad.x", 7)
+    for data, sse_id in recorded_pairs(text, sse=kind > b"m"):
+        event = recorded_event(data, sse_id, "eqiad.x", 7)
         assert event.data == data
         assert is_source(event.source)
         json.dumps(event.identity)

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from pleiades.simulator.faults import plan
+from pleiades.simulator.body import plan
 from pleiades.simulator.settings import Cut, Faults
 
 

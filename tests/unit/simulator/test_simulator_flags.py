@@ -1,14 +1,22 @@
 from __future__ import annotations
 
 import argparse
-import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
-from pleiades.simulator.command import add_arguments, settings_from
-from pleiades.simulator.flags import DEFAULT_EVENTS, DEFAULT_RATE
-from pleiades.simulator.settings import Cut, Disorder, Faults, SimulatorSettings
+from pleiades.runtime.errors import UsageError
+from pleiades.simulator.settings import (
+    DEFAULT_EVENTS,
+    Cut,
+    Disorder,
+    Faults,
+    SimulatorSettings,
+    add_arguments,
+    settings_from,
+)
+from pleiades.simulator.tls import server_context
 
 
 def parsed(*flags: str) -> SimulatorSettings:
@@ -18,7 +26,7 @@ def parsed(*flags: str) -> SimulatorSettings:
 
 
 def test_defaults_are_those_of_the_settings() -> None:
-    assert parsed() == SimulatorSettings(port=8080, rate=DEFAULT_RATE)
+    assert parsed() == SimulatorSettings(port=8080, rate=50.0)
     assert parsed().faults == Faults()
     assert parsed().disorder == Disorder()
 
@@ -82,31 +90,7 @@ def test_mistakes_are_refused_with_the_flag_named(flags: tuple[str, str]) -> Non
     assert flags[0] in str(refused.value)
 
 
-@pytest.mark.parametrize(
-    "code",
-    [
-        "import pleiades.simulator",
-        "import argparse, pleiades.simulator.command as c\nc.add_arguments(argparse.ArgumentParser())",
-    ],
-)
-def test_the_package_and_its_flags_do_without_aiohttp(code: str) -> None:
-    absent = "import sys; sys.modules['aiohttp'] = None\n"
-    subprocess.run([sys.executable, "-c", absent + code], check=True, timeout=60)
-
-
-def test_serving_without_aiohttp_says_what_to_install() -> None:
-    code = (
-        "import sys; sys.modules['aiohttp'] = None\n"
-        "import argparse\n"
-        "from pleiades.runtime.errors import UsageError\n"
-        "from pleiades.simulator.command import add_arguments, run\n"
-        "parser = argparse.ArgumentParser(); add_arguments(parser)\n"
-        "try:\n"
-        "    run(parser.parse_args([]))\n"
-        "except UsageError as error:\n"
-        "    print(error)\n"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code], check=True, timeout=60, capture_output=True, text=True
-    )
-    assert "pip install 'pleiades[simulate]'" in done.stdout
+def test_tls_without_trustme_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "trustme", None)
+    with pytest.raises(UsageError, match=r"pip install 'pleiades\[simulate\]'"):
+        server_context("127.0.0.1", Path("nowhere.pem"), 0)
