@@ -22,7 +22,7 @@ from pleiades.runtime.arguments import ingest_parser, settings_from
 from pleiades.runtime.errors import EXIT_FAILED, EXIT_STOPPED, Fatal, UsageError
 from pleiades.runtime.findings import Finding, Kind, note, ok, problem
 from pleiades.runtime.flags import joined_negatives
-from pleiades.runtime.health import refuse_if_taken
+from pleiades.runtime.http import refuse_if_taken
 from pleiades.runtime.settings import Settings
 from pleiades.upstream.inspect import UPSTREAM, look_at_upstream
 

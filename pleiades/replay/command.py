@@ -19,7 +19,7 @@ from pleiades.replay.arguments import Arguments, arguments_from, replay_parser
 from pleiades.replay.progress import ProgressLine
 from pleiades.replay.report import Report, Totals, totals, write_report
 from pleiades.replay.survey import Found, Survey, look_at_all
-from pleiades.runtime import logs, metrics
+from pleiades.runtime import logs, metric_store
 from pleiades.runtime.errors import (
     EXIT_INCOMPLETE,
     EXIT_INTERRUPTED,
@@ -206,7 +206,7 @@ class Display:
         """See `supervisor.Display`."""
         self._learn(published, restarts, details)
         self._line.close()
-        self._totals = totals(metrics.collected())
+        self._totals = totals(metric_store.collected())
 
     def _learn(self, published: int, restarts: int, details: object) -> None:
         self._published, self._restarts = published, restarts

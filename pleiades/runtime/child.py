@@ -74,6 +74,7 @@ class ChildSettings:
     name: str
     log_level: int
     log_format: str
+    metrics_folder: str
 
 
 class Life:
@@ -226,7 +227,7 @@ def run(
     status = 1
     try:
         life.beat()
-        stage(life, Metrics(settings.name), *arguments)
+        stage(life, Metrics(settings.name, settings.metrics_folder), *arguments)
         status = 0
     except Fatal as error:
         log.error("%s", error)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import time
 from collections.abc import Callable
@@ -11,6 +12,7 @@ from multiprocessing.context import SpawnContext, SpawnProcess
 
 from pleiades.runtime import child
 from pleiades.runtime.child import EXIT_FATAL_BASE, Beat, ChildSettings
+from pleiades.runtime.metric_store import FOLDER_VARIABLE
 from pleiades.runtime.settings import Settings
 
 
@@ -36,7 +38,8 @@ class Running:
         self.last_seen = time.monotonic()
         self.allowed_seconds = 0.0
         self.beat: Beat | None = None
-        own = ChildSettings(spec.name, settings.log_level, settings.log_format)
+        folder = os.environ[FOLDER_VARIABLE]
+        own = ChildSettings(spec.name, settings.log_level, settings.log_format, folder)
         self.process: SpawnProcess = context.Process(
             target=child.run,
             args=(spec.target, spec.arguments, own, theirs, spec.stoppable),

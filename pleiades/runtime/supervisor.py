@@ -28,10 +28,12 @@ from pleiades.core.restart import Ended, GiveUp, RestartPolicy
 from pleiades.core.units import plural
 from pleiades.runtime.child import EXIT_WAITING, STOP_SIGNALS, Beat
 from pleiades.runtime.errors import EXIT_FAILED, EXIT_STOPPED
-from pleiades.runtime.health import HealthServer
+from pleiades.runtime.http import HttpServer
 from pleiades.runtime.liveline import LiveLine
-from pleiades.runtime.metrics import Metrics, metrics_folder
+from pleiades.runtime.metric_store import metrics_folder
+from pleiades.runtime.metrics import Metrics
 from pleiades.runtime.notify import Notify
+from pleiades.runtime.pages import pages
 from pleiades.runtime.settings import Settings
 from pleiades.runtime.stage import Running, StageSpec
 
@@ -91,15 +93,9 @@ class Supervisor:
             stack.enter_context(self._wake)
             stack.enter_context(self._waker)
             stack.callback(self._watch_signals())
-            stack.enter_context(metrics_folder())
-            self._metrics = Metrics("parent")
-            server = HealthServer(
-                settings.metrics_host,
-                settings.metrics_port,
-                self._unhealthy,
-                self._unready,
-                self._processes,
-            )
+            self._metrics = Metrics("parent", stack.enter_context(metrics_folder()))
+            served = pages(self._unhealthy, self._unready, self._processes)
+            server = HttpServer(settings.metrics_host, settings.metrics_port, served)
             stack.callback(server.close)
             host = settings.metrics_host or "*"
             log.info(

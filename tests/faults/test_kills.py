@@ -31,9 +31,9 @@ def test_restarts_are_counted_by_component_and_metrics_survive(
     simulate: Simulate, flags: Flags, folder: Path, tmp_path: Path
 ) -> None:
     upstream = simulate(SimulatorSettings(rate=200))
-    metrics = tmp_path / "metrics"
-    environment = {"PROMETHEUS_MULTIPROC_DIR": str(metrics)}
-    with Relay(*flags(upstream), environment=environment) as relay:
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    with Relay(*flags(upstream), environment={"TMPDIR": str(temporary)}) as relay:
         relay.wait_ready()
         relay.until(lambda: relay.metric("pleiades_file_publish_events_total") > 50, "events", 30)
         before = relay.metric("pleiades_file_publish_events_total")
@@ -47,7 +47,7 @@ def test_restarts_are_counted_by_component_and_metrics_survive(
             )
             assert relay.metric("pleiades_goroutine_restarts", component=role) == 1
             relay.until(more_than(folder, published), "new events", 30)
-        files = sorted(path.name for path in metrics.iterdir())
+        files = sorted(path.name for path in temporary.glob("pleiades-metrics-*/*"))
         # What was published by commits that a kill cut short is not in it.
         relay.until(
             lambda: relay.metric("pleiades_file_publish_events_total") > before, "a count", 30

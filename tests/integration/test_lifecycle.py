@@ -7,6 +7,7 @@ import pty
 import re
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 import time
@@ -509,8 +510,12 @@ def test_the_position_is_on_metrics_with_everything_the_readme_names(
     readme = (Path(__file__).resolve().parents[2] / "README.md").read_text()
     documented = set(re.findall(r"^\| `(pleiades_\w+)", readme, re.MULTILINE))
     assert documented, "the README has no table of metrics"
+    standard = {"process_cpu_seconds_total", "process_resident_memory_bytes", "python_info"}
+    assert names > standard
     exported = {
-        name.removesuffix("_bucket").removesuffix("_sum").removesuffix("_count") for name in names
+        name.removesuffix("_bucket").removesuffix("_sum").removesuffix("_count")
+        for name in names
+        if name.startswith("pleiades_")
     }
     # A gauge is shown once it was set, a series of a broker once there is one.
     only_of_kafka = {name for name in documented - exported if name.startswith("pleiades_kafka_")}
@@ -519,7 +524,7 @@ def test_the_position_is_on_metrics_with_everything_the_readme_names(
     assert abs(samples[key] - time.time()) < 60
 
 
-def test_the_default_metrics_folder_is_removed_at_the_end_and_after_a_kill(
+def test_the_metrics_folder_is_private_and_removed_at_the_end_and_after_a_kill(
     simulate: Simulate, flags: Flags, tmp_path: Path
 ) -> None:
     upstream = simulate(SimulatorSettings(rate=100))
@@ -528,7 +533,8 @@ def test_the_default_metrics_folder_is_removed_at_the_end_and_after_a_kill(
     environment = {"TMPDIR": str(temporary)}
     with Relay(*flags(upstream), environment=environment) as relay:
         relay.wait_ready()
-        assert len(list(temporary.glob("pleiades-metrics-*"))) == 1
+        (folder,) = temporary.glob("pleiades-metrics-*")
+        assert stat.S_IMODE(folder.stat().st_mode) == 0o700
         relay.signal(signal.SIGKILL)
         relay.wait()
     with Relay(*flags(upstream), environment=environment) as relay:

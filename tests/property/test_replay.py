@@ -28,7 +28,8 @@ from pleiades.publisher import Publisher
 from pleiades.runtime.arguments import ingest_parser, settings_from
 from pleiades.runtime.channel import Channel
 from pleiades.runtime.errors import HistoryMissing, Transient
-from pleiades.runtime.metrics import FOLDER_VARIABLE, Metrics
+from pleiades.runtime.metric_store import FOLDER_VARIABLE
+from pleiades.runtime.metrics import Metrics
 from pleiades.runtime.settings import ReplaySettings, Settings
 from pleiades.sinks.memory import MemorySink, MemoryStore
 from pleiades.upstream.http import Connection, Upstream
@@ -230,7 +231,7 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[Log, R
     with pytest.MonkeyPatch.context() as patched:
         patched.setenv(FOLDER_VARIABLE, str(folder))
         patched.setattr(Lane, "_rest", lambda *_: None)
-        metrics = Metrics("test")
+        metrics = Metrics("test", str(folder))
         parsed = ingest_parser("ingest", "").parse_args(["--file.enable"])
         made = settings_from(parsed)
         yield lambda log, span: Replay(log, span, BEGIN + YEAR_MS // 365, made, metrics)

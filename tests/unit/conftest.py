@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from multiprocessing import Pipe
 from pathlib import Path
 from typing import Generic, TypeVar
 
 import pytest
+from prometheus_client.values import close_all_multiprocess_files
 
 from pleiades.runtime.arguments import ingest_parser, settings_from
 from pleiades.runtime.child import Life
 from pleiades.runtime.errors import Stopped
-from pleiades.runtime.metrics import FOLDER_VARIABLE, Metrics
+from pleiades.runtime.metric_store import FOLDER_VARIABLE
+from pleiades.runtime.metrics import Metrics
 from pleiades.runtime.settings import Settings
 
 T = TypeVar("T")
@@ -65,9 +67,10 @@ class FakeChannel(Generic[T]):
 
 
 @pytest.fixture
-def metrics(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Metrics:
+def metrics(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Metrics]:
     monkeypatch.setenv(FOLDER_VARIABLE, str(tmp_path))
-    return Metrics("test")
+    yield Metrics("test", str(tmp_path))
+    close_all_multiprocess_files()  # type: ignore[no-untyped-call]
 
 
 @pytest.fixture

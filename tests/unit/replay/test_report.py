@@ -10,7 +10,8 @@ from prometheus_client import CollectorRegistry
 from pleiades.core.position import Checkpoint, Done
 from pleiades.core.range import Bound, Range, Slice
 from pleiades.replay.report import Report, Totals, totals, write_report
-from pleiades.runtime.metrics import Metrics, collected
+from pleiades.runtime.metric_store import collected
+from pleiades.runtime.metrics import Metrics
 
 A, B = ("eqiad.mediawiki.recentchange", 0), ("codfw.mediawiki.recentchange", 1)
 BEGIN, END = 1_790_000_000_000, 1_790_003_600_000

@@ -8,7 +8,8 @@ import orjson
 import pytest
 from prometheus_client import CollectorRegistry
 
-from pleiades.runtime.metrics import Metrics, collected
+from pleiades.runtime.metric_store import collected
+from pleiades.runtime.metrics import Metrics
 from pleiades.sinks.kafka import reporting
 from pleiades.sinks.kafka.reporting import Reporting, Trouble
 from tests.unit.conftest import FakeLife

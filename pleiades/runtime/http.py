@@ -1,0 +1,269 @@
+"""A small HTTP server for a table of pages, built on the standard library.
+
+Law: a client costs bounded memory for a bounded time, whatever it sends, reads or leaves undone. A new
+client is always let in: when all places are taken, the oldest connection is closed. Therefore slow or
+silent clients lock nobody out.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import re
+import socket
+import threading
+import time
+from collections.abc import Callable, Mapping
+from http import HTTPStatus
+from http.client import LineTooLong
+from http.server import BaseHTTPRequestHandler
+from socketserver import ThreadingTCPServer
+from typing import Any, NamedTuple
+
+from pleiades.runtime.errors import MetricsUnavailable
+from pleiades.runtime.logs import Seldom, printable
+
+log = logging.getLogger(__name__)
+
+MAX_CONNECTIONS = 64
+"""Open at the same time, each with a thread."""
+MAX_HEAD_BYTES = 16 << 10
+"""Of a request: its line and headers. Prometheus sends about 300."""
+CONNECTION_SECONDS = 5.0
+"""From accepting a connection to the end of the answer."""
+LINGER_SECONDS = 1.0
+"""How long to read after the answer. If a socket is closed with unread input, the kernel resets the
+connection, and the client may lose the answer."""
+ACCEPT_PAUSE_SECONDS = 0.05
+CHUNK_BYTES = 64 << 10
+
+TEXT = "text/plain; charset=utf-8"
+
+# RFC 9112 §3: a method, a target in origin or absolute form, a version; a line may end without CR.
+_REQUEST_LINE = re.compile(
+    rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+ (?:(?i:https?)://[^/?#\s]+)?([\x21-\x7e]*) HTTP/[1-9]\.\d\r?\n"
+)
+_WARNINGS = Seldom(60.0)
+
+
+class Answer(NamedTuple):
+    """The response to a request."""
+
+    status: int
+    body: bytes
+    content_type: str = TEXT
+
+
+Page = Callable[[], Answer]
+
+
+class HttpServer(ThreadingTCPServer):
+    """Serves pages until closed, from threads of its own. Pages are called one at a time.
+
+    Args:
+        host: a name or address; empty: all addresses, IPv4 and IPv6.
+        port: 0: any free port.
+        pages: by path.
+        serve: False: only bind the address, which keeps nobody else from listening.
+
+    Raises:
+        MetricsUnavailable: the address can't be used.
+    """
+
+    allow_reuse_address = True
+    daemon_threads = True
+    request_queue_size = 128
+
+    def __init__(self, host: str, port: int, pages: Mapping[str, Page], serve: bool = True) -> None:
+        self.pages = pages
+        self.calling = threading.Lock()
+        self._lock = threading.Lock()
+        self.deadlines: dict[socket.socket, float] = {}
+        """Of the open connections, oldest first."""
+        if not host and socket.has_dualstack_ipv6():
+            host = "::"
+        try:
+            found = socket.getaddrinfo(
+                host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+            )
+            address: Any
+            self.address_family, *_, address = found[0]
+            super().__init__(address, _Handler, bind_and_activate=False)
+            try:
+                self.server_bind()
+                if serve:
+                    self.server_activate()
+            except OSError:
+                self.server_close()
+                raise
+        except OSError as error:
+            raise MetricsUnavailable(
+                f"can't serve metrics on {host or '*'}:{port}: {error}. Nothing was read or "
+                "written. Perhaps another Pleiades is running here. If so, choose another "
+                "--metricsPort (0: any free port) or --metricsHost"
+            ) from None
+        self.port: int = self.server_address[1]
+        if serve:
+            threading.Thread(target=self.serve_forever, name="http", daemon=True).start()
+
+    def close(self) -> None:
+        """Close the listener and all connections. No page is called afterwards."""
+        # Wakes the thread that waits for clients.
+        self.socket.shutdown(socket.SHUT_RDWR)
+        self.shutdown()
+        self.server_close()
+        with self.calling, self._lock:
+            for connection in list(self.deadlines):
+                self._hang_up(connection)
+
+    def server_bind(self) -> None:
+        """See `TCPServer`."""
+        if self.address_family == socket.AF_INET6:
+            # The wildcard address includes IPv4.
+            self.socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        super().server_bind()
+
+    def get_request(self) -> tuple[socket.socket, Any]:
+        """See `TCPServer`."""
+        try:
+            return super().get_request()
+        except OSError:
+            # For example, no descriptor is free. Without a pause the loop would spin.
+            threading.Event().wait(ACCEPT_PAUSE_SECONDS)
+            raise
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """See `ThreadingMixIn`."""
+        with self._lock:
+            if len(self.deadlines) >= MAX_CONNECTIONS:
+                self._hang_up(next(iter(self.deadlines)))
+            self.deadlines[request] = time.monotonic() + CONNECTION_SECONDS
+        super().process_request(request, client_address)
+
+    def service_actions(self) -> None:
+        """Close connections that have lasted too long. The loop calls it about twice a second."""
+        now = time.monotonic()
+        with self._lock:
+            for connection, deadline in list(self.deadlines.items()):
+                if deadline <= now:
+                    self._hang_up(connection)
+
+    def _hang_up(self, connection: socket.socket) -> None:
+        """End whatever the connection's thread waits for, and thereby the thread."""
+        del self.deadlines[connection]
+        with contextlib.suppress(OSError):
+            connection.shutdown(socket.SHUT_RDWR)
+
+    def shutdown_request(self, request: Any) -> None:
+        """Close a connection whose thread is done."""
+        with self._lock:
+            self.deadlines.pop(request, None)
+            self.close_request(request)
+
+    def handle_error(self, _: Any, client_address: Any) -> None:
+        """See `BaseServer`. Usually the client left, or was too slow."""
+        log.debug("the connection of %s ended early", client_address[0], exc_info=True)
+
+
+class _Head(io.BufferedReader):
+    """Reads the lines of a request's head, which are bounded together."""
+
+    left = MAX_HEAD_BYTES
+
+    def readline(self, size: int | None = -1, /) -> bytes:
+        line = super().readline(self.left)
+        self.left -= len(line)
+        if line.endswith(b"\n"):
+            return line
+        if self.left:
+            raise ConnectionAbortedError("a request without an end")
+        raise LineTooLong("head")
+
+
+class _Handler(BaseHTTPRequestHandler):
+    """Answers one request."""
+
+    server: HttpServer
+    disable_nagle_algorithm = True
+    protocol_version = "HTTP/1.1"
+    raw_requestline = b""
+    request_version = default_request_version = "HTTP/1.1"
+    command = ""
+    route = ""
+
+    def setup(self) -> None:
+        super().setup()
+        self.rfile = _Head(self.rfile.detach())
+
+    def handle(self) -> None:
+        try:
+            self.handle_one_request()
+        except LineTooLong:
+            self.send_error(HTTPStatus.REQUEST_URI_TOO_LONG)
+
+    def parse_request(self) -> bool:
+        request = _REQUEST_LINE.fullmatch(self.raw_requestline)
+        if request is None:
+            self.send_error(HTTPStatus.BAD_REQUEST)
+            return False
+        self.route = request[1].decode().partition("?")[0]
+        return super().parse_request()
+
+    def do_GET(self) -> None:
+        page = self.server.pages.get(self.route)
+        if page is None:
+            there = ", ".join(self.server.pages)
+            self._answer(Answer(HTTPStatus.NOT_FOUND, f"not found; pages: {there}\n".encode()))
+            return
+        with self.server.calling:
+            # Clients that were sent away while they waited for this lock must not pile up.
+            if self.connection not in self.server.deadlines:
+                return
+            try:
+                answer = page()
+            except Exception:
+                if _WARNINGS.due():
+                    log.exception(
+                        "a bug: %s can't be answered. The relay continues and no event is lost. "
+                        "Please report it",
+                        self.route,
+                    )
+                answer = Answer(HTTPStatus.INTERNAL_SERVER_ERROR, b"a bug; see the log\n")
+        self._answer(answer)
+
+    do_HEAD = do_GET  # noqa: N815
+
+    def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
+        """Answer with an error that repeats nothing of the request."""
+        # The library knows no methods but those of `do_…`.
+        status = HTTPStatus(
+            code if code != HTTPStatus.NOT_IMPLEMENTED else HTTPStatus.METHOD_NOT_ALLOWED
+        )
+        self._answer(Answer(status, f"{status.phrase}\n".encode()))
+
+    def _answer(self, answer: Answer) -> None:
+        line = printable(self.raw_requestline.rstrip(b"\r\n"))
+        log.debug("%s: %s: %d", self.client_address[0], line, answer.status)
+        self.send_response_only(answer.status)
+        self.send_header("Content-Type", answer.content_type)
+        self.send_header("Content-Length", str(len(answer.body)))
+        self.send_header("Connection", "close")
+        if answer.status == HTTPStatus.METHOD_NOT_ALLOWED:
+            self.send_header("Allow", "GET, HEAD")
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(answer.body)
+
+    def finish(self) -> None:
+        super().finish()
+        with contextlib.suppress(OSError):
+            self.connection.shutdown(socket.SHUT_WR)
+            self.connection.settimeout(LINGER_SECONDS)
+            while self.connection.recv(CHUNK_BYTES):
+                pass
+
+
+def refuse_if_taken(host: str, port: int) -> None:
+    """Raise `MetricsUnavailable` if no `HttpServer` can use this address."""
+    HttpServer(host, port, {}, serve=False).server_close()
