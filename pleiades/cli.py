@@ -28,11 +28,10 @@ log = logging.getLogger(__name__)
 
 def ingest(arguments: Sequence[str]) -> int:
     """Relay until stopped."""
-    from pleiades.runtime.arguments import ingest_parser, settings_from
-    from pleiades.runtime.flags import joined_negatives
+    from pleiades.sinks.registry import relay_parser, relay_settings
 
-    parser = ingest_parser("ingest", COMMANDS["ingest"].meaning)
-    settings = settings_from(parser.parse_args(joined_negatives(arguments)))
+    parser = relay_parser("ingest", COMMANDS["ingest"].meaning)
+    settings = relay_settings(vars(parser.parse_args(arguments)))
     logs.configure(settings.log_level, settings.log_format, "parent")
 
     from pleiades.pipeline import ingest as relay

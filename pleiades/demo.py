@@ -9,32 +9,26 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from pleiades import PROJECT_URL
+from pleiades.config.flags import Flag
+from pleiades.config.settings import settings_from
+from pleiades.config.values import duration, integer
 from pleiades.core.units import plural
 from pleiades.runtime import logs
-from pleiades.runtime.arguments import ingest_parser, settings_from
-from pleiades.runtime.flags import Flags, Variation, joined_negatives
-from pleiades.runtime.settings import duration, integer
 from pleiades.simulator.journal import JournalEntry
+from pleiades.sinks.files.destination import FilesDestination
 from pleiades.sinks.files.names import identity_in
+from pleiades.sinks.registry import relay_parser
 
 log = logging.getLogger(__name__)
 
-RATE = "50"
-"""Events per second: about what the public service sends."""
-CUT_EVERY = "10s"
-
-_AS_INGEST_BUT = Variation(
-    # Every demo has an upstream of its own, which knows nothing of an earlier one's position.
-    defaults={"resume": False},
-    fixed={
-        "file.enable": True,
-        "kafka.enable": False,
-        "upstream.url": "",
-        "upstream.stream": ("recentchange",),
-        "upstream.contact": PROJECT_URL,
-    },
-    without=("kafka.",),
+FLAGS = (
+    Flag("demo.rate", "50", "events per second that it makes", integer(1, 100_000)),
+    Flag(
+        "demo.cutEvery",
+        "10s",
+        "how long it leaves a connection alone before it cuts it",
+        duration(0.1),
+    ),
 )
 
 
@@ -44,31 +38,19 @@ def run(arguments: Sequence[str], description: str) -> int:
     Raises:
         UsageError: the flags contradict each other.
     """
-    parser = ingest_parser("demo", description, _AS_INGEST_BUT)
-    flags = Flags(parser, "the local upstream")
-    flags.add(
-        "--demo.rate",
-        default=RATE,
-        reads=integer(1, 100_000),
-        meaning="events per second that it makes",
-        unit="number",
+    groups = {"the local upstream": FLAGS}
+    chosen = vars(
+        relay_parser("demo", description, groups, [FilesDestination]).parse_args(arguments)
     )
-    flags.add(
-        "--demo.cutEvery",
-        default=CUT_EVERY,
-        reads=duration(0.1),
-        meaning="how long it leaves a connection alone before it cuts it",
-        unit="duration",
-    )
-    parsed = parser.parse_args(joined_negatives(arguments))
-    settings = settings_from(parsed)
+    # The real service must not be asked for the position in a demo's upstream.
+    files = FilesDestination.from_flags(chosen, "demo")
+    settings = settings_from(chosen, files)
     logs.configure(settings.log_level, settings.log_format, "parent")
 
     from pleiades.pipeline import ingest
     from pleiades.simulator.settings import Faults, SimulatorSettings
     from pleiades.simulator.simulator import Simulator
 
-    chosen = vars(parsed)
     simulated = SimulatorSettings(
         # Another one each time: the same events again would be taken for repeats of the last demo's.
         seed=time.time_ns(),
@@ -84,10 +66,6 @@ def run(arguments: Sequence[str], description: str) -> int:
             chosen["demo.cutEvery"],
         )
         settings = replace(settings, upstream=replace(settings.upstream, url=upstream.url))
-        if settings.files is not None:
-            # The real service must not be asked for the position in a demo's upstream.
-            files = replace(settings.files, position_name="demo")
-            settings = replace(settings, files=files)
         status = ingest(settings)
         journal = upstream.journal()
         log.info(
@@ -96,8 +74,7 @@ def run(arguments: Sequence[str], description: str) -> int:
             sum(entry.canary for entry in journal),
             plural(upstream.stats().cuts_total, "connection"),
         )
-    if settings.files is not None:
-        _compare(settings.files.publish_dir, journal)
+    _compare(files.publish_dir, journal)
     return status
 
 

@@ -5,15 +5,16 @@ from __future__ import annotations
 from dataclasses import replace
 from multiprocessing.context import SpawnContext
 
-from pleiades import stages as run
+from pleiades import entrypoints
+from pleiades.config.settings import Settings
 from pleiades.core.position import Checkpoint
 from pleiades.core.range import Part
 from pleiades.core.wire import Batch, End, Frames
 from pleiades.runtime.channel import Channel
 from pleiades.runtime.errors import MetricsUnavailable
-from pleiades.runtime.settings import Settings
 from pleiades.runtime.stage import StageSpec
 from pleiades.runtime.supervisor import Display, Stages, Supervisor
+from pleiades.sinks.base import destination_of
 
 
 def ingest(settings: Settings) -> int:
@@ -26,12 +27,9 @@ def ingest(settings: Settings) -> int:
     try:
         return Supervisor(settings, _stages(settings)).run()
     except MetricsUnavailable:
-        # The same command a second time: that the destination is held says more than that the
-        # port is taken, and has an exit status of its own.
-        if settings.files is not None:
-            from pleiades.sinks.files import refuse_if_held
-
-            refuse_if_held(settings.files.publish_dir)
+        # The same command a second time: a held destination says more than a taken port, and has an
+        # exit status of its own.
+        destination_of(settings).refuse_if_held()
         raise
 
 
@@ -68,18 +66,18 @@ def _stages(settings: Settings) -> Stages:
             Channel(context, f"batches-{number}") for number in numbers
         ]
         return [
-            StageSpec("reader", run.reader, (own, resume, frames), stoppable=True),
+            StageSpec("reader", entrypoints.reader, (own, resume, frames), stoppable=True),
             *(
                 StageSpec(
                     f"parser-{number}",
-                    run.parser,
+                    entrypoints.parser,
                     (own.upstream.keep_canaries, frames[number], batches[number], part),
                 )
                 for number in numbers
             ),
             StageSpec(
                 "publisher",
-                run.publisher,
+                entrypoints.publisher,
                 (own, resume_stored, last, resume, batches),
                 concludes=own.replay is not None,
             ),

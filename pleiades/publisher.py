@@ -8,6 +8,7 @@ import sys
 import time
 from dataclasses import dataclass, field, replace
 
+from pleiades.config.settings import Settings
 from pleiades.core.admission import Admission
 from pleiades.core.occurrences import Occurrences, is_recognisable
 from pleiades.core.position import Checkpoint, Position, join
@@ -27,46 +28,15 @@ from pleiades.runtime.channel import POLL_SECONDS, Channel
 from pleiades.runtime.child import Life
 from pleiades.runtime.logs import Seldom
 from pleiades.runtime.metrics import Metrics
-from pleiades.runtime.settings import Settings
-from pleiades.sinks.base import Sink
+from pleiades.sinks.base import Sink, destination_of
 
 log = logging.getLogger(__name__)
 
-FILES_COMMIT_SECONDS = 0.2
-BACKLOG_COMMIT_SECONDS = 1.0
-MAX_FILES_IN_FLIGHT = 5000
-MAX_MESSAGES_IN_FLIGHT = 20_000
-MAX_BYTES_IN_FLIGHT = 12 * 1024 * 1024
 LAG_SAMPLES = 100
 """The most lag observations in one commit, spread evenly over its events."""
 WARNING_SECONDS = 60.0
 OPEN_ALLOWED_SECONDS = 60.0
 """Opening a destination may block for this long without counting as hung."""
-
-
-@dataclass(frozen=True, slots=True)
-class CommitPolicy:
-    """When what is in flight is committed: by time, number or size, whichever comes first.
-
-    The time counts from the commit before, not from the first event: so after a pause an event is
-    committed at once, and in a steady flow there are as many commits. While the next events wait already
-    it is longer: a backlog is relayed sooner by few commits, and each of its events is late anyway.
-    """
-
-    interval_seconds: float = FILES_COMMIT_SECONDS
-    max_events: int = MAX_FILES_IN_FLIGHT
-    max_bytes: int = MAX_BYTES_IN_FLIGHT
-
-    def due(self, since_last_seconds: float, events: int, size_bytes: int, backlog: bool) -> bool:
-        """Whether to commit now; `backlog`: the next events wait already."""
-        least_seconds = self.interval_seconds
-        if backlog:
-            least_seconds = max(least_seconds, BACKLOG_COMMIT_SECONDS)
-        return (
-            since_last_seconds >= least_seconds
-            or events >= self.max_events
-            or size_bytes >= self.max_bytes
-        )
 
 
 @dataclass(slots=True)
@@ -101,14 +71,9 @@ class Publisher:
         self._parsers = parsers
         self._last = last
         """The last commit of an earlier publisher of this program."""
-        self._policy = CommitPolicy()
+        self._destination = destination_of(settings)
+        self._policy = self._destination.commit_policy
         self._replay = settings.replay
-        self._published_total = None if settings.files is None else metrics.file_events
-        if settings.kafka is not None:
-            self._policy = CommitPolicy(
-                settings.kafka.commit_interval_seconds, MAX_MESSAGES_IN_FLIGHT
-            )
-            self._published_total = metrics.kafka_events
         self._overlap_ms = int(settings.upstream.overlap_seconds * 1000)
         self._window_ms = max(int(settings.window_seconds * 1000), self._overlap_ms)
         self._window = Window(self._window_ms, settings.max_entries)
@@ -301,8 +266,8 @@ class Publisher:
         self._life.beat(at_once=True)
         self._in_flight = None
         self._window.advance(self._checkpoint.position, self._checkpoint.clock_ms)
-        if self._published_total is not None:
-            self._published_total.inc(published)
+        live_ms = 0 if self._replay else max(self._checkpoint.position.values(), default=0)
+        self._destination.record_commit(self._metrics, published, live_ms)
         if repeated:
             self._metrics.duplicates_dropped.inc(repeated)
         self._report_dead_letters(dead_letters)
@@ -349,20 +314,17 @@ class Publisher:
         for (topic, partition), timestamp_ms in self._checkpoint.position.items():
             if timestamp_ms:
                 metrics.position.labels(topic, str(partition)).set(timestamp_ms / 1000)
-        reached_ms = max(self._checkpoint.position.values(), default=0)
         if self._replay is None:
             # The age of history is no lag.
-            self._report_lag(dated, now, reached_ms)
+            self._report_lag(dated, now)
         metrics.window_identities.set(len(self._window))
         self._warn_of_forgotten(self._window.take_forgotten())
 
-    def _report_lag(self, dated: list[int], now: float, reached_ms: int) -> None:
+    def _report_lag(self, dated: list[int], now: float) -> None:
         for dt_ms in dated:
             self._metrics.lag_seconds.observe(max(now - dt_ms / 1000, 0.0))
         if dated:
             self._life.lag_seconds = max(now - dated[0] / 1000, 0.0)
-        if self._settings.kafka is not None and reached_ms:
-            self._metrics.kafka_lag_ms.set(max(now * 1000 - reached_ms, 0.0))
 
     def _warn_of_forgotten(self, forgotten: int) -> None:
         if not forgotten:

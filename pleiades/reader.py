@@ -11,6 +11,7 @@ import random
 import time
 from itertools import count
 
+from pleiades.config.settings import Settings
 from pleiades.core.falling_behind import PERIOD_SECONDS, FallingBehind
 from pleiades.core.framing import ColumnarFrames
 from pleiades.core.ids import ParsedIds
@@ -24,7 +25,6 @@ from pleiades.runtime.channel import POLL_SECONDS, Channel
 from pleiades.runtime.child import Life
 from pleiades.runtime.errors import Stopped, Transient
 from pleiades.runtime.metrics import Metrics
-from pleiades.runtime.settings import Settings
 from pleiades.upstream.http import CONNECT_TIMEOUT_SECONDS, Connection, Upstream
 from pleiades.upstream.refusals import TopicsNotAvailable, named
 from pleiades.upstream.retrying import retrying

@@ -14,6 +14,7 @@ from collections import deque
 from itertools import count
 from typing import NamedTuple
 
+from pleiades.config.settings import ReplaySettings, Settings
 from pleiades.core.framing import ColumnarFrames
 from pleiades.core.pace import Pace
 from pleiades.core.position import Checkpoint, Done
@@ -23,7 +24,6 @@ from pleiades.runtime.channel import POLL_SECONDS, Channel
 from pleiades.runtime.child import Life
 from pleiades.runtime.errors import Stopped
 from pleiades.runtime.metrics import RECONNECT_REASONS, Metrics
-from pleiades.runtime.settings import ReplaySettings, Settings
 from pleiades.upstream.http import Upstream
 
 log = logging.getLogger(__name__)

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import re
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+from pleiades.config import values
+from pleiades.config.flags import BOOLEAN, OPTIONAL_FILE, Flag
+from pleiades.config.settings import Settings
+from pleiades.config.sources import Parser
+from pleiades.config.values import Reader, integer, optional
 from pleiades.core.range import MAX_SLICES, Bound, EmptyRange, Range, Slice, bound_of
 from pleiades.core.wire import Assignment, MalformedId, compose_id, parse_id
-from pleiades.runtime import settings as read
-from pleiades.runtime.arguments import ingest_parser, settings_from
 from pleiades.runtime.errors import UsageError
-from pleiades.runtime.flags import Flags, Variation
-from pleiades.runtime.settings import Settings
+from pleiades.sinks.base import destination_of
+from pleiades.sinks.registry import relay_parser, relay_settings
 
 MAX_CONNECTIONS = 64
 MAX_RATE = 10_000_000
@@ -25,11 +27,6 @@ MAX_LIMIT = 10**15
 MAX_SHOWN_STREAMS = 60
 """Characters; of more streams a position's name holds only the digest."""
 
-_AS_INGEST_BUT = Variation(
-    # Several at once on one machine, each with an end, are usual.
-    defaults={"metricsPort": "0"},
-    fixed={"resume": True, "since": None},
-)
 _RATE = re.compile(r"([0-9]{1,8}(?:\.[0-9]{1,6})?)(?:/s)?", re.ASCII)
 _SLICE = re.compile(r"([0-9]{1,5})/([0-9]{1,5})", re.ASCII)
 
@@ -54,7 +51,7 @@ class Moment:
         """
         if self.assignments:
             return bound_of(self.assignments, first)
-        milliseconds = read.moment(self.text, datetime.fromtimestamp(now_ms / 1000, UTC))
+        milliseconds = values.moment(self.text, datetime.fromtimestamp(now_ms / 1000, UTC))
         return Bound(now_ms if milliseconds is None else max(milliseconds, 0))
 
 
@@ -69,7 +66,7 @@ def moment(text: str) -> Moment:
             raise ValueError(f"is no SSE id: {error}") from None
         named = {source: time or 0 for source, time in assignments}
         return Moment(compose_id(named), absolute=True, assignments=assignments)
-    milliseconds = read.moment(text, datetime.now(UTC))
+    milliseconds = values.moment(text, datetime.now(UTC))
     if milliseconds is None or text.startswith("-"):
         return Moment(text or "now", absolute=False)
     return Moment(str(milliseconds), absolute=True)
@@ -94,11 +91,6 @@ def part(text: str) -> Slice | None:
             f"are at most {MAX_SLICES}"
         )
     return Slice(int(match[1]), int(match[2]))
-
-
-def optional(reads: Callable[[str], int]) -> Callable[[str], int | None]:
-    """Reads what `reads` does; empty: None."""
-    return lambda text: reads(text) if text else None
 
 
 class Arguments(NamedTuple):
@@ -153,102 +145,89 @@ class Arguments(NamedTuple):
             ) from None
 
 
-def replay_parser(description: str) -> argparse.ArgumentParser:
+FLAGS = (
+    Flag(
+        "from",
+        "",
+        "where it begins: ISO 8601, -36h, ms since 1970, or an SSE id (the events after it)",
+        optional(Reader("time|id", moment)),
+    ),
+    Flag(
+        "to",
+        "now",
+        "where it ends, as --from; the moment itself is not in it, the event of an id is",
+        Reader("time|id", moment),
+    ),
+    Flag(
+        "slice",
+        "",
+        "only the i-th of n equal parts, from 0; they meet without gap or overlap",
+        Reader("i/n", part),
+    ),
+    Flag(
+        "restart",
+        "false",
+        "begin at --from again, whatever an earlier run with these arguments did",
+        BOOLEAN,
+    ),
+    Flag(
+        "allow-gap",
+        "false",
+        "replay what there is, if the upstream no longer has all; the exit status is 6 then",
+        BOOLEAN,
+    ),
+    Flag(
+        "skipExisting",
+        "false",
+        "first read which events of the range the destination has, and publish only the missing ones",
+        BOOLEAN,
+    ),
+    Flag(
+        "limit",
+        "",
+        "stop after so many events, for now: the next run goes on; empty: no limit",
+        optional(integer(1, MAX_LIMIT)),
+    ),
+    Flag(
+        "rate",
+        "0",
+        "read at most so many events per second, e.g. 500/s; 0: no limit",
+        Reader("n/s", rate),
+    ),
+    Flag(
+        "upstream.connections",
+        "2",
+        "at most so many connections at once, each for one topic; the public service allows 2",
+        integer(1, MAX_CONNECTIONS),
+    ),
+    Flag("report", "", "a file for the summary as JSON; empty: none", OPTIONAL_FILE),
+)
+
+
+def replay_parser(description: str) -> Parser:
     """The parser of `pleiades replay`."""
-    parser = ingest_parser("replay", description, _AS_INGEST_BUT)
-    flags = Flags(parser, "what is replayed, and how")
-    flags.add(
-        "--from",
-        default="",
-        reads=lambda text: moment(text) if text else None,
-        meaning="where it begins: ISO 8601, -36h, ms since 1970, or an SSE id (the events after it)",
-        unit="time|id",
-    )
-    flags.add(
-        "--to",
-        default="now",
-        reads=moment,
-        meaning="where it ends, as --from; the moment itself is not in it, the event of an id is",
-        unit="time|id",
-    )
-    flags.add(
-        "--slice",
-        default="",
-        reads=part,
-        meaning="only the i-th of n equal parts, from 0; they meet without gap or overlap",
-        unit="i/n",
-    )
-    flags.toggle(
-        "--restart",
-        default=False,
-        meaning="begin at --from again, whatever an earlier run with these arguments did",
-    )
-    flags.toggle(
-        "--allow-gap",
-        default=False,
-        meaning="replay what there is, if the upstream no longer has all; the exit status is 6 then",
-    )
-    flags.toggle(
-        "--skipExisting",
-        default=False,
-        meaning="Kafka: read first what the topic has of the range, and add only what is missing",
-    )
-    flags.add(
-        "--limit",
-        default="",
-        reads=optional(read.integer(1, MAX_LIMIT)),
-        meaning="stop after so many events, for now: the next run goes on; empty: no limit",
-        unit="number",
-    )
-    flags.add(
-        "--rate",
-        default="0",
-        reads=rate,
-        meaning="read at most so many events per second, e.g. 500/s; 0: no limit",
-        unit="n/s",
-    )
-    flags.toggle(
-        "--dry-run",
-        default=False,
-        meaning="only count, by topic and hour: needs no publisher, and writes nothing",
-    )
-    flags.add(
-        "--upstream.connections",
-        default="2",
-        reads=read.integer(1, MAX_CONNECTIONS),
-        meaning="at most so many connections at once, each for one topic; the public service allows 2",
-        unit="number",
-    )
-    flags.add(
-        "--report",
-        default="",
-        reads=lambda text: read.directory(text) if text else None,
-        meaning="a file for the summary as JSON; empty: none",
-        unit="file",
-    )
-    return parser
+    return relay_parser("replay", description, {"what is replayed, and how": FLAGS})
 
 
-def arguments_from(parsed: argparse.Namespace) -> Arguments:
-    """What is behind parsed flags.
+def arguments_from(flag: Mapping[str, Any]) -> Arguments:
+    """The arguments behind the values of flags.
 
     Raises:
         UsageError: they contradict each other.
     """
-    flag = vars(parsed)
     if flag["from"] is None:
         raise UsageError("--from is missing: where does it begin? e.g. --from=-36h")
     arguments = Arguments(
-        settings_from(parsed, publishes=not flag["dry_run"]),
+        relay_settings(flag),
         flag["from"],
         flag["to"],
         flag["slice"],
         flag["restart"],
-        flag["allow_gap"],
+        flag["allow-gap"],
         flag["skipExisting"],
         flag["limit"],
         flag["rate"],
-        flag["dry_run"],
+        flag["dry-run"],
         flag["upstream.connections"],
         flag["report"],
     )
@@ -257,26 +236,22 @@ def arguments_from(parsed: argparse.Namespace) -> Arguments:
             "--slice needs a --from and --to that mean the same in every process: times or ids, "
             "neither -36h nor now"
         )
-    if arguments.skip_existing and flag["file.enable"]:
+    destination = destination_of(arguments.settings)
+    if arguments.skip_existing and destination.skip_existing_refusal:
         raise UsageError(
-            "--skipExisting is for Kafka: files have names that tell what is there, with or without it"
+            f"--skipExisting is not for this destination: {destination.skip_existing_refusal}"
         )
-    return arguments._replace(settings=_with_own_position(arguments))
+    own = replace(destination, position_name=_position_name(arguments))
+    return arguments._replace(settings=replace(arguments.settings, destination=own))
 
 
-def _with_own_position(arguments: Arguments) -> Settings:
-    """The position of a replay: the same for the same arguments, and nobody else's."""
-    settings = arguments.settings
-    streams = "+".join(sorted(settings.upstream.streams))
+def _position_name(arguments: Arguments) -> str:
+    """The name of the position: the same for the same arguments, and nobody else's."""
+    streams = "+".join(sorted(arguments.settings.upstream.streams))
     meant = f"{streams}\n{arguments.begin.text}\n{arguments.end.text}"
     name = f"replay-{hashlib.sha256(meant.encode()).hexdigest()[:10]}"
     if len(streams) <= MAX_SHOWN_STREAMS:
         name = f"{streams}-{name}"
     if arguments.part is not None:
         name += f"-{arguments.part.number}-of-{arguments.part.parts}"
-    files, kafka = settings.files, settings.kafka
-    return replace(
-        settings,
-        files=None if files is None else replace(files, position_name=name),
-        kafka=None if kafka is None else replace(kafka, position_name=name),
-    )
+    return name

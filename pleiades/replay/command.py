@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from types import FrameType
 
-from pleiades.core.position import Checkpoint, UnreadableCheckpoint
+from pleiades.config.settings import ReplaySettings, Settings
+from pleiades.core.position import Checkpoint
 from pleiades.core.range import Range
 from pleiades.core.units import iso_time
 from pleiades.core.wire import TopicPartition
@@ -28,11 +29,8 @@ from pleiades.runtime.errors import (
     HistoryMissing,
     UsageError,
 )
-from pleiades.runtime.flags import joined_negatives
-from pleiades.runtime.settings import FilesSettings, ReplaySettings, Settings
-from pleiades.sinks.checkpoints import CheckpointFile
+from pleiades.sinks.base import destination_of
 from pleiades.sinks.counting import Counted, Hours
-from pleiades.sinks.files import own_folder
 
 log = logging.getLogger(__name__)
 
@@ -47,8 +45,8 @@ def run(arguments: Sequence[str], description: str) -> int:
     """
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _leave)
-    parsed = replay_parser(description).parse_args(joined_negatives(arguments))
-    told = arguments_from(parsed)
+    parsed = replay_parser(description).parse_args(arguments)
+    told = arguments_from(vars(parsed))
     logs.configure(told.settings.log_level, told.settings.log_format, "parent")
     restart = told.restart
     stored = None if told.dry_run or restart else _stored(told.settings)
@@ -81,38 +79,9 @@ def _leave(_number: int, _frame: FrameType | None) -> None:
 
 
 def _stored(settings: Settings) -> Checkpoint | None:
-    """What an earlier run with the same arguments left; changes nothing."""
-    checkpoint = None
-    if settings.kafka is not None:
-        # Only here: librdkafka is not for those who publish to files.
-        from pleiades.sinks.kafka.peek import stored_checkpoint
-
-        checkpoint = stored_checkpoint(settings.kafka)
-    elif settings.files is not None:
-        checkpoint = _stored_in(settings.files)
-    if checkpoint is not None and checkpoint.done is None:
-        return None
-    return checkpoint
-
-
-def _stored_in(files: FilesSettings) -> Checkpoint | None:
-    folder = own_folder(files.publish_dir, files.position_name, replays=True)
-    try:
-        stored = CheckpointFile(folder, files.position_name, synced=True).look()
-    except UnreadableCheckpoint as error:
-        log.warning(
-            "the position in %s is unusable (%s): beginning again; what is there already is dropped by "
-            "its name",
-            folder,
-            error,
-        )
-        return None
-    except OSError as error:
-        raise Fatal(
-            f"can't read the position in {folder}: {error.strerror}. Nothing was written. Choose "
-            "another --file.publishDir or mend its permissions"
-        ) from None
-    return None if stored is None else stored.checkpoint
+    """The checkpoint that an earlier run with the same arguments left."""
+    checkpoint = destination_of(settings).stored_checkpoint()
+    return None if checkpoint is None or checkpoint.done is None else checkpoint
 
 
 def _is_finished(checkpoint: Checkpoint) -> bool:
@@ -154,7 +123,6 @@ def _with_range(told: Arguments, span: Range, now_ms: int, stored: Checkpoint | 
             allow_gap=told.allow_gap,
             incomplete=incomplete,
             skip_existing=told.skip_existing,
-            dry_run=told.dry_run,
         ),
     )
 
@@ -226,7 +194,7 @@ class Display:
         told = self._told
         report = Report(
             streams=told.settings.upstream.streams,
-            destination=_destination(told.settings),
+            destination=destination_of(told.settings).place,
             span=self._span,
             part=told.part,
             checkpoint=checkpoint,
@@ -259,13 +227,3 @@ class Display:
         if wrong:
             raise Fatal(wrong)
         return status
-
-
-def _destination(settings: Settings) -> str:
-    if settings.kafka is not None:
-        return f"the topic {settings.kafka.topic} of Kafka at {settings.kafka.brokers}"
-    if settings.files is not None:
-        # A path's bytes need not be text.
-        shown = os.fsencode(settings.files.publish_dir.absolute()).decode(errors="replace")
-        return f"files in {shown}"
-    return "nothing (a dry run)"

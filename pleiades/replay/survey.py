@@ -19,13 +19,13 @@ from typing import NamedTuple, TypeVar
 
 import orjson
 
+from pleiades.config.settings import UpstreamSettings
 from pleiades.core.framing import Framer
 from pleiades.core.pauses import Pauses
 from pleiades.core.range import Range
 from pleiades.core.sse import sse_events
 from pleiades.core.wire import MalformedId, TopicPartition, compose_id, parse_id
 from pleiades.runtime.errors import Fatal, Transient
-from pleiades.runtime.settings import UpstreamSettings
 from pleiades.upstream.http import Upstream
 from pleiades.upstream.refusals import TopicsNotAvailable
 from pleiades.upstream.retrying import retrying

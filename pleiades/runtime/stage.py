@@ -10,10 +10,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing.context import SpawnContext, SpawnProcess
 
+from pleiades.config.settings import Settings
 from pleiades.runtime import child
 from pleiades.runtime.child import EXIT_FATAL_BASE, Beat, ChildSettings
 from pleiades.runtime.metric_store import FOLDER_VARIABLE
-from pleiades.runtime.settings import Settings
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,6 +24,7 @@ from typing import Protocol
 
 from setproctitle import setproctitle
 
+from pleiades.config.settings import Settings
 from pleiades.core.restart import Ended, GiveUp, RestartPolicy
 from pleiades.core.units import plural
 from pleiades.runtime.child import EXIT_WAITING, STOP_SIGNALS, Beat
@@ -34,7 +35,6 @@ from pleiades.runtime.metric_store import metrics_folder
 from pleiades.runtime.metrics import Metrics
 from pleiades.runtime.notify import Notify
 from pleiades.runtime.pages import pages
-from pleiades.runtime.settings import Settings
 from pleiades.runtime.stage import Running, StageSpec
 
 log = logging.getLogger(__name__)

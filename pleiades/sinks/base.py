@@ -1,4 +1,4 @@
-"""The contract between the publisher and a destination.
+"""The contract between the publisher and a destination, and the description of a destination.
 
 Every sink passes the same suite, tests/contract/test_sinks.py. The publisher calls from one thread:
 
@@ -7,22 +7,30 @@ Every sink passes the same suite, tests/contract/test_sinks.py. The publisher ca
 - `open` makes the destination ready, keeps other instances out, and says what is durable.
 - `write` takes events in upstream order. They need not be durable or visible yet.
 - `commit` returns when everything written **and** the checkpoint are durable: the events first or
-  both together, never the checkpoint first. It does not give up: trouble that can pass is waited for.
+  both together, never the checkpoint first. It does not give up: it retries whatever can pass.
 - After a crash at any point, `open` gives a checkpoint that covers no event that is not published, and
   in `Opened.window` every event that is published and may come again. A destination forgets an event
-  only if `Checkpoint.known_from` says so. What users do with published events, and clocks, change
-  nothing of it.
+  only if `Checkpoint.known_from` says so. Neither clocks nor users who move events change that.
 - `close` is safe at any time, also twice; it commits nothing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol, Self
 
+from pleiades.config.flags import Flag
+from pleiades.config.settings import Settings
 from pleiades.core.position import Checkpoint
 from pleiades.core.wire import Event, TopicPartition
+from pleiades.runtime.child import Life
+from pleiades.runtime.findings import Finding
+from pleiades.runtime.metrics import Metrics
+
+MAX_BYTES_IN_FLIGHT = 12 * 1024 * 1024
+BACKLOG_COMMIT_SECONDS = 1.0
 
 
 class Remembered(NamedTuple):
@@ -96,3 +104,134 @@ class Sink(Protocol):
 
     def close(self) -> None:
         """Let go of the destination; what is not committed is forgotten."""
+
+
+# ---- what a destination is to everybody else ----
+
+
+@dataclass(frozen=True, slots=True)
+class CommitPolicy:
+    """When events in flight are committed: by time, number or size, whichever comes first.
+
+    The time counts from the previous commit, not from the first event: after a pause an event is
+    committed at once, and a steady flow needs no more commits. While the next events wait already the
+    interval is longer: fewer commits relay a backlog sooner, and each of its events is late anyway.
+    """
+
+    interval_seconds: float = 0.2
+    max_events: int = 5000
+    max_bytes: int = MAX_BYTES_IN_FLIGHT
+
+    def due(self, since_last_seconds: float, events: int, size_bytes: int, backlog: bool) -> bool:
+        """Whether to commit now; `backlog`: the next events wait already."""
+        interval_seconds = self.interval_seconds
+        if backlog:
+            interval_seconds = max(interval_seconds, BACKLOG_COMMIT_SECONDS)
+        return (
+            since_last_seconds >= interval_seconds
+            or events >= self.max_events
+            or size_bytes >= self.max_bytes
+        )
+
+
+class SinkContext(NamedTuple):
+    """The process around a sink."""
+
+    life: Life
+    metrics: Metrics
+    settings: Settings
+    reached: bool
+    """An earlier process of this program had the destination open."""
+
+
+@dataclass(frozen=True)
+class Destination(ABC):
+    """A destination as the command line configured it: everything that others know of it.
+
+    A subclass adds its settings as fields and stands in `sinks.registry`. It is pickled to child
+    processes, so its module is imported in each of them: it imports its sink only in `make_sink`.
+    """
+
+    position_name: str
+    """The name under which the position is stored."""
+
+    enable: ClassVar[str]
+    """The boolean flag that chooses it."""
+    flags: ClassVar[tuple[Flag, ...]]
+    """All its flags, `enable` included."""
+    outranks: ClassVar[bool] = False
+    """Its flag also wins beside that of another destination."""
+    skip_existing_refusal: ClassVar[str] = ""
+    """Why a replay has no --skipExisting here; empty: it has."""
+
+    @classmethod
+    @abstractmethod
+    def from_flags(cls, flag: Mapping[str, Any], position_name: str) -> Self:
+        """Read the settings from the values of all flags, by name.
+
+        Raises:
+            UsageError: they contradict each other.
+        """
+
+    @staticmethod
+    def refused_argument(_words: Sequence[str]) -> str | None:
+        """Why this command line must not be used, whichever destination it chooses; None: it may."""
+        return None
+
+    @property
+    @abstractmethod
+    def place(self) -> str:
+        """Where events go, in words: "files in /srv/events"."""
+
+    @abstractmethod
+    def make_sink(self, context: SinkContext) -> Sink:
+        """Make the sink in the publisher's process; does not open it."""
+
+    @property
+    def commit_policy(self) -> CommitPolicy:
+        """When the publisher commits."""
+        return CommitPolicy()
+
+    def record_commit(  # noqa: B027  # a hook
+        self, metrics: Metrics, published: int, reached_ms: int
+    ) -> None:
+        """Count a commit in metrics of the destination's own.
+
+        Args:
+            published: how many events it published.
+            reached_ms: the greatest upstream timestamp so far, ms since 1970; 0: none, or a replay's.
+        """
+
+    def inspect(self, settings: Settings) -> Iterator[Finding]:
+        """Look at the destination for `pleiades check`; changes nothing.
+
+        Raises:
+            Fatal: a start would fail in the same way.
+        """
+        yield from ()
+
+    def clock_refusal(self, _apart_seconds: float) -> str:
+        """Why nothing could be published while this machine's clock is that wrong; empty: it could."""
+        return ""
+
+    def stored_checkpoint(self) -> Checkpoint | None:
+        """Look for the checkpoint that an earlier run of a replay left; changes nothing.
+
+        Raises:
+            Fatal: the destination can't be read.
+        """
+        return None
+
+    def refuse_if_held(self) -> None:  # noqa: B027  # a hook
+        """Find out, without opening it, whether another instance publishes here.
+
+        Raises:
+            DestinationHeld: it does.
+        """
+
+
+def destination_of(settings: Settings) -> Destination:
+    """The destination of a relay."""
+    if not isinstance(settings.destination, Destination):
+        raise TypeError("Settings.destination is no Destination")
+    return settings.destination

@@ -1,14 +1,17 @@
-"""Publishes nothing: counts what would be published, by topic and hour. For a dry run."""
+"""The destination of a dry run: counts the events by topic and hour, and publishes nothing."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping
-from typing import NamedTuple, TypeAlias
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Self, TypeAlias
 
+from pleiades.config.flags import BOOLEAN, Flag
 from pleiades.core.position import Checkpoint
 from pleiades.core.wire import Event
-from pleiades.sinks.base import Committed, Opened
+from pleiades.runtime.channel import POLL_SECONDS
+from pleiades.sinks.base import Committed, Destination, Opened, SinkContext
 
 HOUR_MS = 3_600_000
 
@@ -16,8 +19,41 @@ Hours: TypeAlias = Mapping[tuple[str, int], int]
 """Events by upstream topic (empty: unknown) and the beginning of the hour, ms since 1970."""
 
 
+@dataclass(frozen=True)
+class CountingDestination(Destination):
+    """Counts."""
+
+    enable = "dry-run"
+    outranks = True
+    flags = (
+        Flag(
+            "dry-run",
+            "false",
+            "only count, by topic and hour: needs no publisher, and writes nothing",
+            BOOLEAN,
+            without=("ingest", "check", "demo"),
+        ),
+    )
+    place = "nothing (a dry run)"
+
+    @classmethod
+    def from_flags(cls, _flag: Mapping[str, Any], position_name: str) -> Self:
+        """See `Destination.from_flags`."""
+        return cls(position_name)
+
+    def make_sink(self, context: SinkContext) -> CountingSink:
+        """See `Destination.make_sink`."""
+
+        def tell(counted: Counted) -> None:
+            # Sent at once, for it is the last message of this process.
+            with context.life.busy(POLL_SECONDS):
+                context.life.details = counted
+
+        return CountingSink(tell)
+
+
 class Counted(NamedTuple):
-    """What a dry run ends with."""
+    """The result of a dry run."""
 
     checkpoint: Checkpoint | None
     hours: Hours
@@ -27,7 +63,7 @@ class CountingSink:
     """See `Sink`; nothing is durable, so every start begins anew.
 
     Args:
-        tell: gets what was counted, at the end.
+        tell: gets the counts at the end.
     """
 
     def __init__(self, tell: Callable[[Counted], None]) -> None:
@@ -36,11 +72,11 @@ class CountingSink:
         self._pending: list[Event] = []
         self._checkpoint: Checkpoint | None = None
 
-    def open(self, resume: bool) -> Opened:  # the contract's
+    def open(self, resume: bool) -> Opened:
         """See `Sink.open`."""
         return Opened(None)
 
-    def is_published(self, event: Event) -> bool:  # the contract's
+    def is_published(self, event: Event) -> bool:
         """See `Sink.is_published`."""
         return False
 

@@ -14,11 +14,12 @@ import requests.utils
 import urllib3
 
 from pleiades import __version__
+from pleiades.config.flags import REDIRECTS_ANY
+from pleiades.config.settings import UpstreamSettings
 from pleiades.core.backoff import retry_after_seconds
 from pleiades.core.units import iso_time
 from pleiades.runtime.errors import RefusedByUpstream, Transient
 from pleiades.runtime.logs import printable
-from pleiades.runtime.settings import REDIRECTS_ANY, UpstreamSettings
 from pleiades.upstream.body import Body, refuse_codings
 from pleiades.upstream.refusals import (
     TopicsNotAvailable,

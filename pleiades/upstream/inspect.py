@@ -3,34 +3,37 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
+from pleiades.config.settings import UpstreamSettings
 from pleiades.core.framing import Framer, ids_in
 from pleiades.core.units import rough_duration
 from pleiades.core.wire import MalformedId, parse_id
 from pleiades.runtime.errors import Transient
 from pleiades.runtime.findings import Finding, note, ok, problem, warning
 from pleiades.runtime.logs import printable
-from pleiades.runtime.settings import Settings
 from pleiades.upstream.http import Connection, Upstream
 
-UPSTREAM = "upstream"
 SILENCE_SECONDS = 5.0
 """The longest wait for the answer, and then for a first event."""
 CLOCK_SECONDS = 10.0
 """Differences from the upstream's clock below this are not reported; an HTTP date has whole seconds."""
 CLOCK_WARNING_SECONDS = 60.0
-KAFKA_CLOCK_SECONDS = 3600.0
-"""Brokers refuse records dated further ahead, by default."""
 
 _WAITED_FOR = " (ingest would try again until it works)"
 
 
-def look_at_upstream(settings: Settings) -> Iterator[Finding]:
-    """Ask once, as `ingest` would for what comes from now on, and wait for the first event."""
-    patient = min(settings.upstream.idle_timeout_seconds, SILENCE_SECONDS)
-    upstream = Upstream(replace(settings.upstream, idle_timeout_seconds=patient))
+def look_at_upstream(
+    settings: UpstreamSettings, clock_refusal: Callable[[float], str]
+) -> Iterator[Finding]:
+    """Ask once, as `ingest` would for what comes from now on, and wait for the first event.
+
+    Args:
+        clock_refusal: see `Destination.clock_refusal`.
+    """
+    patient = min(settings.idle_timeout_seconds, SILENCE_SECONDS)
+    upstream = Upstream(replace(settings, idle_timeout_seconds=patient))
     started = time.monotonic()
     try:
         connection = upstream.connect(None, time.time_ns() // 1_000_000)
@@ -39,9 +42,9 @@ def look_at_upstream(settings: Settings) -> Iterator[Finding]:
         finally:
             connection.close()
     except Transient as error:
-        yield problem(UPSTREAM, f"{error}{_afterwards(error)}")
+        yield problem(f"{error}{_afterwards(error)}")
         return
-    yield from _clock(connection.server_ms, settings.kafka is not None)
+    yield from _clock(connection.server_ms, clock_refusal)
 
 
 def _afterwards(error: Transient) -> str:
@@ -67,7 +70,6 @@ def _first_event(address: str, connection: Connection, started: float) -> Findin
         if b"\ndata:" in b"\n" + blob:
             return _event(address, blob, time.monotonic() - started)
     return ok(
-        UPSTREAM,
         f"{address} answers; no event within {SILENCE_SECONDS:.0f} s, which is normal for a stream "
         "with few of them",
     )
@@ -83,16 +85,13 @@ def _event(address: str, blob: bytes, seconds: float) -> Finding:
         topics = sorted({source[0] for source, _ in parse_id(ids_in(blob)[0])})
     except (MalformedId, IndexError):
         return warning(
-            UPSTREAM,
             f"{address} answers, but its events have no id that tells where they come from: after a "
             "cut nothing could be resumed. Is this EventStreams? Check --upstream.url",
         )
-    return ok(
-        UPSTREAM, f"{address} answers; first event after {seconds:.1f} s, of {', '.join(topics)}"
-    )
+    return ok(f"{address} answers; first event after {seconds:.1f} s, of {', '.join(topics)}")
 
 
-def _clock(server_ms: int | None, to_kafka: bool) -> Iterator[Finding]:
+def _clock(server_ms: int | None, clock_refusal: Callable[[float], str]) -> Iterator[Finding]:
     if server_ms is None:
         return
     ahead_seconds = (time.time_ns() // 1_000_000 - server_ms) / 1000
@@ -102,21 +101,14 @@ def _clock(server_ms: int | None, to_kafka: bool) -> Iterator[Finding]:
     apart = f"{apart_seconds:.0f} s" if apart_seconds < 2 * 60 else rough_duration(apart_seconds)
     side = "ahead of" if ahead_seconds > 0 else "behind"
     said = f"this machine's clock is {apart} {side} the upstream's"
-    if to_kafka and apart_seconds > KAFKA_CLOCK_SECONDS:
-        yield problem(
-            UPSTREAM,
-            f"{said}. Kafka refuses records that are dated too far from the broker's time "
-            "(message.timestamp.after.max.ms, 1 hour by default): nothing could be published. Set the "
-            "clock right (NTP)",
-        )
+    if refusal := clock_refusal(apart_seconds):
+        yield problem(f"{said}. {refusal}: nothing could be published. Set the clock right (NTP)")
     elif apart_seconds > CLOCK_WARNING_SECONDS:
         yield warning(
-            UPSTREAM,
             f"{said}: lags look wrong, and a start without a position begins too early or too late. Set "
             "the clock right (NTP)",
         )
     else:
         yield note(
-            UPSTREAM,
             f"{said}: lags will look wrong. Set this one's clock (NTP) if it is the wrong one",
         )

@@ -17,13 +17,13 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]  # its documen
     NewPartitions,
 )
 
+from pleiades.config.settings import ReplaySettings
 from pleiades.core.fingerprint import fingerprints
 from pleiades.core.position import Checkpoint, Done
 from pleiades.core.range import Bound, Range
 from pleiades.core.wire import Event, compose_id
 from pleiades.runtime.child import Life
 from pleiades.runtime.metrics import Metrics
-from pleiades.runtime.settings import ReplaySettings
 from pleiades.sinks.base import Sink
 from pleiades.sinks.kafka import found, history, records
 from pleiades.sinks.kafka import sink as sinks
@@ -91,9 +91,7 @@ def test_a_replay_knows_what_it_published_without_a_readable_id(
     """It does not say whose it is: it may be an ingest's, and may be the replay's own."""
     span = Range(Bound(START_MS), Bound(START_MS + 1_000))
     sources = {SOURCE: START_MS, ("codfw.x", 0): START_MS}
-    settings = ReplaySettings(
-        span, START_MS, sources, 2, 0.0, None, False, False, False, dry_run=False
-    )
+    settings = ReplaySettings(span, START_MS, sources, 2, 0.0, None, False, False, False)
     place = kafka_place(kafka, topic, life, metrics, settings)
     first = place.sink()
     first.open(resume=True)
@@ -256,9 +254,7 @@ def _store(kafka: str, topic: str, metadata: str) -> None:
 def replay_of(bootstrap: str, topic: str, life: Life, metrics: Metrics) -> Place:
     span = Range(Bound(START_MS), Bound(START_MS + 1_000))
     sources = {SOURCE: START_MS}
-    settings = ReplaySettings(
-        span, START_MS, sources, 2, 0.0, None, False, False, False, dry_run=False
-    )
+    settings = ReplaySettings(span, START_MS, sources, 2, 0.0, None, False, False, False)
     return kafka_place(bootstrap, topic, life, metrics, settings, "replay-1")
 
 

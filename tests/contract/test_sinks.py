@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from pleiades.config.settings import ReplaySettings
 from pleiades.core.fingerprint import fingerprint
 from pleiades.core.identity import fallback_identity
 from pleiades.core.position import Checkpoint
@@ -16,14 +17,14 @@ from pleiades.core.wire import UNKNOWN_SOURCE, Event, compose_id
 from pleiades.runtime.child import Life
 from pleiades.runtime.errors import DestinationHeld
 from pleiades.runtime.metrics import Metrics
-from pleiades.runtime.settings import DEAD_LETTERS_SUFFIX, KafkaSettings, ReplaySettings
 from pleiades.sinks.base import Sink
-from pleiades.sinks.files import FilesSink, Surroundings
 from pleiades.sinks.files import sink as files
-from pleiades.sinks.kafka import KafkaSink
+from pleiades.sinks.files.sink import FilesSink, Surroundings
+from pleiades.sinks.kafka.destination import DEAD_LETTERS_SUFFIX, KafkaDestination
 from pleiades.sinks.kafka.reporting import Reporting
-from pleiades.sinks.memory import MemorySink, MemoryStore
+from pleiades.sinks.kafka.sink import KafkaSink
 from tests.harness.broker import topic_records
+from tests.harness.memory import MemorySink, MemoryStore
 
 SOURCE = ("eqiad.mediawiki.recentchange", 0)
 START_MS = 1_760_000_000_000
@@ -90,7 +91,7 @@ def kafka_place(
     replay: ReplaySettings | None = None,
     name: str = "recentchange",
 ) -> Place:
-    settings = KafkaSettings(
+    settings = KafkaDestination(
         brokers=bootstrap,
         topic=topic,
         partitions=1,

@@ -9,7 +9,7 @@ from confluent_kafka.admin import AdminClient
 from pleiades.replay.arguments import arguments_from, replay_parser
 from pleiades.simulator.settings import Disorder, SimulatorSettings
 from pleiades.simulator.simulator import Simulator
-from pleiades.sinks.kafka.peek import stored_checkpoint
+from pleiades.sinks.base import destination_of
 from tests.harness.relay import Relay, ingest_flags, kafka_flags, replay_flags
 
 Simulate = Callable[[SimulatorSettings], Simulator]
@@ -47,12 +47,9 @@ def test_each_reads_back_what_is_its_own(simulate: Simulate, kafka: str, topic: 
 
 
 def test_the_look_before_the_start_makes_nothing(kafka: str, topic: str) -> None:
-    parser = replay_parser("")
-    told = arguments_from(
-        parser.parse_args(["--from=1", "--to=2", *kafka_flags(kafka, topic + "-unmade")])
-    )
-    assert told.settings.kafka is not None
-    assert stored_checkpoint(told.settings.kafka) is None
+    flags = ["--from=1", "--to=2", *kafka_flags(kafka, topic + "-unmade")]
+    told = arguments_from(vars(replay_parser("").parse_args(flags)))
+    assert destination_of(told.settings).stored_checkpoint() is None
     topics = AdminClient({"bootstrap.servers": kafka}).list_topics(timeout=10).topics
     assert topic + "-unmade" not in topics
 

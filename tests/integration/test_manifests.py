@@ -13,8 +13,9 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from pleiades.runtime.arguments import ingest_parser, settings_from
+from pleiades.sinks.registry import relay_parser
 from tests.harness.prerequisites import KUSTOMIZE, SYSTEMD, require
+from tests.harness.settings import files_of, kafka_of, settings_of
 
 ROOT = Path(__file__).resolve().parents[2]
 DEPLOY = ROOT / "deploy"
@@ -169,25 +170,26 @@ def test_an_overlays_flags_and_file_are_accepted(
     command, *flags = pod["containers"][0]["args"]
     assert command == "ingest"
     written = [flag.replace("/etc/pleiades/pleiades.toml", str(file)) for flag in flags]
-    settings = settings_from(ingest_parser("ingest", "").parse_args(written))
-    assert (settings.kafka is not None) == (overlay == "kafka")
+    settings = settings_of(*written)
     mounted = {mount["mountPath"] for mount in pod["containers"][0]["volumeMounts"]}
-    assert settings.files is None or str(settings.files.publish_dir.parent) in mounted
+    if overlay == "kafka":
+        kafka_of(settings)
+    else:
+        assert str(files_of(settings).publish_dir.parent) in mounted
 
 
 def test_the_kind_deployments_flags_are_accepted(built: dict[str, list[Any]]) -> None:
     (pod,) = [pod for name, pod in _pods(built) if name == "kind/pleiades"]
     command, *flags = pod["containers"][0]["args"]
     assert command == "ingest"
-    settings = settings_from(ingest_parser("ingest", "").parse_args(flags))
-    assert settings.kafka is not None
+    destination = kafka_of(settings_of(*flags))
     # As the operator names the Service of the cluster beside it.
     (kafka,) = [made for made in built["kind/pleiades"] if made["kind"] == "Kafka"]
-    assert settings.kafka.brokers == f"{kafka['metadata']['name']}-kafka-bootstrap:9092"
+    assert destination.brokers == f"{kafka['metadata']['name']}-kafka-bootstrap:9092"
     topics = {
         made["metadata"]["name"] for made in built["kind/pleiades"] if made["kind"] == "KafkaTopic"
     }
-    assert topics == {settings.kafka.topic, f"{settings.kafka.topic}-dead-letters"}
+    assert topics == {destination.topic, f"{destination.topic}-dead-letters"}
 
 
 def test_both_forms_of_the_alerts_say_the_same(built: dict[str, list[Any]]) -> None:
@@ -198,7 +200,7 @@ def test_both_forms_of_the_alerts_say_the_same(built: dict[str, list[Any]]) -> N
 
 def test_compose_mounts_and_sets_what_there_is() -> None:
     composed = yaml.safe_load((DEPLOY / "compose.yaml").read_text())
-    parser = ingest_parser("ingest", "")
+    parser = relay_parser("ingest")
     known = {getattr(action, "env_var", None) for action in parser._actions}
     for name, service in composed["services"].items():
         image = service.get("image", "kafka from its own file")
@@ -208,7 +210,7 @@ def test_compose_mounts_and_sets_what_there_is() -> None:
             assert not source.startswith(".") or (DEPLOY / source).exists(), volume
         for variable in service.get("environment", {}):
             assert not variable.startswith("PLEIADES_") or variable in known, variable
-    assert settings_from(parser.parse_args(composed["services"]["pleiades"]["command"][1:])).kafka
+    kafka_of(settings_of(*composed["services"]["pleiades"]["command"][1:]))
 
 
 @pytest.mark.needs(SYSTEMD)

@@ -26,6 +26,7 @@ from typing import Protocol, cast
 
 import pytest
 
+from pleiades.config.settings import Settings
 from pleiades.core.admission import young
 from pleiades.core.fingerprint import fingerprint
 from pleiades.core.position import Checkpoint, Position, ResumeCursor, join
@@ -44,12 +45,13 @@ from pleiades.publisher import Publisher
 from pleiades.runtime import faultpoints
 from pleiades.runtime.channel import Channel
 from pleiades.runtime.metrics import Metrics
-from pleiades.runtime.settings import SYNC_NONE, Settings
 from pleiades.sinks import disk
 from pleiades.sinks.base import Committed, Opened, Remembered, Sink
-from pleiades.sinks.files import FilesSink, Surroundings, identities, staging
+from pleiades.sinks.files import identities, staging
+from pleiades.sinks.files.destination import SYNC_NONE
+from pleiades.sinks.files.sink import FilesSink, Surroundings
 from pleiades.sinks.kafka.stored import Stored, encode, read_stored
-from pleiades.sinks.memory import MemorySink, MemoryStore
+from tests.harness.memory import MemorySink, MemoryStore
 from tests.property.test_exactly_once import START, ModelConnection, ModelUpstream
 from tests.unit.conftest import FakeChannel, FakeLife
 

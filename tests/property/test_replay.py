@@ -19,20 +19,20 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from pleiades.config.settings import ReplaySettings, Settings
 from pleiades.core.decoding import decode
 from pleiades.core.position import Checkpoint
 from pleiades.core.range import PAST_EVENTS, Bound, Range, within
 from pleiades.core.wire import Batch, End, Frames, TopicPartition, parse_id
 from pleiades.lanes.lane import Finished, Lane, Message, Plan, Received
 from pleiades.publisher import Publisher
-from pleiades.runtime.arguments import ingest_parser, settings_from
 from pleiades.runtime.channel import Channel
 from pleiades.runtime.errors import HistoryMissing, Transient
 from pleiades.runtime.metric_store import FOLDER_VARIABLE
 from pleiades.runtime.metrics import Metrics
-from pleiades.runtime.settings import ReplaySettings, Settings
-from pleiades.sinks.memory import MemorySink, MemoryStore
 from pleiades.upstream.http import Connection, Upstream
+from tests.harness.memory import MemorySink, MemoryStore
+from tests.harness.settings import settings_of
 from tests.unit.conftest import FakeChannel, FakeLife
 
 SOURCE: TopicPartition = ("eqiad.x", 0)
@@ -186,7 +186,6 @@ class Replay:
             allow_gap=False,
             incomplete=False,
             skip_existing=False,
-            dry_run=False,
         )
         batches = FakeChannel[Batch | End](*self._batches(said), End())
         Publisher(
@@ -232,8 +231,7 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[Log, R
         patched.setenv(FOLDER_VARIABLE, str(folder))
         patched.setattr(Lane, "_rest", lambda *_: None)
         metrics = Metrics("test", str(folder))
-        parsed = ingest_parser("ingest", "").parse_args(["--file.enable"])
-        made = settings_from(parsed)
+        made = settings_of("--file.enable")
         yield lambda log, span: Replay(log, span, BEGIN + YEAR_MS // 365, made, metrics)
 
 

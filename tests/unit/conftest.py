@@ -11,12 +11,12 @@ from typing import Generic, TypeVar
 import pytest
 from prometheus_client.values import close_all_multiprocess_files
 
-from pleiades.runtime.arguments import ingest_parser, settings_from
+from pleiades.config.settings import Settings
 from pleiades.runtime.child import Life
 from pleiades.runtime.errors import Stopped
 from pleiades.runtime.metric_store import FOLDER_VARIABLE
 from pleiades.runtime.metrics import Metrics
-from pleiades.runtime.settings import Settings
+from tests.harness.settings import settings_of as relay_settings_of
 
 T = TypeVar("T")
 
@@ -76,6 +76,6 @@ def metrics(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Metrics
 @pytest.fixture
 def settings_of() -> Callable[..., Settings]:
     def settings(*flags: str) -> Settings:
-        return settings_from(ingest_parser("ingest", "").parse_args(["--file.enable", *flags]))
+        return relay_settings_of("--file.enable", *flags)
 
     return settings

@@ -15,9 +15,10 @@ import pytest
 
 from pleiades import check
 from pleiades.check import Look
+from pleiades.config.settings import Settings
 from pleiades.runtime.errors import EXIT_REFUSED
 from pleiades.runtime.findings import Finding, Kind, note, ok, problem, warning
-from pleiades.runtime.settings import Settings
+from pleiades.sinks.base import destination_of
 from pleiades.upstream.inspect import look_at_upstream
 from tests.harness.answers import Server, since_of
 
@@ -41,8 +42,12 @@ def serve() -> Iterator[Callable[[bytes], Server]]:
         server.close()
 
 
+def _look(settings: Settings) -> Iterator[Finding]:
+    return look_at_upstream(settings.upstream, destination_of(settings).clock_refusal)
+
+
 def found_at(url: str, settings_of: SettingsOf) -> list[Finding]:
-    return list(look_at_upstream(settings_of(f"--upstream.url={url}")))
+    return list(_look(settings_of(f"--upstream.url={url}")))
 
 
 @pytest.mark.parametrize(
@@ -124,7 +129,7 @@ def test_a_silent_stream_is_normal(settings_of: SettingsOf) -> None:
         answering = threading.Thread(target=answer)
         answering.start()
         url = f"--upstream.url=http://127.0.0.1:{server.getsockname()[1]}"
-        (finding,) = look_at_upstream(settings_of(url, "--upstream.idleTimeout=200ms"))
+        (finding,) = _look(settings_of(url, "--upstream.idleTimeout=200ms"))
         seen.set()
         answering.join()
     assert finding.kind is Kind.OK
@@ -148,7 +153,7 @@ def test_a_refused_request_ends_as_ingest_would(
     serve: Callable[[bytes], Server], settings_of: SettingsOf
 ) -> None:
     url = serve(b"HTTP/1.1 404 Not Found\r\n\r\n").url
-    look = Look("upstream", look_at_upstream(settings_of(f"--upstream.url={url}")))
+    look = Look("upstream", _look(settings_of(f"--upstream.url={url}")))
     (finding,) = look.findings(deadline=time.monotonic() + 30)
     assert (finding.kind, finding.exit_status) == (Kind.PROBLEM, EXIT_REFUSED)
 
@@ -188,7 +193,7 @@ def test_a_part_that_hangs_is_given_up_and_what_it_found_before_is_kept() -> Non
     hangs, goes_on = threading.Event(), threading.Event()
 
     def found() -> Iterator[Finding]:
-        yield ok("upstream", "so far")
+        yield ok("so far")
         hangs.set()
         goes_on.wait()
 
@@ -196,14 +201,14 @@ def test_a_part_that_hangs_is_given_up_and_what_it_found_before_is_kept() -> Non
     hangs.wait()
     before, given_up = look.findings(deadline=time.monotonic())
     goes_on.set()
-    assert before == ok("upstream", "so far")
+    assert before == ok("so far")
     assert given_up.kind is Kind.PROBLEM
     assert "something hangs" in given_up.text
 
 
 def test_a_bug_is_told_without_the_text_of_its_error() -> None:
     def found() -> Iterator[Finding]:
-        yield ok("destination", "so far")
+        yield ok("so far")
         raise ValueError("hunter2")
 
     *_, finding = Look("destination", found()).findings(deadline=time.monotonic() + 30)
@@ -216,7 +221,7 @@ def test_a_bug_is_told_without_the_text_of_its_error() -> None:
 
 
 def test_the_status_is_that_of_the_first_problem(capsys: pytest.CaptureFixture[str]) -> None:
-    found = [ok("a", "1"), problem("b", "2", 4), problem("c", "3", 3), warning("d", "4")]
+    found = [("a", ok("1")), ("b", problem("2", 4)), ("c", problem("3", 3)), ("d", warning("4"))]
     assert check._show(iter(found), logging.INFO, "text") == 4
     assert [line.split() for line in capsys.readouterr().out.splitlines()] == [
         ["ok", "a", "1"],
@@ -224,18 +229,20 @@ def test_the_status_is_that_of_the_first_problem(capsys: pytest.CaptureFixture[s
         ["problem", "c", "3"],
         ["warning", "d", "4"],
     ]
-    assert check._show(iter([ok("a", "1"), note("b", "2"), warning("c", "3")]), 0, "text") == 0
+    assert (
+        check._show(iter([("a", ok("1")), ("b", note("2")), ("c", warning("3"))]), 0, "text") == 0
+    )
 
 
 def test_quiet_means_problems_only(capsys: pytest.CaptureFixture[str]) -> None:
-    found = [ok("a", "1"), note("b", "2"), warning("c", "3"), problem("d", "4")]
+    found = [("a", ok("1")), ("b", note("2")), ("c", warning("3")), ("d", problem("4"))]
     check._show(iter(found), logging.ERROR, "json")
     assert [orjson.loads(line) for line in capsys.readouterr().out.splitlines()] == [
         {"part": "d", "kind": "problem", "text": "4"}
     ]
 
 
-def test_a_finding_is_one_line_whatever_it_quotes() -> None:
-    line = ok("upstream", "a\nb\x1b[31m\u2028c").line("text")
-    assert line.splitlines() == [line]
+def test_a_finding_is_one_line_whatever_it_quotes(capsys: pytest.CaptureFixture[str]) -> None:
+    check._show(iter([("upstream", ok("a\nb\x1b[31m\u2028c"))]), logging.INFO, "text")
+    (line,) = capsys.readouterr().out.splitlines()
     assert "\x1b" not in line

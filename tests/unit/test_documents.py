@@ -8,7 +8,8 @@ from pathlib import Path
 
 from pleiades.core.range import Slice
 from pleiades.replay.arguments import arguments_from, replay_parser
-from pleiades.runtime.arguments import ingest_parser, settings_from
+from pleiades.sinks.registry import relay_parser
+from tests.harness.settings import files_of, kafka_of, settings_of
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -17,18 +18,17 @@ def test_the_readme_has_every_flag_with_its_default() -> None:
     rows = re.findall(r"^\| ((?:`-[^`]+`(?:, )?)+) \| (?:`(.*?)`)? ?\|", _readme(), re.MULTILINE)
     documented = {re.findall(r"`([^`]+)`", names)[-1]: default for names, default in rows}
     offered = {}
-    for action in [*replay_parser("")._actions, *ingest_parser("ingest", "")._actions]:
+    for action in [*replay_parser("")._actions, *relay_parser("ingest")._actions]:
         name = action.option_strings[-1]
         if name not in ("--help", "--config"):
             is_boolean = isinstance(action.default, bool)
-            offered[name] = str(action.default).lower() if is_boolean else action.default
+            offered[name] = str(action.default).lower() if is_boolean else action.default or ""
     assert documented == offered
 
 
 def test_the_example_configuration_is_accepted() -> None:
-    parser = ingest_parser("ingest", "")
-    settings = settings_from(parser.parse_args([f"--config={ROOT / 'deploy' / 'pleiades.toml'}"]))
-    assert settings.files is not None
+    settings = settings_of(f"--config={ROOT / 'deploy' / 'pleiades.toml'}")
+    files_of(settings)
     assert settings.log_format == "json"
 
 
@@ -42,10 +42,10 @@ def test_the_example_of_a_backfill_is_accepted() -> None:
         word.replace("$(JOB_COMPLETION_INDEX)", "7").replace("/etc/pleiades", str(folder))
         for word in written[1:]
     ]
-    told = arguments_from(replay_parser("").parse_args(flags))
+    told = arguments_from(vars(replay_parser("").parse_args(flags)))
     assert told.part == Slice(7, 8)
     assert f"completions: {told.part.parts}\n" in job
-    assert told.settings.kafka is not None
+    kafka_of(told.settings)
 
 
 def test_every_line_of_warning_or_above_is_explained() -> None:

@@ -7,16 +7,17 @@ from typing import cast
 
 import pytest
 
+from pleiades.config.settings import Settings
 from pleiades.core.identity import fallback_identity
 from pleiades.core.position import Checkpoint, decode_checkpoint
 from pleiades.core.restart import MAX_RESTARTS, Ended, GiveUp, RestartPolicy
 from pleiades.core.units import iso_time
 from pleiades.core.wire import UNKNOWN_SOURCE, Batch, End, Event
-from pleiades.publisher import CommitPolicy, Publisher
+from pleiades.publisher import Publisher
 from pleiades.runtime.channel import Channel
 from pleiades.runtime.metrics import Metrics
-from pleiades.runtime.settings import Settings
-from pleiades.sinks.memory import MemorySink, MemoryStore
+from pleiades.sinks.base import CommitPolicy
+from tests.harness.memory import MemorySink, MemoryStore
 from tests.unit.conftest import FakeChannel, FakeLife
 
 SOURCE = ("eqiad.x", 0)

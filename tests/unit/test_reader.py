@@ -10,13 +10,13 @@ from typing import cast
 import orjson
 import pytest
 
+from pleiades.config.settings import Settings
 from pleiades.core.position import Checkpoint
 from pleiades.core.wire import End, Frames, TopicPartition, compose_id
 from pleiades.reader import Reader
 from pleiades.runtime.channel import Channel
 from pleiades.runtime.errors import RefusedByUpstream
 from pleiades.runtime.metrics import Metrics
-from pleiades.runtime.settings import Settings
 from tests.harness.answers import Server, since_of
 from tests.unit.conftest import FakeChannel, FakeLife
 

@@ -30,10 +30,10 @@ from pleiades.core.position import Checkpoint
 from pleiades.core.wire import UNKNOWN_SOURCE, Event, TopicPartition
 from pleiades.runtime import faultpoints
 from pleiades.runtime.errors import DestinationHeld, Fatal
-from pleiades.runtime.settings import SYNC_BATCH
 from pleiades.sinks.base import Committed, Opened, Remembered
 from pleiades.sinks.checkpoints import CheckpointFile, Stored
 from pleiades.sinks.disk import Lock, held, holder_of, sync_file_system
+from pleiades.sinks.files.destination import SYNC_BATCH
 from pleiades.sinks.files.identities import DamagedLog, Group, IdentityLog, Run, runs_of
 from pleiades.sinks.files.names import (
     dead_letter_name,

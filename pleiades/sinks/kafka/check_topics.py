@@ -7,13 +7,13 @@ from typing import Any
 
 from confluent_kafka import KafkaError, KafkaException
 
+from pleiades.config.settings import Settings
 from pleiades.core.units import plural, rough_duration
 from pleiades.runtime.findings import Finding, note, ok, problem, warning
-from pleiades.runtime.settings import KafkaSettings, Settings
+from pleiades.sinks.kafka.destination import KafkaDestination
 from pleiades.sinks.kafka.topics import DEFAULT_MAX_BATCH_BYTES, REQUEST_SECONDS, Topics
 from pleiades.sinks.kafka.trouble import Kind, fatal, kind_of, said
 from pleiades.sinks.kafka.view import Configuration, Topic, View
-from pleiades.sinks.outlook import PART
 
 NEEDED = ("DESCRIBE", "READ", "WRITE")
 MAX_LISTED = 10
@@ -21,7 +21,7 @@ MAX_LISTED = 10
 
 def look_at_topics(
     settings: Settings,
-    kafka: KafkaSettings,
+    kafka: KafkaDestination,
     view: View,
     topics: Topics,
     described: Mapping[str, Topic | KafkaError],
@@ -34,7 +34,7 @@ def look_at_topics(
         elif topic.code() == KafkaError.UNKNOWN_TOPIC_OR_PART:
             yield _missing(kafka, view, topics, name)
         else:
-            yield problem(PART, str(fatal(f"see the topic {name}", topic, kafka)))
+            yield problem(str(fatal(f"see the topic {name}", topic, kafka)))
 
 
 def retention_ms(configuration: Configuration) -> int | None:
@@ -45,14 +45,14 @@ def retention_ms(configuration: Configuration) -> int | None:
     return kept_ms
 
 
-def _missing(kafka: KafkaSettings, view: View, topics: Topics, name: str) -> Finding:
+def _missing(kafka: KafkaDestination, view: View, topics: Topics, name: str) -> Finding:
     try:
         wanted = {topic.topic: topic for topic in topics.missing(REQUEST_SECONDS)}
     except KafkaException:
         # The other of the two may not be seen, which is told beside this.
         wanted = {}
     if name not in wanted:
-        return note(PART, f"the topic {name} is missing: a start would try to make it")
+        return note(f"the topic {name} is missing: a start would try to make it")
     topic: Any = wanted[name]
     error = view.creation(topic)
     partitions = plural(topic.num_partitions, "partition")
@@ -63,26 +63,24 @@ def _missing(kafka: KafkaSettings, view: View, topics: Topics, name: str) -> Fin
     )
     would = f"the topic {name} is missing: a start would make it, with {partitions} and {copies}"
     if error is None:
-        return note(PART, f"{would}; the cluster allows it")
+        return note(f"{would}; the cluster allows it")
     if error.code() in (KafkaError._UNSUPPORTED_FEATURE, KafkaError.UNSUPPORTED_VERSION):
-        return note(PART, f"{would}. Whether it may could not be tried: the brokers are too old")
+        return note(f"{would}. Whether it may could not be tried: the brokers are too old")
     if kind_of(error) is Kind.FATAL:
-        return problem(PART, str(fatal(f"make the missing topic {name}", error, kafka)))
+        return problem(str(fatal(f"make the missing topic {name}", error, kafka)))
     return problem(
-        PART,
         f"can't make the missing topic {name}: {said(error, kafka).rstrip('.')}. Look at "
         "--kafka.partitions and --kafka.replication, or make the topic yourself",
     )
 
 
 def _topic(
-    settings: Settings, kafka: KafkaSettings, topic: Topic, answer: Configuration | KafkaError
+    settings: Settings, kafka: KafkaDestination, topic: Topic, answer: Configuration | KafkaError
 ) -> Iterator[Finding]:
     configuration = {} if isinstance(answer, KafkaError) else answer
-    yield ok(PART, f"topic {topic.name}: {_described(topic, configuration)}")
+    yield ok(f"topic {topic.name}: {_described(topic, configuration)}")
     if isinstance(answer, KafkaError):
         yield note(
-            PART,
             f"this user may not see the settings of {topic.name} (DescribeConfigs): a start assumes "
             f"that it takes {DEFAULT_MAX_BATCH_BYTES:,} bytes per batch",
         )
@@ -92,7 +90,7 @@ def _topic(
     if lacking:
         refused = KafkaError(KafkaError.TOPIC_AUTHORIZATION_FAILED)
         does = " and ".join(lacking)
-        yield problem(PART, str(fatal(f"use the topic {topic.name} ({does})", refused, kafka)))
+        yield problem(str(fatal(f"use the topic {topic.name} ({does})", refused, kafka)))
     yield from _cleanup(settings, kafka, topic, configuration)
 
 
@@ -115,7 +113,6 @@ def _health(topic: Topic, configuration: Configuration) -> Iterator[Finding]:
     leaderless = [partition.number for partition in topic.partitions if not partition.has_leader]
     if leaderless:
         yield problem(
-            PART,
             f"{_listed(leaderless)} of {topic.name} can't be written: no broker leads it. Start the "
             "broker that holds it",
         )
@@ -127,14 +124,13 @@ def _health(topic: Topic, configuration: Configuration) -> Iterator[Finding]:
     ]
     if short:
         yield problem(
-            PART,
             f"{_listed(short)} of {topic.name} can't be written: fewer copies are in sync than "
             f"min.insync.replicas ({needed}) asks for. Start the brokers that hold the others",
         )
 
 
 def _cleanup(
-    settings: Settings, kafka: KafkaSettings, topic: Topic, configuration: Configuration
+    settings: Settings, kafka: KafkaDestination, topic: Topic, configuration: Configuration
 ) -> Iterator[Finding]:
     if "compact" in configuration.get("cleanup.policy", ""):
         why = (
@@ -143,7 +139,6 @@ def _cleanup(
             else "events of one millisecond have the same"
         )
         yield warning(
-            PART,
             f"{topic.name} is compacted (cleanup.policy): of the events with one key only the last is "
             f"kept, and {why}. The others are lost, and no longer recognised when the upstream repeats "
             "them. Set cleanup.policy=delete",
@@ -153,7 +148,6 @@ def _cleanup(
     window_ms = 2000 * max(settings.window_seconds, settings.upstream.overlap_seconds)
     if kept_ms is not None and kept_ms < window_ms:
         yield warning(
-            PART,
             f"{topic.name} keeps its records for only {rough_duration(kept_ms / 1000)} (retention.ms). "
             f"A restart recognises repeats by those of up to {rough_duration(window_ms / 1000)} (twice "
             "--dedup.window): what is gone of them may be published a second time. Set retention.ms "

@@ -1,7 +1,7 @@
 """The three clients of librdkafka that the sink uses, configured alike, and what they say meanwhile.
 
 The user's properties reach each of them. What the guarantee needs is set here, and what would break it
-has been refused before (`runtime.properties`). A client is made in the process that uses it: threads
+has been refused before (`sinks.kafka.properties`). A client is made in the process that uses it: threads
 of librdkafka do not survive a fork, nor are they pickled.
 """
 
@@ -18,7 +18,7 @@ from confluent_kafka.admin import AdminClient
 from pleiades import __version__
 from pleiades.runtime.errors import UsageError
 from pleiades.runtime.logs import printable
-from pleiades.runtime.settings import KafkaSettings
+from pleiades.sinks.kafka.destination import KafkaDestination
 from pleiades.sinks.kafka.trouble import group_of, said
 
 log = logging.getLogger(__name__)
@@ -44,7 +44,7 @@ BATCH_OVERHEAD_BYTES = 1_000
 class Clients:
     """Makes clients, and remembers the last error that any of them reported by itself."""
 
-    def __init__(self, settings: KafkaSettings) -> None:
+    def __init__(self, settings: KafkaDestination) -> None:
         self.settings = settings
         self.last_error: KafkaError | None = None
         self._made_clients: list[Producer | AdminClient] = []

@@ -16,8 +16,8 @@ from confluent_kafka import KafkaError, KafkaException
 
 from pleiades.core.backoff import Backoff
 from pleiades.runtime.errors import GenerationLost
-from pleiades.runtime.settings import KafkaSettings
 from pleiades.sinks.kafka.clients import Clients
+from pleiades.sinks.kafka.destination import KafkaDestination
 from pleiades.sinks.kafka.reporting import Reporting, Trouble
 from pleiades.sinks.kafka.trouble import NO_TOPIC, Kind, fatal, kind_of, said
 
@@ -42,7 +42,7 @@ class Patience:
     """
 
     def __init__(
-        self, settings: KafkaSettings, clients: Clients, reporting: Reporting, reached: bool
+        self, settings: KafkaDestination, clients: Clients, reporting: Reporting, reached: bool
     ) -> None:
         self._settings = settings
         self._clients = clients

@@ -8,8 +8,8 @@ import time
 from confluent_kafka import KafkaError, KafkaException
 
 from pleiades.core.position import Checkpoint, UnreadableCheckpoint
-from pleiades.runtime.settings import KafkaSettings
 from pleiades.sinks.kafka.clients import Clients
+from pleiades.sinks.kafka.destination import KafkaDestination
 from pleiades.sinks.kafka.patience import CONNECT_SECONDS
 from pleiades.sinks.kafka.sink import REACH_SECONDS
 from pleiades.sinks.kafka.stored import read_metadata
@@ -59,7 +59,7 @@ def may_hold_groups(events: Topic | KafkaError, groups: Topic | KafkaError) -> b
     return True if isinstance(events, Topic) else None
 
 
-def stored_checkpoint(kafka: KafkaSettings) -> Checkpoint | None:
+def stored_checkpoint(kafka: KafkaDestination) -> Checkpoint | None:
     """The position that an earlier run left; None where there is none, or none that can be read.
 
     Raises:

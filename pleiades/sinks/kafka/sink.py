@@ -21,16 +21,17 @@ from typing import NamedTuple, NoReturn
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicPartition
 
+from pleiades.config.settings import ReplaySettings
 from pleiades.core.position import Checkpoint, UnreadableCheckpoint
 from pleiades.core.range import Range
 from pleiades.core.readback import UNKNOWN_LETTERS, Offsets, OutputPartition, Readback
 from pleiades.core.wire import UNKNOWN_SOURCE, Event
 from pleiades.core.wire import TopicPartition as Source
 from pleiades.runtime.errors import DestinationHeld, GenerationLost
-from pleiades.runtime.settings import KafkaSettings, ReplaySettings
 from pleiades.sinks.base import Committed, Opened, Remembered
 from pleiades.sinks.kafka import found
 from pleiades.sinks.kafka.clients import BATCH_OVERHEAD_BYTES, Clients, new_writer
+from pleiades.sinks.kafka.destination import KafkaDestination
 from pleiades.sinks.kafka.existing import Existing, is_of, since_ms
 from pleiades.sinks.kafka.history import History, Wanted
 from pleiades.sinks.kafka.insisting import SLICE_SECONDS, Around
@@ -86,7 +87,7 @@ class KafkaSink:
 
     def __init__(
         self,
-        settings: KafkaSettings,
+        settings: KafkaDestination,
         streams: tuple[str, ...],
         overlap_ms: int,
         window_ms: int,

@@ -16,7 +16,7 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]  # its documen
 )
 
 from pleiades.runtime.errors import Fatal
-from pleiades.runtime.settings import DEAD_LETTERS_SUFFIX, KafkaSettings
+from pleiades.sinks.kafka.destination import DEAD_LETTERS_SUFFIX, KafkaDestination
 from pleiades.sinks.kafka.trouble import advice, said
 
 log = logging.getLogger(__name__)
@@ -46,7 +46,7 @@ class Limits:
 class Topics:
     """The two topics of a sink, through the admin client."""
 
-    def __init__(self, admin: AdminClient, settings: KafkaSettings) -> None:
+    def __init__(self, admin: AdminClient, settings: KafkaDestination) -> None:
         self._admin = admin
         self._settings = settings
         self.events = settings.topic
@@ -205,7 +205,7 @@ def _bounded(behind_ms: int) -> int | None:
     return behind_ms if behind_ms < MAX_MS else None
 
 
-def hint(error: KafkaError, settings: KafkaSettings) -> str:
+def hint(error: KafkaError, settings: KafkaDestination) -> str:
     """An error with what to look at, for a report."""
     advised = advice(error, settings)
     return said(error, settings) + (f": {advised}" if advised else "")

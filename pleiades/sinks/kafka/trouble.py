@@ -17,8 +17,8 @@ from confluent_kafka import KafkaError
 from pleiades.core.units import iso_time, rough_duration
 from pleiades.runtime.errors import Fatal
 from pleiades.runtime.logs import printable
-from pleiades.runtime.properties import without_values
-from pleiades.runtime.settings import KafkaSettings
+from pleiades.sinks.kafka.destination import KafkaDestination
+from pleiades.sinks.kafka.properties import without_values
 
 _ROUGH_MS = 120_000
 MAX_SHOWN = 300
@@ -178,18 +178,18 @@ def kind_of(error: KafkaError) -> Kind:
     return Kind.LOST
 
 
-def group_of(settings: KafkaSettings) -> str:
+def group_of(settings: KafkaDestination) -> str:
     """Names the consumer group that holds the position, and the transactional id."""
     return f"pleiades-{settings.topic}-{settings.position_name}"
 
 
-def said(error: KafkaError, settings: KafkaSettings) -> str:
+def said(error: KafkaError, settings: KafkaDestination) -> str:
     """An error's own words, fit for a log: one line, no secret."""
     text = without_values(error.str() or error.name(), settings.properties)
     return printable(text, MAX_SHOWN)
 
 
-def advice(error: KafkaError, settings: KafkaSettings) -> str:
+def advice(error: KafkaError, settings: KafkaDestination) -> str:
     """What an operator should look at; empty where there is nothing to say."""
     code = error.code()
     for codes, text in _ADVICE:
@@ -230,7 +230,7 @@ def _duration(ms: int) -> str:
     return rough_duration(ms / 1000) if ms >= _ROUGH_MS else f"{ms / 1000:g} s"
 
 
-def fatal(operation: str, error: KafkaError, settings: KafkaSettings) -> Fatal:
+def fatal(operation: str, error: KafkaError, settings: KafkaDestination) -> Fatal:
     """The end of the program because of an error."""
     hint = advice(error, settings)
     return Fatal(

@@ -28,7 +28,7 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]  # its documen
 )
 
 from pleiades.core.readback import OutputPartition
-from pleiades.runtime.settings import KafkaSettings
+from pleiades.sinks.kafka.destination import KafkaDestination
 from pleiades.sinks.kafka.trouble import group_of
 
 REQUEST_SECONDS = 3.0
@@ -67,7 +67,7 @@ class Topic(NamedTuple):
 class View:
     """Asks. An error of the answer is a value; one of asking is raised as `KafkaException`."""
 
-    def __init__(self, admin: AdminClient, settings: KafkaSettings) -> None:
+    def __init__(self, admin: AdminClient, settings: KafkaDestination) -> None:
         self._admin = admin
         self._settings = settings
 

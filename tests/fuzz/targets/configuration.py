@@ -16,15 +16,22 @@ from typing import Any, TypeVar
 
 import requests
 
+from pleiades.config import flags
+from pleiades.config import values as read
+from pleiades.config.settings import Settings, UpstreamSettings
 from pleiades.core.units import iso_time, parse_duration, parse_iso_time_ms, rough_duration
 from pleiades.core.wire import MAX_TIMESTAMP_MS
-from pleiades.runtime import properties
-from pleiades.runtime import settings as read
-from pleiades.runtime.arguments import ingest_parser, settings_from
 from pleiades.runtime.errors import EXIT_USAGE, UsageError
-from pleiades.runtime.kafka_arguments import kafka_settings
 from pleiades.runtime.logs import printable
-from pleiades.runtime.settings import Settings, UpstreamSettings
+from pleiades.sinks.files.destination import FilesDestination
+from pleiades.sinks.kafka import properties
+from pleiades.sinks.kafka.destination import (
+    DEAD_LETTERS_SUFFIX,
+    KafkaDestination,
+    field_path,
+    topic_name,
+)
+from pleiades.sinks.registry import relay_parser, relay_settings
 from pleiades.upstream.http import Upstream
 from tests.fuzz.target import lossless
 
@@ -49,7 +56,7 @@ def _file(content: bytes) -> Iterator[str]:
 
 @cache
 def _parser() -> argparse.ArgumentParser:
-    return ingest_parser("ingest", "")
+    return relay_parser("ingest")
 
 
 def _parsed(*arguments: str) -> argparse.Namespace:
@@ -66,7 +73,7 @@ def config(raw: bytes) -> None:
     said = io.StringIO()
     with _file(raw) as name, contextlib.redirect_stderr(said):
         try:
-            settings = settings_from(_parsed("--config", name))
+            settings = relay_settings(vars(_parsed("--config", name)))
         except UsageError as error:
             assert str(error)
             return
@@ -78,9 +85,9 @@ def config(raw: bytes) -> None:
 
 
 def _sound_settings(settings: Settings) -> None:
-    assert (settings.files is None) != (settings.kafka is None)
-    assert settings.upstream.overlap_seconds >= read.MIN_OVERLAP_SECONDS
-    assert 1 <= settings.parsers <= read.MAX_PARSERS
+    assert isinstance(settings.destination, FilesDestination | KafkaDestination)
+    assert settings.upstream.overlap_seconds >= flags.MIN_OVERLAP_SECONDS
+    assert 1 <= settings.parsers <= flags.MAX_PARSERS
     assert 0 <= settings.metrics_port <= read.MAX_PORT
     assert all(SAFE_STREAM.fullmatch(stream) for stream in settings.upstream.streams)
     Upstream(settings.upstream)
@@ -101,7 +108,7 @@ def kafka_config(raw: bytes) -> None:
     """The file of `--kafka.config`: properties, or a `UsageError` that shows no value."""
     with _file(raw) as name:
         try:
-            found = kafka_settings(_flags() | {"kafka.config": name}, "x").properties
+            found = KafkaDestination.from_flags(_flags() | {"kafka.config": name}, "x").properties
         except UsageError as error:
             assert SECRET.decode() not in str(error), "a value is shown"
             return
@@ -130,17 +137,17 @@ def values(raw: bytes) -> None:
         assert rough_duration(seconds)
     start = _accepted(lambda text: read.since(text, NOW), text)
     assert start is None or 0 <= start <= MAX_TIMESTAMP_MS
-    number = _accepted(read.integer(1, 64), text)
+    number = _accepted(read.integer(1, 64).read, text)
     assert number is None or 1 <= number <= 64
-    _accepted(read.duration(0.1, 9), text)
+    _accepted(read.duration(0.1, 9).read, text)
     _accepted(read.boolean, text)
-    _accepted(read.choice("a", "b"), text)
-    _accepted(read.key_field, text)
-    directory = _accepted(read.directory, text)
+    _accepted(read.choice("a", "b").read, text)
+    _accepted(field_path, text)
+    directory = _accepted(read.path, text)
     assert directory is None or Path(directory) == directory
-    topic = _accepted(read.topic, text)
-    assert topic is None or re.fullmatch(r"[A-Za-z0-9._-]{1,249}", topic + read.DEAD_LETTERS_SUFFIX)
-    brokers = _accepted(read.brokers, text)
+    topic = _accepted(topic_name, text)
+    assert topic is None or re.fullmatch(r"[A-Za-z0-9._-]{1,249}", topic + DEAD_LETTERS_SUFFIX)
+    brokers = _accepted(properties.brokers, text)
     assert brokers is None or all(
         re.fullmatch(r".+:[0-9]{1,5}", broker) for broker in brokers.split(",")
     )

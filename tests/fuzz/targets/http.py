@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from unittest import mock
 
+from pleiades.config.settings import UpstreamSettings
 from pleiades.core.backoff import retry_after_seconds
 from pleiades.runtime.errors import RefusedByUpstream, Transient
-from pleiades.runtime.settings import UpstreamSettings
 from pleiades.simulator.log import EARLIEST, Cluster, UpstreamLog
 from pleiades.simulator.request import (
     Asked,

@@ -9,6 +9,7 @@ from itertools import count
 import orjson
 import pytest
 
+from pleiades.config.settings import Settings
 from pleiades.core.range import PAST_EVENTS
 from pleiades.lanes.lane import (
     Closed,
@@ -21,7 +22,6 @@ from pleiades.lanes.lane import (
     Refused,
 )
 from pleiades.runtime.errors import HistoryMissing, RefusedByUpstream
-from pleiades.runtime.settings import Settings
 from pleiades.upstream.http import Upstream
 from tests.harness.answers import Held, Server
 

@@ -5,7 +5,8 @@ import pytest
 from pleiades.core.range import Slice
 from pleiades.replay.arguments import Arguments, arguments_from, moment, part, rate, replay_parser
 from pleiades.runtime.errors import UsageError
-from pleiades.runtime.flags import joined_negatives
+from pleiades.sinks.base import destination_of
+from pleiades.sinks.counting import CountingDestination
 
 NOW_MS = 1_790_000_000_000
 ID = (
@@ -16,13 +17,11 @@ ID = (
 
 def arguments(*flags: str) -> Arguments:
     parser = replay_parser("")
-    return arguments_from(parser.parse_args(joined_negatives(["--kafka.enable", *flags])))
+    return arguments_from(vars(parser.parse_args(["--kafka.enable", *flags])))
 
 
 def name(*flags: str) -> str:
-    kafka = arguments(*flags).settings.kafka
-    assert kafka is not None
-    return kafka.position_name
+    return destination_of(arguments(*flags).settings).position_name
 
 
 @pytest.mark.parametrize(
@@ -72,7 +71,10 @@ def test_slices_of_the_arguments_meet() -> None:
         (["--from=1000", "--to=1002", "--slice=0/5"], "fewer milliseconds than slices"),
         # In the year 2100.
         (["--from=1000", "--to=4102444800000"], "must not lie in the future"),
-        (["--from=1", "--kafka.enable=false", "--file.enable", "--skipExisting"], "for Kafka"),
+        (
+            ["--from=1", "--kafka.enable=false", "--file.enable", "--skipExisting"],
+            "have names that tell what is there",
+        ),
         (["--from=1", "--kafka.enable=false"], "no publisher"),
     ],
 )
@@ -124,8 +126,7 @@ def test_nothing_is_shared_with_the_live_position() -> None:
 
 def test_a_dry_run_needs_no_publisher_and_takes_none() -> None:
     told = arguments("--from=1", "--dry-run", "--file.enable")
-    assert told.settings.kafka is None
-    assert told.settings.files is None
+    assert isinstance(told.settings.destination, CountingDestination)
 
 
 def test_an_empty_end_is_now() -> None:

@@ -7,10 +7,10 @@ from collections.abc import Callable
 import orjson
 import pytest
 
+from pleiades.config.settings import Settings
 from pleiades.replay.command import _tell_of_gaps
 from pleiades.replay.survey import Survey
 from pleiades.runtime.errors import HistoryMissing
-from pleiades.runtime.settings import Settings
 from tests.harness.answers import Held, Server
 
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n"

@@ -7,16 +7,16 @@ from multiprocessing.context import SpawnContext
 
 import pytest
 
+from pleiades.config.settings import Settings
 from pleiades.runtime import supervisor
-from pleiades.runtime.arguments import ingest_parser, settings_from
-from pleiades.runtime.settings import Settings
 from pleiades.runtime.stage import StageSpec
 from pleiades.runtime.supervisor import Supervisor
+from tests.harness.settings import settings_of
 
 
 def settings() -> Settings:
     flags = ["--file.enable", "--metricsPort=0", "--metricsHost=127.0.0.1", "-q"]
-    return settings_from(ingest_parser("ingest", "").parse_args(flags))
+    return settings_of(*flags)
 
 
 def never(*_: object) -> None:

@@ -13,8 +13,8 @@ from typing import NamedTuple
 
 import pytest
 
+from pleiades.config.settings import UpstreamSettings
 from pleiades.runtime.errors import Transient
-from pleiades.runtime.settings import UpstreamSettings
 from pleiades.upstream import body
 from pleiades.upstream.body import GATHERED_BYTES, READ_BYTES
 from pleiades.upstream.http import Connection, Upstream

@@ -15,8 +15,9 @@ from typing import Any
 
 import pytest
 
+from pleiades.config.flags import REDIRECTS_ANY
+from pleiades.config.settings import UpstreamSettings
 from pleiades.runtime.errors import RefusedByUpstream, Stopped, Transient
-from pleiades.runtime.settings import REDIRECTS_ANY, UpstreamSettings
 from pleiades.upstream.http import MAX_REDIRECTS, Upstream
 from pleiades.upstream.transport import MAX_INTERIM_RESPONSES
 from tests.harness.answers import Held, Server

@@ -18,9 +18,10 @@ from pleiades.core.position import Checkpoint
 from pleiades.core.wire import UNKNOWN_SOURCE, Event
 from pleiades.runtime.errors import DestinationHeld, Fatal
 from pleiades.sinks import checkpoints, disk, journal
-from pleiades.sinks.files import FilesSink, Surroundings, identities, own_folder, staging
+from pleiades.sinks.files import identities, staging
 from pleiades.sinks.files import sink as files
 from pleiades.sinks.files.identities import Group, Run
+from pleiades.sinks.files.sink import FilesSink, Surroundings, own_folder
 from tests.harness.permissions import permissions_hold
 from tests.harness.tree import tree
 

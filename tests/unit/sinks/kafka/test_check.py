@@ -8,19 +8,20 @@ from typing import Any
 import pytest
 from confluent_kafka import KafkaError, KafkaException
 
+from pleiades.config.settings import Settings
 from pleiades.core.position import Checkpoint
 from pleiades.core.readback import OutputPartition, Readback
-from pleiades.runtime.arguments import ingest_parser, settings_from
 from pleiades.runtime.errors import Fatal
-from pleiades.runtime.findings import Finding, Kind
-from pleiades.runtime.settings import KafkaSettings, Settings
+from pleiades.runtime.findings import Finding, Kind, now_ms
 from pleiades.sinks.kafka import check, peek
 from pleiades.sinks.kafka.check import Found
 from pleiades.sinks.kafka.check_topics import look_at_topics
 from pleiades.sinks.kafka.clients import Clients
+from pleiades.sinks.kafka.destination import KafkaDestination
 from pleiades.sinks.kafka.peek import may_hold_groups, reach
 from pleiades.sinks.kafka.stored import Stored, encode
 from pleiades.sinks.kafka.view import Cluster, Configuration, Partition, Topic
+from tests.harness.settings import kafka_of, settings_of
 
 ALL = frozenset({"DESCRIBE", "READ", "WRITE", "DELETE"})
 WELL = Partition(0, True, 3, 3)
@@ -38,17 +39,15 @@ Look = Callable[..., list[Finding]]
 
 
 @pytest.fixture
-def kafka_settings_of() -> Callable[..., tuple[Settings, KafkaSettings]]:
-    def settings(*flags: str) -> tuple[Settings, KafkaSettings]:
-        parsed = ingest_parser("check", "").parse_args(["--kafka.enable", *flags])
-        made = settings_from(parsed)
-        assert made.kafka is not None
-        return made, made.kafka
+def kafka_settings_of() -> Callable[..., tuple[Settings, KafkaDestination]]:
+    def settings(*flags: str) -> tuple[Settings, KafkaDestination]:
+        made = settings_of("--kafka.enable", *flags, command="check")
+        return made, kafka_of(made)
 
     return settings
 
 
-SettingsOf = Callable[..., tuple[Settings, KafkaSettings]]
+SettingsOf = Callable[..., tuple[Settings, KafkaDestination]]
 
 
 @pytest.fixture
@@ -183,15 +182,15 @@ def stored(clock_ms: int) -> str:
 
 
 def position(
-    view: Any, of: tuple[Settings, KafkaSettings], configuration: Configuration = DEFAULTS
+    view: Any, of: tuple[Settings, KafkaDestination], configuration: Configuration = DEFAULTS
 ) -> list[Finding]:
     found = Found(Topic("t", (WELL,), ALL), configuration, True, (AT,))
     return list(check._position(*of, view, found))
 
 
 def test_a_position_that_moves_is_a_running_instances(kafka_settings_of: SettingsOf) -> None:
-    now_ms = check._now_ms()
-    view = FakeView(metadata=(stored(now_ms), stored(now_ms), stored(now_ms + 1)))
+    at_ms = now_ms()
+    view = FakeView(metadata=(stored(at_ms), stored(at_ms), stored(at_ms + 1)))
     *_, running = position(view, kafka_settings_of())
     assert "an instance is running" in running.text
 
@@ -205,18 +204,18 @@ def test_a_recent_position_that_stands_still_may_be_one(
     kafka_settings_of: SettingsOf, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(check, "MOVE_SECONDS", 0.0)
-    *_, running = position(FakeView(metadata=(stored(check._now_ms()),)), kafka_settings_of())
+    *_, running = position(FakeView(metadata=(stored(now_ms()),)), kafka_settings_of())
     assert "an instance may be running" in running.text
 
 
 def test_an_older_position_is_nobodys(kafka_settings_of: SettingsOf) -> None:
-    view = FakeView(metadata=(stored(check._now_ms() - 31_000),))
+    view = FakeView(metadata=(stored(now_ms() - 31_000),))
     findings = position(view, kafka_settings_of())
     assert not [finding for finding in findings if "running" in finding.text]
 
 
 def test_a_window_that_the_topic_no_longer_has_is_warned_of(kafka_settings_of: SettingsOf) -> None:
-    view = FakeView(metadata=(stored(check._now_ms() - 3_600_000),))
+    view = FakeView(metadata=(stored(now_ms() - 3_600_000),))
     *_, gone = position(view, kafka_settings_of(), {**DEFAULTS, "retention.ms": "3600000"})
     assert gone.kind is Kind.WARNING
     assert "may be published a second time" in gone.text

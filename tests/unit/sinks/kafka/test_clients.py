@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 
 from pleiades.runtime.errors import UsageError
-from pleiades.runtime.properties import RULES
-from pleiades.runtime.settings import KafkaSettings
 from pleiades.sinks.kafka.clients import Clients
+from pleiades.sinks.kafka.destination import KafkaDestination
+from pleiades.sinks.kafka.properties import RULES
 
 
-def settings(*properties: tuple[str, str]) -> KafkaSettings:
-    return KafkaSettings(
+def settings(*properties: tuple[str, str]) -> KafkaDestination:
+    return KafkaDestination(
         brokers="127.0.0.1:1",
         topic="events",
         partitions=1,

@@ -5,13 +5,13 @@ from __future__ import annotations
 import pytest
 from confluent_kafka import KafkaError
 
-from pleiades.runtime.settings import KafkaSettings
+from pleiades.sinks.kafka.destination import KafkaDestination
 from pleiades.sinks.kafka.trouble import Kind, advice, fatal, kind_of, said
 
 
 @pytest.fixture
-def settings() -> KafkaSettings:
-    return KafkaSettings(
+def settings() -> KafkaDestination:
+    return KafkaDestination(
         brokers="kafka.example:9092",
         topic="events",
         partitions=1,
@@ -73,20 +73,22 @@ def test_what_librdkafka_knows_counts() -> None:
         (KafkaError.UNKNOWN_TOPIC_OR_PART, ["--kafka.topic events"]),
     ],
 )
-def test_advice_names_what_to_check(settings: KafkaSettings, code: int, names: list[str]) -> None:
+def test_advice_names_what_to_check(
+    settings: KafkaDestination, code: int, names: list[str]
+) -> None:
     told = str(fatal("commit", KafkaError(code), settings))
     assert told.startswith("can't commit: ")
     for name in names:
         assert name in told
 
 
-def test_no_advice_where_there_is_none(settings: KafkaSettings) -> None:
+def test_no_advice_where_there_is_none(settings: KafkaDestination) -> None:
     unknown = KafkaError(-1)
     assert advice(unknown, settings) == ""
     assert "None" not in str(fatal("commit", unknown, settings))
 
 
-def test_no_secret_and_one_line(settings: KafkaSettings) -> None:
+def test_no_secret_and_one_line(settings: KafkaDestination) -> None:
     error = KafkaError(KafkaError._AUTHENTICATION, "user x\nwith hunter2 was\x1b[31m refused")
     shown = said(error, settings)
     assert "hunter2" not in shown

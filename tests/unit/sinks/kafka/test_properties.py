@@ -14,11 +14,11 @@ from confluent_kafka.admin import AdminClient
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pleiades.runtime import properties, settings
-from pleiades.runtime.arguments import ingest_parser, settings_from
 from pleiades.runtime.errors import EXIT_USAGE, UsageError
-from pleiades.runtime.flags import joined_negatives
-from pleiades.runtime.settings import KafkaSettings
+from pleiades.sinks.kafka import properties
+from pleiades.sinks.kafka.destination import KafkaDestination, field_path, topic_name
+from tests.harness.settings import kafka_of as destination_of
+from tests.harness.settings import settings_of
 
 SECRET = "hunter2"  # noqa: S105  # of a test
 SECRET_NAMES = (
@@ -49,12 +49,8 @@ def _no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
             monkeypatch.delenv(name)
 
 
-def kafka_of(*arguments: str) -> KafkaSettings:
-    parser = ingest_parser("ingest", "")
-    parsed = parser.parse_args(joined_negatives(["--kafka.enable", *arguments]))
-    kafka = settings_from(parsed).kafka
-    assert kafka is not None
-    return kafka
+def kafka_of(*arguments: str) -> KafkaDestination:
+    return destination_of(settings_of("--kafka.enable", *arguments))
 
 
 def written(tmp_path: Path, text: str | bytes, name: str = "kafka.properties") -> str:
@@ -158,7 +154,7 @@ def test_any_file_is_read_or_a_usage_error(content: bytes) -> None:
 
 @given(st.text() | st.text("=#. \nab\udcff\0"))
 def test_foreign_text_raises_nothing_but_value_error(text: str) -> None:
-    for read in (properties.properties_in, settings.brokers, settings.topic, settings.key_field):
+    for read in (properties.properties_in, properties.brokers, topic_name, field_path):
         try:
             read(text)
         except ValueError as error:
@@ -168,10 +164,10 @@ def test_foreign_text_raises_nothing_but_value_error(text: str) -> None:
 @given(st.text("ab.:[],/1 "))
 def test_accepted_brokers_are_accepted_again_and_stay(text: str) -> None:
     try:
-        brokers = settings.brokers(text)
+        brokers = properties.brokers(text)
     except ValueError:
         return
-    assert settings.brokers(brokers) == brokers
+    assert properties.brokers(brokers) == brokers
 
 
 # ---- what outranks what ----

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pleiades.runtime import settings
+from pleiades.config import values
 
 NOW = datetime(2026, 1, 2, 12, 0, tzinfo=UTC)
 
@@ -30,27 +30,27 @@ NOW = datetime(2026, 1, 2, 12, 0, tzinfo=UTC)
     ],
 )
 def test_since(text: str, milliseconds: int | None) -> None:
-    assert settings.since(text, NOW) == milliseconds
+    assert values.since(text, NOW) == milliseconds
 
 
 @pytest.mark.parametrize("text", ["-2", "-", "-2y", "1969-01-01", "99999999999999999999", "²"])
 def test_since_refuses(text: str) -> None:
     with pytest.raises(ValueError, match="no time|no duration|before 1970|in the future"):
-        settings.since(text, NOW)
+        values.since(text, NOW)
 
 
 @given(st.text())
 def test_foreign_text_raises_nothing_but_value_error(text: str) -> None:
     readers: list[Callable[[str], object]] = [
-        settings.boolean,
-        settings.duration(),
-        settings.integer(0, 9),
-        settings.choice("a"),
-        settings.directory,
-        settings.streams,
-        settings.base_url,
-        settings.contact,
-        lambda value: settings.since(value, NOW),
+        values.boolean,
+        values.duration().read,
+        values.integer(0, 9).read,
+        values.choice("a").read,
+        values.path,
+        values.streams,
+        values.base_url,
+        values.contact,
+        lambda value: values.since(value, NOW),
     ]
     for read in readers:
         try:
@@ -62,7 +62,7 @@ def test_foreign_text_raises_nothing_but_value_error(text: str) -> None:
 @given(st.text(alphabet=st.characters(codec="ascii")))
 def test_an_accepted_contact_can_not_break_the_header(text: str) -> None:
     try:
-        accepted = settings.contact(text)
+        accepted = values.contact(text)
     except ValueError:
         return
     assert accepted.isprintable()

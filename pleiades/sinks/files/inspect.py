@@ -6,23 +6,25 @@ Law: nothing is made, written or kept locked.
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import stat
-import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
-from pleiades.core.position import UnreadableCheckpoint
-from pleiades.runtime.errors import EXIT_HELD
+from pleiades.config.settings import Settings
+from pleiades.core.position import Checkpoint, UnreadableCheckpoint
+from pleiades.runtime.errors import EXIT_HELD, Fatal
 from pleiades.runtime.findings import Finding, note, ok, problem, warning
-from pleiades.runtime.settings import FilesSettings, Settings
-from pleiades.sinks import outlook
 from pleiades.sinks.checkpoints import CheckpointFile
 from pleiades.sinks.disk import holder_of
+from pleiades.sinks.files.destination import FilesDestination
 from pleiades.sinks.files.identities import newest_groups
-from pleiades.sinks.files.sink import DEAD_LETTERS, LOCK, OWN_FOLDER, STAGING
-from pleiades.sinks.outlook import PART
+from pleiades.sinks.files.sink import DEAD_LETTERS, LOCK, OWN_FOLDER, STAGING, own_folder
+from pleiades.sinks.inspection import no_position, stored_position
+
+log = logging.getLogger(__name__)
 
 USUAL_EVENTS_PER_HOUR = 180_000
 """Of recentchange: 50 a second."""
@@ -34,7 +36,7 @@ class NoUse(Exception):
     """The directory can't be used, and there is no more to look at."""
 
 
-def look(settings: Settings, files: FilesSettings) -> Iterator[Finding]:
+def look(settings: Settings, files: FilesDestination) -> Iterator[Finding]:
     """What a start would find."""
     place = files.publish_dir.absolute()
     try:
@@ -46,13 +48,11 @@ def look(settings: Settings, files: FilesSettings) -> Iterator[Finding]:
             yield from _holder(place)
             yield from _position(settings, files, place)
         else:
-            now_ms = time.time_ns() // 1_000_000
-            yield from outlook.nothing_stored(settings, f"in {place}", now_ms)
+            yield from no_position(settings, f"in {place}")
     except NoUse as error:
-        yield problem(PART, f"{error}. Choose another --file.publishDir or mend it")
+        yield problem(f"{error}. Choose another --file.publishDir or mend it")
     except OSError as error:
         yield problem(
-            PART,
             f"can't look at {error.filename or place}: {error.strerror}. Choose another "
             "--file.publishDir or mend its permissions",
         )
@@ -80,7 +80,7 @@ def _directory(place: Path, there: Path) -> Finding:
     if there != place:
         if not os.access(there, os.W_OK | os.X_OK, effective_ids=True):
             raise NoUse(f"{place} does not exist, and this user may not make it in {there}")
-        return note(PART, f"{place} does not exist yet: it would be made in {there}")
+        return note(f"{place} does not exist yet: it would be made in {there}")
     own = place / OWN_FOLDER
     for folder in (place, own, own / STAGING, own / DEAD_LETTERS, place / _folder_of_now()):
         if folder.exists() and not folder.is_dir():
@@ -90,7 +90,7 @@ def _directory(place: Path, there: Path) -> Finding:
     lock = own / LOCK
     if lock.exists() and not os.access(lock, os.R_OK | os.W_OK, effective_ids=True):
         raise NoUse(f"this user may not open {lock}, which keeps a second instance out")
-    return ok(PART, f"{place} exists and can be written into")
+    return ok(f"{place} exists and can be written into")
 
 
 def _folder_of_now() -> str:
@@ -126,28 +126,26 @@ def _room(there: Path) -> Iterator[Finding]:
         events = min(events, found.f_favail)
     said = f"{free_bytes / 1e9:,.1f} GB and {files} are free"
     if events < 1:
-        yield problem(PART, f"there is no room: {said}. {os.strerror(errno.ENOSPC)}: make room")
+        yield problem(f"there is no room: {said}. {os.strerror(errno.ENOSPC)}: make room")
         return
     hours = events / USUAL_EVENTS_PER_HOUR
     lasting = f"{hours / 24:,.0f} days" if hours >= 48 else f"{hours:,.1f} hours"  # noqa: PLR2004  # two days
     text = f"{said}: room for about {events:,} events, {lasting} of recentchange"
-    yield warning(PART, text + ". Make room") if hours < 1 else ok(PART, text)
+    yield warning(text + ". Make room") if hours < 1 else ok(text)
 
 
 def _holder(place: Path) -> Iterator[Finding]:
     holder = holder_of(place / OWN_FOLDER / LOCK)
     if holder is not None:
         yield problem(
-            PART,
             f"{holder} publishes into {place} already: a second instance would be refused. Stop that "
             "one first, or choose another --file.publishDir",
             EXIT_HELD,
         )
 
 
-def _position(settings: Settings, files: FilesSettings, place: Path) -> Iterator[Finding]:
+def _position(settings: Settings, files: FilesDestination, place: Path) -> Iterator[Finding]:
     stored = CheckpointFile(place / OWN_FOLDER, files.position_name, synced=False)
-    now_ms = time.time_ns() // 1_000_000
     try:
         found = stored.look()
     except UnreadableCheckpoint as error:
@@ -155,32 +153,48 @@ def _position(settings: Settings, files: FilesSettings, place: Path) -> Iterator
         return
     if found is not None:
         stored_ms = stored.path.stat().st_mtime_ns // 1_000_000
-        yield from outlook.stored(
-            settings, found.checkpoint, stored_ms, f"in {stored.path}", now_ms
-        )
+        yield from stored_position(settings, found.checkpoint, stored_ms, f"in {stored.path}")
         return
-    yield from outlook.nothing_stored(settings, f"in {stored.path}", now_ms)
+    yield from no_position(settings, f"in {stored.path}")
     others = stored.others()
     if others:
         yield note(
-            PART,
             f"positions of other streams, or of a demo, lie beside it and are left as they are: "
             f"{', '.join(others[:5])}",
         )
 
 
+def stored_checkpoint(files: FilesDestination) -> Checkpoint | None:
+    """See `Destination.stored_checkpoint`."""
+    folder = own_folder(files.publish_dir, files.position_name, replays=True)
+    try:
+        stored = CheckpointFile(folder, files.position_name, synced=True).look()
+    except UnreadableCheckpoint as error:
+        log.warning(
+            "the position in %s is unusable (%s): beginning again; what is there already is dropped by "
+            "its name",
+            folder,
+            error,
+        )
+        return None
+    except OSError as error:
+        raise Fatal(
+            f"can't read the position in {folder}: {error.strerror}. Nothing was written. Choose "
+            "another --file.publishDir or mend its permissions"
+        ) from None
+    return None if stored is None else stored.checkpoint
+
+
 def _damaged(settings: Settings, file: CheckpointFile, why: str) -> Finding:
     said = f"the position in {file.path} is unusable ({why})"
     if not settings.resume:
-        return warning(PART, f"{said}; --resume=false ignores it anyway")
+        return warning(f"{said}; --resume=false ignores it anyway")
     if not newest_groups(file.path.parent, file.name):
         return warning(
-            PART,
             f"{said}, and the identity log does not say it either: a start begins at --since, and what "
             "came since the last run is missing unless you give --resume=false --since=TIME",
         )
     return warning(
-        PART,
         f"{said}: a start finds it again in the identity log and goes on from there; nothing is lost or "
         "published again",
     )

@@ -9,10 +9,12 @@ from pathlib import Path
 import pytest
 
 from pleiades import demo
-from pleiades.runtime.arguments import ingest_parser, settings_from
 from pleiades.runtime.errors import UsageError
-from pleiades.runtime.flags import Variation, environment_name, joined_negatives
-from pleiades.runtime.settings import DEAD_LETTERS_SUFFIX, KafkaSettings, Settings
+from pleiades.sinks.files.destination import FilesDestination
+from pleiades.sinks.kafka.destination import DEAD_LETTERS_SUFFIX, KafkaDestination
+from pleiades.sinks.registry import relay_parser
+from tests.harness.settings import files_of, settings_of
+from tests.harness.settings import kafka_of as destination_of
 
 
 @pytest.fixture(autouse=True)
@@ -22,11 +24,6 @@ def _no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in list(os.environ):
         if name.startswith("PLEIADES_"):
             monkeypatch.delenv(name)
-
-
-def settings_of(*arguments: str) -> Settings:
-    parser = ingest_parser("ingest", "")
-    return settings_from(parser.parse_args(joined_negatives(arguments)))
 
 
 def error_of(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
@@ -44,10 +41,7 @@ def toml(tmp_path: Path, text: str) -> str:
 
 def test_defaults_are_those_of_the_documentation() -> None:
     settings = settings_of("--file.enable")
-    assert settings.files is not None
-    assert settings.files.publish_dir == Path("events")
-    assert settings.files.sync == "batch"
-    assert settings.kafka is None
+    assert files_of(settings) == FilesDestination("recentchange", Path("events"), "batch")
     assert settings.resume is True
     assert settings.since_ms is None
     assert settings.parsers == 1
@@ -63,15 +57,12 @@ def test_defaults_are_those_of_the_documentation() -> None:
     assert upstream.keep_canaries is False
 
 
-def kafka_of(*arguments: str) -> KafkaSettings:
-    settings = settings_of("--kafka.enable", *arguments)
-    assert settings.files is None
-    assert settings.kafka is not None
-    return settings.kafka
+def kafka_of(*arguments: str) -> KafkaDestination:
+    return destination_of(settings_of("--kafka.enable", *arguments))
 
 
 def test_defaults_of_kafka_are_those_of_the_documentation() -> None:
-    assert kafka_of() == KafkaSettings(
+    assert kafka_of() == KafkaDestination(
         brokers="localhost:9092",
         topic="pleiades-events",
         partitions=1,
@@ -91,7 +82,7 @@ def test_kafka_flags_are_read() -> None:
         *("--kafka.compression=lz4", "--kafka.commitInterval=5ms", "--kafka.keyField=meta.domain"),
         *("--kafka.property", "linger.ms=1", "--kafka.property=client.id=a=b, [c]"),
         "--upstream.stream=recentchange,page-create",
-    ) == KafkaSettings(
+    ) == KafkaDestination(
         brokers="a:1,b:2",
         topic="t",
         partitions=3,
@@ -219,8 +210,7 @@ def test_the_commented_kafka_section_of_the_example_can_be_used(tmp_path: Path) 
     secret = tmp_path / "kafka.properties"
     secret.write_text("sasl.password=x\n")
     text = re.sub("^# ?", "", section[0], flags=re.MULTILINE)
-    kafka = settings_of(toml(tmp_path, text), f"--kafka.config={secret}").kafka
-    assert kafka is not None
+    kafka = destination_of(settings_of(toml(tmp_path, text), f"--kafka.config={secret}"))
     assert kafka.key_field == ("wiki",)
     assert [name for name, _ in kafka.properties] == [
         *("sasl.password", "security.protocol", "sasl.mechanism")
@@ -230,11 +220,10 @@ def test_the_commented_kafka_section_of_the_example_can_be_used(tmp_path: Path) 
 def test_a_command_can_lack_a_whole_group_of_flags(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    variation = Variation(fixed={"file.enable": True, "kafka.enable": False}, without=("kafka.",))
     monkeypatch.setenv("PLEIADES_KAFKA_TOPIC", "not a topic")
-    parser = ingest_parser("x", "", variation)
+    parser = relay_parser("x", destinations=[FilesDestination])
     assert "kafka" not in parser.format_help()
-    assert settings_from(parser.parse_args([])).kafka is None
+    assert "kafka.topic" not in vars(parser.parse_args([]))
     with pytest.raises(SystemExit):
         parser.parse_args(["--kafka.topic=t"])
     assert "unrecognized arguments: --kafka.topic\n" in capsys.readouterr().err
@@ -265,7 +254,8 @@ def test_an_unknown_argument_is_named_without_its_value(capsys: pytest.CaptureFi
     ],
 )
 def test_environment_names(flag: str, name: str) -> None:
-    assert environment_name(flag) == name
+    (found,) = [each for each in relay_parser("ingest")._actions if flag in each.option_strings]
+    assert found.env_var == name
 
 
 @pytest.mark.parametrize(
@@ -295,9 +285,7 @@ def test_command_line_beats_environment_beats_file_beats_default(
     monkeypatch.setenv("PLEIADES_FILE_PUBLISH_DIR", "from-environment")
 
     def publish_dir(*arguments: str) -> str:
-        files = settings_of(config, *arguments).files
-        assert files is not None
-        return str(files.publish_dir)
+        return str(files_of(settings_of(config, *arguments)).publish_dir)
 
     assert publish_dir() == "from-environment"
     assert publish_dir("--file.publishDir", "from-line") == "from-line"
@@ -349,7 +337,7 @@ def test_a_list_of_the_file_becomes_streams(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("metricsport = 1", "unknown key 'metricsport'; did you mean 'metricsPort'?"),
+        ("metricsport = 1", "unknown key 'metricsport' (did you mean metricsPort?)"),
         ("[file]\nnable = true", "unknown key 'file.nable'"),
         ("no-resume = true", "unknown key 'no-resume'"),
         ("config = 'x'", "unknown key 'config'"),
@@ -421,7 +409,7 @@ def test_since_takes_a_negative_duration_as_its_own_word() -> None:
 
 
 def test_help_tells_default_environment_and_unit_of_each_flag() -> None:
-    text = " ".join(ingest_parser("ingest", "").format_help().split())
+    text = " ".join(relay_parser("ingest").format_help().split())
     for flag in ("--file.publishDir DIR", "--upstream.overlap DURATION", "--metricsPort PORT"):
         assert flag in text
     for name in ("PLEIADES_FILE_PUBLISH_DIR", "PLEIADES_RESUME", "PLEIADES_LOG_FORMAT"):

@@ -10,21 +10,24 @@ https://github.com/confluentinc/librdkafka/blob/master/CONFIGURATION.md
 
 from __future__ import annotations
 
+import ipaddress
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
+from pleiades.config.values import MAX_PORT
 from pleiades.runtime.errors import UsageError
-from pleiades.runtime.settings import brokers
 
 Properties = tuple[tuple[str, str], ...]
 """Names and values, in the order in which librdkafka is told: a later one outranks an earlier one."""
 
 MAX_FILE_BYTES = 1024 * 1024
+DEFAULT_PORT = 9092
 
 _BROKERS = ("bootstrap.servers", "metadata.broker.list")
 _NAME = re.compile(r"[a-z][a-z0-9_]*(?:\.[a-z0-9_]+)*")
+_HOST = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9._-]{0,253}[A-Za-z0-9_.])?")
 # By their parts, so that misplaced (--sasl.password=x), Java's and future ones are secret too.
 _SECRET = re.compile(
     r"password|passphrase|secret|key\.pem\b|\bjaas\.config\b|\boauthbearer\.config\b", re.IGNORECASE
@@ -103,6 +106,34 @@ def read_file(path: str) -> Properties:
     raise UsageError(f"--kafka.config: {path!r}: {complaint}")
 
 
+def brokers(text: str) -> str:
+    """Reads where a cluster is found, joined by commas; the result has a port for each."""
+    return ",".join(_broker(part.strip()) for part in text.split(","))
+
+
+def _broker(text: str) -> str:
+    if "://" in text:
+        raise ValueError(f"{text!r} must be host:port alone; security.protocol sets the protocol")
+    # Brackets hold an IPv6 address, the only host that may hold colons.
+    match = re.fullmatch(r"(\[[^\[\]]*\]|[^:\[\]]*)(?::([0-9]+))?", text, re.ASCII)
+    if match is None:
+        raise ValueError(f"{text!r} is no broker such as kafka.example.org:9092 or [::1]:9092")
+    host, port = match[1], int((match[2] or str(DEFAULT_PORT))[:6])
+    if not (_is_ipv6(host[1:-1]) if host.startswith("[") else _HOST.fullmatch(host)):
+        raise ValueError(f"{text!r} names no host; write host:port[,host:port]")
+    if not 1 <= port <= MAX_PORT:
+        raise ValueError(f"{text!r} has a port that is not between 1 and {MAX_PORT}")
+    return f"{host}:{port}"
+
+
+def _is_ipv6(text: str) -> bool:
+    try:
+        ipaddress.IPv6Address(text)
+    except ValueError:
+        return False
+    return True
+
+
 def merged(*sources: Properties) -> Properties:
     """All of them; later sources outrank earlier ones, also where a property has two names."""
     found: dict[str, str] = {}
@@ -169,16 +200,8 @@ def without_values(text: str, properties: Properties) -> str:
 # ---- what is refused ----
 
 
-class Rule(NamedTuple):
-    """What a property must be, and why. Values are compared in lower case, as librdkafka does."""
-
-    accepts: Callable[[str], bool]
-    must: str
-    why: str
-
-
 def refuse(properties: Properties) -> None:
-    """Let through what can't break the relay's promises.
+    """Let through only properties that can't break the relay's promises.
 
     Raises:
         UsageError: a property would; the message says why.
@@ -191,7 +214,8 @@ def refuse(properties: Properties) -> None:
                 f"the Kafka property {name} can't be set: it is a program's object, and no text"
             )
         rule = RULES.get(name) or RULES.get(plain)
-        if rule is not None and not rule.accepts(value.lower()):
+        # librdkafka compares in lower case, too.
+        if rule is not None and value.lower() not in rule.accepted:
             raise UsageError(f"the Kafka property {name} {rule.must}: {rule.why}")
 
 
@@ -200,95 +224,90 @@ _OBJECTS = {
     *("logger", "on_delivery", "on_commit"),
     *("ssl_key", "ssl_certificate", "ssl_ca", "ssl_engine_callback_data"),
 }
-"""librdkafka's and its Python client's. Some of them the latter would take as text, and crash later."""
+"""librdkafka's and its Python client's. The latter would take some of them as text, and crash later."""
 
 
-def _only(*values: str, why: str, must: str = "") -> Rule:
-    return Rule(lambda value: value in values, must or f"must be {values[0]}", why)
+class Rule(NamedTuple):
+    """The values that a property may have, and why."""
+
+    accepted: tuple[str, ...]
+    why: str
+    other: str = ""
+
+    @property
+    def must(self) -> str:
+        """The rule in words, after the property's name."""
+        return f"must be {self.other or self.accepted[0]}" if self.accepted else "can't be set"
 
 
-def _false(why: str) -> Rule:
-    return _only("false", "f", "0", why=why)
+_FALSE = ("false", "f", "0")
+_NO_OFFSETS = "the transaction of the events commits the position, and nothing else may"
+_OF_KEY = ("consistent", "murmur2", "fnv1a")
 
-
-def _never(why: str) -> Rule:
-    return Rule(lambda _: False, "can't be set", why)
-
-
-_ACKS = _only(
-    *("all", "-1"),
-    why="with less, a broker's death would lose events that were taken for published",
-)
-_IN_FLIGHT = _only(
-    *("5", "4", "3", "2", "1"),
-    must="must be 1 to 5",
-    why="with more, a retry could change the order of events or repeat them",
-)
-_COMPRESSION = _never("use --kafka.compression")
-_QUEUE = _never("Pleiades sets it, so that all that is in flight fits")
-_NO_OFFSETS = "the position is committed with the events, in their transaction, and by nothing else"
-_FETCHING = _never("Pleiades sets it, so that a start reads the topic back within bounded memory")
-_OFFSETS = _false(_NO_OFFSETS)
-
-RULES: dict[str, Rule] = {
+_TABLE = {
     # ---- the producer ----
-    "transactional.id": _never(
-        "Pleiades derives it from topic and streams, so that a second instance is kept out"
+    "transactional.id": Rule(
+        (), "Pleiades derives it from topic and streams, so that a second instance is kept out"
     ),
-    "enable.idempotence": _only(
-        *("true", "t", "1"), why="without it a retry would publish an event twice"
+    "enable.idempotence": Rule(
+        ("true", "t", "1"), "without it a retry would publish an event twice"
     ),
-    "acks": _ACKS,
-    "request.required.acks": _ACKS,
-    "max.in.flight": _IN_FLIGHT,
-    "max.in.flight.requests.per.connection": _IN_FLIGHT,
-    "enable.gapless.guarantee": _false(
-        "a transaction leaves no gap anyway; with this a failed batch would end the producer"
+    "acks request.required.acks": Rule(
+        ("all", "-1"), "with less, a broker's death would lose events that count as published"
     ),
-    "queuing.strategy": _only("fifo", why="otherwise events would not stay in order"),
-    "partitioner": _only(
-        *("consistent", "consistent_random", "murmur2", "murmur2_random", "fnv1a", "fnv1a_random"),
-        must="must be one that looks at the key (consistent, murmur2, fnv1a, each also with _random)",
-        why="otherwise events with the same key would not stay in order",
+    "max.in.flight max.in.flight.requests.per.connection": Rule(
+        ("1", "2", "3", "4", "5"),
+        "with more, a retry could change the order of events or repeat them",
+        "1 to 5",
     ),
-    "compression.codec": _COMPRESSION,
-    "compression.type": _COMPRESSION,
-    "queue.buffering.max.messages": _QUEUE,
-    "queue.buffering.max.kbytes": _QUEUE,
-    "message.max.bytes": _never(
-        "Pleiades sets it; how large an event may be is said by the topic's max.message.bytes"
+    "enable.gapless.guarantee": Rule(
+        _FALSE,
+        "a transaction leaves no gap anyway; with this a failed batch would end the producer",
     ),
-    "delivery.report.only.error": _never("Pleiades waits for the report of each event"),
+    "queuing.strategy": Rule(("fifo",), "otherwise events would not stay in order"),
+    "partitioner": Rule(
+        (*_OF_KEY, *(f"{name}_random" for name in _OF_KEY)),
+        "otherwise events with the same key would not stay in order",
+        "one that looks at the key (consistent, murmur2, fnv1a, each also with _random)",
+    ),
+    "compression.codec compression.type": Rule((), "use --kafka.compression"),
+    "queue.buffering.max.messages queue.buffering.max.kbytes": Rule(
+        (), "Pleiades sets it, so that all events in flight fit"
+    ),
+    "message.max.bytes": Rule(
+        (), "Pleiades sets it; the topic's max.message.bytes limits the size of an event"
+    ),
+    "delivery.report.only.error": Rule((), "Pleiades waits for the report of each event"),
     # ---- the consumer that reads the topic back ----
-    "group.id": _never("Pleiades derives it from topic and streams: it holds the position"),
-    "group.instance.id": _never("the group only holds the position, and nobody is a member of it"),
-    "isolation.level": _only(
-        "read_committed", why="otherwise events of a broken transaction would count as published"
+    "group.id": Rule((), "Pleiades derives it from topic and streams: it holds the position"),
+    "group.instance.id": Rule((), "the group only holds the position, and has no members"),
+    "isolation.level": Rule(
+        ("read_committed",), "otherwise events of a broken transaction would count as published"
     ),
-    "enable.auto.commit": _OFFSETS,
-    "auto.commit.enable": _OFFSETS,
-    "enable.auto.offset.store": _OFFSETS,
-    "offset.store.method": _only("broker", "none", why=_NO_OFFSETS),
-    "auto.offset.reset": _never(
-        "Pleiades says where it reads from; to go on elsewhere would hide what is published"
+    "enable.auto.commit auto.commit.enable enable.auto.offset.store": Rule(_FALSE, _NO_OFFSETS),
+    "offset.store.method": Rule(("broker", "none"), _NO_OFFSETS),
+    "auto.offset.reset": Rule(
+        (), "Pleiades sets where it reads; going on elsewhere would hide published events"
     ),
-    "enable.partition.eof": _never("Pleiades sets it: by it, reading back knows its end"),
-    "queued.max.messages.kbytes": _FETCHING,
-    "fetch.queue.backoff.ms": _FETCHING,
-    "topic.blacklist": _never("a topic that it hides would look empty, and be filled again"),
+    "enable.partition.eof": Rule((), "Pleiades sets it to find the end of the topic"),
+    "queued.max.messages.kbytes fetch.queue.backoff.ms": Rule(
+        (), "Pleiades sets it, so that a start reads the topic back within bounded memory"
+    ),
+    "topic.blacklist": Rule((), "a hidden topic would look empty, and be filled again"),
     # ---- both ----
-    "allow.auto.create.topics": _false(
-        "Pleiades creates the topic itself, with --kafka.partitions and --kafka.replication"
+    "allow.auto.create.topics": Rule(
+        _FALSE, "Pleiades creates the topic itself, with --kafka.partitions and --kafka.replication"
     ),
-    "statistics.interval.ms": _never("Pleiades sets it for its own metrics"),
-    "enabled_events": _never("reports of deliveries would go where nobody reads them"),
-    "log.queue": _never("what librdkafka logs would go where nobody reads it"),
-    "internal.termination.signal": _never("signals stop Pleiades and its processes"),
-    "plugin.library.paths": _never(
-        "it loads foreign code, which may change or drop what is published"
+    "statistics.interval.ms": Rule((), "Pleiades sets it for its own metrics"),
+    "enabled_events": Rule((), "delivery reports would go where nobody reads them"),
+    "log.queue": Rule((), "librdkafka's log would go where nobody reads it"),
+    "internal.termination.signal": Rule((), "signals stop Pleiades and its processes"),
+    "plugin.library.paths": Rule(
+        (), "it loads foreign code, which may change or drop published events"
     ),
-    "test.mock.num.brokers": _never(
-        "it stands for a cluster in the memory of this process, and all events would be lost with it"
+    "test.mock.num.brokers": Rule(
+        (), "it simulates a cluster in this process's memory, and all events would be lost with it"
     ),
 }
-"""What a property must be; one that is not named here is free."""
+RULES = {name: rule for names, rule in _TABLE.items() for name in names.split()}
+"""By name. All other properties are allowed."""

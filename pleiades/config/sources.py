@@ -1,0 +1,257 @@
+"""Reads flags from the command line, the environment and a TOML file, in that order of precedence.
+
+configargparse merges the three. This module adds what it lacks: an unknown key of the file is an error,
+and a flag can unset a boolean that the file or the environment has set.
+
+Law: an error shows no value but one that the flag's reader chose to show, for it may be secret.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import io
+import re
+import tomllib
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from datetime import date
+from functools import partial
+from typing import Any
+
+import configargparse
+
+from pleiades.config.flags import BOOLEAN, Flag, Groups
+
+
+class Parser(configargparse.ArgumentParser):  # type: ignore[misc]  # untyped in the library
+    """Parses the arguments of one command.
+
+    Args:
+        command: its name, as in `pleiades help NAME`.
+        groups: all its flags, also those that it lacks and that have their default here.
+        refuse: looks at the command line first; returns an error, or None.
+    """
+
+    def __init__(
+        self,
+        command: str,
+        description: str,
+        groups: Groups,
+        refuse: Callable[[Sequence[str]], str | None] = lambda _: None,
+    ) -> None:
+        super().__init__(
+            prog=f"pleiades {command}",
+            description=description,
+            formatter_class=_Help,
+            config_file_parser_class=TomlFile,
+            config_file_open_func=partial(open, encoding="utf-8-sig"),
+            add_env_var_help=False,
+            add_config_file_help=False,
+            allow_abbrev=False,
+        )
+        self._command = command
+        self._refuse = refuse
+        self._config_file_parser.flags = {}
+        self.add_argument(
+            "--config",
+            is_config_file=True,
+            metavar="FILE",
+            help="a TOML file of flags: publishDir in [file] is --file.publishDir "
+            "[default: none; $PLEIADES_CONFIG]",
+            env_var="PLEIADES_CONFIG",
+        )
+        for title, flags in groups.items():
+            group = self.add_argument_group(title)
+            for flag in flags:
+                self._add(group, flag)
+
+    def _add(self, group: argparse._ArgumentGroup, flag: Flag) -> None:
+        default = flag.default_of(self._command)
+        if self._command in flag.without:
+            self.set_defaults(**{flag.name: flag.reads(default)})
+            return
+
+        def typed(text: str) -> object:
+            try:
+                return flag.reads(text)
+            except ValueError as error:
+                raise argparse.ArgumentTypeError(str(error)) from None
+
+        self._config_file_parser.flags[flag.name] = flag
+        shown = f"{flag.meaning} [default: {default or '(empty)'}; ${flag.environment}]"
+        group.add_argument(
+            *flag.aliases,
+            f"--{flag.name}",
+            dest=flag.name,
+            action=Toggle if flag.reads is BOOLEAN else Lines if flag.repeated else "store",
+            default=() if flag.repeated else default,
+            type=typed,
+            metavar=flag.unit,
+            help=shown.replace("%", "%%"),
+            env_var=flag.environment,
+        )
+
+    def parse_args(
+        self,
+        args: Sequence[str] | None = None,
+        namespace: argparse.Namespace | None = None,
+        **options: Any,
+    ) -> argparse.Namespace:
+        """Parse as argparse does; `given` names the flags that any source has set."""
+        words = _joined_negatives(args or ())
+        if refusal := self._refuse(words):
+            self.error(refusal)
+        parsed: argparse.Namespace
+        parsed, unknown = self.parse_known_args(words, namespace, **options)
+        if unknown:
+            self.error(f"unrecognized arguments: {self._names_of(unknown)}")
+        defaults = self.get_source_to_settings_dict().get("defaults", {})
+        parsed.given = vars(parsed).keys() - {action.dest for action, _ in defaults.values()}
+        return parsed
+
+    def _names_of(self, words: Sequence[str]) -> str:
+        """Names without values, which may be secret."""
+        names = [word.partition("=")[0] for word in words]
+        flags = [name for name in names if re.fullmatch(r"--[A-Za-z][\w.-]*|-[A-Za-z]", name)]
+        shown = [f"{flag}{did_you_mean(flag, self._option_string_actions)}" for flag in flags]
+        if others := len(words) - len(flags):
+            shown.append(f"{others} without a flag before them")
+        return ", ".join(shown)
+
+    def error(self, message: str) -> Any:
+        """End the program; says where the command's flags are explained."""
+        super().error(f"{message}\nTry: pleiades help {self._command}")
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """A hint at the nearest known name; empty if none is near."""
+    near = difflib.get_close_matches(name, known, 1, cutoff=0.75)
+    return f" (did you mean {near[0]}?)" if near else ""
+
+
+def _joined_negatives(arguments: Sequence[str]) -> list[str]:
+    """`--since -2h` as `--since=-2h`: argparse takes a value with a dash for another flag."""
+    joined: list[str] = []
+    for argument in arguments:
+        if joined and joined[-1] in ("--since", "--from", "--to") and re.match(r"-\d", argument):
+            joined[-1] += "=" + argument
+        else:
+            joined.append(argument)
+    return joined
+
+
+class Toggle(argparse.Action):
+    """A boolean: `--name`, `--name=true`, `--name=false`, `--no-name`; the last one given wins.
+
+    One action for both spellings, so that either of them outranks environment and file.
+    """
+
+    def __init__(self, option_strings: Sequence[str], dest: str, **options: Any) -> None:
+        # The plain long form comes last: configargparse spells values of file and environment by it.
+        *short, name = option_strings
+        super().__init__([*short, f"--no-{dest}", name], dest, nargs="?", **options)
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        """Set the value; `--no-name` takes none."""
+        negated = (option_string or "").startswith("--no-")
+        if negated and values is not None:
+            raise argparse.ArgumentError(self, f"{option_string} takes no value")
+        setattr(namespace, self.dest, not negated if values is None else values)
+
+
+class Lines(argparse.Action):
+    """A repeated flag: keeps the lines of all its values, each of which is a tuple.
+
+    Environment and file give all lines at once. To configargparse it is a flag with one value:
+    from one that can be repeated, it would take a value with brackets or commas apart.
+    """
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        """Add the lines to those before them."""
+        setattr(namespace, self.dest, (*getattr(namespace, self.dest), *values))
+
+
+class _Help(argparse.HelpFormatter):
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=32, width=100)
+
+    def add_usage(self, usage: Any, actions: Any, groups: Any, prefix: Any = None) -> None:
+        # Thirty flags in brackets help nobody; the groups below list them.
+        super().add_usage("%(prog)s [flags]" if usage is None else usage, actions, groups, prefix)
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        if not isinstance(action, Toggle):
+            return super()._format_action_invocation(action)
+        *short, negated, name = action.option_strings
+        return ", ".join([*short, f"{name}[=true|false]", negated])
+
+
+class TomlFile(configargparse.ConfigFileParser):  # type: ignore[misc]  # untyped in the library
+    """A TOML file whose every key must be a flag: `publishDir` in `[file]` is `--file.publishDir`."""
+
+    flags: Mapping[str, Flag]
+
+    def get_syntax_description(self) -> str:
+        """Name the format in a help."""
+        return "TOML"
+
+    def parse(self, stream: io.TextIOBase) -> OrderedDict[str, str]:
+        """The values by the flags' names; no error shows one of them."""
+        name = getattr(stream, "name", "the configuration file")
+        try:
+            return OrderedDict(
+                (key, self._as_text(key, value))
+                for key, value in _flattened(tomllib.loads(stream.read()), "")
+            )
+        except _WrongKey as error:
+            wrong = str(error)
+        except RecursionError:
+            wrong = "is nested too deeply to be read"
+        # Not only TOML's own: a number of thousands of digits, and what is not UTF-8.
+        except ValueError as error:
+            wrong = f"is not valid TOML: {error}"
+        raise configargparse.ConfigFileParserException(f"{name}: {wrong}")
+
+    def _as_text(self, key: str, value: Any) -> str:
+        flag = self.flags.get(key)
+        if flag is None:
+            raise _WrongKey(f"unknown key {key!r}{did_you_mean(key, self.flags)}")
+        match value:
+            case bool():
+                return str(value).lower()
+            case int() if not -(2**63) <= value < 2**63:
+                raise _WrongKey(f"{key!r} can't be a number of more than 64 bits")
+            case str() | int() | float():
+                return str(value)
+            case date():
+                return value.isoformat()
+            case [*parts] if all(isinstance(part, str) for part in parts):
+                if flag.repeated and any("\n" in part for part in parts):
+                    raise _WrongKey(f"a part of {key!r} can't hold a line break")
+                return ("\n" if flag.repeated else ",").join(parts)
+        raise _WrongKey(f"{key!r} can't be a {type(value).__name__}")
+
+
+class _WrongKey(Exception):
+    pass
+
+
+def _flattened(table: dict[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+    for key, value in table.items():
+        if isinstance(value, dict):
+            yield from _flattened(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value

@@ -1,0 +1,236 @@
+"""The Kafka destination as the command line describes it; see `Destination`.
+
+librdkafka is not imported here: this module is loaded whichever destination is chosen.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+from pleiades.config.flags import BOOLEAN, Flag
+from pleiades.config.settings import Settings
+from pleiades.config.values import Reader, choice, duration, integer
+from pleiades.core.position import Checkpoint
+from pleiades.runtime.errors import UsageError
+from pleiades.runtime.findings import Finding
+from pleiades.runtime.metrics import Metrics
+from pleiades.sinks.base import CommitPolicy, Destination, Sink, SinkContext
+from pleiades.sinks.kafka import properties as librdkafka
+from pleiades.sinks.kafka.properties import Properties
+
+DEAD_LETTERS_SUFFIX = "-dead-letters"
+"""Of the topic beside a topic, which holds its dead letters."""
+MAX_TOPIC_CHARACTERS = 249 - len(DEAD_LETTERS_SUFFIX)
+"""Kafka's own bound (org.apache.kafka.common.internals.Topic), for both topics."""
+MAX_MESSAGES_IN_FLIGHT = 20_000
+CLOCK_LIMIT_SECONDS = 3600.0
+"""A broker's default for how far ahead of its clock a record may be dated."""
+
+
+def topic_name(text: str) -> str:
+    """Reads the name of a Kafka topic that leaves room for the name of its dead letters'."""
+    if re.fullmatch(r"[A-Za-z0-9._-]+", text) is None or text in (".", ".."):
+        raise ValueError(f"{text[:300]!r} is no topic's name: letters, digits, '.', '_' and '-'")
+    if len(text) > MAX_TOPIC_CHARACTERS:
+        raise ValueError(
+            f"has {len(text)} characters; at most {MAX_TOPIC_CHARACTERS} leave room for the "
+            f"{DEAD_LETTERS_SUFFIX} of the topic beside it"
+        )
+    return text
+
+
+def field_path(text: str) -> tuple[str, ...]:
+    """Reads the path of a field in an event, such as `meta.domain`; empty: no path."""
+    path = tuple(text.split(".")) if text else ()
+    if not all(part and part == part.strip() and part.isprintable() for part in path):
+        raise ValueError(f"{text[:300]!r} is no path of a field, such as wiki or meta.domain")
+    return path
+
+
+@dataclass(frozen=True)
+class KafkaDestination(Destination):
+    """A topic."""
+
+    brokers: str
+    """Where the cluster is found: `host:port[,host:port]`."""
+    topic: str
+    partitions: int
+    """Of a topic that must be created."""
+    replication: int
+    """Copies of a topic that must be created; 0: the cluster's default."""
+    compression: str
+    commit_interval_seconds: float
+    key_field: tuple[str, ...]
+    """Path into the event whose value is the message's key; empty: the key is the SSE id."""
+    properties: Properties = field(repr=False)
+    """The user's, for librdkafka, checked by `properties.refuse`. They may hold secrets."""
+
+    enable = "kafka.enable"
+    flags = (
+        Flag(
+            "kafka.enable",
+            "false",
+            "publish to Kafka (exactly one publisher must be enabled)",
+            BOOLEAN,
+        ),
+        Flag(
+            "kafka.broker",
+            "localhost:9092",
+            "brokers to find the cluster by, joined by commas",
+            Reader("host:port", librdkafka.brokers),
+        ),
+        Flag(
+            "kafka.topic",
+            "pleiades-events",
+            "topic to publish to; created if missing. Dead letters go into the one beside it whose name "
+            f"ends with {DEAD_LETTERS_SUFFIX}",
+            Reader("name", topic_name),
+        ),
+        Flag(
+            "kafka.partitions",
+            "1",
+            "partitions of a topic that is created; one that exists stays as it is",
+            integer(1, 10_000),
+        ),
+        Flag(
+            "kafka.replication",
+            "0",
+            "copies of a topic that is created; 0: the cluster's default",
+            integer(0, 32_767),
+        ),
+        Flag(
+            "kafka.compression",
+            "zstd",
+            "how batches are compressed",
+            choice("none", "gzip", "snappy", "lz4", "zstd"),
+        ),
+        Flag(
+            "kafka.commitInterval",
+            "200ms",
+            "least time from one transaction to the next; consumers see events at its end",
+            duration(0.005, 60.0),
+        ),
+        Flag(
+            "kafka.keyField",
+            "",
+            "field of the event that becomes the message's key, such as wiki or meta.domain; empty: the "
+            "key is the SSE id",
+            Reader("path", field_path),
+        ),
+        Flag(
+            "kafka.config",
+            "",
+            "a file of librdkafka properties, key=value lines as for kcat -F: the place for passwords",
+            Reader("file", str),
+        ),
+        Flag(
+            "kafka.property",
+            "",
+            "one librdkafka property; may be repeated. In the environment one a line, in the file of "
+            "--config a list. Outranks the same one in --kafka.config. Passwords are refused on the "
+            "command line, where everybody can see them",
+            Reader("key=value", librdkafka.properties_in),
+            repeated=True,
+        ),
+    )
+
+    @classmethod
+    def from_flags(cls, flag: Mapping[str, Any], position_name: str) -> Self:
+        """See `Destination.from_flags`; also if a property is refused or can't be read."""
+        path = flag["kafka.config"]
+        from_file = librdkafka.read_file(path) if path else ()
+        merged = librdkafka.merged(from_file, flag["kafka.property"])
+        brokers, others = librdkafka.without_brokers(merged)
+        librdkafka.refuse(others)
+        if brokers is None:
+            brokers = flag["kafka.broker"]
+        elif "kafka.broker" in flag["given"] and brokers != flag["kafka.broker"]:
+            raise UsageError(
+                "--kafka.broker says something else than bootstrap.servers in the Kafka properties: "
+                "take one of them away"
+            )
+        timeout_ms = dict(others).get("transaction.timeout.ms", "")
+        # Cut, for int() refuses thousands of digits; librdkafka reports what is wrong with so many.
+        if timeout_ms.isdecimal() and int(timeout_ms[:18]) <= flag["kafka.commitInterval"] * 1000:
+            raise UsageError(
+                "the Kafka property transaction.timeout.ms must be longer than --kafka.commitInterval: "
+                "otherwise the cluster would break off each transaction before its end"
+            )
+        return cls(
+            position_name,
+            brokers=brokers,
+            topic=flag["kafka.topic"],
+            partitions=flag["kafka.partitions"],
+            replication=flag["kafka.replication"],
+            compression=flag["kafka.compression"],
+            commit_interval_seconds=flag["kafka.commitInterval"],
+            key_field=flag["kafka.keyField"],
+            properties=others,
+        )
+
+    @staticmethod
+    def refused_argument(words: Sequence[str]) -> str | None:
+        """See `Destination.refused_argument`: `ps` shows a secret to everybody."""
+        secret = librdkafka.secret_in(words)
+        return secret and (
+            f"{secret} is secret, and everybody can read a command line (ps): put it into the "
+            "file of --kafka.config, or into the environment as $PLEIADES_KAFKA_PROPERTY"
+        )
+
+    @property
+    def place(self) -> str:
+        """See `Destination.place`."""
+        return f"the topic {self.topic} of Kafka at {self.brokers}"
+
+    def make_sink(self, context: SinkContext) -> Sink:
+        """See `Destination.make_sink`."""
+        from pleiades.sinks.kafka.reporting import Reporting
+        from pleiades.sinks.kafka.sink import KafkaSink
+
+        settings = context.settings
+        overlap_ms = int(settings.upstream.overlap_seconds * 1000)
+        return KafkaSink(
+            self,
+            settings.upstream.streams,
+            overlap_ms,
+            max(int(settings.window_seconds * 1000), overlap_ms),
+            context.reached,
+            Reporting(context.life, context.metrics),
+            settings.replay,
+        )
+
+    @property
+    def commit_policy(self) -> CommitPolicy:
+        """See `Destination.commit_policy`."""
+        return CommitPolicy(self.commit_interval_seconds, MAX_MESSAGES_IN_FLIGHT)
+
+    def record_commit(self, metrics: Metrics, published: int, reached_ms: int) -> None:
+        """See `Destination.record_commit`."""
+        metrics.kafka_events.inc(published)
+        if reached_ms:
+            metrics.kafka_lag_ms.set(max(time.time() * 1000 - reached_ms, 0.0))
+
+    def inspect(self, settings: Settings) -> Iterator[Finding]:
+        """See `Destination.inspect`."""
+        from pleiades.sinks.kafka.check import look
+
+        return look(settings, self)
+
+    def clock_refusal(self, apart_seconds: float) -> str:
+        """See `Destination.clock_refusal`."""
+        if apart_seconds <= CLOCK_LIMIT_SECONDS:
+            return ""
+        return (
+            "Kafka refuses records that are dated too far from the broker's time "
+            "(message.timestamp.after.max.ms, 1 hour by default)"
+        )
+
+    def stored_checkpoint(self) -> Checkpoint | None:
+        """See `Destination.stored_checkpoint`."""
+        from pleiades.sinks.kafka.peek import stored_checkpoint
+
+        return stored_checkpoint(self)
