@@ -32,7 +32,7 @@ def run(arguments: argparse.Namespace) -> int:
     # Blocked in the threads to come as well, so that sigwait gets them.
     signal.pthread_sigmask(signal.SIG_BLOCK, stopping)
     simulator = Simulator(settings)
-    if simulator.upstream.log.expired_segments_total:
+    if simulator.log.expired_segments_total:
         log.warning(
             "the history is larger than --retentionBytes %d: its oldest events have already expired "
             "and will not be served; raise the limit to serve them",
@@ -48,7 +48,7 @@ def run(arguments: argparse.Namespace) -> int:
         "simulating %s/%s seed %d, %d events so far; journal and counters: "
         "/simulator/journal and /simulator/stats there",
         url,
-        ",".join(simulator.upstream.streams),
+        ",".join(simulator.streams),
         settings.seed,
         simulator.stats().events_appended_total,
     )

@@ -89,8 +89,9 @@ class Feed:
             # Expired while the client was slow: Kafka's consumer then continues at the end.
             self._next[source] = self._cluster.end(source, now_seconds)
             return self.next_batch(now_seconds)
-        events = partition.slice(index, min(index + BATCH_EVENTS, self._end(source, now_seconds)))
-        self._next[source] = index + len(events.payloads)
+        stop = min(index + BATCH_EVENTS, self._end(source, now_seconds))
+        payloads, splits, times = partition.slice(index, stop)
+        self._next[source] = index + len(payloads)
         before_entry, after_entry = self._shapes[source]
         self._entries[source] = before_entry + b"#" + after_entry
         before, _, after = self.id_line().partition(b"#")
@@ -99,7 +100,7 @@ class Feed:
         parts: list[bytes] = []
         add = parts.append
         offsets = count(index + self._cluster.base(source))
-        for payload, split, time_ms, offset in zip(*events, offsets, strict=False):
+        for payload, split, time_ms, offset in zip(payloads, splits, times, offsets, strict=False):
             if split:
                 add(
                     b"%b%d%b%b%d%b\n\n"
@@ -107,7 +108,7 @@ class Feed:
                 )
             else:
                 add(b"%b%d%b%b\n\n" % (before, time_ms + 1, after, payload))
-        self._entries[source] = b"%b%d%b" % (before_entry, events.times[-1] + 1, after_entry)
+        self._entries[source] = b"%b%d%b" % (before_entry, times[-1] + 1, after_entry)
         return b"".join(parts), len(parts)
 
     def wait_seconds(self, now_seconds: float) -> float | None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import tempfile
 import weakref
-from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, NamedTuple
 
@@ -13,8 +12,6 @@ import orjson
 
 from pleiades.core.wire import TopicPartition
 from pleiades.runtime.errors import UsageError
-
-READ_BYTES = 256 * 1024
 
 
 class JournalEntry(NamedTuple):
@@ -65,14 +62,14 @@ class Journal:
         self._file.flush()
         self._flushed_bytes = self._file.tell()
 
-    def chunks(self) -> Iterator[bytes]:
+    def read(self) -> bytes:
         """All that was flushed until now, in whole lines; from any thread."""
-        end, place = self._flushed_bytes, 0
+        text = b""
         # pread leaves the position alone at which another thread may be writing.
-        while chunk := os.pread(self._file.fileno(), min(READ_BYTES, end - place), place):
-            place += len(chunk)
-            yield chunk
+        while more := os.pread(self._file.fileno(), self._flushed_bytes - len(text), len(text)):
+            text += more
+        return text
 
     def entries(self) -> list[JournalEntry]:
-        """The content of `chunks`, parsed."""
-        return [JournalEntry(**orjson.loads(line)) for line in b"".join(self.chunks()).splitlines()]
+        """The content of `read`, parsed."""
+        return [JournalEntry(**orjson.loads(line)) for line in self.read().splitlines()]

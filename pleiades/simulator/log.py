@@ -38,14 +38,6 @@ class Fresh(NamedTuple):
     canary: bool
 
 
-class Slice(NamedTuple):
-    """Consecutive events of one topic-partition."""
-
-    payloads: list[bytes]
-    splits: array[int]
-    times: array[int]
-
-
 class PartitionLog:
     """One topic-partition. Indexes count from 0 with the first event ever appended.
 
@@ -86,14 +78,9 @@ class PartitionLog:
         if len(self._payloads) <= count:
             return False
         self.payload_bytes -= sum(map(len, self._payloads[:count]))
-        for column in (
-            self._payloads,
-            self._splits,
-            self._times,
-            self._greatest,
-            self._appended,
-        ):
-            del column[:count]
+        for numbers in (self._splits, self._times, self._greatest, self._appended):
+            del numbers[:count]
+        del self._payloads[:count]
         self.start += count
         return True
 
@@ -109,8 +96,8 @@ class PartitionLog:
         """The value of `end` at an earlier time."""
         return self.start + bisect_right(self._appended, now_seconds)
 
-    def slice(self, start: int, stop: int) -> Slice:
-        """Events from `start` on, at most up to `stop`.
+    def slice(self, start: int, stop: int) -> tuple[list[bytes], array[int], array[int]]:
+        """Payloads, splits and timestamps from `start` on, at most up to `stop`.
 
         Raises:
             IndexError: `start` has expired or does not exist yet.
@@ -118,7 +105,7 @@ class PartitionLog:
         if not self.start <= start < self.end:
             raise IndexError(start)
         low, high = start - self.start, stop - self.start
-        return Slice(self._payloads[low:high], self._splits[low:high], self._times[low:high])
+        return self._payloads[low:high], self._splits[low:high], self._times[low:high]
 
     def appended_at(self, index: int) -> float | None:
         """When the event at `index` was appended, in seconds; None if it is not there."""

@@ -1,32 +1,55 @@
-"""The state of the local upstream: the events to come, the log, and the journal.
+"""The state of the local upstream: the events to come, the log, the journal, and who is connected.
 
-Law: no clock and no lock; the caller has both.
+Law: one lock, `changed`, guards all of it; nothing is sent or waited for while it is held.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from itertools import islice
 
+from pleiades.simulator.body import Body, Plan, plan
 from pleiades.simulator.generator import generated
 from pleiades.simulator.journal import Journal, JournalEntry
 from pleiades.simulator.log import Cluster, Fresh, UpstreamLog, first_offset, home_of, sources_of
 from pleiades.simulator.recorded import RecordedEvent, read_recorded, replayed, sources_in
-from pleiades.simulator.settings import SimulatorSettings, stream_of, topics_of
+from pleiades.simulator.settings import Cut, Faults, SimulatorSettings, stream_of, topics_of
+
+
+@dataclass(slots=True)
+class Stats:
+    """Counters since the start."""
+
+    requests_total: int = 0
+    """Requests for a stream, refused ones included."""
+    connections_total: int = 0
+    """Streams that were opened."""
+    connections_open: int = 0
+    refused_total: int = 0
+    """Requests answered with anything but a stream."""
+    cuts_total: int = 0
+    """Streams that were cut, `error` events included."""
+    events_appended_total: int = 0
+    events_served_total: int = 0
+    """Whole events given to the network; a cut may have lost some of them."""
+    bytes_served_total: int = 0
+    """Of bodies, as written (compressed)."""
 
 
 class LocalUpstream:
-    """The log of all streams, and the events that will be appended to it.
+    """The upstream without the network.
 
     Args:
         settings: everything.
-        started_ms: the wall clock at the start, ms since 1970.
 
     Raises:
         UsageError: a file can't be read or written.
     """
 
-    def __init__(self, settings: SimulatorSettings, started_ms: int) -> None:
+    def __init__(self, settings: SimulatorSettings) -> None:
         topics = [topic for stream in settings.streams for topic in topics_of(stream)]
         sources = list(sources_of(topics, settings.partitions))
         recorded: list[RecordedEvent] = []
@@ -39,72 +62,139 @@ class LocalUpstream:
             if settings.rate == 0:
                 count = min(len(recorded), settings.max_events or len(recorded))
                 settings = replace(settings, history_events=count)
+        self.settings = settings
+        self.faults = settings.faults
+        self.started_ms = time.time_ns() // 1_000_000
+        """The start, ms since 1970; the history is dated before it."""
         self.streams = tuple(dict.fromkeys(stream_of(topic) for topic, _ in sources))
         self.partitions: dict[str, list[int]] = {}
         for topic, partition in sources:
             self.partitions.setdefault(topic, []).append(partition)
         self.log = UpstreamLog(sources, settings.retention_bytes)
-        self.journal = Journal(settings.journal)
-        self._seed = settings.seed
+        self.open: set[Body] = set()
+        """The streams being written."""
+        self.changed = threading.Condition()
+        """Notified of each change of the counters."""
+        self._journal = Journal(settings.journal)
+        self._started = time.monotonic()
+        self._stats = Stats()
+        self._planned = 0
         self._bases = {
             source: first_offset(settings.seed, home_of(source), source) for source in sources
         }
         events = (
-            generated(settings, started_ms)
+            generated(settings, self.started_ms)
             if settings.file is None
-            else replayed(recorded, settings, started_ms)
+            else replayed(recorded, settings, self.started_ms)
         )
         self._coming = islice(events, settings.max_events)
         self._next: Fresh | None = next(self._coming, None)
+        self._append_due(0.0, float("-inf"))
 
-    @property
-    def due_seconds(self) -> float | None:
-        """When the next event is due, seconds since the start; None: there will be none."""
-        return None if self._next is None else self._next.due_ms / 1000.0
+    def now(self) -> float:
+        """Seconds since the start."""
+        return time.monotonic() - self._started
 
-    def append_history(self) -> None:
-        """Append what is dated before the start."""
-        self.append_due(0.0, float("-inf"))
+    def append_due(self) -> None:
+        """Append the events that are due; none without a rate."""
+        if self.settings.rate > 0:
+            self._append_due(self.now(), self.now())
 
-    def append_due(self, now_seconds: float, appended_seconds: float | None = None) -> int:
-        """Append what is due.
+    def _append_due(self, until_seconds: float, appended_seconds: float) -> None:
+        with self.changed:
+            before = self.log.appended_total
+            while self._next is not None and self._next.due_ms < until_seconds * 1000.0:
+                self._append(self._next, appended_seconds)
+            if self.log.appended_total > before:
+                self._appended()
 
-        Args:
-            now_seconds: since the start.
-            appended_seconds: the time of appending; None: now.
-
-        Returns:
-            The number of events.
-        """
-        appended = 0
-        while self._next is not None and self._next.due_ms < now_seconds * 1000.0:
-            self._append(self._next, now_seconds if appended_seconds is None else appended_seconds)
-            appended += 1
-        self.journal.flush()
-        return appended
-
-    def append_next(self, count: int, now_seconds: float) -> int:
-        """Append the next events, due or not; returns how many there were.
+    def append(self, count: int) -> int:
+        """Append the next events now, whether due or not; returns how many there were.
 
         An event that is not due yet is dated now: none is dated in the future by this.
         """
-        appended = 0
-        while appended < count and self._next is not None:
-            early_ms = max(int(self._next.due_ms - now_seconds * 1000.0), 0)
-            dated_ms = self._next.timestamp_ms - early_ms
-            self._append(self._next._replace(timestamp_ms=dated_ms), now_seconds)
-            appended += 1
-        self.journal.flush()
-        return appended
-
-    def cluster(self, data_centre: str, mirror_lag_seconds: float) -> Cluster:
-        """The log as a data centre's Kafka shows it."""
-        return Cluster(self.log, data_centre, self._seed, mirror_lag_seconds)
+        with self.changed:
+            appended, now_seconds = 0, self.now()
+            while appended < count and self._next is not None:
+                early_ms = max(int(self._next.due_ms - now_seconds * 1000.0), 0)
+                dated_ms = self._next.timestamp_ms - early_ms
+                self._append(self._next._replace(timestamp_ms=dated_ms), now_seconds)
+                appended += 1
+            self._appended()
+            return appended
 
     def _append(self, fresh: Fresh, now_seconds: float) -> None:
         self._next = next(self._coming, None)
         source = fresh.source
         offset = self._bases[source] + self.log.append(fresh, now_seconds)
-        self.journal.add(
+        self._journal.add(
             JournalEntry(*source, offset, fresh.timestamp_ms, fresh.identity, fresh.canary)
         )
+
+    def _appended(self) -> None:
+        self._journal.flush()
+        self._stats.events_appended_total = self.log.appended_total
+        for body in self.open:
+            body.wake()
+        self.changed.notify_all()
+
+    def cut_all(self, cut: Cut = Cut.RESET) -> int:
+        """Cut every open stream; returns how many."""
+        with self.changed:
+            for body in self.open:
+                body.abandon(cut)
+            self.count(cuts_total=len(self.open))
+            return len(self.open)
+
+    def set_faults(self, **changes: object) -> Faults:
+        """Change fields of `Faults` for future requests; returns all of them."""
+        self.faults = replace(self.faults, **changes)  # type: ignore[arg-type]
+        return self.faults
+
+    def next_plan(self, faults: Faults) -> Plan:
+        """The plan for the next request."""
+        with self.changed:
+            self._planned += 1
+            return plan(faults, self.settings.seed, self._planned)
+
+    def cluster(self, data_centre: str, mirror_lag_seconds: float) -> Cluster:
+        """The log as a data centre's Kafka shows it."""
+        return Cluster(self.log, data_centre, self.settings.seed, mirror_lag_seconds)
+
+    def journal(self) -> list[JournalEntry]:
+        """Everything appended so far, in that order."""
+        return self._journal.entries()
+
+    def journal_lines(self) -> bytes:
+        """The same as JSON, one entry a line."""
+        return self._journal.read()
+
+    def count(self, **changes: int) -> None:
+        """Add to counters."""
+        with self.changed:
+            for name, change in changes.items():
+                setattr(self._stats, name, getattr(self._stats, name) + change)
+            self.changed.notify_all()
+
+    def stats(self) -> Stats:
+        """A copy of the counters."""
+        with self.changed:
+            return replace(self._stats)
+
+    @property
+    def connections_total(self) -> int:
+        """Streams opened so far."""
+        return self._stats.connections_total
+
+    def wait_until(
+        self, condition: Callable[[Stats], bool], timeout_seconds: float = 10.0
+    ) -> Stats:
+        """Wait until the counters fulfil a condition; returns a copy of them.
+
+        Raises:
+            TimeoutError: they did not in time.
+        """
+        with self.changed:
+            if not self.changed.wait_for(lambda: condition(self._stats), timeout_seconds):
+                raise TimeoutError(f"still {self._stats} after {timeout_seconds} s")
+            return self.stats()

@@ -7,7 +7,7 @@ import time
 from itertools import count, cycle
 
 from pleiades.simulator.journal import JournalEntry
-from pleiades.simulator.simulator import Stats
+from pleiades.simulator.upstream import Stats
 from tests.faults.matrix import row
 from tests.faults.trial import Trial
 from tests.harness.broker import Broker
