@@ -1,3 +1,4 @@
+# ruff: noqa: RUF009  # `flag` makes fields of dataclasses
 """The settings of the local upstream, each declared once together with its flag.
 
 A default is that of the real service where the service has the property, and off where it is a fault.
@@ -12,7 +13,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, fields
 from enum import Enum
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, get_type_hints
 
 from pleiades.core.units import parse_duration
 
@@ -42,9 +43,7 @@ class Cut(Enum):
     """A well-formed end of the HTTP answer, still possibly inside an event."""
 
 
-def _number(
-    convert: Callable[[str], float], meaning: str, top: float, low: float = 0
-) -> Callable[[str], Any]:
+def _number(convert: Callable[[str], float], meaning: str, top: float, low: float = 0) -> Any:
     def read(text: str) -> float:
         try:
             number = convert(text)
@@ -55,14 +54,6 @@ def _number(
         return number
 
     return read
-
-
-_count = _number(int, "whole number from 0 on", 2**62)
-_positive = _number(int, "whole number from 1 on", 2**62, low=1)
-_record = _number(int, f"whole number from 0 to {MAX_RECORD_BYTES}", MAX_RECORD_BYTES)
-_part = _number(float, "number from 0 to 1", 1)
-_factor = _number(float, "number from 0 to 5", 5)
-_events_per_second = _number(float, "number of events per second", 1e6)
 
 
 def _duration(text: str) -> float:
@@ -79,32 +70,52 @@ def _streams(text: str) -> tuple[str, ...]:
     return names
 
 
-_METAVARS = {_duration: "DURATION", _streams: "NAME,...", _part: "0-1", Path: "FILE"}
+def _rate(text: str) -> Any:
+    return 0.0 if text == "max" else _number(float, "number of events per second", 1e6)(text)
 
 
-def flag(
-    name: str,
-    default: str | bool,
-    read: Callable[[str], Any] | None,
-    meaning: str,
-    metavar: str | None = None,
-    in_code: Any = ...,
-) -> Any:
+def _history(text: str) -> Any:
+    return _COUNT(text) if text.isdigit() else _duration(text)
+
+
+def _cuts(text: str) -> tuple[Cut, ...]:
+    return tuple(Cut) if text == "any" else (Cut(text),)
+
+
+# Types of settings that have a flag: the reader of its value, and the value's name in the help.
+_COUNT = _number(int, "whole number from 0 on", 2**62)
+Count = Annotated[int, _COUNT, "N"]
+Positive = Annotated[int, _number(int, "whole number from 1 on", 2**62, low=1), "N"]
+Part = Annotated[float, _number(float, "number from 0 to 1", 1), "0-1"]
+Factor = Annotated[float, _number(float, "number from 0 to 5", 5), "0-5"]
+RecordBytes = Annotated[
+    int, _number(int, f"whole number from 0 to {MAX_RECORD_BYTES}", MAX_RECORD_BYTES), "BYTES"
+]
+Seconds = Annotated[float, _duration, "DURATION"]
+WholeSeconds = Annotated[int, lambda text: round(_duration(text)), "DURATION"]
+Milliseconds = Annotated[int, lambda text: max(round(_duration(text) * 1000), 1), "DURATION"]
+Rate = Annotated[float, _rate, "N|max"]
+History = Annotated[float, _history, "DURATION|N"]
+Streams = Annotated[tuple[str, ...], _streams, "NAME,..."]
+Cuts = Annotated[tuple[Cut, ...], _cuts, "reset|close|clean|any"]
+Integer = Annotated[int, int, "N"]
+Text = Annotated[str, str, "ADDRESS"]
+File = Annotated[Path | None, Path, "FILE"]
+Switch = Annotated[bool, None, None]
+
+
+def flag(default: Any, meaning: str, name: str | None = None, unless_given: Any = ...) -> Any:
     """A field of the settings that has a flag.
 
     Args:
-        name: of the flag, without the dashes.
-        default: as typed on the command line, "" for None; a bool: the flag has no value, inverts it.
-        read: parses the flag's value; raises `ArgumentTypeError` or `ValueError`.
+        default: a Switch has no value: its flag inverts this.
         meaning: the help text.
-        metavar: shown in place of the value; None: follows from `read`.
-        in_code: the default of the field, where it differs from that of the flag.
+        name: of the flag; None: the field's name in camel case, without `_seconds`.
+        unless_given: the command's default, where it differs from the field's.
     """
-    if in_code is ...:
-        in_code = default if read is None or isinstance(default, bool) else None
-        if read is not None and default:
-            in_code = read(str(default))
-    return field(default=in_code, metadata={"flag": (f"--{name}", default, read, meaning, metavar)})
+    if unless_given is ...:
+        unless_given = default
+    return field(default=default, metadata={"flag": (name, meaning, unless_given)})
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,14 +133,10 @@ class Disorder:
     """Earlier by 1 to 10 s."""
     back_years_rate: float = 0.00005
     """Earlier by up to ten years, like an imported edit."""
-    ahead_rate: float = flag("aheadRate", "0", _part, "events dated in the future")
-    ahead_seconds: float = flag("ahead", "1h", _duration, "by how much at most")
-    resolution_ms: int = flag(
-        "timestampResolution",
-        "1ms",
-        lambda text: max(round(_duration(text) * 1000), 1),
-        "of Kafka's timestamps; recordings up to 2024 have 1s",
-        "DURATION",
+    ahead_rate: Part = flag(0.0, "events dated in the future")
+    ahead_seconds: Seconds = flag(3600.0, "by how much at most")
+    resolution_ms: Milliseconds = flag(
+        1, "of Kafka's timestamps; until 2024: 1s", "timestampResolution"
     )
 
 
@@ -140,58 +147,28 @@ NO_DISORDER = Disorder(0.0, 0.0, 0.0, 0.0)
 class Faults:
     """What goes wrong on purpose, and how a connection behaves. Rates are probabilities."""
 
-    cut_every_seconds: float = flag(
-        "cutEvery", "15m", _duration, "a connection's life; 0: no limit"
+    cut_every_seconds: Seconds = flag(900.0, "life of a connection; 0: no limit")
+    cut_bytes: Count = flag(0, "body bytes until a cut; 0: no limit")
+    cut_jitter: Part = flag(0.5, "relative variation of both")
+    cuts: Cuts = flag(tuple(Cut), "TCP reset, close without a final chunk, clean end", "cut", "any")
+    max_connections: Count = flag(
+        0, "open streams, 429 for more; 0: no limit (the service: about 2)"
     )
-    cut_bytes: int = flag("cutBytes", "0", _count, "body bytes until a cut; 0: no limit")
-    cut_jitter: float = flag("cutJitter", "0.5", _part, "relative variation of both")
-    cuts: tuple[Cut, ...] = flag(
-        "cut",
-        "any",
-        lambda text: tuple(Cut) if text == "any" else (Cut(text),),
-        "TCP reset, close without the final chunk, clean end, or any of them",
-        "reset|close|clean|any",
-    )
-    max_connections: int = flag(
-        "maxConnections",
-        "0",
-        _count,
-        "open streams; 429 for more; 0: no limit; the real service: ~2",
-    )
-    retry_after_seconds: int = flag(
-        "retryAfter",
-        "1s",
-        lambda text: round(_duration(text)),
-        "whole seconds, sent with 429 and 503",
-        "DURATION",
-    )
-    error_rate: float = flag("errorRate", "0", _part, "requests that start a burst of 500 and 503")
-    error_burst: int = flag("errorBurst", "3", _positive, "requests in a burst")
-    hang_rate: float = flag("hangRate", "0", _part, "requests without an answer")
-    silence_rate: float = flag("silenceRate", "0", _part, "connections without events")
-    stall_rate: float = flag("stallRate", "0", _part, "writes that a stall precedes")
-    stall_seconds: float = flag("stall", "5s", _duration, "length of a stall")
-    error_event_rate: float = flag(
-        "errorEventRate", "0", _part, "writes after which an `error` event ends the stream"
-    )
-    other_cluster_rate: float = flag(
-        "otherClusterRate",
-        "0.5",
-        _part,
-        "connections served by the other cluster, with its offsets",
-    )
+    retry_after_seconds: WholeSeconds = flag(1, "sent with 429 and 503")
+    error_rate: Part = flag(0.0, "requests that start a burst of 500 and 503")
+    error_burst: Positive = flag(3, "requests in a burst")
+    hang_rate: Part = flag(0.0, "requests without an answer")
+    silence_rate: Part = flag(0.0, "connections without events")
+    stall_rate: Part = flag(0.0, "writes that a stall precedes")
+    stall_seconds: Seconds = flag(5.0, "length of a stall")
+    error_event_rate: Part = flag(0.0, "writes after which an `error` event ends the stream")
+    other_cluster_rate: Part = flag(0.5, "connections served by the second Kafka, with its offsets")
     # Measured at the real service: 0.46 to 0.53 s.
-    deaf_seconds: float = flag(
-        "deaf",
-        "500ms",
-        _duration,
-        "time in which a connection misses what is produced to a topic that was requested from past "
-        "its end, as the real service does",
-    )
-    mirror_lag_seconds: float = flag("mirrorLag", "0", _duration, "delay of the other's topics")
-    chunk_bytes: int = flag("chunk", "0", _count, "body bytes written at a time; 0: whole events")
-    gzip: bool = flag("gzip", False, None, "compress where the client accepts it")
-    check_user_agent: bool = flag("anyUserAgent", True, None, "do not answer libraries with 403")
+    deaf_seconds: Seconds = flag(0.5, "time in which new events of a topic past its end are missed")
+    mirror_lag_seconds: Seconds = flag(0.0, "delay of a Kafka's topics from the other data centre")
+    chunk_bytes: Count = flag(0, "body bytes written at a time; 0: whole events", "chunk")
+    gzip: Switch = flag(False, "compress where the client accepts it")
+    check_user_agent: Switch = flag(True, "serve libraries' default user agents", "anyUserAgent")
     missing_topics: frozenset[str] = frozenset()
     """Topics of the streams that Kafka does not have, or no longer has: 404."""
 
@@ -200,36 +177,22 @@ class Faults:
 class SimulatorSettings:
     """Everything a local upstream needs to know."""
 
-    host: str = flag("host", "127.0.0.1", str, "address to listen on")
-    port: int = flag("port", "8080", _count, "TCP port; 0: any free one", in_code=0)
-    seed: int = flag("seed", "1", int, "same seed, same events and faults")
-    streams: tuple[str, ...] = flag("streams", "recentchange", _streams, "streams that are served")
-    partitions: int = flag("partitions", "1", _positive, "per topic")
-    rate: float = flag(
-        "rate",
-        "50",
-        lambda text: 0.0 if text == "max" else _events_per_second(text),
-        "events appended per second; 0 or max: none, only a history, read as fast as the client can",
-        in_code=0.0,
+    host: Text = flag("127.0.0.1", "address to listen on")
+    port: Count = flag(0, "TCP port; 0: any free one", unless_given=8080)
+    seed: Integer = flag(1, "same seed, same events and faults")
+    streams: Streams = flag(("recentchange",), "streams that are served")
+    partitions: Positive = flag(1, "per topic")
+    rate: Rate = flag(
+        0.0, "events appended per second; 0 or max: only a history", unless_given=50.0
     )
-    second_share: float = flag(
-        "codfwShare", "0.15", _part, "share of the second data centre's events"
+    second_share: Part = flag(0.15, "events of the second data centre", "codfwShare")
+    canary_every_seconds: Seconds = flag(
+        60.0, "event time between two canaries of a topic; 0: none"
     )
-    canary_every_seconds: float = flag(
-        "canaryEvery", "1m", _duration, "event time between two canaries of a topic; 0: none"
-    )
-    file: Path | None = flag(  # noqa: RUF009
-        "file",
-        "",
-        Path,
-        "recorded events instead of generated ones, .ndjson (one JSON a line) or .sse (a capture), "
-        "passed on byte for byte",
-    )
-    shift_timestamps: bool = flag("shiftTimestamps", False, None, "date recorded events as if new")
-    journal: Path | None = flag("journal", "", Path, "write one JSON line per appended event")  # noqa: RUF009
-    retention_bytes: int = flag(
-        "retentionBytes", "536870912", _positive, "data kept in memory; the oldest events expire"
-    )
+    file: File = flag(None, "recorded events, served byte for byte; .ndjson, or a capture in .sse")
+    shift_timestamps: Switch = flag(False, "date recorded events as if they were new")
+    journal: File = flag(None, "write one JSON line per appended event")
+    retention_bytes: Positive = flag(512 * 1024 * 1024, "data kept; the oldest events expire")
     history_events: int = 0
     """Events in the log at the start."""
     history_seconds: float | None = None
@@ -254,67 +217,53 @@ class SimulatorSettings:
 class _CommandOnly:
     """Flags that settings are computed from."""
 
-    events: int | None = flag(
-        "events", "", _count, "append no more, history included; --rate 0 implies 100000", "N"
+    events: Annotated[int | None, _COUNT, "N"] = flag(
+        None, "at most, history included; --rate 0 implies 100000"
     )
-    history: float = flag(
-        "history",
-        "0",
-        lambda text: _count(text) if text.isdigit() else _duration(text),
-        "events from before the start: for a time like 10m at the rate, or a number; with --rate 0 "
-        "the time that --events are spread over",
-        "DURATION|N",
+    history: History = flag(
+        0, "before the start; a time is at --rate, or --events are spread over it"
     )
-    factor: float = flag(
-        "disorder", "1", _factor, "scales how often timestamps collide or run backwards; 0: never"
-    )
-    tls: bool = flag("tls", False, None, "serve over HTTPS, with a certificate made at each start")
-    tls_ca: Path = flag(  # noqa: RUF009
-        "tlsCa", "simulator-ca.pem", Path, "where to write its authority, for --upstream.ca"
-    )
-
-    tls_record: int = flag(
-        "tlsRecord", "0", _record, "implies --tls: most bytes in one TLS record; 0: no limit"
-    )
+    factor: Factor = flag(1.0, "scales how often timestamps are out of order; 0: never", "disorder")
+    tls: Switch = flag(False, "serve over HTTPS, with a certificate made at each start")
+    tls_ca: File = flag(Path("simulator-ca.pem"), "where to write its authority, for --upstream.ca")
+    tls_record: RecordBytes = flag(0, "implies --tls: most bytes in one TLS record; 0: no limit")
 
 
 _GROUPS = {
     SimulatorSettings: "what is served",
-    _CommandOnly: "what else is served",
-    Disorder: "its timestamps",
-    Faults: "what goes wrong",
+    _CommandOnly: "how much of it, and how",
+    Disorder: "timestamps",
+    Faults: "connections",
 }
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add all flags of the local upstream to a parser."""
     for settings, title in _GROUPS.items():
-        group = parser.add_argument_group(title)
-        for name, declared in _flags(settings):
-            option, default, read, meaning, metavar = declared
-            if isinstance(default, bool):
+        add = parser.add_argument_group(title).add_argument
+        for name, (read, metavar), (own_name, meaning, default) in _flags(settings):
+            first, *words = name.removesuffix("_seconds").split("_")
+            option = "--" + (own_name or first + "".join(map(str.capitalize, words)))
+            if read is None:
                 action = "store_false" if default else "store_true"
-                group.add_argument(option, action=action, dest=name, help=meaning)
-            else:
-                group.add_argument(
-                    option,
-                    type=read,
-                    default=default or None,
-                    dest=name,
-                    metavar=metavar or _METAVARS.get(read, "N"),
-                    help=f"{meaning} (default: {default})" if default else meaning,
-                )
+                add(option, action=action, dest=name, help=meaning)
+                continue
+            shown = ",".join(default) if isinstance(default, tuple) else default
+            shown = f"{shown:g}" if isinstance(shown, float) else shown
+            unit = ("ms" if name.endswith("_ms") else "s") if metavar == "DURATION" else ""
+            shown = meaning if default is None else f"{meaning} (default: {shown}{unit})"
+            add(option, type=read, default=default, dest=name, metavar=metavar, help=shown)
 
 
 def settings_from(arguments: argparse.Namespace) -> SimulatorSettings:
     """The settings that parsed flags stand for, without TLS."""
     given = {
-        settings: {name: getattr(arguments, name) for name, _ in _flags(settings)}
+        settings: {name: getattr(arguments, name) for name, _, _ in _flags(settings)}
         for settings in _GROUPS
     }
-    usual, factor = Disorder(), arguments.factor
+    usual = Disorder()
     rates = ("collide_rate", "back_rate", "back_seconds_rate", "back_years_rate")
-    scaled = {rate: getattr(usual, rate) * factor for rate in rates}
+    scaled = {rate: getattr(usual, rate) * arguments.factor for rate in rates}
     rate, limit = arguments.rate, arguments.events
     history, seconds = arguments.history, None
     if isinstance(history, float):
@@ -331,11 +280,12 @@ def settings_from(arguments: argparse.Namespace) -> SimulatorSettings:
     )
 
 
-def _flags(settings: type) -> Iterator[tuple[str, Any]]:
-    """The fields that have a flag, with what `flag` says about each."""
+def _flags(settings: type) -> Iterator[tuple[str, tuple[Any, Any], Any]]:
+    """Name, annotations and declaration of each field that has a flag."""
+    types = get_type_hints(settings, include_extras=True)
     for declared in fields(settings):
         if "flag" in declared.metadata:
-            yield declared.name, declared.metadata["flag"]
+            yield declared.name, types[declared.name].__metadata__, declared.metadata["flag"]
 
 
 def topics_of(stream: str) -> tuple[str, ...]:
