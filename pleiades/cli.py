@@ -142,6 +142,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if logs.configured():
             log.error("%s", error)
             return error.exit_status
-        hint = "\nTry: pleiades help" if error.exit_status == EXIT_USAGE else ""
+        about = f" {arguments[0]}" if known else ""
+        hint = f"\nTry: pleiades help{about}" if error.exit_status == EXIT_USAGE else ""
         print(f"pleiades: {error}{hint}", file=sys.stderr)  # noqa: T201  # before there are logs
         return error.exit_status

@@ -5,13 +5,18 @@ Everything is really serialised, so that what can't be stored fails here as it w
 
 from __future__ import annotations
 
+import pickle
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
 
+from pleiades.config.flags import BOOLEAN, DIRECTORY, Flag
 from pleiades.core.fingerprint import fingerprint
 from pleiades.core.position import Checkpoint, decode_checkpoint
 from pleiades.core.wire import Event
 from pleiades.runtime.errors import DestinationHeld
-from pleiades.sinks.base import Committed, Opened, Remembered
+from pleiades.sinks.base import Committed, Destination, Opened, Remembered, SinkContext
 
 
 @dataclass(slots=True)
@@ -77,3 +82,49 @@ class MemorySink:
         if self._opened:
             self._store.held = self._opened = False
         self._written = []
+
+
+@dataclass(frozen=True)
+class MemoryDestination(Destination):
+    """The same as a destination of the command line; each commit is copied into a file for the test."""
+
+    copy: Path
+
+    enable = "memory.enable"
+    flags = (
+        Flag("memory.enable", "false", "publish into memory", BOOLEAN),
+        Flag("memory.copy", "memory.pickle", "file that gets a copy of each commit", DIRECTORY),
+    )
+    place = "the memory of a test"
+
+    @classmethod
+    def from_flags(cls, flag: Mapping[str, Any], position_name: str) -> Self:
+        return cls(position_name, flag["memory.copy"])
+
+    def make_sink(self, context: SinkContext) -> CopyingSink:
+        return CopyingSink(self.copy)
+
+
+class CopyingSink(MemorySink):
+    """Begins with the copy that an earlier one left, as if the memory had survived."""
+
+    def __init__(self, copy: Path) -> None:
+        super().__init__(stored_in(copy))
+        self._copy = copy
+
+    def commit(self, checkpoint: Checkpoint) -> Committed:
+        committed = super().commit(checkpoint)
+        new = self._copy.with_suffix(".new")
+        new.write_bytes(pickle.dumps(self._store))
+        new.replace(self._copy)
+        return committed
+
+
+def stored_in(copy: Path) -> MemoryStore:
+    """The last commit of a destination that may be in another process."""
+    try:
+        store: MemoryStore = pickle.loads(copy.read_bytes())  # noqa: S301  # written above
+    except FileNotFoundError:
+        return MemoryStore()
+    store.held = False
+    return store

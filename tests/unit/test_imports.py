@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from fnmatch import fnmatch
 from pathlib import Path
@@ -183,3 +184,42 @@ def test_imports(name: str) -> None:
 )
 def test_the_rules_can_be_broken(name: str, source: str, breaks: bool) -> None:
     assert bool(broken_rules(name, source)) == breaks
+
+
+GENERIC = ("pipeline", "publisher", "entrypoints", "check", "replay", "config", "sinks.base")
+"""These know no destination but by its description."""
+
+
+@pytest.mark.parametrize(
+    "name",
+    [name for name in MODULES if any(is_within(name, f"pleiades.{part}") for part in GENERIC)],
+)
+def test_no_destination_is_named_outside_of_its_package(name: str) -> None:
+    assert list(destinations_in(MODULES[name].read_text(encoding="utf-8"))) == []
+
+
+@pytest.mark.parametrize(
+    ("source", "named"),
+    [
+        ("from pleiades.sinks.files import sink", ["pleiades.sinks.files"]),
+        ("if settings.kafka is None: ...", ["kafka"]),
+        ("destination == 'kafka'", ["kafka"]),
+        ("isinstance(destination, FilesDestination)", ["FilesDestination"]),
+        ("flag['file.enable']", ["file.enable"]),
+        ("'''What Kafka is.'''\nfiles = 1  # kafka", ["files"]),
+        ("with open('x') as file: 'a file of lines'", []),
+    ],
+)
+def test_a_named_destination_is_found(source: str, named: list[str]) -> None:
+    assert list(destinations_in(source)) == named
+
+
+def destinations_in(source: str) -> Iterator[str]:
+    """Names of code, and words by which it could ask: not prose, which may give an example."""
+    for node in ast.walk(ast.parse(source)):
+        names = [getattr(node, field, None) for field in ("id", "attr", "name", "module", "arg")]
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            names.append(node.value if re.fullmatch(r"[\w.-]+", node.value) else None)
+        for name in filter(None, names):
+            if isinstance(name, str) and re.search(r"kafka|files|^file\.", name, re.IGNORECASE):
+                yield name

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import logging
 import re
+import signal
 from pathlib import Path
 
 import pytest
 
-from pleiades import demo
+from pleiades import cli, demo
 from pleiades.runtime.errors import UsageError
 from pleiades.sinks.files.destination import FilesDestination
 from pleiades.sinks.kafka.destination import DEAD_LETTERS_SUFFIX, KafkaDestination
@@ -236,8 +237,8 @@ def test_demo_has_no_flag_of_kafka(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_an_unknown_argument_is_named_without_its_value(capsys: pytest.CaptureFixture[str]) -> None:
-    error = error_of(capsys, "--file.enable", "--nonsense=one", "-x", "--other", "two", "-three")
-    assert "unrecognized arguments: --nonsense, -x, --other, 2 without a flag before them" in error
+    error = error_of(capsys, "--file.enable", "--nonsense=one", "-x", "--xyz", "two", "-three")
+    assert "unrecognized arguments: --nonsense, -x, --xyz, 2 without a flag before them" in error
     assert not re.search("one|two|three", error.partition("error:")[2].replace("nonsense", ""))
 
 
@@ -352,6 +353,54 @@ def test_a_wrong_file_is_an_error(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str, says: str
 ) -> None:
     assert says in error_of(capsys, toml(tmp_path, text), "--file.enable")
+
+
+@pytest.mark.parametrize(
+    ("flag", "near"),
+    [
+        ("--kafka.brokers=a:1", "--kafka.brokers (did you mean --kafka.broker?)"),
+        ("--publishDir", "--publishDir (did you mean --file.publishDir?)"),
+        ("--qiet", "--qiet (did you mean --quiet?)"),
+        ("--metricsport=1", "--metricsport (did you mean --metricsPort?)"),
+    ],
+)
+def test_an_unknown_flag_gets_a_hint_at_the_nearest_one(
+    capsys: pytest.CaptureFixture[str], flag: str, near: str
+) -> None:
+    assert f"unrecognized arguments: {near}" in error_of(capsys, "--file.enable", flag)
+
+
+@pytest.mark.parametrize("wrong", ["--nonsense", "--since=banana", "--config=/nowhere"])
+@pytest.mark.parametrize("command", ["ingest", "replay"])
+def test_an_error_says_where_the_flags_are_explained(
+    capsys: pytest.CaptureFixture[str], command: str, wrong: str
+) -> None:
+    with pytest.raises(SystemExit):
+        relay_parser(command).parse_args([wrong])
+    assert f"\nTry: pleiades help {command}\n" in capsys.readouterr().err
+
+
+def test_a_contradiction_says_where_the_flags_are_explained(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    assert cli.main(["ingest"]) == 2
+    assert (
+        "add --file.enable or --kafka.enable\nTry: pleiades help ingest\n"
+        in capsys.readouterr().err
+    )
+
+
+def test_a_file_with_a_byte_order_mark_is_read(tmp_path: Path) -> None:
+    assert settings_of(toml(tmp_path, "\ufeffparsers = 3\nfile.enable = true\n")).parsers == 3
+
+
+def test_a_file_that_is_not_utf_8_is_an_error(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "pleiades.toml"
+    path.write_bytes(b"parsers = 3 # \xff\n")
+    assert "is not valid TOML" in error_of(capsys, f"--config={path}", "--file.enable")
 
 
 def test_a_missing_file_is_an_error(capsys: pytest.CaptureFixture[str]) -> None:
