@@ -1,13 +1,14 @@
-"""The checkpoint as a file: read, replaced in one step, set aside when damaged."""
+"""The checkpoint as a file: read, replaced atomically, copied when damaged."""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
 import os
 import shutil
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import orjson
 
@@ -22,7 +23,7 @@ MAX_NAME = 100
 
 
 class Committed(NamedTuple):
-    """What of a destination's own files the checkpoint covers."""
+    """The files of the destination's own that a checkpoint covers."""
 
     number: int
     """Of the last commit, counted from 1."""
@@ -33,42 +34,43 @@ class Committed(NamedTuple):
 
 
 class Stored(NamedTuple):
-    """What a checkpoint file holds."""
+    """The content of a checkpoint file."""
 
     checkpoint: Checkpoint
     committed: Committed | None
-    """None: it is of a version that had no journal."""
+    """None: an older version, without a journal, wrote it."""
 
     def encoded(self) -> bytes:
-        """The checkpoint's own JSON object, with one field more."""
+        """The JSON object of the checkpoint with one more field."""
         fields = orjson.loads(self.checkpoint.encoded())
         if self.committed is not None:
             fields["committed"] = self.committed._asdict()
         return orjson.dumps(fields)
 
 
-def read_committed(encoded: bytes) -> Committed | None:
-    """That field of `Stored.encoded`.
+def decode_stored(encoded: bytes) -> Stored:
+    """Read what `Stored.encoded` wrote.
 
     Raises:
         UnreadableCheckpoint: it is damaged.
     """
-    fields: Any = orjson.loads(encoded).get("committed")
+    checkpoint = decode_checkpoint(encoded)
+    fields = orjson.loads(encoded).get("committed")
     if fields is None:
-        return None
+        return Stored(checkpoint, None)
     try:
         committed = Committed(fields["number"], fields["journal"], fields["length"])
     except (KeyError, TypeError):
-        raise UnreadableCheckpoint("it does not say what is committed") from None
-    if not all(type(number) is int and number >= 0 for number in committed):
+        committed = None
+    if committed is None or not all(type(each) is int and each >= 0 for each in committed):
         raise UnreadableCheckpoint("it does not say what is committed")
-    return committed
+    return Stored(checkpoint, committed)
 
 
 class CheckpointFile:
-    """`<folder>/checkpoint-<name>`: the positions of different streams are never mixed up.
+    """`<folder>/checkpoint-<name>`: one per stream, so that their positions never mix.
 
-    The name does not end in `.json`, so that a search for events does not find it.
+    The name does not end in `.json`: a search for events must not find it.
     """
 
     def __init__(self, folder: Path, name: str, synced: bool) -> None:
@@ -76,37 +78,16 @@ class CheckpointFile:
             name = "sha256-" + hashlib.sha256(name.encode()).hexdigest()
         self._folder = folder
         self.name = name
-        """What distinguishes this position from others, as part of a file name."""
+        """Distinguishes this position from others, as part of file names."""
         self.path = folder / f"checkpoint-{name}"
         self._synced = synced
 
-    def read(self) -> tuple[Stored | None, bool]:
-        """What is stored if there is anything, and whether there was something that is damaged.
-
-        Of a damaged one a copy is set aside, so that somebody can look at it. It stays in its place
-        until another replaces it: a start that ends before that must find the damage again.
-
-        Raises:
-            OSError: it is there and can't be read or copied.
-        """
-        try:
-            stored = self.look()
-        except UnreadableCheckpoint as error:
-            changed_ns = self.path.stat().st_mtime_ns
-            aside = self.path.with_name(f"{self.path.name}.damaged-{changed_ns}")
-            self._copy(aside)
-            log.warning("the checkpoint is unusable (%s); a copy was set aside as %s", error, aside)
-            return None, True
-        if stored is None:
-            self._mention_others()
-        return stored, False
-
     def look(self) -> Stored | None:
-        """What is stored if there is anything; changes nothing.
+        """Read the checkpoint; None: there is none. Changes nothing.
 
         Raises:
             UnreadableCheckpoint: it is damaged.
-            OSError: it is there and can't be read.
+            OSError: it can't be read.
         """
         try:
             descriptor = open_own(self.path, os.O_RDONLY)
@@ -116,19 +97,44 @@ class CheckpointFile:
             encoded = file.read(MAX_CHECKPOINT_BYTES + 1)
         if len(encoded) > MAX_CHECKPOINT_BYTES:
             raise UnreadableCheckpoint("it is too large")
-        return Stored(decode_checkpoint(encoded), read_committed(encoded))
+        return decode_stored(encoded)
 
-    def _copy(self, aside: Path) -> None:
+    def read(self) -> tuple[Stored | None, bool]:
+        """Read the checkpoint for a start; also returns whether it is damaged.
+
+        A damaged one is copied for somebody to look at. It stays in its place until another replaces it:
+        if this start ends before that, the next one must find the damage, too.
+
+        Raises:
+            OSError: it can't be read or copied.
+        """
         try:
-            descriptor = open_own(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
-        except FileExistsError:
-            # An earlier start that found the same damage.
-            return
-        with os.fdopen(descriptor, "wb") as copy, self.path.open("rb") as file:
-            shutil.copyfileobj(file, copy)
+            stored = self.look()
+        except UnreadableCheckpoint as error:
+            changed_ns = self.path.stat().st_mtime_ns
+            copied = self.path.with_name(f"{self.path.name}.damaged-{changed_ns}")
+            # An earlier start may have copied the same damage.
+            with (
+                contextlib.suppress(FileExistsError),
+                copied.open("xb") as copy,
+                self.path.open("rb") as file,
+            ):
+                shutil.copyfileobj(file, copy)
+            log.warning(
+                "the checkpoint is unusable (%s); a copy was set aside as %s", error, copied
+            )
+            return None, True
+        if stored is None and (others := self.others()):
+            log.warning(
+                "nothing is stored as %s, only %s (of other streams, or of a demo): this run starts at "
+                "--since and leaves the others as they are",
+                self.path.name,
+                ", ".join(others[:5]),
+            )
+        return stored, False
 
     def others(self) -> list[str]:
-        """Names of the checkpoints that lie beside this one: of other streams, or of a demo."""
+        """Names of the checkpoints beside this one: of other streams, or of a demo."""
         return sorted(
             other.name
             for other in self._folder.glob("checkpoint-*")
@@ -138,19 +144,9 @@ class CheckpointFile:
         )
 
     def replace(self, stored: Stored) -> None:
-        """Store it in place of what is there.
+        """Store a checkpoint in place of the present one.
 
         Raises:
-            OSError: the old one still holds, or both may.
+            OSError: either of both may be stored.
         """
         replace_file(self.path, stored.encoded() + b"\n", self._synced)
-
-    def _mention_others(self) -> None:
-        others = self.others()
-        if others:
-            log.warning(
-                "nothing is stored as %s, only %s (of other streams, or of a demo): this run starts "
-                "where --since says, and leaves the others as they are",
-                self.path.name,
-                ", ".join(others[:5]),
-            )

@@ -137,89 +137,86 @@ def sync_file_system(folder: int) -> None:
 
 
 class Lock:
-    """Keeps a second instance out of a directory; the kernel frees it when its holder dies."""
+    """Keeps a second instance out of a directory; the kernel frees it when its holder dies.
 
-    def __init__(self, path: Path) -> None:
+    Args:
+        path: the file that is locked.
+        place: the directory, for messages.
+        must_exist: an earlier process of this program held the lock, so the file must be there.
+    """
+
+    def __init__(self, path: Path, place: Path, must_exist: bool = False) -> None:
         self._path = path
+        self._place = place
+        self._must_exist = must_exist
         self._descriptor: int | None = None
 
-    def acquire(self, place: Path) -> bool:
-        """Take the lock; False if this object held it already.
+    def acquire(self) -> None:
+        """Take the lock, unless this object holds it.
 
         Raises:
-            DestinationHeld: somebody else holds it; `place` is named in the message.
+            DestinationHeld: another instance holds it.
+            FileNotFoundError: see `check`.
         """
-        if self._descriptor is not None:
-            # The lock of a file that was removed keeps nobody out: a newcomer makes a new one.
-            if is_in_place(self._path, self._descriptor):
-                return False
-            self.check(place)
-            self.release()
+        self.check()
+        if self._descriptor is not None and is_in_place(self._path, self._descriptor):
+            return
+        # The lock on a removed file keeps nobody out: a newcomer makes a new file.
+        self.release()
         descriptor = open_own(self._path, os.O_RDWR | os.O_CREAT)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             holder = _holder_in(descriptor)
             os.close(descriptor)
-            raise held(holder, place) from None
+            raise _held(holder, self._place) from None
         except OSError:
             os.close(descriptor)
             raise
         self._descriptor = descriptor
+        self._must_exist = False
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
-        return True
 
-    def check(self, place: Path) -> None:
-        """Look whether the file that is locked is where it was: whether `place` still is the same.
-
-        A removed one passes, for `acquire` takes a new one.
+    def check(self) -> None:
+        """Make sure that the directory is the one that was opened. A removed one passes: it is remade.
 
         Raises:
-            FileNotFoundError: it is elsewhere, or hidden. What were written now would be missing when
-                the directory or its volume is put back, and the position would not tell.
+            FileNotFoundError: it was moved, or its volume unmounted. Files written now would be missing
+                when it is back, and the position would cover them.
         """
-        held = self._descriptor
-        if held is not None and not is_in_place(self._path, held) and os.fstat(held).st_nlink:
-            raise _gone(place)
-
-    def check_there(self, place: Path) -> None:
-        """Look whether the file is there at all; for a process whose predecessor had locked it.
-
-        Raises:
-            FileNotFoundError: it is not.
-        """
-        if not self._path.exists():
-            raise _gone(place)
+        locked = self._descriptor
+        if locked is None:
+            is_gone = self._must_exist and not self._path.exists()
+        else:
+            is_gone = not is_in_place(self._path, locked) and os.fstat(locked).st_nlink > 0
+        if is_gone:
+            raise FileNotFoundError(
+                errno.ENOENT,
+                "the directory was moved, replaced or removed, or its volume unmounted: put it back, or "
+                "stop this relay and start another to publish into a new one",
+                str(self._place),
+            )
 
     def release(self) -> None:
-        """Give the lock back, if it is held."""
+        """Release the lock, if this object holds it."""
         if self._descriptor is not None:
             os.close(self._descriptor)
             self._descriptor = None
 
 
-def _gone(place: Path) -> FileNotFoundError:
-    return FileNotFoundError(
-        errno.ENOENT,
-        "the directory was moved, replaced or removed, or its volume unmounted: put it back, or stop "
-        "this relay and start another to publish into a new one",
-        str(place),
-    )
-
-
 def holder_of(path: Path) -> str | None:
-    """Who holds the lock at a path, in words; None if nobody does. Changes nothing there.
+    """Who holds the lock on a file, in words; None: nobody. Changes nothing.
 
     Raises:
-        OSError: it is there and can't be looked at.
+        OSError: the file can't be read.
     """
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except (FileNotFoundError, NotADirectoryError):
         return None
     try:
-        # Shared, and given back at once: whoever starts in this very moment tries again.
+        # Shared and released at once: an instance that starts at this moment tries again.
         fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return _holder_in(descriptor)
@@ -228,11 +225,21 @@ def holder_of(path: Path) -> str | None:
     return None
 
 
-def held(holder: str, place: Path) -> DestinationHeld:
-    """The end of an instance that found another one at work."""
+def refuse_if_held(path: Path, place: Path) -> None:
+    """Look whether another instance holds the lock of a directory; changes nothing.
+
+    Raises:
+        DestinationHeld: it does.
+    """
+    holder = holder_of(path)
+    if holder is not None:
+        raise _held(holder, place)
+
+
+def _held(holder: str, place: Path) -> DestinationHeld:
     return DestinationHeld(
-        f"{holder} publishes into {place} already. This one has written nothing and leaves. "
-        "Stop the other, or choose another --file.publishDir"
+        f"{holder} publishes into {place} already. This instance writes nothing and stops. "
+        "Stop the other one, or choose another --file.publishDir"
     )
 
 

@@ -1,7 +1,7 @@
-"""An append-only file whose valid length is recorded elsewhere.
+"""An append-only file whose valid length is stored elsewhere.
 
-Law: append, sync, record the length in a checkpoint that is replaced in one step; a start truncates to
-the recorded length. So what is in the file is exactly what the checkpoint covers, wherever a crash came.
+Law: append, sync, store the length in a checkpoint that is replaced atomically; a start truncates the
+file to the stored length. So the file holds exactly what the checkpoint covers, whenever a crash came.
 """
 
 from __future__ import annotations
@@ -9,59 +9,56 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 from pleiades.sinks.disk import is_in_place, open_own, write_all
 
-CHUNK_BYTES = 1024 * 1024
-
 
 class JournalLost(Exception):
-    """The file is missing, or shorter than was recorded."""
+    """The file is missing, or shorter than its stored length."""
 
 
 class Journal:
-    """One such file, open for appending.
+    """A journal that is open for appending.
 
     Args:
-        path: where it is.
-        length: the recorded one, in bytes; 0: it is a new file, whatever is there.
+        path: of the file.
+        length: the stored length in bytes; 0 begins a new journal, even if there is a file.
 
     Raises:
         JournalLost: see there.
-        OSError: it can't be opened.
+        OSError: the file can't be opened.
     """
 
     def __init__(self, path: Path, length: int) -> None:
         self.path = path
         self.length = length
-        """Bytes that are recorded."""
-        flags = os.O_RDWR if length else os.O_RDWR | os.O_CREAT
+        """Bytes that are kept; see `keep`."""
         try:
-            self._descriptor = open_own(path, flags)
+            self._descriptor = open_own(path, os.O_RDWR if length else os.O_RDWR | os.O_CREAT)
         except FileNotFoundError:
             raise JournalLost(f"{path} is missing") from None
         try:
-            there = os.fstat(self._descriptor).st_size
-            if there < length:
-                raise JournalLost(f"{path} has {there} of {length} bytes")
+            found = os.fstat(self._descriptor).st_size
+            if found < length:
+                raise JournalLost(f"{path} has {found} of {length} bytes")
             os.ftruncate(self._descriptor, length)
         except BaseException:
-            os.close(self._descriptor)
+            self.close()
             raise
 
     def is_in_place(self) -> bool:
-        """Whether the file is where it was opened."""
+        """Whether the file has not been moved or removed."""
         return is_in_place(self.path, self._descriptor)
 
     def append(self, content: bytes) -> int:
-        """Write behind the recorded length; returns the length to record.
+        """Write after the kept bytes; returns the length that includes the content.
 
-        A call that follows without `record` overwrites it: so an append that failed can be repeated.
+        A second call without `keep` overwrites the first: an append that failed can be repeated.
 
         Raises:
-            OSError: the disk is full, for example; or the file was removed (ENOENT).
+            OSError: for example, the disk is full, or the file was removed (ENOENT).
         """
         if not self.is_in_place():
             raise FileNotFoundError(errno.ENOENT, "the journal was removed", str(self.path))
@@ -70,30 +67,32 @@ class Journal:
         try:
             write_all(self._descriptor, content)
         except OSError:
-            # On a full disk the part that was written would be in the way of all else.
+            # On a full disk, a partial append would take the room that other files need.
             with contextlib.suppress(OSError):
                 os.ftruncate(self._descriptor, self.length)
             raise
         return self.length + len(content)
 
     def sync(self) -> None:
-        """Bring what was appended to the disk."""
+        """Bring appended bytes to the disk."""
         os.fsync(self._descriptor)
 
-    def record(self, length: int) -> None:
-        """The checkpoint says this length now."""
+    def keep(self, length: int) -> None:
+        """Never overwrite the bytes up to this length again: a checkpoint is about to name it."""
         self.length = length
 
-    def content(self) -> Iterator[bytes]:
-        """All that is recorded, in pieces of `CHUNK_BYTES`."""
+    def reader(self) -> Callable[[int], bytes]:
+        """A function that returns the next so many of the kept bytes; fewer at their end."""
         at = 0
-        while at < self.length:
-            piece = os.pread(self._descriptor, min(CHUNK_BYTES, self.length - at), at)
-            if not piece:
-                raise JournalLost(f"{self.path} was cut to {at} bytes")
-            yield piece
-            at += len(piece)
+
+        def read(size: int) -> bytes:
+            nonlocal at
+            content = os.pread(self._descriptor, min(size, self.length - at), at)
+            at += len(content)
+            return content
+
+        return read
 
     def close(self) -> None:
-        """Close it; what is not recorded is truncated by the next start."""
+        """Close the file; the next start truncates bytes that no checkpoint covers."""
         os.close(self._descriptor)

@@ -45,9 +45,9 @@ from pleiades.publisher import Publisher
 from pleiades.runtime import faultpoints
 from pleiades.runtime.channel import Channel
 from pleiades.runtime.metrics import Metrics
-from pleiades.sinks import disk
+from pleiades.sinks import disk, identities
 from pleiades.sinks.base import Committed, Opened, Remembered, Sink
-from pleiades.sinks.files import identities, staging
+from pleiades.sinks.files import staging
 from pleiades.sinks.files.destination import SYNC_NONE
 from pleiades.sinks.files.sink import FilesSink, Surroundings
 from pleiades.sinks.kafka.stored import Stored, encode, read_stored

@@ -10,7 +10,13 @@ from hypothesis import strategies as st
 
 from pleiades.core.decoding import decode
 from pleiades.core.wire import MAX_TIMESTAMP_MS, Event, Frames
-from pleiades.sinks.files.names import dead_letter_name, event_name, is_event_folder, time_in
+from pleiades.sinks.files.names import (
+    dead_letter_name,
+    event_name,
+    folder_of,
+    identity_in,
+    is_event_folder,
+)
 
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**60), 2**60) | st.text(),
@@ -54,13 +60,13 @@ def test_every_dead_letter_has_a_safe_name(garbage: bytes) -> None:
 
 
 @given(st.integers(0, MAX_TIMESTAMP_MS))
-def test_the_time_can_be_read_back(timestamp_ms: int) -> None:
+def test_folder_and_identity_can_be_read_back(timestamp_ms: int) -> None:
     event = Event("a-b.c", ("t", 0), timestamp_ms + 1, "", b"", b"")
     folder, name = event_name(event)
-    assert time_in(name) == timestamp_ms
-    assert name.startswith(folder[:4])
+    assert folder_of(name) == folder
+    assert identity_in(name) == "a-b.c"
 
 
 @given(st.text())
 def test_other_names_are_no_events(name: str) -> None:
-    assert time_in(name) is None or re.match(r"\d{8}T", name)
+    assert folder_of(name) is None or re.match(r"\d{8}T", name)

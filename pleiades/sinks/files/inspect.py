@@ -20,8 +20,8 @@ from pleiades.runtime.findings import Finding, note, ok, problem, warning
 from pleiades.sinks.checkpoints import CheckpointFile
 from pleiades.sinks.disk import holder_of
 from pleiades.sinks.files.destination import FilesDestination
-from pleiades.sinks.files.identities import newest_groups
 from pleiades.sinks.files.sink import DEAD_LETTERS, LOCK, OWN_FOLDER, STAGING, own_folder
+from pleiades.sinks.identities import IdentityLog
 from pleiades.sinks.inspection import no_position, stored_position
 
 log = logging.getLogger(__name__)
@@ -189,7 +189,7 @@ def _damaged(settings: Settings, file: CheckpointFile, why: str) -> Finding:
     said = f"the position in {file.path} is unusable ({why})"
     if not settings.resume:
         return warning(f"{said}; --resume=false ignores it anyway")
-    if not newest_groups(file.path.parent, file.name):
+    if not IdentityLog(file.path.parent, file.name, 0).salvage():
         return warning(
             f"{said}, and the identity log does not say it either: a start begins at --since, and what "
             "came since the last run is missing unless you give --resume=false --since=TIME",

@@ -1,7 +1,7 @@
 """Names of files.
 
-Law: only characters of `[A-Za-z0-9._-]` reach a path, a name never begins with a dot, and it depends
-on nothing that a second delivery of the same event could bring differently.
+Law: only characters of `[A-Za-z0-9._-]` reach a path, a name never begins with a dot, and every delivery
+of an event gives it the same name.
 """
 
 from __future__ import annotations
@@ -16,19 +16,18 @@ from pathlib import Path
 
 from pleiades.core.wire import UNKNOWN_SOURCE, Event
 
-# What `event_name` makes, nothing else: other people's files are no events.
+# Exactly the names that `event_name` makes: files of others are no events.
 _FOLDER = re.compile(r"\d{4}-\d\d-\d\dT\d\d")
-_NAME = re.compile(r"(\d{8}T\d{6})\.(\d{3})Z-(.+)\.json")
-_STAGED = re.compile(r"\d{8}\.(.+)\.part")
+_NAME = re.compile(r"(\d{4})(\d\d)(\d\dT\d\d)\d{4}\.\d{3}Z-(.+)\.json")
 
 
 def event_name(event: Event) -> tuple[str, str]:
     """The folder and the file name of an event, e.g. `2026-01-31T12` and
-    `20260131T120000.123Z-<identity>.json` (ISO 8601 basic: a colon is no character for a file name).
+    `20260131T120000.123Z-<identity>.json` (ISO 8601 basic: file names have no colons).
 
-    The time is the event's Kafka timestamp (its id's, less the millisecond that EventStreams adds);
-    `meta.dt` where the id does not tell which topic the event came from, for the other entries of
-    the id differ from one delivery to the next.
+    The time is the event's Kafka timestamp: that of its id, less the millisecond that EventStreams adds.
+    If the id does not tell the topic it is `meta.dt`, because other entries of the id differ from one
+    delivery to the next.
     """
     known = event.source != UNKNOWN_SOURCE
     milliseconds = max(event.timestamp_ms - 1, 0) if known else event.dt_ms
@@ -51,26 +50,16 @@ def dead_letter_name(letter: Event) -> str:
     return f"{letter.identity}.raw"
 
 
-def staged_name(place: int, name: str) -> str:
-    """What a file is called until its commit: it sorts by its place in the commit, and no search for
-    `*.json` finds half an event.
-    """
-    return f"{place:08}.{name}.part"
-
-
-def name_in(staged: str) -> str | None:
-    """The name in a staged one; None if it is none."""
-    match = _STAGED.fullmatch(staged)
-    return match[1] if match else None
-
-
 def folder_of(name: str) -> str | None:
-    """The folder of a file that `event_name` named; None if it did not."""
+    """The folder of a file that `event_name` named; None: it named no such file."""
     match = _NAME.fullmatch(name)
-    if match is None:
-        return None
-    date = match[1]
-    return f"{date[:4]}-{date[4:6]}-{date[6:11]}"
+    return "-".join(match.group(1, 2, 3)) if match else None
+
+
+def identity_in(name: str) -> str | None:
+    """The identity in the name of an event; None: it is none."""
+    match = _NAME.fullmatch(name)
+    return match[4] if match else None
 
 
 def is_event_folder(name: str) -> bool:
@@ -78,36 +67,18 @@ def is_event_folder(name: str) -> bool:
     return _FOLDER.fullmatch(name) is not None
 
 
-def time_in(name: str) -> int | None:
-    """The time in a file's name, ms since 1970; None if it is no name of an event."""
-    match = _NAME.fullmatch(name)
-    if match is None:
-        return None
-    try:
-        when = datetime.fromisoformat(match[1] + "+00:00")
-    except ValueError:
-        return None
-    return int(when.timestamp()) * 1000 + int(match[2])
-
-
-def identity_in(name: str) -> str | None:
-    """The identity in a file's name; None if it is no name of an event."""
-    match = _NAME.fullmatch(name)
-    return match[3] if match else None
-
-
 def identities_since(publish_dir: Path, since_ms: int) -> Iterator[str]:
-    """The identities in the names of all events that are dated at or after a time, by the hour."""
+    """The identities in the names of all events from the hour of a time on, by the hour."""
     first = _second(since_ms // 1000)[0]
     with os.scandir(publish_dir) as entries:
-        folders = [entry.path for entry in entries if is_event_folder(entry.name)]
-    for folder in sorted(folders):
-        if folder.rpartition("/")[2] < first:
-            continue
-        # A user has removed it meanwhile, or put something else there.
+        folders = sorted(
+            entry.name for entry in entries if is_event_folder(entry.name) and entry.name >= first
+        )
+    for folder in folders:
+        # A user may remove a folder at any time, or give such a name to something else.
         with (
             contextlib.suppress(FileNotFoundError, NotADirectoryError),
-            os.scandir(folder) as files,
+            os.scandir(publish_dir / folder) as files,
         ):
             for file in files:
                 identity = identity_in(file.name)

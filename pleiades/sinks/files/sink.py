@@ -1,47 +1,46 @@
 """One file per event: `<publishDir>/<YYYY-MM-DDTHH>/<UTC time>-<identity>.json`.
 
 Laws:
-- The commit precedes the names: a commit's files are staged, made durable, covered by the checkpoint,
-  and then moved to their names. A start finishes the moves of the commit that the checkpoint covers and
-  removes what is staged beyond it.
+- The commit precedes the names: the files of a commit are staged, made durable, covered by the
+  checkpoint, and then moved to their names. A start finishes the moves of the commit that the checkpoint
+  covers and removes what is staged beyond it.
 - The identity log says what is published, not the files: a user may move, rename or delete a file as
   soon as it has its name.
-- A name appears when all bytes behind it are written and, with `sync` = batch, on the disk.
-- Each step can be tried again until it works: a full disk is no reason to skip an event.
-- All of it goes into the directory that was opened. If another one is in its place (it was moved, its
-  volume unmounted) nothing is written until it is back: what lay elsewhere would be missing, and the
-  position would cover it.
+- A name appears when all bytes of the file are written and, with `sync` = batch, on the disk.
+- Each step is retried until it succeeds: a full disk is no reason to skip an event.
+- All files go into the directory that was opened. While another one is in its place (it was moved, or
+  its volume unmounted) nothing is written: events written elsewhere would be missing later, and the
+  position would cover them.
 """
 
 from __future__ import annotations
 
 import errno
+import itertools
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, TypeVar
 
 from pleiades.core.backoff import Backoff
 from pleiades.core.fingerprint import fingerprint
+from pleiades.core.identity_log import DamagedLog, Group, Run, runs_of
 from pleiades.core.position import Checkpoint
 from pleiades.core.wire import UNKNOWN_SOURCE, Event, TopicPartition
 from pleiades.runtime import faultpoints
 from pleiades.runtime.errors import DestinationHeld, Fatal
-from pleiades.sinks.base import Committed, Opened, Remembered
+from pleiades.sinks import disk
+from pleiades.sinks.base import Committed, Opened
 from pleiades.sinks.checkpoints import CheckpointFile, Stored
-from pleiades.sinks.disk import Lock, held, holder_of, sync_file_system
+from pleiades.sinks.checkpoints import Committed as CommittedFiles
+from pleiades.sinks.disk import Lock, sync_file_system
 from pleiades.sinks.files.destination import SYNC_BATCH
-from pleiades.sinks.files.identities import DamagedLog, Group, IdentityLog, Run, runs_of
-from pleiades.sinks.files.names import (
-    dead_letter_name,
-    event_name,
-    identities_since,
-    staged_name,
-)
-from pleiades.sinks.files.staging import StagedFile, Staging, is_whole
+from pleiades.sinks.files.names import dead_letter_name, event_name, identities_since
+from pleiades.sinks.files.staging import Staging, StagingLost, is_whole
+from pleiades.sinks.identities import IdentityLog, remembered
 from pleiades.sinks.journal import JournalLost
 
 log = logging.getLogger(__name__)
@@ -51,17 +50,14 @@ T = TypeVar("T")
 OWN_FOLDER = ".pleiades"
 LOCK = "lock"
 STAGING = "staging"
-STAGED = ".part"
-"""Ends a staged file's name. Not .json: a search through all folders must not find half an event."""
 DEAD_LETTERS = "dead-letters"
 REPLAYS = "replays"
 RETRY_BACKOFF = Backoff(first_seconds=0.1, max_seconds=5.0)
 LOCK_WAIT_SECONDS = 4.0
-"""How long a start waits for the lock: children of a SIGKILLed parent leave within two seconds."""
+"""A start waits this long for the lock: children of a SIGKILLed parent leave within two seconds."""
 LOCK_POLL_SECONDS = 0.1
 
-# Waiting for somebody to make room or to give a permission back helps; at the start it hides a
-# mistake on the command line.
+# These may be cured while the relay runs; at the start they point to a mistake on the command line.
 _FATAL_AT_START = (
     errno.EACCES,
     errno.EPERM,
@@ -75,14 +71,14 @@ _FATAL_AT_START = (
 )
 
 
-class Aside(Protocol):
-    """What makes a call, and returns what it returns."""
+class RunInThread(Protocol):
+    """Makes a call in a thread and returns its result."""
 
     def __call__(self, operation: str, call: Callable[[], T], /) -> T:
-        """Make it; `operation` says what it does."""
+        """Make it; `operation` describes it."""
 
 
-def _directly(_operation: str, call: Callable[[], T]) -> T:
+def _run_directly(_operation: str, call: Callable[[], T]) -> T:
     return call()
 
 
@@ -93,9 +89,9 @@ class Surroundings:
     pause: Callable[[float], None]
     """Waits that many seconds."""
     on_trouble: Callable[[str, OSError, float], None]
-    """Told before each pause: what could not be done, why, and for how long the pause is."""
-    aside: Aside = _directly
-    """Makes a call that may block for as long as a disk likes."""
+    """Is called before each pause with the operation that failed, the error and the pause in seconds."""
+    run_in_thread: RunInThread = _run_directly
+    """Makes a call that may block for any time."""
 
 
 class FilesSink:
@@ -104,12 +100,12 @@ class FilesSink:
     Args:
         publish_dir: created if missing.
         sync: `SYNC_BATCH` or `SYNC_NONE`.
-        position_name: what the position is stored under: different ones never mix.
-        max_entries: so many published events are remembered at most.
+        position_name: the position is stored under it: different ones never mix.
+        max_entries: this many published events are remembered at most.
         around: see `Surroundings`.
-        reached: an earlier process of this program had opened it: then it is not made, but waited for.
-        replays: it is a replay, which has a folder of its own beside a running ingest's, and knows by
-            their names which events were there before it.
+        reached: an earlier process of this program had the directory open: wait for it, do not make it.
+        replays: this is a replay. It has a folder of its own, beside that of a running ingest, and
+            recognises the events that were there before it by their names.
     """
 
     def __init__(
@@ -124,101 +120,67 @@ class FilesSink:
     ) -> None:
         self._publish_dir = publish_dir.absolute()
         own = own_folder(publish_dir, position_name, replays)
-        self._dead_letters = self._publish_dir / OWN_FOLDER / DEAD_LETTERS
+        top = self._publish_dir / OWN_FOLDER
+        self._dead_letters = top / DEAD_LETTERS
         self._replays = replays
         self._synced = sync == SYNC_BATCH
         self._around = around
-        self._must_be_there = reached
-        self._lock = Lock(own / LOCK)
+        self._lock = Lock(own / LOCK, self._publish_dir, reached)
         self._checkpoints = CheckpointFile(own, position_name, self._synced)
         name = self._checkpoints.name
         self._staging = Staging(own / STAGING, name, self._publish_dir, self._dead_letters)
         self._identities = IdentityLog(own, name, max_entries)
         self._max_entries = max_entries
-        self._folders = sorted(
-            above
-            for folder in (self._staging.folder, self._dead_letters)
-            for above in (folder, *folder.parents)
-            if above.is_relative_to(self._publish_dir / OWN_FOLDER)
-        )
-        """All that must be there, from the outermost on."""
+        self._folders = [top, self._dead_letters, own.parent, own, self._staging.folder]
+        self._folders = [each for each in self._folders if each.is_relative_to(top)]
+        """All that must exist, outer ones first."""
         self._number = 0
-        """Of the last commit that the checkpoint covers."""
-        self._opened = False
-        self._files: list[StagedFile] = []
+        """Of the last commit that a stored checkpoint may cover."""
+        self._files: list[tuple[str, bytes]] = []
+        """Name and content of each event and dead letter."""
         self._written: list[tuple[TopicPartition, bytes]] = []
-        """Source and fingerprint of each event and dead letter."""
+        """Source and fingerprint of each of them."""
         self._letters: list[Event] = []
+        # How far the commit has got that is being made.
+        self._staged: CommittedFiles | None = None
+        self._is_covered = False
 
     def open(self, resume: bool) -> Opened:
         """See `Sink.open`."""
-        self._until_done("prepare", self._prepare_when_free, _FATAL_AT_START)
-        stored, damaged = self._until_done(
-            "read the checkpoint in", self._checkpoints.read, _FATAL_AT_START
-        )
-        if self._replays and not resume:
-            # It begins again: what an earlier run has published is there, or was taken away.
-            covered, stored = stored, None
-            groups = self._aside_until_done(
-                "prepare", lambda: self._begin_anew(covered), _FATAL_AT_START
-            )
-        elif stored is None:
-            groups, stored = self._aside_until_done(
-                "read the identity log in", lambda: self._salvage(damaged), _FATAL_AT_START
-            )
-        else:
-            found = stored
-            groups = self._aside_until_done(
-                "read the identity log in", lambda: self._read(found), _FATAL_AT_START
-            )
-        self._aside_until_done("publish events in", self._finish_moves)
-        self._opened = True
-        checkpoint = None if stored is None else stored.checkpoint
-        return Opened(checkpoint, _remembered(groups), all_told=not self._replays)
+        groups, checkpoint = self._retry("open", lambda: self._recover(resume), _FATAL_AT_START)
+        self._retry("publish events in", lambda: self._staging.recover(self._number))
+        return Opened(checkpoint, remembered(groups), all_told=not self._replays)
 
     def is_published(self, event: Event) -> bool:
-        """See `Sink.is_published`: whether the event's name is on the disk."""
-        folder, name = self._place_of(event)
-        return self._until_done(
-            "look for published events in", lambda: is_whole(f"{folder}/{name}")
-        )
+        """See `Sink.is_published`: whether a file has the event's name."""
+        if event.reason:
+            path = f"{self._dead_letters}/{dead_letter_name(event)}"
+        else:
+            path = f"{self._publish_dir}/{'/'.join(event_name(event))}"
+        try:
+            # Not in a thread, which takes longer: a replay asks this of every event.
+            return is_whole(path)
+        except OSError:
+            return self._retry("look for published events in", lambda: is_whole(path))
 
     def write(self, events: list[Event]) -> None:
         """See `Sink.write`."""
         for event in events:
-            # A dead letter as it is: whoever looks into one wants the very bytes.
-            self._stage(event, event.data if event.reason else event.data + b"\n")
-        self._letters += [event for event in events if event.reason]
-
-    def _stage(self, event: Event, content: bytes) -> None:
-        folder, name = self._place_of(event)
-        staged = staged_name(len(self._files), name)
-        self._files.append(StagedFile(staged, folder, name, content))
-        self._written.append((event.source, fingerprint(event.identity)))
+            if event.reason:
+                # Unchanged: whoever looks into a dead letter wants its very bytes.
+                self._files.append((dead_letter_name(event), event.data))
+                self._letters.append(event)
+            else:
+                self._files.append((event_name(event)[1], event.data + b"\n"))
+            self._written.append((event.source, fingerprint(event.identity)))
 
     def commit(self, checkpoint: Checkpoint) -> Committed:
         """See `Sink.commit`."""
-        existing = None
-        while existing is None:
-            existing = self._try_to_commit(checkpoint)
-        self._files, self._written = [], []
-        letters, self._letters = self._letters, []
+        self._staged, self._is_covered = None, False
+        existing = self._retry("publish events in", lambda: self._commit(checkpoint))
+        letters = self._letters
+        self._files, self._written, self._letters = [], [], []
         return Committed(letters, existing)
-
-    def _try_to_commit(self, checkpoint: Checkpoint) -> int | None:
-        """Once; None if it has to be done again: somebody has removed what was staged."""
-        number = self._number + 1 if self._files else self._number
-        stored = Stored(checkpoint, self._identities.named(number))
-        if self._files:
-            stored = self._aside_until_done(
-                "publish events in", lambda: self._fill(number, checkpoint)
-            )
-        if not self._aside_until_done("store the position in", lambda: self._store(stored)):
-            return None
-        self._number = number
-        if not self._files:
-            return 0
-        return self._aside_until_done("publish events in", lambda: self._publish(number))
 
     def tend(self) -> None:
         """See `Sink.tend`: nothing grows here."""
@@ -226,61 +188,106 @@ class FilesSink:
     def close(self) -> None:
         """See `Sink.close`."""
         self._files, self._written, self._letters = [], [], []
-        self._opened = False
         self._staging.close()
         self._identities.close()
         self._lock.release()
 
-    def _place_of(self, event: Event) -> tuple[str, str]:
-        """Folder and name."""
-        if event.reason:
-            return str(self._dead_letters), dead_letter_name(event)
-        folder, name = event_name(event)
-        return f"{self._publish_dir}/{folder}", name
-
     # ---- the steps of a commit ----
 
-    def _fill(self, number: int, checkpoint: Checkpoint) -> Stored:
-        """Stage what was written and append its identities; both are durable when this returns."""
-        self._lock.check(self._publish_dir)
+    def _commit(self, checkpoint: Checkpoint) -> int:
+        """Go on with the commit where the last attempt failed; returns how many names existed."""
+        try:
+            if self._files and self._staged is None:
+                self._staged = self._stage(checkpoint)
+            if not self._is_covered:
+                self._cover(checkpoint)
+                self._is_covered = True
+            return self._publish() if self._files else 0
+        except StagingLost:
+            self._staged, self._is_covered = None, False
+            raise
+
+    def _stage(self, checkpoint: Checkpoint) -> CommittedFiles:
+        """Stage the files and append their identities; both are durable when this returns."""
+        self._lock.check()
+        number = self._number + 1
         folder = self._staging.fill(number, self._files)
         runs = runs_of(self._written, checkpoint)
         committed = self._identities.append(Group(number, checkpoint, runs))
         faultpoints.passing(faultpoints.JOURNALED)
         if self._synced:
-            # One call for all: the log lies on the same file system.
+            # One call for all of them: the log lies on the same file system.
             sync_file_system(folder)
         faultpoints.passing(faultpoints.SYNCED)
-        return Stored(checkpoint, committed)
+        return committed
 
-    def _store(self, stored: Stored) -> bool:
-        """Replace the checkpoint; False, and it is not, if what it is to cover is not there any more."""
-        self._lock.check(self._publish_dir)
-        committed = stored.committed
-        if committed is None:
-            raise AssertionError("every commit says what it covers")
-        if self._files and not self._staging.is_in_place(committed.number):
-            return False
-        self._checkpoints.replace(stored)
-        self._identities.record(committed)
-        return True
+    def _cover(self, checkpoint: Checkpoint) -> None:
+        """Store a checkpoint that covers what is staged."""
+        self._lock.check()
+        if self._staged is not None and not self._staging.is_in_place():
+            raise StagingLost(self._staging.folder)
+        self._store(checkpoint, self._staged or self._identities.named(self._number))
 
-    def _publish(self, number: int) -> int | None:
-        """Move what is staged to its names; None if somebody has removed it before."""
-        self._lock.check(self._publish_dir)
-        if not self._staging.is_in_place(number):
-            return None
-        existing = self._staging.publish(number, self._files)
+    def _store(self, checkpoint: Checkpoint, committed: CommittedFiles) -> None:
+        # If this fails, either checkpoint may be stored: from now on nothing that the new one names is
+        # overwritten, and a commit that is staged again gets another number.
+        self._number = committed.number
+        self._identities.keep(committed)
+        self._checkpoints.replace(Stored(checkpoint, committed))
+        self._identities.remove_older_files()
+
+    def _publish(self) -> int:
+        self._lock.check()
+        existing = self._staging.publish()
         faultpoints.passing(faultpoints.PUBLISHED)
         return existing
 
     # ---- opening ----
 
-    def _read(self, stored: Stored) -> list[Group]:
-        """What the checkpoint covers."""
+    def _recover(self, resume: bool) -> tuple[list[Group], Checkpoint | None]:
+        """Find out what is published and where to go on."""
+        self._prepare()
+        stored, is_damaged = self._checkpoints.read()
+        committed = None if stored is None else stored.committed
+        salvaged = self._salvage() if stored is None else []
+        if committed is not None:
+            self._number = committed.number
+        elif salvaged:
+            self._number = salvaged[-1].commit
+        if self._replays and not resume:
+            # The names of the files say what an earlier run has published, unless it was taken away.
+            return self._identities.begin([]), None
+        if stored is not None:
+            return self._read_log(stored), stored.checkpoint
+        groups = self._identities.begin(salvaged)
+        if not is_damaged:
+            return groups, None
+        if not groups:
+            log.error(
+                "the position is lost, and the identity log does not have it either: starting at "
+                "--since. What came since the last run is missing, unless you start again with "
+                "--resume=false --since=TIME"
+            )
+            return [], None
+        log.warning(
+            "the identity log had the position: going on from there. No event is lost or published again"
+        )
+        checkpoint = groups[0].checkpoint
+        self._store(checkpoint, self._identities.named(self._number))
+        return groups, checkpoint
+
+    def _salvage(self) -> list[Group]:
+        """The groups of the identity log, where no checkpoint says which are valid."""
+        groups = self._identities.salvage()
+        # Perhaps no checkpoint covered the last one yet. Its events are staged, unless the power failed.
+        if groups and self._staging.is_emptied(groups[-1].commit):
+            groups.pop()
+        return groups
+
+    def _read_log(self, stored: Stored) -> list[Group]:
+        """The groups that the checkpoint covers; if they are lost, what the names of files say."""
         committed = stored.committed
-        self._number = 0 if committed is None else committed.number
-        why = "it is of a version that had none"
+        why = "an older version wrote the position"
         if committed is not None:
             try:
                 return self._identities.open(committed.journal, committed.length)
@@ -294,8 +301,9 @@ class FilesSink:
                     self._publish_dir,
                 )
         log.info("making the identity log from the names of the files: %s", why)
-        since_ms = min(stored.checkpoint.known_from.values(), default=stored.checkpoint.started_ms)
-        # One topic that has stood still may reach back over many more files than memory holds.
+        checkpoint = stored.checkpoint
+        since_ms = min(checkpoint.known_from.values(), default=checkpoint.started_ms)
+        # A topic that stands still may reach back over many more files than memory holds.
         fingerprints = deque(
             map(fingerprint, identities_since(self._publish_dir, since_ms)), self._max_entries
         )
@@ -306,120 +314,46 @@ class FilesSink:
                 "Raise it",
                 self._max_entries,
             )
-        reached_ms = stored.checkpoint.reached(UNKNOWN_SOURCE)
-        run = Run(UNKNOWN_SOURCE, reached_ms, b"".join(fingerprints))
-        group = Group(self._number, stored.checkpoint, [run])
-        self._identities.begin(group)
-        # At once: else each start until the next commit would make another one.
-        self._store(Stored(stored.checkpoint, self._identities.named(self._number)))
-        return [group]
-
-    def _salvage(self, damaged: bool) -> tuple[list[Group], Stored | None]:
-        """What the log says where there is no usable checkpoint."""
-        groups = self._salvaged()
-        if groups:
-            self._number = groups[-1].commit
-            checkpoint = groups[-1].checkpoint
-            groups = [self._identities.salvaged(groups)]
-        self._identities.begin(groups[0] if groups else None)
-        if not damaged:
-            return groups, None
-        if not groups:
-            log.error(
-                "the position is lost, and the identity log does not say it either: starting where "
-                "--since says. What came since the last run is missing, unless you start again "
-                "with --resume=false --since=TIME"
-            )
-            return [], None
-        log.warning(
-            "the position was found again in the identity log: going on from there. Nothing is lost or "
-            "published again"
-        )
-        stored = Stored(checkpoint, self._identities.named(self._number))
-        self._store(stored)
-        return groups, stored
-
-    def _salvaged(self) -> list[Group]:
-        groups = self._identities.salvage()
-        last = groups[-1].commit if groups else 0
-        # Perhaps no checkpoint covered it yet; it is whole, unless the power failed just then.
-        if last in self._staging.numbers() and self._staging.emptied(last):
-            groups.pop()
+        run = Run(UNKNOWN_SOURCE, checkpoint.reached(UNKNOWN_SOURCE), b"".join(fingerprints))
+        groups = self._identities.begin([Group(self._number, checkpoint, [run])])
+        # At once: otherwise each start until the next commit would make another log.
+        self._store(checkpoint, self._identities.named(self._number))
         return groups
 
-    def _begin_anew(self, covered: Stored | None) -> list[Group]:
-        """Forget what is published; but what the checkpoint covers must still get its names, and what it
-        does not cover must not: a crash may have cut it short.
-        """
-        if covered is not None and covered.committed is not None:
-            self._number = covered.committed.number
-        else:
-            groups = self._salvaged()
-            self._number = groups[-1].commit if groups else 0
-        self._identities.begin(None)
-        return []
-
-    def _finish_moves(self) -> None:
-        """Finish what a crash has interrupted."""
-        self._lock.check(self._publish_dir)
-        self._staging.remove_leftovers(self._number)
-        for number in self._staging.numbers():
-            emptied = self._staging.emptied(number)
-            for path in emptied:
-                path.unlink()
-            if emptied:
-                log.error(
-                    "%d events are lost: the power failed before the system had written them, as may "
-                    "happen with --file.sync=none. `pleiades replay` of that time publishes them",
-                    len(emptied),
-                )
-            files = self._staging.read(number)
-            self._staging.publish(number, files)
-            if files:
-                log.info("published %d events of a commit that a crash had interrupted", len(files))
-
-    def _prepare_when_free(self) -> None:
-        deadline = time.monotonic() + LOCK_WAIT_SECONDS
-        while True:
-            try:
-                self._prepare()
-            except DestinationHeld:
-                if time.monotonic() >= deadline:
-                    raise
-                self._around.pause(LOCK_POLL_SECONDS)
-            else:
-                return
-
     def _prepare(self) -> None:
-        """Make and take what must be there; also again, if somebody removed it meanwhile."""
-        if self._must_be_there:
-            self._lock.check_there(self._publish_dir)
-        self._lock.check(self._publish_dir)
+        """Make the folders and take the lock, or do so again if somebody removed them."""
+        self._lock.check()
         self._publish_dir.mkdir(parents=True, exist_ok=True)
         for folder in self._folders:
-            # Whoever may write here could lead the relay, with its rights, to other people's files.
+            # Whoever may write here could lead the relay, with its rights, to files of others.
             if folder.is_symlink():
                 raise OSError(errno.ELOOP, "it is a link, which is not followed", str(folder))
             folder.mkdir(exist_ok=True)
-        self._lock.acquire(self._publish_dir)
-        self._must_be_there = False
-        if self._opened:
-            self._identities.mend()
+        self._lock.acquire()
 
-    def _aside_until_done(
-        self, operation: str, attempt: Callable[[], T], fatal: tuple[int, ...] = ()
-    ) -> T:
-        """As `_until_done`, of what may block for as long as a disk likes."""
-        return self._until_done(operation, lambda: self._around.aside(operation, attempt), fatal)
+    # ---- retries ----
 
-    def _until_done(
-        self, operation: str, attempt: Callable[[], T], fatal: tuple[int, ...] = ()
-    ) -> T:
-        """Try until it works: a full disk is no reason to skip an event."""
-        failures = 0
-        while True:
+    def _retry(self, operation: str, attempt: Callable[[], T], fatal: tuple[int, ...] = ()) -> T:
+        """Repeat an attempt until it succeeds, each in a thread: a disk may block for any time.
+
+        Raises:
+            Fatal: it failed with one of these error numbers.
+            DestinationHeld: another instance holds the directory, after `LOCK_WAIT_SECONDS`.
+        """
+
+        def attempt_again() -> T:
+            self._prepare()
+            return attempt()
+
+        deadline = time.monotonic() + LOCK_WAIT_SECONDS
+        call = attempt
+        for failures in itertools.count(1):
             try:
-                return attempt()
+                return self._around.run_in_thread(operation, call)
+            except DestinationHeld:
+                if time.monotonic() >= deadline:
+                    raise
+                pause_seconds = LOCK_POLL_SECONDS
             except OSError as error:
                 if error.errno in fatal:
                     where = "" if error.filename is None else f"{error.filename}: "
@@ -427,39 +361,23 @@ class FilesSink:
                         f"can't {operation} {self._publish_dir}: {where}{error.strerror}. Nothing was "
                         "published. Choose another --file.publishDir or mend its permissions"
                     ) from None
-                failures += 1
                 pause_seconds = RETRY_BACKOFF.pause_seconds(failures, jitter=1.0)
                 self._around.on_trouble(operation, error, pause_seconds)
             self._around.pause(pause_seconds)
-            self._around.aside("prepare", self._mend)
-
-    def _mend(self) -> None:
-        """Make again what may have been removed; whether it helped, the next attempt tells."""
-        try:
-            self._prepare()
-        except OSError as error:
-            log.debug("can't prepare %s: %s", self._publish_dir, error)
+            call = attempt_again
+        raise AssertionError("unreachable")
 
 
 def own_folder(publish_dir: Path, position_name: str, replays: bool) -> Path:
-    """Where a sink keeps its lock and its position; see `FilesSink`."""
+    """The folder that holds a sink's lock and position; see `FilesSink`."""
     own = publish_dir.absolute() / OWN_FOLDER
     return own / REPLAYS / position_name if replays else own
 
 
 def refuse_if_held(publish_dir: Path) -> None:
-    """Look whether somebody publishes into a directory; changes nothing there.
+    """Look whether another instance publishes into a directory; changes nothing there.
 
     Raises:
-        DestinationHeld: somebody does.
+        DestinationHeld: it does.
     """
-    holder = holder_of(publish_dir / OWN_FOLDER / LOCK)
-    if holder is not None:
-        raise held(holder, publish_dir)
-
-
-def _remembered(groups: list[Group]) -> Iterator[Remembered]:
-    """The events of a log. Each group is let go once it is told."""
-    groups.reverse()
-    while groups:
-        yield from groups.pop().remembered()
+    disk.refuse_if_held(publish_dir / OWN_FOLDER / LOCK, publish_dir)

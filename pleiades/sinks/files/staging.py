@@ -1,10 +1,10 @@
-"""Where a commit's files lie until the checkpoint covers them, and how they get their names.
+"""The staging folder: the files of a commit, before the checkpoint covers them and they get their names.
 
 Laws:
-- The files of commit n lie in `<staging>/<position>.<n>` before the checkpoint says n, whole and, with
-  `sync` = batch, on the disk. Only then they are moved to their names.
-- Moving can be repeated: what is not in the folder any more has been moved. What users do with files
-  that have their names changes nothing.
+- The files of commit n lie in `<staging>/<position>.<n>`, complete and, with `sync` = batch, on the
+  disk, before the checkpoint says n. Only then they are moved to their names.
+- A move that was interrupted is finished by repeating it: the folder holds what has no name yet. Users
+  may do with named files what they like.
 """
 
 from __future__ import annotations
@@ -13,176 +13,199 @@ import contextlib
 import errno
 import logging
 import os
+import re
 import shutil
 import stat
+import time
+from collections.abc import Iterable
 from contextlib import ExitStack
 from pathlib import Path
-from typing import NamedTuple
 
 from pleiades.runtime import faultpoints
 from pleiades.sinks.disk import is_in_place, open_folder, rename_new, write_whole
-from pleiades.sinks.files.names import folder_of, name_in
+from pleiades.sinks.files.names import folder_of
 
 log = logging.getLogger(__name__)
 
-MAX_OPEN_FOLDERS = 32
-"""Events of one commit may belong to thousands of hours; a process may open 1,024 files by default."""
 MAX_REMADE = 100
-"""So often one move makes a folder again that a user removes because it is empty."""
+"""One move makes a folder again this often, if a user removes it because it is empty."""
+_STAGED = re.compile(r"\d{8}\.(.+)\.part")
+"""A staged file's name: its place in the commit and its name to be. No search for `*.json` finds it."""
 
 
-class StagedFile(NamedTuple):
-    """A file and where it is to go."""
+class StagingLost(FileNotFoundError):
+    """Somebody has removed what was staged."""
 
-    staged: str
-    """Its name in the staging folder."""
-    folder: str
-    """The path of the folder that it goes into. No `Path`: that takes longer to make than the file."""
-    name: str
-    content: bytes = b""
+    def __init__(self, path: Path) -> None:
+        super().__init__(errno.ENOENT, "somebody removed staged files", str(path))
 
 
 class Staging:
     """The staging folders of one position.
 
     Args:
-        folder: where they lie.
-        name: of the position: those of others are left alone.
-        publish_dir, dead_letters: where events and dead letters go.
+        folder: holds them.
+        name: of the position: folders of others are left alone.
+        publish_dir: gets the events.
+        dead_letters: gets the dead letters.
     """
 
     def __init__(self, folder: Path, name: str, publish_dir: Path, dead_letters: Path) -> None:
         self.folder = folder
         self._prefix = f"{name}."
-        self._publish_dir = publish_dir
-        self._dead_letters = dead_letters
-        self._open: int | None = None
-        """A descriptor of the folder that was filled last."""
+        # A `Path` takes longer to make than a file.
+        self._publish_dir, self._dead_letters = str(publish_dir), str(dead_letters)
+        self._path = folder
+        """The folder that was opened last."""
+        self._descriptor: int | None = None
 
-    def remove_leftovers(self, committed: int) -> None:
-        """Remove what no checkpoint covers: the folders of later commits than that."""
-        with os.scandir(self.folder) as entries:
-            found = [(entry.name, entry.is_dir(follow_symlinks=False)) for entry in entries]
-        for name, is_folder in found:
-            number = self._number_in(name)
-            if number is not None and is_folder and number > committed:
-                shutil.rmtree(self.folder / name)
-            elif not is_folder and name.endswith(".part"):
-                # Of a version that staged all in one folder.
-                (self.folder / name).unlink()
-
-    def numbers(self) -> list[int]:
-        """The commits of which there is a folder, in ascending order."""
-        found = map(self._number_in, os.listdir(self.folder))  # noqa: PTH208  # no path is needed
-        return sorted(number for number in found if number is not None)
-
-    def emptied(self, number: int) -> list[Path]:
-        """A commit's events that a power failure has emptied, for they had not been synced."""
-        found = self._path(number).glob("*.json.part")
-        return [path for path in found if path.lstat().st_size == 0]
-
-    def fill(self, number: int, files: list[StagedFile]) -> int:
-        """Write a commit's files; returns an open descriptor of their folder, which stays ours."""
-        self.close()
-        folder = self._path(number)
-        if folder.is_dir() and not folder.is_symlink():
-            # Of an earlier try.
-            shutil.rmtree(folder)
-        folder.mkdir()
-        self._open = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-        for staged, _, _, content in files:
-            write_whole(staged, content, self._open)
+    def fill(self, number: int, files: Iterable[tuple[str, bytes]]) -> int:
+        """Write the files of a commit, given by name and content; returns the folder's descriptor."""
+        path = self._path_of(number)
+        # An earlier attempt may have left a part.
+        self._remove(path)
+        path.mkdir()
+        descriptor = self._open(path)
+        for place, (name, content) in enumerate(files):
+            write_whole(f"{place:08}.{name}.part", content, descriptor)
             faultpoints.passing(faultpoints.STAGED)
-        return self._open
+        return descriptor
 
-    def is_in_place(self, number: int) -> bool:
-        """Whether the folder that was filled is where it was."""
-        return self._open is not None and is_in_place(self._path(number), self._open)
+    def is_in_place(self) -> bool:
+        """Whether the folder that was filled is still there."""
+        return self._descriptor is not None and is_in_place(self._path, self._descriptor)
 
-    def read(self, number: int) -> list[StagedFile]:
-        """What lies in the folder of a commit, in the order of publication."""
-        files = []
-        for staged in sorted(os.listdir(self._path(number))):  # noqa: PTH208  # no path is needed
-            name = name_in(staged)
-            if name is None:
-                log.warning("%s in %s is none of the relay's files", staged, self._path(number))
-                continue
-            hour = folder_of(name)
-            folder = self._dead_letters if hour is None else self._publish_dir / hour
-            files.append(StagedFile(staged, str(folder), name))
-        return files
+    def publish(self) -> int:
+        """Move the files of the commit to their names, in their order, and remove the folder.
 
-    def publish(self, number: int, files: list[StagedFile]) -> int | None:
-        """Give each file of a commit its name, and remove the folder; returns how many names there were
-        already: those files stay as they are. None: somebody has removed the folder meanwhile, and with
-        it perhaps files that had no names yet.
+        Returns how many names existed: those files stay as they are.
 
         Raises:
-            OSError: not all have their names; it can be tried again.
+            StagingLost: perhaps some files got no name.
+            OSError: some files have no name yet; try again.
         """
-        existing = 0
-        with open_folder(self._path(number)) as source, ExitStack() as opened:
-            folders: dict[str, int] = {}
-            for file in files:
-                for _ in range(MAX_REMADE):
-                    if file.folder not in folders:
-                        if len(folders) == MAX_OPEN_FOLDERS:
-                            opened.close()
-                            folders.clear()
-                        path = Path(file.folder)
-                        path.mkdir(exist_ok=True)
-                        folders[file.folder] = opened.enter_context(open_folder(path))
-                    try:
-                        existing += not _move(file, source, folders[file.folder])
-                    except FileNotFoundError:
-                        if not _is_there(file.staged, source):
-                            # Moved by an earlier try.
-                            break
-                        # A user removed the folder, which was empty for a moment.
-                        del folders[file.folder]
-                    else:
-                        break
-                else:
-                    raise FileNotFoundError(
-                        errno.ENOENT, "it is removed time and again", file.folder
+        if self._descriptor is None:
+            raise AssertionError("no commit is staged")
+        existing, source, current = 0, self._descriptor, ""
+        with ExitStack() as opened:
+            for staged in sorted(os.listdir(source)):  # noqa: PTH208  # it is no path
+                match = _STAGED.fullmatch(staged)
+                if match is None:
+                    log.warning(
+                        "%s in %s is none of the relay's files: remove it", staged, self._path
                     )
+                    continue
+                name = match[1]
+                hour = folder_of(name)
+                folder = self._dead_letters if hour is None else f"{self._publish_dir}/{hour}"
+                for _ in range(MAX_REMADE):
+                    if folder != current:
+                        opened.close()
+                        Path(folder).mkdir(exist_ok=True)
+                        target = opened.enter_context(open_folder(Path(folder)))
+                        current = folder
+                    try:
+                        existing += not _move(staged, source, name, target)
+                        break
+                    except FileNotFoundError:
+                        if not _exists(staged, source):
+                            raise StagingLost(self._path) from None
+                        # A user removed the folder, which was empty for a moment.
+                        current = ""
+                else:
+                    raise FileNotFoundError(errno.ENOENT, "it is removed again and again", folder)
                 faultpoints.passing(faultpoints.NAMED)
-            if not is_in_place(self._path(number), source):
-                return None
+        if not self.is_in_place():
+            raise StagingLost(self._path)
         with contextlib.suppress(OSError):
-            # Not while something of somebody else's lies in it; the next start mentions that.
-            self._path(number).rmdir()
+            # A foreign file keeps the folder; the next start mentions it.
+            self._path.rmdir()
+        self.close()
         return existing
 
-    def close(self) -> None:
-        """Close what is open."""
-        if self._open is not None:
-            os.close(self._open)
-            self._open = None
+    def recover(self, committed: int) -> None:
+        """Finish the moves that a crash has interrupted, and remove what no checkpoint covers.
 
-    def _path(self, number: int) -> Path:
+        Args:
+            committed: number of the last commit that the checkpoint covers.
+        """
+        for number in self._numbers():
+            path = self._path_of(number)
+            if number > committed or not path.is_dir() or path.is_symlink():
+                self._remove(path)
+                continue
+            emptied = self._emptied(path)
+            for file in emptied:
+                file.unlink()
+            if emptied:
+                log.error(
+                    "%d events are lost: the power failed before the system had written them, as may "
+                    "happen with --file.sync=none. `pleiades replay` of that time publishes them",
+                    len(emptied),
+                )
+            log.info("publishing the rest of commit %d, which a crash interrupted", number)
+            self._open(path)
+            self.publish()
+        # Of a version that staged all files in one folder.
+        for file in self.folder.glob("*.part"):
+            if file.is_symlink() or not file.is_dir():
+                file.unlink()
+
+    def is_emptied(self, number: int) -> bool:
+        """Whether a power failure has emptied files of a commit: they had not been synced."""
+        return bool(self._emptied(self._path_of(number)))
+
+    def close(self) -> None:
+        """Close the folder that is open."""
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
+
+    def _open(self, path: Path) -> int:
+        self.close()
+        flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+        self._path, self._descriptor = path, os.open(path, flags)
+        return self._descriptor
+
+    def _emptied(self, path: Path) -> list[Path]:
+        return [file for file in path.glob("*.json.part") if file.lstat().st_size == 0]
+
+    def _remove(self, path: Path) -> None:
+        """Free the name of a commit's folder. Something else of that name is somebody's: it is kept."""
+        try:
+            is_folder = stat.S_ISDIR(path.lstat().st_mode)
+        except FileNotFoundError:
+            return
+        if is_folder:
+            shutil.rmtree(path)
+            return
+        renamed = path.with_name(f"{path.name}.foreign-{time.time_ns()}")
+        path.rename(renamed)
+        log.warning("%s was in the way of the relay's folder and is now %s", path, renamed)
+
+    def _path_of(self, number: int) -> Path:
         return self.folder / f"{self._prefix}{number}"
 
-    def _number_in(self, name: str) -> int | None:
-        number = name.removeprefix(self._prefix)
-        if number == name or not (number.isascii() and number.isdigit()):
-            return None
-        return int(number)
+    def _numbers(self) -> list[int]:
+        """The commits that have a folder, in ascending order."""
+        found = [
+            path.name.removeprefix(self._prefix) for path in self.folder.glob(f"{self._prefix}*")
+        ]
+        return sorted(int(number) for number in found if number.isascii() and number.isdigit())
 
 
-def _move(file: StagedFile, source: int, folder: int) -> bool:
-    """Give a file its name; False if an event had it, which stays."""
-    staged, name = file.staged, file.name
-    if rename_new(staged, source, name, folder):
+def _move(staged: str, source: int, name: str, target: int) -> bool:
+    """Give a file its name; False if an event has that name already, which stays."""
+    if rename_new(staged, source, name, target):
         return True
-    if is_whole(name, folder):
+    if is_whole(name, target):
         os.unlink(staged, dir_fd=source)
         return False
-    os.replace(staged, name, src_dir_fd=source, dst_dir_fd=folder)
+    os.replace(staged, name, src_dir_fd=source, dst_dir_fd=target)
     return True
 
 
-def _is_there(name: str, folder: int) -> bool:
+def _exists(name: str, folder: int) -> bool:
     try:
         os.stat(name, dir_fd=folder, follow_symlinks=False)
     except FileNotFoundError:
@@ -193,12 +216,12 @@ def _is_there(name: str, folder: int) -> bool:
 def is_whole(path: str, folder: int | None = None) -> bool:
     """Whether there is a published event under this name.
 
-    An empty file is none: a power failure under `sync` = none leaves such behind.
+    An empty file is none: a power failure under `sync` = none leaves such files.
     """
     try:
         found = os.stat(path, dir_fd=folder, follow_symlinks=False)
     except FileNotFoundError:
         return False
     if not stat.S_ISREG(found.st_mode):
-        raise FileExistsError(errno.EEXIST, "something else is in the way of an event", path)
+        raise FileExistsError(errno.EEXIST, "something else has the name of an event", path)
     return found.st_size > 0

@@ -20,7 +20,7 @@ from pleiades.core.wire import (
 )
 from pleiades.runtime.errors import Fatal
 from pleiades.simulator.recorded import recorded_event, recorded_pairs
-from pleiades.sinks.files.names import identity_in, is_event_folder, time_in
+from pleiades.sinks.files.names import folder_of, identity_in, is_event_folder
 from pleiades.sinks.kafka.records import (
     MAX_ID_BYTES,
     Published,
@@ -102,9 +102,9 @@ def name(raw: bytes) -> None:
     """Whatever lies in the directory, its name is one of an event or it is not."""
     found = lossless(raw)
     is_event_folder(found)
-    time_ms, identity = time_in(found), identity_in(found)
-    if time_ms is not None:
-        assert -62_135_596_800_000 <= time_ms <= MAX_TIMESTAMP_MS
+    folder, identity = folder_of(found), identity_in(found)
+    if folder is not None:
+        assert is_event_folder(folder)
         assert identity
 
 

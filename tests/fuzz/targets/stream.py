@@ -43,9 +43,9 @@ from pleiades.core.wire import (
 from pleiades.sinks.files.names import (
     dead_letter_name,
     event_name,
+    folder_of,
     identity_in,
     is_event_folder,
-    time_in,
 )
 from tests.fuzz.reference import Interpretation, interpret
 from tests.fuzz.target import parts
@@ -222,8 +222,7 @@ def _safe_event(event: Event, decoded: Decoded) -> None:
     assert SAFE_NAME.fullmatch(name), "unsafe name"
     assert len(name.encode()) <= MAX_FILE_NAME_BYTES
     assert os.path.normpath(f"/events/{folder}/{name}") == f"/events/{folder}/{name}"
-    known = event.source != UNKNOWN_SOURCE
-    assert time_in(name) == (event.timestamp_ms - 1 if known else event.dt_ms)
+    assert folder_of(name) == folder
     assert identity_in(name) == event.identity
     # What a restart reads back of a topic must be what was remembered when it was published.
     identified = identify(event.key, event.data)

@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 
 from pleiades.config.settings import Settings
+from pleiades.core.identity_log import Group
 from pleiades.core.position import Checkpoint
 from pleiades.runtime.findings import Finding, Kind
 from pleiades.sinks.checkpoints import CheckpointFile, Stored
 from pleiades.sinks.disk import Lock
-from pleiades.sinks.files.identities import Group
 from tests.harness.permissions import permissions_hold
 from tests.harness.settings import files_of
 from tests.harness.tree import tree
@@ -126,8 +126,8 @@ def test_a_damaged_position_is_left_in_place(found: Found, own: Path) -> None:
 
 
 def test_another_instance_is_the_status_of_its_own(found: Found, own: Path) -> None:
-    lock = Lock(own / "lock")
-    lock.acquire(own)
+    lock = Lock(own / "lock", own)
+    lock.acquire()
     ((status, text),) = problems(found())
     lock.release()
     assert status == 4

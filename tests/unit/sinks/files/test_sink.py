@@ -13,14 +13,15 @@ from pathlib import Path
 
 import pytest
 
+from pleiades.core import identity_log
 from pleiades.core.fingerprint import fingerprint
+from pleiades.core.identity_log import Group, Run
 from pleiades.core.position import Checkpoint
 from pleiades.core.wire import UNKNOWN_SOURCE, Event
 from pleiades.runtime.errors import DestinationHeld, Fatal
-from pleiades.sinks import checkpoints, disk, journal
-from pleiades.sinks.files import identities, staging
+from pleiades.sinks import checkpoints, disk, identities, journal
 from pleiades.sinks.files import sink as files
-from pleiades.sinks.files.identities import Group, Run
+from pleiades.sinks.files import staging
 from pleiades.sinks.files.sink import FilesSink, Surroundings, own_folder
 from tests.harness.permissions import permissions_hold
 from tests.harness.tree import tree
@@ -260,10 +261,10 @@ def test_what_may_be_forgotten_is_forgotten(
 def test_many_runs_are_joined_and_none_is_forgotten_earlier(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(identities, "MAX_RUNS", 10)
+    monkeypatch.setattr(identity_log, "MAX_RUNS", 10)
     reached = [*range(100, 160), *range(20, 40)]
     runs = [Run(SOURCE, at, b"%016d" % number) for number, at in enumerate(reached)]
-    fewer = identities.joined(runs)
+    fewer = identity_log.joined(runs)
     assert len(fewer) <= 11
     assert b"".join(run.fingerprints for run in fewer) == b"".join(run.fingerprints for run in runs)
     assert [run.reached_ms for run in fewer] == [107, 115, 123, 131, 139, 147, 155, 159, 27, 35, 39]
@@ -809,12 +810,12 @@ def test_compaction_on_a_full_disk_leaves_nothing_behind(
 
     def full(descriptor: int, content: bytes) -> None:
         tries.append(content)
-        disk.write_all(descriptor, content if len(tries) == 10 else content[:50])
+        disk.write_all(descriptor, content if len(tries) >= 10 else content[:50])
         if len(tries) < 10:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def count() -> None:
-        left.append(sorted(path.stat().st_size for path in own.glob("identities-*"))[:-1])
+        left.append([path.name for path in own.glob("identities-*")])
 
     monkeypatch.setattr(journal, "write_all", full)
     world.mend = count
@@ -822,7 +823,7 @@ def test_compaction_on_a_full_disk_leaves_nothing_behind(
     assert before > 50
     sink.write([event(2)])
     sink.commit(CHECKPOINT)
-    assert left == [[0], *[[0, 0]] * 8]
+    assert left == [["identities-recentchange.1"]] * 9
     sink.close()
     assert len(list(own.glob("identities-*"))) == 1
     assert known(make(folder, world)) == (CHECKPOINT, [event(1), event(2)])
@@ -909,6 +910,74 @@ def test_what_a_power_failure_has_emptied_gets_no_name(
     make(folder, world, "none").open(resume=True)
     assert [folder / name for name in names(folder)] == [kept]
     assert "1 events are lost: the power failed" in caplog.text
+
+
+@pytest.mark.parametrize("planted", ["file", "link", "pipe"])
+@pytest.mark.parametrize("when", ["before a start", "while the relay runs"])
+def test_something_else_in_the_place_of_a_staging_folder_is_moved_aside(
+    folder: Path, world: World, planted: str, when: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    commit_once(folder, world)
+    target = folder.with_name("precious")
+    target.mkdir()
+    (target / "kept").write_text("precious")
+    place = folder / ".pleiades" / "staging" / "recentchange.1"
+
+    def plant() -> None:
+        if planted == "file":
+            place.write_text("precious")
+        elif planted == "link":
+            place.symlink_to(target)
+        else:
+            os.mkfifo(place)
+
+    sink = make(folder, world)
+    if when == "before a start":
+        plant()
+    sink.open(resume=True)
+    if when != "before a start":
+        plant()
+    sink.write([event(1)])
+    sink.commit(CHECKPOINT)
+    assert world.troubles == []
+    assert len(names(folder)) == 1
+    assert (target / "kept").read_text() == "precious"
+    (aside,) = place.parent.iterdir()
+    assert f"{place} was in the way of the relay's folder and is now {aside}" in caplog.text
+
+
+def test_what_a_checkpoint_may_cover_is_not_staged_again_in_its_place(
+    folder: Path, sink: FilesSink, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The disk fails just after the checkpoint is replaced, and somebody removes what is staged. A crash
+    that comes while it is staged again must not leave a half commit that a checkpoint covers.
+    """
+    sink.open(resume=True)
+    staged = folder / ".pleiades" / "staging"
+    sync_directory, write_whole = disk.sync_directory, disk.write_whole
+    crashed = folder.with_name("crashed")
+
+    def failing(path: Path) -> None:
+        if not world.troubles:
+            shutil.rmtree(staged / "recentchange.1")
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        sync_directory(path)
+
+    def crash_between(name: str, content: bytes, descriptor: int) -> None:
+        write_whole(name, content, descriptor)
+        if world.troubles and not crashed.exists():
+            (staged / "recentchange.2" / name).write_bytes(content[:3])
+            shutil.copytree(folder, crashed)
+            (staged / "recentchange.2" / name).write_bytes(content)
+
+    monkeypatch.setattr(disk, "sync_directory", failing)
+    monkeypatch.setattr(staging, "write_whole", crash_between)
+    sink.write([event(1), event(2)])
+    sink.commit(CHECKPOINT)
+    assert [(folder / name).read_bytes() for name in names(folder)] == [b'{"n":1}\n', b'{"n":2}\n']
+    assert known(make(crashed, World())) == (CHECKPOINT, [event(1), event(2)])
+    assert names(crashed) == []
+    assert list((crashed / ".pleiades" / "staging").iterdir()) == []
 
 
 def test_a_log_removed_while_the_checkpoint_can_not_be_stored(

@@ -1,0 +1,177 @@
+"""The identity log of a destination: a journal of the events that are published.
+
+It remembers an event for as long as the upstream can repeat it; `core.identity_log` has the format.
+
+Laws:
+- A checkpoint names a file and its valid length. Older files are removed once a checkpoint names a newer
+  one, so a crash at any time leaves the file that the stored checkpoint names.
+- The log is bounded: it is compacted when its length has doubled, so a start reads at most twice as much
+  as it needs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from pleiades.core.fingerprint import FINGERPRINT_BYTES
+from pleiades.core.identity_log import DamagedLog, Group, merged, read_groups
+from pleiades.sinks.base import Remembered
+from pleiades.sinks.checkpoints import Committed
+from pleiades.sinks.disk import open_own
+from pleiades.sinks.journal import Journal
+
+log = logging.getLogger(__name__)
+
+MIN_COMPACTED_BYTES = 1024 * 1024
+"""Shorter logs are not compacted."""
+GROWTH = 2
+"""A log is compacted when it is this many times as long as after the last compaction."""
+MAX_DIGITS = 12
+"""Of the number of a file."""
+
+
+class IdentityLog:
+    """The log of one position, in `<folder>/identities-<name>.<number>`.
+
+    Args:
+        max_entries: compaction keeps this many events at most.
+    """
+
+    def __init__(self, folder: Path, name: str, max_entries: int) -> None:
+        self._folder = folder
+        self._prefix = f"identities-{name}."
+        self._max_entries = max_entries
+        self._number = 0
+        self._journal: Journal | None = None
+        self._compact_at = 0
+        self._has_older_files = False
+
+    def open(self, number: int, length: int) -> list[Group]:
+        """Open the file that a checkpoint names; returns its groups.
+
+        Raises:
+            JournalLost, DamagedLog: it is missing or damaged.
+            OSError: it can't be read.
+        """
+        journal = Journal(self._path(number), length)
+        try:
+            groups = list(read_groups(journal.reader()))
+        except BaseException:
+            journal.close()
+            raise
+        self._use(number, journal, max(MIN_COMPACTED_BYTES, length))
+        return groups
+
+    def salvage(self) -> list[Group]:
+        """Read the newest file that begins with whole groups, up to the first damage; for a start
+        without a usable checkpoint. Changes nothing.
+
+        Raises:
+            OSError: it can't be read.
+        """
+        for number in sorted(self._numbers(), reverse=True):
+            groups: list[Group] = []
+            descriptor = open_own(self._path(number), os.O_RDONLY)
+            with os.fdopen(descriptor, "rb") as file, contextlib.suppress(DamagedLog):
+                groups.extend(read_groups(file.read))  # keeps those before the damage
+            if groups:
+                return groups
+        return []
+
+    def begin(self, groups: list[Group]) -> list[Group]:
+        """Begin a new file with these groups merged into one, which is durable then and returned.
+
+        The caller must store a checkpoint that names the file.
+
+        Raises:
+            OSError: nothing has changed.
+        """
+        begun = [merged(groups, self._max_entries)] if groups else []
+        number = max([*self._numbers(), self._number]) + 1
+        journal = Journal(self._path(number), 0)
+        try:
+            for group in begun:
+                journal.keep(journal.append(group.encoded()))
+                journal.sync()
+        except BaseException:
+            journal.close()
+            journal.path.unlink(missing_ok=True)
+            raise
+        self._use(number, journal, max(MIN_COMPACTED_BYTES, GROWTH * journal.length))
+        self._has_older_files = True
+        return begun
+
+    def append(self, group: Group) -> Committed:
+        """Append the events of a commit; returns what the checkpoint must name.
+
+        It may be called again before `keep`: then it overwrites what it has appended.
+
+        Raises:
+            OSError: for example, the disk is full.
+        """
+        journal, encoded = self._open_journal(), group.encoded()
+        if not journal.is_in_place():
+            log.warning(
+                "the identity log was removed while the relay ran. Events are not affected now; after a "
+                "restart, what the upstream repeats is published again if its files were moved away"
+            )
+            self.begin([])
+        elif journal.length and journal.length + len(encoded) > self._compact_at:
+            self.begin(list(read_groups(journal.reader())))
+        return Committed(group.commit, self._number, self._open_journal().append(encoded))
+
+    def named(self, commit: int) -> Committed:
+        """What a checkpoint must name when a commit appends nothing."""
+        return Committed(commit, self._number, self._open_journal().length)
+
+    def keep(self, committed: Committed) -> None:
+        """Never overwrite what this names: a checkpoint with it is about to be stored."""
+        self._open_journal().keep(committed.length)
+
+    def remove_older_files(self) -> None:
+        """The stored checkpoint names the current file: remove the others."""
+        if self._has_older_files:
+            for number in self._numbers():
+                if number != self._number:
+                    self._path(number).unlink(missing_ok=True)
+            self._has_older_files = False
+
+    def close(self) -> None:
+        """Close the file."""
+        if self._journal is not None:
+            self._journal.close()
+            self._journal = None
+
+    def _use(self, number: int, journal: Journal, compact_at: int) -> None:
+        self.close()
+        self._number, self._journal, self._compact_at = number, journal, compact_at
+
+    def _open_journal(self) -> Journal:
+        if self._journal is None:
+            raise AssertionError("the identity log is not open")
+        return self._journal
+
+    def _path(self, number: int) -> Path:
+        return self._folder / f"{self._prefix}{number}"
+
+    def _numbers(self) -> list[int]:
+        """The numbers of the files that exist."""
+        with os.scandir(self._folder) as entries:
+            names = [entry.name for entry in entries if entry.name.startswith(self._prefix)]
+        ends = [name.removeprefix(self._prefix) for name in names]
+        return [
+            int(end) for end in ends if end.isascii() and end.isdigit() and len(end) < MAX_DIGITS
+        ]
+
+
+def remembered(groups: list[Group]) -> Iterator[Remembered]:
+    """The events of a log in the order of delivery; takes each group off the list to free its memory."""
+    groups.reverse()
+    while groups:
+        for source, reached_ms, fingerprints in groups.pop().runs:
+            for at in range(0, len(fingerprints), FINGERPRINT_BYTES):
+                yield Remembered(source, reached_ms, fingerprints[at : at + FINGERPRINT_BYTES])
