@@ -22,7 +22,13 @@ from pleiades.sinks.registry import relay_parser
 log = logging.getLogger(__name__)
 
 FLAGS = (
-    Flag("demo.rate", "50", "events per second that it makes", integer(1, 100_000)),
+    Flag(
+        "demo.rate",
+        "50",
+        "events per second that it makes",
+        integer(1, 100_000),
+        group="the local upstream",
+    ),
     Flag(
         "demo.cutEvery",
         "10s",
@@ -38,10 +44,8 @@ def run(arguments: Sequence[str], description: str) -> int:
     Raises:
         UsageError: the flags contradict each other.
     """
-    groups = {"the local upstream": FLAGS}
-    chosen = vars(
-        relay_parser("demo", description, groups, [FilesDestination]).parse_args(arguments)
-    )
+    parser = relay_parser("demo", description, FLAGS, [FilesDestination])
+    chosen = vars(parser.parse_args(arguments))
     # The real service must not be asked for the position in a demo's upstream.
     files = FilesDestination.from_flags(chosen, "demo")
     settings = settings_from(chosen, files)

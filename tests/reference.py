@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from pleiades import demo
-from pleiades.config.flags import RELAY_FLAGS, Flag, Groups
-from pleiades.replay import arguments as replay
+from pleiades.config.flags import Flag, flags_of
+from pleiades.config.settings import RELAY_FLAGS
+from pleiades.replay.arguments import Arguments
 from pleiades.sinks.registry import DESTINATIONS
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "reference.md"
@@ -25,28 +26,22 @@ Booleans are written `--name`, `--name=false` or `--no-name`. Durations need a u
 """
 
 
-def groups() -> Groups:
+TABLE = ("| flag | value | default | environment | meaning |", "|---|---|---|---|---|")
+
+
+def flags() -> list[Flag]:
     """All flags of the commands that relay."""
-    publishers = [flag for destination in DESTINATIONS for flag in destination.flags]
-    return {
-        "Publishers": publishers,
-        **{title.capitalize(): flags for title, flags in RELAY_FLAGS.items()},
-        "Replay: what is replayed, and how": replay.FLAGS,
-        "Demo: the local upstream": demo.FLAGS,
-    }
+    destinations = [flag for destination in DESTINATIONS for flag in destination.flags()]
+    return [*destinations, *RELAY_FLAGS, *flags_of(Arguments), *demo.FLAGS]
 
 
 def page() -> str:
-    tables = (
-        [
-            f"\n## {title}\n",
-            "| flag | value | default | environment | meaning |",
-            "|---|---|---|---|---|",
-        ]
-        + [_row(flag) for flag in flags]
-        for title, flags in groups().items()
-    )
-    return HEAD + "\n".join(line for table in tables for line in table) + "\n"
+    lines = []
+    for flag in flags():
+        if flag.group:
+            lines += [f"\n## {flag.group.capitalize()}\n", *TABLE]
+        lines.append(_row(flag))
+    return HEAD + "\n".join(lines) + "\n"
 
 
 def _row(flag: Flag) -> str:

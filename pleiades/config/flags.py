@@ -1,38 +1,27 @@
-"""The table of flags. Command line, environment, TOML file, help and reference page derive from it.
+"""A flag: command line, environment, TOML file, help and reference page derive from its declaration.
 
-A destination declares its own flags in the same way (`sinks/*/destination.py`), and so do the commands
-that have more of them (`replay/arguments.py`, `demo.py`).
+A flag is declared as a field of the dataclass that holds its value: `settings.py`, a destination, or the
+arguments of a command that has more flags than the others.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import TypeAlias
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
 
-from pleiades import PROJECT_URL
 from pleiades.config import values
-from pleiades.config.values import Reader, choice, duration, integer
-from pleiades.core.units import parse_duration
-
-MAX_PARSERS = 64
-MIN_OVERLAP_SECONDS = 0.001
-"""An id carries its event's timestamp plus 1 ms; with less, a reconnect could skip events."""
-MIN_HANG_TIMEOUT_SECONDS = 2.0
-"""A healthy process may be silent for almost a second: it looks up every half second."""
-REDIRECTS_SAME_HOST = "same-host"
-REDIRECTS_ANY = "any"
+from pleiades.config.values import Reader
 
 TEXT = Reader("text", str)
 BOOLEAN = Reader("true|false", values.boolean)
 DIRECTORY = Reader("dir", values.path)
-OPTIONAL_FILE = values.optional(Reader("file", values.path))
 
 
 @dataclass(frozen=True, slots=True)
 class Flag:
-    """One flag, declared once."""
+    """One flag."""
 
     name: str
     """Without dashes; a dot makes a table in TOML: `file.sync` is `sync` in `[file]`."""
@@ -47,6 +36,8 @@ class Flag:
     """Commands that lack it: there it has its default."""
     defaults: Mapping[str, str] = field(default_factory=dict)
     """Other defaults, by command."""
+    group: str = ""
+    """The title under which a help shows it and the next ones; empty: that of the one before."""
 
     @property
     def environment(self) -> str:
@@ -64,134 +55,41 @@ class Flag:
         return self.defaults.get(command, self.default)
 
 
-Groups: TypeAlias = Mapping[str, Sequence[Flag]]
-"""Flags by the title under which a help shows them."""
+def flag(
+    default: str,
+    meaning: str,
+    reads: Reader = TEXT,
+    *,
+    name: str = "",
+    secret: bool = False,
+    **others: Any,
+) -> Any:
+    """Declare a field of a dataclass that has a flag; its default is the flag's.
 
-RELAY_FLAGS: Groups = {
-    "where to start": (
-        Flag(
-            "resume",
-            "true",
-            "go on after the stored position; false: ignore it and start at --since",
-            BOOLEAN,
-            aliases=("-r",),
-            without=("replay",),
-            # Every demo has an upstream of its own, which knows nothing of an earlier one's position.
-            defaults={"demo": "false"},
-        ),
-        Flag(
-            "since",
-            "now",
-            "where to start without a stored position: ISO 8601, -2h, or ms since 1970",
-            Reader("time", values.since),
-            without=("replay",),
-        ),
-    ),
-    "upstream": (
-        Flag(
-            "upstream.url",
-            "https://stream.wikimedia.org/v2/stream",
-            "base URL of the EventStreams service",
-            Reader("url", values.base_url),
-            without=("demo",),
-        ),
-        Flag(
-            "upstream.stream",
-            "recentchange",
-            "one stream or several, joined by commas",
-            Reader("names", values.streams),
-            without=("demo",),
-        ),
-        Flag(
-            "upstream.contact",
-            PROJECT_URL,
-            "a URL or mail address by which the upstream's operators reach you; goes into the "
-            "User-Agent, as their policy asks",
-            Reader("text", values.contact),
-            without=("demo",),
-        ),
-        Flag(
-            "upstream.overlap",
-            "60s",
-            "how far a reconnect goes back behind the position; repeated events are dropped",
-            duration(MIN_OVERLAP_SECONDS),
-        ),
-        Flag(
-            "upstream.idleTimeout",
-            "60s",
-            "silence after which the relay reconnects",
-            duration(0.1),
-            aliases=("--idleTimeout",),
-        ),
-        Flag(
-            "upstream.ca",
-            "",
-            "PEM file of the certificate authorities to trust instead of the usual ones, for an "
-            "upstream or a proxy with a private certificate",
-            Reader("file", values.certificates),
-        ),
-        Flag(
-            "upstream.redirects",
-            REDIRECTS_SAME_HOST,
-            "redirects to follow: same-host: to the same host, and never from https to http; any: all",
-            choice(REDIRECTS_SAME_HOST, REDIRECTS_ANY),
-        ),
-        Flag(
-            "upstream.keepCanaries",
-            "false",
-            "publish canary events instead of dropping them",
-            BOOLEAN,
-        ),
-    ),
-    "processing": (
-        Flag(
-            "parsers",
-            "1",
-            "parser processes; the order of events is kept",
-            integer(1, MAX_PARSERS),
-        ),
-        Flag(
-            "dedup.window",
-            "10m",
-            "how far behind the position identities are remembered; never less than the overlap",
-            Reader("duration", parse_duration),
-        ),
-        Flag(
-            "dedup.maxEntries",
-            "500000",
-            "most identities to remember; a warning tells when it is reached",
-            integer(1000, 50_000_000),
-        ),
-    ),
-    "operation": (
-        Flag(
-            "metricsHost",
-            "",
-            "address of /metrics; empty: all",
-            Reader("address", str),
-        ),
-        Flag(
-            "metricsPort",
-            "9000",
-            "port of /metrics, /healthz and /readyz; 0: any free one, the log says which",
-            integer(0, values.MAX_PORT, "port"),
-            # Several replays at once on one machine are usual.
-            defaults={"replay": "0"},
-        ),
-        Flag(
-            "hangTimeout",
-            "30s",
-            "silence of a process after which it counts as hung, and all are started again",
-            duration(MIN_HANG_TIMEOUT_SECONDS),
-        ),
-        Flag("quiet", "false", "log errors only", BOOLEAN, aliases=("-q",)),
-        Flag("verbose", "false", "log everything", BOOLEAN, aliases=("-v",)),
-        Flag(
-            "log.format",
-            "text",
-            "text, or json: one object a line",
-            choice("text", "json"),
-        ),
-    ),
-}
-"""Of all commands that relay. A command lists the destinations' flags before these, its own after."""
+    Args:
+        name: of the flag; empty: the prefix of the class and the field's name in camel case, without
+            its unit. `idle_timeout_seconds` is `--upstream.idleTimeout`.
+        secret: keep the value out of `repr`.
+        others: see `Flag`.
+    """
+    declared = Flag(name, default, meaning, reads, **others)
+    return field(default=reads(default), repr=not secret, metadata={"flag": declared})
+
+
+def flags_of(holder: type, prefix: str = "") -> tuple[Flag, ...]:
+    """The flags of a dataclass."""
+    return tuple(declared for _, declared in _declared(holder, prefix))
+
+
+def values_of(holder: type, given: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The values for the fields of a dataclass, from the values of flags by their names."""
+    return {field: given[declared.name] for field, declared in _declared(holder, prefix)}
+
+
+def _declared(holder: type, prefix: str) -> Iterator[tuple[str, Flag]]:
+    for each in fields(holder):
+        if "flag" in each.metadata:
+            declared: Flag = each.metadata["flag"]
+            first, *rest = re.sub("_(seconds|ms)$", "", each.name).split("_")
+            name = prefix + first + "".join(word.capitalize() for word in rest)
+            yield each.name, replace(declared, name=declared.name or name)

@@ -1,4 +1,8 @@
-"""The settings of a relay: plain frozen values, checked once and handed to every process."""
+# ruff: noqa: RUF009  # `flag` declares fields of dataclasses
+"""The settings of a relay, each declared once together with its flag.
+
+They are plain frozen values, checked once and handed to every process.
+"""
 
 from __future__ import annotations
 
@@ -8,27 +12,72 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pleiades.config.flags import REDIRECTS_SAME_HOST
+from pleiades import PROJECT_URL
+from pleiades.config import values
+from pleiades.config.flags import BOOLEAN, flag, flags_of, values_of
+from pleiades.config.values import Reader, choice, duration, integer
 from pleiades.core.range import Range
+from pleiades.core.units import parse_duration
 from pleiades.core.wire import TopicPartition
 from pleiades.runtime.errors import UsageError
+
+MAX_PARSERS = 64
+MIN_OVERLAP_SECONDS = 0.001
+"""An id carries its event's timestamp plus 1 ms; with less, a reconnect could skip events."""
+MIN_HANG_TIMEOUT_SECONDS = 2.0
+"""A healthy process may be silent for almost a second: it looks up every half second."""
+REDIRECTS_SAME_HOST = "same-host"
+REDIRECTS_ANY = "any"
 
 
 @dataclass(frozen=True, slots=True)
 class UpstreamSettings:
     """How to ask the upstream."""
 
-    url: str
-    """Base URL without a slash at its end; the streams follow it."""
-    streams: tuple[str, ...]
-    contact: str
-    overlap_seconds: float
-    idle_timeout_seconds: float
-    keep_canaries: bool
-    ca: Path | None = None
-    """Certificates (PEM) of the authorities to trust instead of the usual ones."""
-    redirects: str = REDIRECTS_SAME_HOST
-    """`REDIRECTS_SAME_HOST` or `REDIRECTS_ANY`."""
+    url: str = flag(
+        "https://stream.wikimedia.org/v2/stream",
+        "base URL of the EventStreams service",
+        Reader("url", values.base_url),
+        without=("demo",),
+        group="upstream",
+    )
+    streams: tuple[str, ...] = flag(
+        "recentchange",
+        "one stream or several, joined by commas",
+        Reader("names", values.streams),
+        name="upstream.stream",
+        without=("demo",),
+    )
+    contact: str = flag(
+        PROJECT_URL,
+        "a URL or mail address by which the upstream's operators reach you; goes into the User-Agent, "
+        "as their policy asks",
+        Reader("text", values.contact),
+        without=("demo",),
+    )
+    overlap_seconds: float = flag(
+        "60s",
+        "how far a reconnect goes back behind the position; repeated events are dropped",
+        duration(MIN_OVERLAP_SECONDS),
+    )
+    idle_timeout_seconds: float = flag(
+        "60s",
+        "silence after which the relay reconnects",
+        duration(0.1),
+        aliases=("--idleTimeout",),
+    )
+    keep_canaries: bool = flag("false", "publish canary events instead of dropping them", BOOLEAN)
+    ca: Path | None = flag(
+        "",
+        "PEM file of the certificate authorities to trust instead of the usual ones, for an upstream or "
+        "a proxy with a private certificate",
+        Reader("file", values.certificates),
+    )
+    redirects: str = flag(
+        REDIRECTS_SAME_HOST,
+        "redirects to follow: same-host: to the same host, and never from https to http; any: all",
+        choice(REDIRECTS_SAME_HOST, REDIRECTS_ANY),
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,51 +111,81 @@ class Settings:
     upstream: UpstreamSettings
     destination: object
     """See `sinks.base.destination_of`."""
-    resume: bool
-    since_ms: int | None
-    """Where to start without a stored position, ms since 1970; None: now."""
-    parsers: int
-    window_seconds: float
-    max_entries: int
-    metrics_host: str
-    metrics_port: int
-    hang_timeout_seconds: float
-    log_level: int
-    log_format: str
-    """`text` or `json`."""
     replay: ReplaySettings | None = None
     """None: relay new events until stopped."""
+    resume: bool = flag(
+        "true",
+        "go on after the stored position; false: ignore it and start at --since",
+        BOOLEAN,
+        aliases=("-r",),
+        without=("replay",),
+        # Every demo has an upstream of its own, which knows nothing of an earlier one's position.
+        defaults={"demo": "false"},
+        group="where to start",
+    )
+    since_ms: int | None = flag(
+        "now",
+        "where to start without a stored position: ISO 8601, -2h, or ms since 1970",
+        Reader("time", values.since),
+        without=("replay",),
+    )
+    parsers: int = flag(
+        "1",
+        "parser processes; the order of events is kept",
+        integer(1, MAX_PARSERS),
+        group="processing",
+    )
+    window_seconds: float = flag(
+        "10m",
+        "how far behind the position identities are remembered; never less than the overlap",
+        Reader("duration", parse_duration),
+        name="dedup.window",
+    )
+    max_entries: int = flag(
+        "500000",
+        "most identities to remember; a warning tells when it is reached",
+        integer(1000, 50_000_000),
+        name="dedup.maxEntries",
+    )
+    metrics_host: str = flag(
+        "", "address of /metrics; empty: all", Reader("address", str), group="operation"
+    )
+    metrics_port: int = flag(
+        "9000",
+        "port of /metrics, /healthz and /readyz; 0: any free one, the log says which",
+        integer(0, values.MAX_PORT, "port"),
+        # Several replays at once on one machine are usual.
+        defaults={"replay": "0"},
+    )
+    hang_timeout_seconds: float = flag(
+        "30s",
+        "silence of a process after which it counts as hung, and all are started again",
+        duration(MIN_HANG_TIMEOUT_SECONDS),
+    )
+    quiet: bool = flag("false", "log errors only", BOOLEAN, aliases=("-q",))
+    verbose: bool = flag("false", "log everything", BOOLEAN, aliases=("-v",))
+    log_format: str = flag(
+        "text", "text, or json: one object a line", choice("text", "json"), name="log.format"
+    )
+
+    @property
+    def log_level(self) -> int:
+        """A level of `logging`."""
+        if self.quiet:
+            return logging.ERROR
+        return logging.DEBUG if self.verbose else logging.INFO
 
 
-def settings_from(flag: Mapping[str, Any], destination: object) -> Settings:
+RELAY_FLAGS = (*flags_of(Settings), *flags_of(UpstreamSettings, "upstream."))
+
+
+def settings_from(given: Mapping[str, Any], destination: object) -> Settings:
     """The settings behind the values of `RELAY_FLAGS`.
 
     Raises:
         UsageError: the flags contradict each other.
     """
-    if flag["quiet"] and flag["verbose"]:
+    if given["quiet"] and given["verbose"]:
         raise UsageError("-q (errors only) and -v (everything) exclude each other: give one")
-    level = logging.DEBUG if flag["verbose"] else logging.INFO
-    return Settings(
-        upstream=UpstreamSettings(
-            url=flag["upstream.url"],
-            streams=flag["upstream.stream"],
-            contact=flag["upstream.contact"],
-            overlap_seconds=flag["upstream.overlap"],
-            idle_timeout_seconds=flag["upstream.idleTimeout"],
-            keep_canaries=flag["upstream.keepCanaries"],
-            ca=flag["upstream.ca"],
-            redirects=flag["upstream.redirects"],
-        ),
-        destination=destination,
-        resume=flag["resume"],
-        since_ms=flag["since"],
-        parsers=flag["parsers"],
-        window_seconds=flag["dedup.window"],
-        max_entries=flag["dedup.maxEntries"],
-        metrics_host=flag["metricsHost"],
-        metrics_port=flag["metricsPort"],
-        hang_timeout_seconds=flag["hangTimeout"],
-        log_level=logging.ERROR if flag["quiet"] else level,
-        log_format=flag["log.format"],
-    )
+    upstream = UpstreamSettings(**values_of(UpstreamSettings, given, "upstream."))
+    return Settings(upstream, destination, **values_of(Settings, given))

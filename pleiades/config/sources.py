@@ -21,7 +21,7 @@ from typing import Any
 
 import configargparse
 
-from pleiades.config.flags import BOOLEAN, Flag, Groups
+from pleiades.config.flags import BOOLEAN, Flag
 
 
 class Parser(configargparse.ArgumentParser):  # type: ignore[misc]  # untyped in the library
@@ -29,7 +29,7 @@ class Parser(configargparse.ArgumentParser):  # type: ignore[misc]  # untyped in
 
     Args:
         command: its name, as in `pleiades help NAME`.
-        groups: all its flags, also those that it lacks and that have their default here.
+        flags: all that it has, and those that it lacks and that have their default here.
         refuse: looks at the command line first; returns an error, or None.
     """
 
@@ -37,7 +37,7 @@ class Parser(configargparse.ArgumentParser):  # type: ignore[misc]  # untyped in
         self,
         command: str,
         description: str,
-        groups: Groups,
+        flags: Iterable[Flag],
         refuse: Callable[[Sequence[str]], str | None] = lambda _: None,
     ) -> None:
         super().__init__(
@@ -61,12 +61,13 @@ class Parser(configargparse.ArgumentParser):  # type: ignore[misc]  # untyped in
             "[default: none; $PLEIADES_CONFIG]",
             env_var="PLEIADES_CONFIG",
         )
-        for title, flags in groups.items():
-            group = self.add_argument_group(title)
-            for flag in flags:
-                self._add(group, flag)
+        group: argparse._ActionsContainer = self
+        for flag in flags:
+            if flag.group:
+                group = self.add_argument_group(flag.group)
+            self._add(group, flag)
 
-    def _add(self, group: argparse._ArgumentGroup, flag: Flag) -> None:
+    def _add(self, group: argparse._ActionsContainer, flag: Flag) -> None:
         default = flag.default_of(self._command)
         if self._command in flag.without:
             self.set_defaults(**{flag.name: flag.reads(default)})

@@ -1,3 +1,4 @@
+# ruff: noqa: RUF009  # `flag` declares fields of dataclasses
 """Which flags `pleiades replay` has beside those of `ingest`, and what they stand for."""
 
 from __future__ import annotations
@@ -8,10 +9,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from pleiades.config import values
-from pleiades.config.flags import BOOLEAN, OPTIONAL_FILE, Flag
+from pleiades.config.flags import BOOLEAN, flag, flags_of, values_of
 from pleiades.config.settings import Settings
 from pleiades.config.sources import Parser
 from pleiades.config.values import Reader, integer, optional
@@ -93,22 +94,69 @@ def part(text: str) -> Slice | None:
     return Slice(int(match[1]), int(match[2]))
 
 
-class Arguments(NamedTuple):
-    """What a replay is told, before anything was looked at."""
+@dataclass(frozen=True, slots=True)
+class Arguments:
+    """The arguments of a replay."""
 
     settings: Settings
     """Without `Settings.replay`."""
-    begin: Moment
-    end: Moment
-    part: Slice | None
-    restart: bool
-    allow_gap: bool
-    skip_existing: bool
-    limit: int | None
-    rate: float
     dry_run: bool
-    connections: int
-    report: Path | None
+    begin: Moment = flag(
+        "",
+        "where it begins: ISO 8601, -36h, ms since 1970, or an SSE id (the events after it)",
+        optional(Reader("time|id", moment)),
+        name="from",
+        group="what is replayed, and how",
+    )
+    end: Moment = flag(
+        "now",
+        "where it ends, as --from; the moment itself is not in it, the event of an id is",
+        Reader("time|id", moment),
+        name="to",
+    )
+    part: Slice | None = flag(
+        "",
+        "only the i-th of n equal parts, from 0; they meet without gap or overlap",
+        Reader("i/n", part),
+        name="slice",
+    )
+    restart: bool = flag(
+        "false",
+        "begin at --from again, whatever an earlier run with these arguments did",
+        BOOLEAN,
+    )
+    allow_gap: bool = flag(
+        "false",
+        "replay what there is, if the upstream no longer has all; the exit status is 6 then",
+        BOOLEAN,
+        name="allow-gap",
+    )
+    skip_existing: bool = flag(
+        "false",
+        "first read which events of the range the destination has, and publish only the missing ones",
+        BOOLEAN,
+    )
+    limit: int | None = flag(
+        "",
+        "stop after so many events, for now: the next run goes on; empty: no limit",
+        optional(integer(1, MAX_LIMIT)),
+    )
+    rate: float = flag(
+        "0",
+        "read at most so many events per second, e.g. 500/s; 0: no limit",
+        Reader("n/s", rate),
+    )
+    connections: int = flag(
+        "2",
+        "at most so many connections at once, each for one topic; the public service allows 2",
+        integer(1, MAX_CONNECTIONS),
+        name="upstream.connections",
+    )
+    report: Path | None = flag(
+        "",
+        "a file for the summary as JSON; empty: none",
+        optional(Reader("file", values.path)),
+    )
 
     @property
     def absolute(self) -> bool:
@@ -145,104 +193,33 @@ class Arguments(NamedTuple):
             ) from None
 
 
-FLAGS = (
-    Flag(
-        "from",
-        "",
-        "where it begins: ISO 8601, -36h, ms since 1970, or an SSE id (the events after it)",
-        optional(Reader("time|id", moment)),
-    ),
-    Flag(
-        "to",
-        "now",
-        "where it ends, as --from; the moment itself is not in it, the event of an id is",
-        Reader("time|id", moment),
-    ),
-    Flag(
-        "slice",
-        "",
-        "only the i-th of n equal parts, from 0; they meet without gap or overlap",
-        Reader("i/n", part),
-    ),
-    Flag(
-        "restart",
-        "false",
-        "begin at --from again, whatever an earlier run with these arguments did",
-        BOOLEAN,
-    ),
-    Flag(
-        "allow-gap",
-        "false",
-        "replay what there is, if the upstream no longer has all; the exit status is 6 then",
-        BOOLEAN,
-    ),
-    Flag(
-        "skipExisting",
-        "false",
-        "first read which events of the range the destination has, and publish only the missing ones",
-        BOOLEAN,
-    ),
-    Flag(
-        "limit",
-        "",
-        "stop after so many events, for now: the next run goes on; empty: no limit",
-        optional(integer(1, MAX_LIMIT)),
-    ),
-    Flag(
-        "rate",
-        "0",
-        "read at most so many events per second, e.g. 500/s; 0: no limit",
-        Reader("n/s", rate),
-    ),
-    Flag(
-        "upstream.connections",
-        "2",
-        "at most so many connections at once, each for one topic; the public service allows 2",
-        integer(1, MAX_CONNECTIONS),
-    ),
-    Flag("report", "", "a file for the summary as JSON; empty: none", OPTIONAL_FILE),
-)
-
-
-def replay_parser(description: str) -> Parser:
+def replay_parser(description: str = "") -> Parser:
     """The parser of `pleiades replay`."""
-    return relay_parser("replay", description, {"what is replayed, and how": FLAGS})
+    return relay_parser("replay", description, flags_of(Arguments))
 
 
-def arguments_from(flag: Mapping[str, Any]) -> Arguments:
+def arguments_from(given: Mapping[str, Any]) -> Arguments:
     """The arguments behind the values of flags.
 
     Raises:
         UsageError: they contradict each other.
     """
-    if flag["from"] is None:
+    if given["from"] is None:
         raise UsageError("--from is missing: where does it begin? e.g. --from=-36h")
-    arguments = Arguments(
-        relay_settings(flag),
-        flag["from"],
-        flag["to"],
-        flag["slice"],
-        flag["restart"],
-        flag["allow-gap"],
-        flag["skipExisting"],
-        flag["limit"],
-        flag["rate"],
-        flag["dry-run"],
-        flag["upstream.connections"],
-        flag["report"],
-    )
+    settings = relay_settings(given)
+    arguments = Arguments(settings, given["dry-run"], **values_of(Arguments, given))
     if arguments.part is not None and not arguments.absolute:
         raise UsageError(
             "--slice needs a --from and --to that mean the same in every process: times or ids, "
             "neither -36h nor now"
         )
-    destination = destination_of(arguments.settings)
+    destination = destination_of(settings)
     if arguments.skip_existing and destination.skip_existing_refusal:
         raise UsageError(
             f"--skipExisting is not for this destination: {destination.skip_existing_refusal}"
         )
     own = replace(destination, position_name=_position_name(arguments))
-    return arguments._replace(settings=replace(arguments.settings, destination=own))
+    return replace(arguments, settings=replace(settings, destination=own))
 
 
 def _position_name(arguments: Arguments) -> str:

@@ -53,7 +53,7 @@ def run(arguments: Sequence[str], description: str) -> int:
     if stored is not None and _is_finished(stored) and (told.skip_existing or not told.absolute):
         # What the topic has may be less than what was published. And `-36h` means another range by now.
         stored = None
-        told = told._replace(restart=True)
+        told = replace(told, restart=True)
     now_ms = time.time_ns() // 1_000_000 if stored is None else stored.clock_ms
     span = told.range(now_ms)
     display = Display(told, span, stored, restart)

@@ -21,7 +21,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple, Protocol, Self
 
-from pleiades.config.flags import Flag
+from pleiades.config.flags import Flag, flags_of, values_of
 from pleiades.config.settings import Settings
 from pleiades.core.position import Checkpoint
 from pleiades.core.wire import Event, TopicPartition
@@ -155,23 +155,28 @@ class Destination(ABC):
     position_name: str
     """The name under which the position is stored."""
 
-    enable: ClassVar[str]
+    enable: ClassVar[Flag]
     """The boolean flag that chooses it."""
-    flags: ClassVar[tuple[Flag, ...]]
-    """All its flags, `enable` included."""
+    prefix: ClassVar[str] = ""
+    """The beginning of the names of its other flags, which its fields declare."""
     outranks: ClassVar[bool] = False
     """Its flag also wins beside that of another destination."""
     skip_existing_refusal: ClassVar[str] = ""
     """Why a replay has no --skipExisting here; empty: it has."""
 
     @classmethod
-    @abstractmethod
-    def from_flags(cls, flag: Mapping[str, Any], position_name: str) -> Self:
-        """Read the settings from the values of all flags, by name.
+    def flags(cls) -> Sequence[Flag]:
+        """All its flags."""
+        return (cls.enable, *flags_of(cls, cls.prefix))
+
+    @classmethod
+    def from_flags(cls, given: Mapping[str, Any], position_name: str) -> Self:
+        """Take the settings from the values of all flags, by name.
 
         Raises:
             UsageError: they contradict each other.
         """
+        return cls(position_name, **values_of(cls, given, cls.prefix))
 
     @staticmethod
     def refused_argument(_words: Sequence[str]) -> str | None:

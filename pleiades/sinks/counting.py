@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Self, TypeAlias
+from typing import NamedTuple, TypeAlias
 
 from pleiades.config.flags import BOOLEAN, Flag
 from pleiades.core.position import Checkpoint
@@ -23,23 +23,15 @@ Hours: TypeAlias = Mapping[tuple[str, int], int]
 class CountingDestination(Destination):
     """Counts."""
 
-    enable = "dry-run"
-    outranks = True
-    flags = (
-        Flag(
-            "dry-run",
-            "false",
-            "only count, by topic and hour: needs no publisher, and writes nothing",
-            BOOLEAN,
-            without=("ingest", "check", "demo"),
-        ),
+    enable = Flag(
+        "dry-run",
+        "false",
+        "only count, by topic and hour: needs no publisher, and writes nothing",
+        BOOLEAN,
+        without=("ingest", "check", "demo"),
     )
+    outranks = True
     place = "nothing (a dry run)"
-
-    @classmethod
-    def from_flags(cls, _flag: Mapping[str, Any], position_name: str) -> Self:
-        """See `Destination.from_flags`."""
-        return cls(position_name)
 
     def make_sink(self, context: SinkContext) -> CountingSink:
         """See `Destination.make_sink`."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pleiades.config.flags import RELAY_FLAGS, Groups
-from pleiades.config.settings import Settings, settings_from
+from pleiades.config.flags import Flag
+from pleiades.config.settings import RELAY_FLAGS, Settings, settings_from
 from pleiades.config.sources import Parser
 from pleiades.runtime.errors import UsageError
 from pleiades.sinks.base import Destination
@@ -20,7 +20,7 @@ DESTINATIONS: list[type[Destination]] = [FilesDestination, KafkaDestination, Cou
 def relay_parser(
     command: str,
     description: str = "",
-    own: Groups | None = None,
+    own: Sequence[Flag] = (),
     destinations: Sequence[type[Destination]] = (),
 ) -> Parser:
     """The parser of a command that relays.
@@ -31,34 +31,32 @@ def relay_parser(
         destinations: those that it offers; empty: all.
     """
     offered = destinations or DESTINATIONS
-    publishers = [flag for destination in offered for flag in destination.flags]
+    publishers = [flag for destination in offered for flag in destination.flags()]
 
     def refuse(words: Sequence[str]) -> str | None:
         refusals = (destination.refused_argument(words) for destination in offered)
         return next(filter(None, refusals), None)
 
-    return Parser(
-        command, description, {"publishers": publishers, **RELAY_FLAGS, **(own or {})}, refuse
-    )
+    return Parser(command, description, [*publishers, *RELAY_FLAGS, *own], refuse)
 
 
-def relay_settings(flag: Mapping[str, Any]) -> Settings:
+def relay_settings(given: Mapping[str, Any]) -> Settings:
     """The settings behind the flags of `relay_parser`.
 
     Raises:
         UsageError: the flags contradict each other, or not exactly one destination is enabled.
     """
-    position_name = "+".join(sorted(flag["upstream.stream"]))
-    return settings_from(flag, _enabled(flag).from_flags(flag, position_name))
+    position_name = "+".join(sorted(given["upstream.stream"]))
+    return settings_from(given, _enabled(given).from_flags(given, position_name))
 
 
-def _enabled(flag: Mapping[str, Any]) -> type[Destination]:
-    enabled = [each for each in DESTINATIONS if flag.get(each.enable)]
+def _enabled(given: Mapping[str, Any]) -> type[Destination]:
+    enabled = [each for each in DESTINATIONS if given.get(each.enable.name)]
     enabled = [each for each in enabled if each.outranks] or enabled
     if len(enabled) == 1:
         return enabled[0]
     publishers = enabled or [each for each in DESTINATIONS if not each.outranks]
-    flags = " or ".join(f"--{each.enable}" for each in publishers)
+    flags = " or ".join(f"--{each.enable.name}" for each in publishers)
     raise UsageError(
         f"more than one publisher is enabled: take away {flags}"
         if enabled

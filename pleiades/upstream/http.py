@@ -14,8 +14,7 @@ import requests.utils
 import urllib3
 
 from pleiades import __version__
-from pleiades.config.flags import REDIRECTS_ANY
-from pleiades.config.settings import UpstreamSettings
+from pleiades.config.settings import REDIRECTS_ANY, UpstreamSettings
 from pleiades.core.backoff import retry_after_seconds
 from pleiades.core.units import iso_time
 from pleiades.runtime.errors import RefusedByUpstream, Transient

@@ -1,3 +1,4 @@
+# ruff: noqa: RUF009  # `flag` declares fields of dataclasses
 """A destination in memory: the contract in its plainest form, and what tests look into.
 
 Everything is really serialised, so that what can't be stored fails here as it would elsewhere.
@@ -6,12 +7,10 @@ Everything is really serialised, so that what can't be stored fails here as it w
 from __future__ import annotations
 
 import pickle
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self
 
-from pleiades.config.flags import BOOLEAN, DIRECTORY, Flag
+from pleiades.config.flags import BOOLEAN, DIRECTORY, Flag, flag
 from pleiades.core.fingerprint import fingerprint
 from pleiades.core.position import Checkpoint, decode_checkpoint
 from pleiades.core.wire import Event
@@ -88,18 +87,11 @@ class MemorySink:
 class MemoryDestination(Destination):
     """The same as a destination of the command line; each commit is copied into a file for the test."""
 
-    copy: Path
+    copy: Path = flag("memory.pickle", "file that gets a copy of each commit", DIRECTORY)
 
-    enable = "memory.enable"
-    flags = (
-        Flag("memory.enable", "false", "publish into memory", BOOLEAN),
-        Flag("memory.copy", "memory.pickle", "file that gets a copy of each commit", DIRECTORY),
-    )
+    prefix = "memory."
+    enable = Flag("memory.enable", "false", "publish into memory", BOOLEAN)
     place = "the memory of a test"
-
-    @classmethod
-    def from_flags(cls, flag: Mapping[str, Any], position_name: str) -> Self:
-        return cls(position_name, flag["memory.copy"])
 
     def make_sink(self, context: SinkContext) -> CopyingSink:
         return CopyingSink(self.copy)

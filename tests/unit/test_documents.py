@@ -26,7 +26,7 @@ def test_the_reference_is_current() -> None:
     "parser", [relay_parser("ingest"), replay_parser("")], ids=["ingest", "replay"]
 )
 def test_the_reference_has_every_flag(parser: Parser) -> None:
-    documented = {f"--{flag.name}" for flags in reference.groups().values() for flag in flags}
+    documented = {f"--{flag.name}" for flag in reference.flags()}
     offered = {action.option_strings[-1] for action in parser._actions}
     assert offered - documented == {"--help", "--config"}
 

@@ -1,15 +1,16 @@
+# ruff: noqa: RUF009  # `flag` declares fields of dataclasses
 """The files destination as the command line describes it; see `Destination`."""
 
 from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import TypeVar
 
-from pleiades.config.flags import BOOLEAN, DIRECTORY, Flag
+from pleiades.config.flags import BOOLEAN, DIRECTORY, Flag, flag
 from pleiades.config.settings import Settings
 from pleiades.config.values import choice
 from pleiades.core.position import Checkpoint
@@ -29,34 +30,24 @@ SYNC_NONE = "none"
 class FilesDestination(Destination):
     """A directory."""
 
-    publish_dir: Path
-    sync: str
-    """`SYNC_BATCH` or `SYNC_NONE`."""
+    publish_dir: Path = flag("./events", "where the files go; created if missing", DIRECTORY)
+    sync: str = flag(
+        SYNC_BATCH,
+        "batch: each batch survives a power failure before its position is stored; none: faster, a "
+        "power failure may lose what the system had not written",
+        choice(SYNC_BATCH, SYNC_NONE),
+    )
 
-    enable = "file.enable"
-    flags = (
-        Flag(
-            "file.enable",
-            "false",
-            "publish to files, one per event (exactly one publisher must be enabled)",
-            BOOLEAN,
-            without=("demo",),
-        ),
-        Flag("file.publishDir", "./events", "where the files go; created if missing", DIRECTORY),
-        Flag(
-            "file.sync",
-            SYNC_BATCH,
-            "batch: each batch survives a power failure before its position is stored; none: faster, a "
-            "power failure may lose what the system had not written",
-            choice(SYNC_BATCH, SYNC_NONE),
-        ),
+    prefix = "file."
+    enable = Flag(
+        "file.enable",
+        "false",
+        "publish to files, one per event (exactly one publisher must be enabled)",
+        BOOLEAN,
+        without=("demo",),
+        group="publishers",
     )
     skip_existing_refusal = "its files have names that tell what is there, with or without it"
-
-    @classmethod
-    def from_flags(cls, flag: Mapping[str, Any], position_name: str) -> Self:
-        """See `Destination.from_flags`."""
-        return cls(position_name, flag["file.publishDir"], flag["file.sync"])
 
     @property
     def place(self) -> str:

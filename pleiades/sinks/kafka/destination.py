@@ -1,3 +1,4 @@
+# ruff: noqa: RUF009  # `flag` declares fields of dataclasses
 """The Kafka destination as the command line describes it; see `Destination`.
 
 librdkafka is not imported here: this module is loaded whichever destination is chosen.
@@ -8,10 +9,10 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from typing import Any, Self
 
-from pleiades.config.flags import BOOLEAN, Flag
+from pleiades.config.flags import BOOLEAN, Flag, flag
 from pleiades.config.settings import Settings
 from pleiades.config.values import Reader, choice, duration, integer
 from pleiades.core.position import Checkpoint
@@ -55,122 +56,84 @@ def field_path(text: str) -> tuple[str, ...]:
 class KafkaDestination(Destination):
     """A topic."""
 
-    brokers: str
-    """Where the cluster is found: `host:port[,host:port]`."""
-    topic: str
-    partitions: int
-    """Of a topic that must be created."""
-    replication: int
-    """Copies of a topic that must be created; 0: the cluster's default."""
-    compression: str
-    commit_interval_seconds: float
-    key_field: tuple[str, ...]
-    """Path into the event whose value is the message's key; empty: the key is the SSE id."""
-    properties: Properties = field(repr=False)
-    """The user's, for librdkafka, checked by `properties.refuse`. They may hold secrets."""
+    brokers: str = flag(
+        "localhost:9092",
+        "brokers to find the cluster by, joined by commas",
+        Reader("host:port", librdkafka.brokers),
+        name="kafka.broker",
+    )
+    topic: str = flag(
+        "pleiades-events",
+        "topic to publish to; created if missing. Dead letters go into the one beside it whose name "
+        f"ends with {DEAD_LETTERS_SUFFIX}",
+        Reader("name", topic_name),
+    )
+    partitions: int = flag(
+        "1",
+        "partitions of a topic that is created; one that exists stays as it is",
+        integer(1, 10_000),
+    )
+    replication: int = flag(
+        "0", "copies of a topic that is created; 0: the cluster's default", integer(0, 32_767)
+    )
+    compression: str = flag(
+        "zstd", "how batches are compressed", choice("none", "gzip", "snappy", "lz4", "zstd")
+    )
+    commit_interval_seconds: float = flag(
+        "200ms",
+        "least time from one transaction to the next; consumers see events at its end",
+        duration(0.005, 60.0),
+    )
+    key_field: tuple[str, ...] = flag(
+        "",
+        "field of the event that becomes the message's key, such as wiki or meta.domain; empty: the key "
+        "is the SSE id",
+        Reader("path", field_path),
+    )
+    properties_file: str = flag(
+        "",
+        "a file of librdkafka properties, key=value lines as for kcat -F: the place for passwords",
+        Reader("file", str),
+        name="kafka.config",
+    )
+    properties: Properties = flag(
+        "",
+        "one librdkafka property; may be repeated. In the environment one a line, in the file of "
+        "--config a list. Outranks the same one in --kafka.config. Passwords are refused on the command "
+        "line, where everybody can see them",
+        Reader("key=value", librdkafka.properties_in),
+        name="kafka.property",
+        repeated=True,
+        secret=True,
+    )
+    """All of them, those of the file included. They may hold secrets."""
 
-    enable = "kafka.enable"
-    flags = (
-        Flag(
-            "kafka.enable",
-            "false",
-            "publish to Kafka (exactly one publisher must be enabled)",
-            BOOLEAN,
-        ),
-        Flag(
-            "kafka.broker",
-            "localhost:9092",
-            "brokers to find the cluster by, joined by commas",
-            Reader("host:port", librdkafka.brokers),
-        ),
-        Flag(
-            "kafka.topic",
-            "pleiades-events",
-            "topic to publish to; created if missing. Dead letters go into the one beside it whose name "
-            f"ends with {DEAD_LETTERS_SUFFIX}",
-            Reader("name", topic_name),
-        ),
-        Flag(
-            "kafka.partitions",
-            "1",
-            "partitions of a topic that is created; one that exists stays as it is",
-            integer(1, 10_000),
-        ),
-        Flag(
-            "kafka.replication",
-            "0",
-            "copies of a topic that is created; 0: the cluster's default",
-            integer(0, 32_767),
-        ),
-        Flag(
-            "kafka.compression",
-            "zstd",
-            "how batches are compressed",
-            choice("none", "gzip", "snappy", "lz4", "zstd"),
-        ),
-        Flag(
-            "kafka.commitInterval",
-            "200ms",
-            "least time from one transaction to the next; consumers see events at its end",
-            duration(0.005, 60.0),
-        ),
-        Flag(
-            "kafka.keyField",
-            "",
-            "field of the event that becomes the message's key, such as wiki or meta.domain; empty: the "
-            "key is the SSE id",
-            Reader("path", field_path),
-        ),
-        Flag(
-            "kafka.config",
-            "",
-            "a file of librdkafka properties, key=value lines as for kcat -F: the place for passwords",
-            Reader("file", str),
-        ),
-        Flag(
-            "kafka.property",
-            "",
-            "one librdkafka property; may be repeated. In the environment one a line, in the file of "
-            "--config a list. Outranks the same one in --kafka.config. Passwords are refused on the "
-            "command line, where everybody can see them",
-            Reader("key=value", librdkafka.properties_in),
-            repeated=True,
-        ),
+    prefix = "kafka."
+    enable = Flag(
+        "kafka.enable", "false", "publish to Kafka (exactly one publisher must be enabled)", BOOLEAN
     )
 
     @classmethod
-    def from_flags(cls, flag: Mapping[str, Any], position_name: str) -> Self:
+    def from_flags(cls, given: Mapping[str, Any], position_name: str) -> Self:
         """See `Destination.from_flags`; also if a property is refused or can't be read."""
-        path = flag["kafka.config"]
-        from_file = librdkafka.read_file(path) if path else ()
-        merged = librdkafka.merged(from_file, flag["kafka.property"])
+        made = super().from_flags(given, position_name)
+        from_file = librdkafka.read_file(made.properties_file) if made.properties_file else ()
+        merged = librdkafka.merged(from_file, made.properties)
         brokers, others = librdkafka.without_brokers(merged)
         librdkafka.refuse(others)
-        if brokers is None:
-            brokers = flag["kafka.broker"]
-        elif "kafka.broker" in flag["given"] and brokers != flag["kafka.broker"]:
+        if brokers is not None and "kafka.broker" in given["given"] and brokers != made.brokers:
             raise UsageError(
                 "--kafka.broker says something else than bootstrap.servers in the Kafka properties: "
                 "take one of them away"
             )
         timeout_ms = dict(others).get("transaction.timeout.ms", "")
         # Cut, for int() refuses thousands of digits; librdkafka reports what is wrong with so many.
-        if timeout_ms.isdecimal() and int(timeout_ms[:18]) <= flag["kafka.commitInterval"] * 1000:
+        if timeout_ms.isdecimal() and int(timeout_ms[:18]) <= made.commit_interval_seconds * 1000:
             raise UsageError(
                 "the Kafka property transaction.timeout.ms must be longer than --kafka.commitInterval: "
                 "otherwise the cluster would break off each transaction before its end"
             )
-        return cls(
-            position_name,
-            brokers=brokers,
-            topic=flag["kafka.topic"],
-            partitions=flag["kafka.partitions"],
-            replication=flag["kafka.replication"],
-            compression=flag["kafka.compression"],
-            commit_interval_seconds=flag["kafka.commitInterval"],
-            key_field=flag["kafka.keyField"],
-            properties=others,
-        )
+        return replace(made, brokers=brokers or made.brokers, properties=others)
 
     @staticmethod
     def refused_argument(words: Sequence[str]) -> str | None:

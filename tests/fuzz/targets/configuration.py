@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 import requests
 
-from pleiades.config import flags
+from pleiades.config import settings as limits
 from pleiades.config import values as read
 from pleiades.config.settings import Settings, UpstreamSettings
 from pleiades.core.units import iso_time, parse_duration, parse_iso_time_ms, rough_duration
@@ -86,8 +86,8 @@ def config(raw: bytes) -> None:
 
 def _sound_settings(settings: Settings) -> None:
     assert isinstance(settings.destination, FilesDestination | KafkaDestination)
-    assert settings.upstream.overlap_seconds >= flags.MIN_OVERLAP_SECONDS
-    assert 1 <= settings.parsers <= flags.MAX_PARSERS
+    assert settings.upstream.overlap_seconds >= limits.MIN_OVERLAP_SECONDS
+    assert 1 <= settings.parsers <= limits.MAX_PARSERS
     assert 0 <= settings.metrics_port <= read.MAX_PORT
     assert all(SAFE_STREAM.fullmatch(stream) for stream in settings.upstream.streams)
     Upstream(settings.upstream)

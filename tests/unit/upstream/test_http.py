@@ -15,8 +15,7 @@ from typing import Any
 
 import pytest
 
-from pleiades.config.flags import REDIRECTS_ANY
-from pleiades.config.settings import UpstreamSettings
+from pleiades.config.settings import REDIRECTS_ANY, UpstreamSettings
 from pleiades.runtime.errors import RefusedByUpstream, Stopped, Transient
 from pleiades.upstream.http import MAX_REDIRECTS, Upstream
 from pleiades.upstream.transport import MAX_INTERIM_RESPONSES
