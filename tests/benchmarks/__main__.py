@@ -23,8 +23,8 @@ PICTURES_FOLDER = ROOT / "docs" / "performance"
 EVENTS = 300_000
 RUNS = 5
 SECONDS = 30.0
-QUICK_EVENTS = 4_000
-QUICK_SECONDS = 2.0
+QUICK_EVENTS = 2_000
+QUICK_SECONDS = 1.0
 
 
 def arguments() -> argparse.Namespace:
@@ -99,6 +99,7 @@ def main() -> int:
             1 if given.quick else given.runs,
             QUICK_SECONDS if given.quick else SECONDS,
             lambda text: progress.print(f"[dim]{text}"),
+            given.quick,
         )
         for name in given.names or TRIALS:
             if name in PICTURES:

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple, TypeAlias, TypeVar
 
 from tests.benchmarks.corpus import Corpus, Shape, corpus
 from tests.benchmarks.runs import (
@@ -36,6 +36,8 @@ from tests.benchmarks.runs import (
 )
 from tests.harness.relay import Relay, kafka_flags
 from tests.harness.waiting import until
+
+T = TypeVar("T")
 
 MEBIBYTE = 1024 * 1024
 WINDOW_SECONDS = 600
@@ -123,8 +125,14 @@ class Bench:
     seconds: float
     """For how long a live stream is watched."""
     tell: Callable[[str], None]
+    quick: bool = False
+    """Only show that every trial works: of several variants the first alone."""
     samples: list[Sample] = field(default_factory=list)
     """Of the relay into Kafka, all of them."""
+
+    def some(self, *variants: T) -> tuple[T, ...]:
+        """All of them, or the first."""
+        return variants[:1] if self.quick else variants
 
     def corpus(self, shape: Shape) -> Corpus:
         """Its input."""
@@ -217,12 +225,17 @@ def kafka(bench: Bench) -> list[Row]:
         return ["sh", "-c", f"curl -sN {url} | grep -a '^data:' | cut -c7- | {produce}"]
 
     pairs, over_tls = bench.both_ways(source, pipe)
-    alike, alike_over_tls = bench.both_ways(source, pipe, "--kafka.compression=lz4")
     what = "ingest into Kafka : curl | grep | cut | kcat"
-    return [
+    rows = [
         compare("kafka", what, pairs, Target(0.7, at_least=True), over_tls=over_tls),
         _cpu(pairs[0], over_tls=over_tls[0]),
-        # Ours compresses by zstd by default: half as much on the brokers' disks.
+    ]
+    if bench.quick:
+        return rows
+    # Ours compresses by zstd by default: half as much on the brokers' disks.
+    alike, alike_over_tls = bench.both_ways(source, pipe, "--kafka.compression=lz4")
+    return [
+        *rows,
         compare("kafka", "the same with lz4, as the rival", alike, over_tls=alike_over_tls),
         _cpu(alike[0], "the same with lz4", over_tls=alike_over_tls[0]),
     ]
@@ -249,10 +262,11 @@ def plain(bench: Bench) -> list[Row]:
     """The same against the straightforward Python program."""
     source = bench.corpus(Shape(bench.events // 4))
     rows = []
-    for how, piece, target in (
+    ways: tuple[tuple[str, list[str], Target | None], ...] = (
         ("as their READMEs say", [], Target(5, at_least=True)),
         ("in pieces of 64 KiB", ["65536"], None),
-    ):
+    )
+    for how, piece, target in bench.some(*ways):
 
         def program(url: str, topic: str, piece: list[str] = piece) -> list[str]:
             command = [sys.executable, "-m", "tests.benchmarks.plain", url, bench.bootstrap, topic]
@@ -269,7 +283,7 @@ def files(bench: Bench) -> list[Row]:
     source = bench.corpus(Shape(bench.events // 4))
     rows = []
     with _scratch(bench.folder) as scratch:
-        for sync, least in (("batch", 0.5), ("none", 0.9)):
+        for sync, least in bench.some(("batch", 0.5), ("none", 0.9)):
 
             def ours(sync: str = sync) -> Sample:
                 sample = relay_into_files(source, scratch(), f"--file.sync={sync}")
@@ -316,17 +330,14 @@ def growth(bench: Bench) -> list[Row]:
     large = bench.corpus(Shape(least // 5, size_factor=10))
     # So many that all of them are within the window, and more than it may hold by default.
     many = bench.corpus(Shape(least * 10, dated_rate=least * 10 / (WINDOW_SECONDS / 2)))
-    variants = _variants(
-        bench,
-        {
-            "as usual": (base, [], 1),
-            "10 times the events": (tenfold, [], 1),
-            "10 times the size, per byte": (large, [], 1),
-            # The first transactions on a new topic take a second with so many.
-            "64 partitions": (tenfold, [], 64),
-            "500,000 identities in the window": (many, [], 1),
-        },
-    )
+    compared: dict[str, tuple[Corpus, list[str], int]] = {
+        "10 times the events": (tenfold, [], 1),
+        "10 times the size, per byte": (large, [], 1),
+        # The first transactions on a new topic take a second with so many.
+        "64 partitions": (tenfold, [], 64),
+        "500,000 identities in the window": (many, [], 1),
+    }
+    variants = _variants(bench, {"as usual": (base, [], 1), **dict(bench.some(*compared.items()))})
     usual = variants.pop("as usual")
     rows = []
     for name, samples in variants.items():
@@ -363,6 +374,7 @@ def _history_over_tls(bench: Bench) -> list[Row]:
         SEGMENT_RECORD: bench.corpus(Shape(bench.events)),
         BYTE_RECORD: bench.corpus(Shape(max(bench.events // BYTE_RECORD_PART, 1))),
     }
+    sources = dict(bench.some(*sources.items()))
     over_http: list[Sample] = []
     by_size: dict[int, Pairs] = {size: ([], []) for size in sources}
     for _ in range(bench.runs):
@@ -392,10 +404,11 @@ def _bytes(size: int) -> str:
 def _live_over_tls(bench: Bench) -> list[Row]:
     """One TLS record for each line of an event, as the real service writes them."""
     rows = []
-    for rate, seconds, lag_limit_ms, cpu_limit in (
+    watches: tuple[tuple[int, float, float | None, float | None], ...] = (
         (50, bench.seconds, None, 2.5),
         (200, bench.seconds * 2, 500.0, None),
-    ):
+    )
+    for rate, seconds, lag_limit_ms, cpu_limit in bench.some(*watches):
         over_http = _watched(bench, rate, seconds)
         over_tls = _watched(bench, rate, seconds, FULL_RECORD)
         for name, unit, mine, plain, limit in (
@@ -412,7 +425,7 @@ def _live_over_tls(bench: Bench) -> list[Row]:
 def live(bench: Bench) -> list[Row]:
     """Lag and cost of a live stream."""
     rows = []
-    for rate in (50, 1000):
+    for rate in bench.some(50, 1000):
         what = f"at {rate} events/s"
         seen = _watched(bench, rate, bench.seconds)
         for part, limit in ((0.5, 300.0), (0.99, 600.0)):
@@ -470,7 +483,8 @@ def start(bench: Bench) -> list[Row]:
     """From the command to the first event in a committed transaction."""
     source = bench.corpus(Shape(1000, chunk_bytes=0))
     seconds = []
-    for number in range(bench.runs + 1):
+    warming = 0 if bench.quick else 1
+    for number in range(bench.runs + warming):
         with (
             Upstream(source, rate=50) as upstream,
             Topic(bench.bootstrap) as topic,
@@ -479,7 +493,7 @@ def start(bench: Bench) -> list[Row]:
             begun = time.time()
             with Relay(*upstream.flags, *kafka_flags(bench.bootstrap, topic.name)) as relay:
                 relay.until(lambda: arrivals.times, "the first event", LONGEST_SECONDS)
-        if number:
+        if number >= warming:
             # The first one warms the disk's cache.
             seconds.append(arrivals.times[0] - begun)
             bench.tell(f"{seconds[-1]:.2f} s")

@@ -34,18 +34,18 @@ def relay_all(
     return relay
 
 
-def test_1000_events_a_second_with_cuts_every_two_seconds(
+def test_1000_events_a_second_with_cuts_every_second(
     simulate: Simulate, flags: Flags, folder: Path, record_property: Callable[[str, object], None]
 ) -> None:
-    total = 30_000
+    total = 12_000
     upstream = simulate(
-        SimulatorSettings(rate=1000, max_events=total, faults=Faults(cut_every_seconds=2))
+        SimulatorSettings(rate=1000, max_events=total, faults=Faults(cut_every_seconds=1))
     )
     relay = relay_all(upstream, flags(upstream), folder, total, 120)
     verdict = judge(folder, upstream.journal(), upstream.started_ms - 60_000)
     record_property("1000 events/s with cuts", f"{verdict}; {upstream.stats().cuts_total} cuts")
     assert verdict.flawless, f"{verdict}\n{relay.log}"
-    assert upstream.stats().cuts_total >= 10
+    assert upstream.stats().cuts_total >= 5
     assert "WARNING" not in relay.log, "a cut is no trouble"
 
 
@@ -53,38 +53,41 @@ def test_1000_events_a_second_with_cuts_every_two_seconds(
 def test_cut_after_any_number_of_bytes_and_at_full_speed(
     simulate: Simulate, flags: Flags, folder: Path, parsers: str
 ) -> None:
-    """A history of whole-second timestamps, the worst case for ids, in pieces of about 2 MB."""
+    """A history of whole-second timestamps, the worst case for ids."""
+    total = 10_000
     upstream = simulate(
         SimulatorSettings(
-            history_events=20_000,
-            history_seconds=50,
+            history_events=total,
+            history_seconds=25,
             disorder=Disorder(resolution_ms=1000, ahead_rate=0.0002),
-            faults=Faults(cut_bytes=30_000_000, cut_every_seconds=0, mirror_lag_seconds=0),
+            faults=Faults(cut_bytes=8_000_000, cut_every_seconds=0, mirror_lag_seconds=0),
         )
     )
     arguments = [*flags(upstream), f"--parsers={parsers}", "--upstream.overlap=2s"]
-    relay = relay_all(upstream, arguments, folder, 20_000, 60)
+    relay = relay_all(upstream, arguments, folder, total, 60)
     verdict = judge(folder, upstream.journal(), upstream.started_ms - 60_000)
+    assert upstream.stats().cuts_total >= 1
     assert verdict.flawless, f"{verdict}\n{relay.log}"
 
 
 def test_a_stop_and_a_start_go_on_where_it_was(
     simulate: Simulate, flags: Flags, folder: Path
 ) -> None:
-    upstream = simulate(SimulatorSettings(rate=500, max_events=6000))
-    for _ in range(3):
+    total = 3000
+    upstream = simulate(SimulatorSettings(rate=500, max_events=total))
+    for _ in range(2):
         # On a slow machine the upstream may have made all of its events before the last start.
-        enough = min(upstream.stats().events_appended_total + 1000, 6000)
+        enough = min(upstream.stats().events_appended_total + 500, total)
         with Relay(*flags(upstream)) as relay:
             relay.until(
                 lambda: upstream.stats().events_appended_total >= enough,  # noqa: B023
-                "a thousand events",
+                "more events",
                 30,
             )
             relay.wait_for("connected to")
             assert relay.stop() == 0
             relay.wait_for(r"last position: \[")
-    relay = relay_all(upstream, flags(upstream), folder, 6000, 30)
+    relay = relay_all(upstream, flags(upstream), folder, total, 30)
     verdict = judge(folder, upstream.journal(), upstream.started_ms - 60_000)
     assert verdict.flawless, f"{verdict}\n{relay.log}"
     assert "resuming from the stored position" in relay.log
