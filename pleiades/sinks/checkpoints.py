@@ -22,7 +22,7 @@ MAX_CHECKPOINT_BYTES = 1024 * 1024
 MAX_NAME = 100
 
 
-class Committed(NamedTuple):
+class Covered(NamedTuple):
     """The files of the destination's own that a checkpoint covers."""
 
     number: int
@@ -37,14 +37,14 @@ class Stored(NamedTuple):
     """The content of a checkpoint file."""
 
     checkpoint: Checkpoint
-    committed: Committed | None
+    covered: Covered | None
     """None: an older version, without a journal, wrote it."""
 
     def encoded(self) -> bytes:
         """The JSON object of the checkpoint with one more field."""
         fields = orjson.loads(self.checkpoint.encoded())
-        if self.committed is not None:
-            fields["committed"] = self.committed._asdict()
+        if self.covered is not None:
+            fields["committed"] = self.covered._asdict()
         return orjson.dumps(fields)
 
 
@@ -59,12 +59,12 @@ def decode_stored(encoded: bytes) -> Stored:
     if fields is None:
         return Stored(checkpoint, None)
     try:
-        committed = Committed(fields["number"], fields["journal"], fields["length"])
+        covered = Covered(*(fields[name] for name in Covered._fields))
     except (KeyError, TypeError):
-        committed = None
-    if committed is None or not all(type(each) is int and each >= 0 for each in committed):
+        covered = Covered(-1, -1, -1)
+    if not all(type(number) is int and number >= 0 for number in covered):
         raise UnreadableCheckpoint("it does not say what is committed")
-    return Stored(checkpoint, committed)
+    return Stored(checkpoint, covered)
 
 
 class CheckpointFile:
@@ -76,13 +76,12 @@ class CheckpointFile:
     def __init__(self, folder: Path, name: str, synced: bool) -> None:
         if len(name) > MAX_NAME:
             name = "sha256-" + hashlib.sha256(name.encode()).hexdigest()
-        self._folder = folder
         self.name = name
         """Distinguishes this position from others, as part of file names."""
         self.path = folder / f"checkpoint-{name}"
         self._synced = synced
 
-    def look(self) -> Stored | None:
+    def read(self) -> Stored | None:
         """Read the checkpoint; None: there is none. Changes nothing.
 
         Raises:
@@ -99,45 +98,27 @@ class CheckpointFile:
             raise UnreadableCheckpoint("it is too large")
         return decode_stored(encoded)
 
-    def read(self) -> tuple[Stored | None, bool]:
-        """Read the checkpoint for a start; also returns whether it is damaged.
+    def copy_damaged(self, error: UnreadableCheckpoint) -> None:
+        """Copy a damaged checkpoint for somebody to look at.
 
-        A damaged one is copied for somebody to look at. It stays in its place until another replaces it:
-        if this start ends before that, the next one must find the damage, too.
-
-        Raises:
-            OSError: it can't be read or copied.
+        It stays in its place until another replaces it: if this start ends before that, the next one
+        must find the damage, too.
         """
-        try:
-            stored = self.look()
-        except UnreadableCheckpoint as error:
-            changed_ns = self.path.stat().st_mtime_ns
-            copied = self.path.with_name(f"{self.path.name}.damaged-{changed_ns}")
-            # An earlier start may have copied the same damage.
-            with (
-                contextlib.suppress(FileExistsError),
-                copied.open("xb") as copy,
-                self.path.open("rb") as file,
-            ):
-                shutil.copyfileobj(file, copy)
-            log.warning(
-                "the checkpoint is unusable (%s); a copy was set aside as %s", error, copied
-            )
-            return None, True
-        if stored is None and (others := self.others()):
-            log.warning(
-                "nothing is stored as %s, only %s (of other streams, or of a demo): this run starts at "
-                "--since and leaves the others as they are",
-                self.path.name,
-                ", ".join(others[:5]),
-            )
-        return stored, False
+        copied = self.path.with_name(f"{self.path.name}.damaged-{self.path.stat().st_mtime_ns}")
+        # An earlier start may have copied the same damage.
+        with (
+            contextlib.suppress(FileExistsError),
+            copied.open("xb") as copy,
+            self.path.open("rb") as file,
+        ):
+            shutil.copyfileobj(file, copy)
+        log.warning("the checkpoint is unusable (%s); a copy was set aside as %s", error, copied)
 
     def others(self) -> list[str]:
         """Names of the checkpoints beside this one: of other streams, or of a demo."""
         return sorted(
             other.name
-            for other in self._folder.glob("checkpoint-*")
+            for other in self.path.parent.glob("checkpoint-*")
             if other != self.path
             and not other.name.endswith(".new")
             and "damaged" not in other.name

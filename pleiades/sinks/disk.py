@@ -1,4 +1,4 @@
-"""What a file system must be asked for by hand: whole files, syncs, a lock."""
+"""File operations that Python does not have, or not safely enough: guarded opens, syncs, a lock."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from typing import Any
 from pleiades.runtime import faultpoints
 from pleiades.runtime.errors import DestinationHeld
 
-# A link that somebody else has put there is never followed: with the relay's rights it could overwrite
-# any file. Nor is a pipe waited for.
+# Somebody may plant a link, and the relay, with its rights, would overwrite the file behind it; or a
+# pipe, and the relay would wait for its other end.
 _GUARDED = os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | _GUARDED
 _libc = ctypes.CDLL(None, use_errno=True)
 _renameat2: Any = getattr(_libc, "renameat2", None)
 _RENAME_NOREPLACE = 1
 _UNSUPPORTED = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)
-"""Not on this file system, or not of this kernel: to try again would not help."""
+"""The file system or the kernel does not have the call: a retry would not help."""
 
 
 @contextmanager
 def open_folder(path: Path) -> Iterator[int]:
-    """A descriptor in which names can be looked up, and which can be synced."""
+    """A descriptor of a folder."""
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | _GUARDED)
     try:
         yield descriptor
@@ -40,24 +40,22 @@ def open_own(path: Path, flags: int) -> int:
     """Open a file of the relay's own.
 
     Raises:
-        OSError: it is a link or has a second name (ELOOP): somebody else's file may be behind it. Or it
-            is no file at all.
+        OSError: it is a link or has a second name (ELOOP), so it may be a file of somebody else; or it
+            is no regular file.
     """
     descriptor = os.open(path, flags | _GUARDED, 0o666)
     found = os.fstat(descriptor)
-    why = None
-    if not stat.S_ISREG(found.st_mode):
-        why = "it is no regular file: remove it"
-    elif found.st_nlink > 1:
+    if stat.S_ISREG(found.st_mode) and found.st_nlink <= 1:
+        return descriptor
+    os.close(descriptor)
+    why = "it is no regular file: remove it"
+    if stat.S_ISREG(found.st_mode):
         why = "it has a second name (a hard link), so it may be another's file: put a copy in its place"
-    if why is not None:
-        os.close(descriptor)
-        raise OSError(errno.ELOOP, why, str(path))
-    return descriptor
+    raise OSError(errno.ELOOP, why, str(path))
 
 
 def is_in_place(path: Path, descriptor: int) -> bool:
-    """Whether an open file or folder is what stands at a path."""
+    """Whether an open file or folder still has this path."""
     try:
         there = path.lstat()
     except (FileNotFoundError, NotADirectoryError):
@@ -65,7 +63,7 @@ def is_in_place(path: Path, descriptor: int) -> bool:
     return os.path.samestat(there, os.fstat(descriptor))
 
 
-def write_whole(name: str, content: bytes, folder: int) -> None:
+def write_new(name: str, content: bytes, folder: int) -> None:
     """Write a new file in an open folder."""
     descriptor = os.open(name, _CREATE, 0o666, dir_fd=folder)
     try:
@@ -74,9 +72,17 @@ def write_whole(name: str, content: bytes, folder: int) -> None:
         os.close(descriptor)
 
 
+def write_all(descriptor: int, content: bytes) -> None:
+    """Write all of the content at the current offset."""
+    # A nearly full disk takes a part, and reports an error only at the next write.
+    written = os.write(descriptor, content)
+    while written < len(content):
+        written += os.write(descriptor, content[written:])
+
+
 def rename_new(name: str, folder: int, new: str, new_folder: int) -> bool:
-    """Rename a file unless there is one of the new name; False then, or if that can't be told so."""
-    # One call. Python has no name for it, and to look first costs as much as a third of all the rest.
+    """Rename a file; False if there is one of the new name, or if the kernel can't rename so."""
+    # Python has no name for this call. Looking first would cost a third of all the rest.
     if _renameat2 is None:
         return False
     if _renameat2(folder, name.encode(), new_folder, new.encode(), _RENAME_NOREPLACE) == 0:
@@ -88,11 +94,15 @@ def rename_new(name: str, folder: int, new: str, new_folder: int) -> bool:
 
 
 def replace_file(path: Path, content: bytes, synced: bool) -> None:
-    """Replace a file in one step; synced: the new content is on the disk when this returns."""
+    """Replace a file atomically; synced: the new content is on the disk when this returns.
+
+    Raises:
+        OSError: the file may have been replaced, or not.
+    """
     staged = path.with_name(path.name + ".new")
-    # Whatever a crash, or somebody else, has left there.
+    # A crash, or somebody else, may have left one.
     staged.unlink(missing_ok=True)
-    descriptor = open_own(staged, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
+    descriptor = os.open(staged, _CREATE, 0o666)
     try:
         write_all(descriptor, content)
         if synced:
@@ -106,28 +116,20 @@ def replace_file(path: Path, content: bytes, synced: bool) -> None:
         sync_directory(path.parent)
 
 
-def write_all(descriptor: int, content: bytes) -> None:
-    """Write all of it at the current place."""
-    # A nearly full disk takes a part, and says so only at the next write.
-    written = os.write(descriptor, content)
-    while written < len(content):
-        written += os.write(descriptor, content[written:])
-
-
 def sync_directory(path: Path) -> None:
     """Bring the names in a directory to the disk."""
     with open_folder(path) as descriptor:
         try:
             os.fsync(descriptor)
         except OSError as error:
-            # Some network file systems bring names to the disk by themselves, and refuse to be asked.
+            # Some network file systems refuse this: they write names through by themselves.
             if error.errno not in _UNSUPPORTED:
                 raise
 
 
 def sync_file_system(folder: int) -> None:
-    """Bring everything on an open folder's file system to the disk: syncfs(2), one call for a batch."""
-    # Python has no os.syncfs; where libc has none either, sync(2) does more than is needed.
+    """Bring everything on the file system of an open folder to the disk: one call for a batch."""
+    # Python has no os.syncfs. Where libc has none either, sync(2) does more than is needed.
     syncfs = getattr(_libc, "syncfs", None)
     if syncfs is None:
         os.sync()
@@ -166,13 +168,10 @@ class Lock:
         descriptor = open_own(self._path, os.O_RDWR | os.O_CREAT)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            holder = _holder_in(descriptor)
+        except OSError as error:
+            held = self._held_by(descriptor) if isinstance(error, BlockingIOError) else error
             os.close(descriptor)
-            raise _held(holder, self._place) from None
-        except OSError:
-            os.close(descriptor)
-            raise
+            raise held from None
         self._descriptor = descriptor
         self._must_exist = False
         os.ftruncate(descriptor, 0)
@@ -198,51 +197,35 @@ class Lock:
                 str(self._place),
             )
 
+    def refuse_if_held(self) -> None:
+        """Find out, without taking the lock, whether another instance holds it; changes nothing.
+
+        Raises:
+            DestinationHeld: it does.
+            OSError: the file can't be read.
+        """
+        try:
+            descriptor = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        except (FileNotFoundError, NotADirectoryError):
+            return
+        try:
+            # Shared and released at once: an instance that starts at this moment tries again.
+            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise self._held_by(descriptor) from None
+        finally:
+            os.close(descriptor)
+
     def release(self) -> None:
         """Release the lock, if this object holds it."""
         if self._descriptor is not None:
             os.close(self._descriptor)
             self._descriptor = None
 
-
-def holder_of(path: Path) -> str | None:
-    """Who holds the lock on a file, in words; None: nobody. Changes nothing.
-
-    Raises:
-        OSError: the file can't be read.
-    """
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    try:
-        # Shared and released at once: an instance that starts at this moment tries again.
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return _holder_in(descriptor)
-    finally:
-        os.close(descriptor)
-    return None
-
-
-def refuse_if_held(path: Path, place: Path) -> None:
-    """Look whether another instance holds the lock of a directory; changes nothing.
-
-    Raises:
-        DestinationHeld: it does.
-    """
-    holder = holder_of(path)
-    if holder is not None:
-        raise _held(holder, place)
-
-
-def _held(holder: str, place: Path) -> DestinationHeld:
-    return DestinationHeld(
-        f"{holder} publishes into {place} already. This instance writes nothing and stops. "
-        "Stop the other one, or choose another --file.publishDir"
-    )
-
-
-def _holder_in(descriptor: int) -> str:
-    holder = os.pread(descriptor, 20, 0).decode(errors="replace").strip()
-    return f"process {holder}" if holder.isascii() and holder.isdigit() else "another instance"
+    def _held_by(self, descriptor: int) -> DestinationHeld:
+        holder = os.pread(descriptor, 20, 0).decode(errors="replace").strip()
+        who = f"process {holder}" if holder.isascii() and holder.isdigit() else "another instance"
+        return DestinationHeld(
+            f"{who} publishes into {self._place} already: a second instance writes nothing and stops. "
+            "Stop the first one, or choose another --file.publishDir"
+        )

@@ -20,7 +20,7 @@ from pathlib import Path
 from pleiades.core.fingerprint import FINGERPRINT_BYTES
 from pleiades.core.identity_log import DamagedLog, Group, merged, read_groups
 from pleiades.sinks.base import Remembered
-from pleiades.sinks.checkpoints import Committed
+from pleiades.sinks.checkpoints import Covered
 from pleiades.sinks.disk import open_own
 from pleiades.sinks.journal import Journal
 
@@ -46,7 +46,9 @@ class IdentityLog:
         self._prefix = f"identities-{name}."
         self._max_entries = max_entries
         self._number = 0
-        self._journal: Journal | None = None
+        self._journal: Journal
+        """From `open` or `begin` on."""
+        self._open = contextlib.ExitStack()
         self._compact_at = 0
         self._has_older_files = False
 
@@ -63,7 +65,7 @@ class IdentityLog:
         except BaseException:
             journal.close()
             raise
-        self._use(number, journal, max(MIN_COMPACTED_BYTES, length))
+        self._use(number, journal, length)
         return groups
 
     def salvage(self) -> list[Group]:
@@ -95,42 +97,41 @@ class IdentityLog:
         journal = Journal(self._path(number), 0)
         try:
             for group in begun:
-                journal.keep(journal.append(group.encoded()))
+                journal.length = journal.append(group.encoded())
                 journal.sync()
         except BaseException:
             journal.close()
             journal.path.unlink(missing_ok=True)
             raise
-        self._use(number, journal, max(MIN_COMPACTED_BYTES, GROWTH * journal.length))
+        self._use(number, journal, GROWTH * journal.length)
         self._has_older_files = True
         return begun
 
-    def append(self, group: Group) -> Committed:
+    def append(self, group: Group) -> Covered:
         """Append the events of a commit; returns what the checkpoint must name.
 
-        It may be called again before `keep`: then it overwrites what it has appended.
-
         Raises:
-            OSError: for example, the disk is full.
+            OSError: for example, the disk is full. It may be called again.
         """
-        journal, encoded = self._open_journal(), group.encoded()
-        if not journal.is_in_place():
+        encoded = group.encoded()
+        length = self._journal.length
+        if not self._journal.is_in_place():
             log.warning(
                 "the identity log was removed while the relay ran. Events are not affected now; after a "
                 "restart, what the upstream repeats is published again if its files were moved away"
             )
             self.begin([])
-        elif journal.length and journal.length + len(encoded) > self._compact_at:
-            self.begin(list(read_groups(journal.reader())))
-        return Committed(group.commit, self._number, self._open_journal().append(encoded))
+        elif length and length + len(encoded) > self._compact_at:
+            self.begin(list(read_groups(self._journal.reader())))
+        return Covered(group.commit, self._number, self._journal.append(encoded))
 
-    def named(self, commit: int) -> Committed:
+    def named(self, commit: int) -> Covered:
         """What a checkpoint must name when a commit appends nothing."""
-        return Committed(commit, self._number, self._open_journal().length)
+        return Covered(commit, self._number, self._journal.length)
 
-    def keep(self, committed: Committed) -> None:
+    def keep(self, covered: Covered) -> None:
         """Never overwrite what this names: a checkpoint with it is about to be stored."""
-        self._open_journal().keep(committed.length)
+        self._journal.length = covered.length
 
     def remove_older_files(self) -> None:
         """The stored checkpoint names the current file: remove the others."""
@@ -142,27 +143,21 @@ class IdentityLog:
 
     def close(self) -> None:
         """Close the file."""
-        if self._journal is not None:
-            self._journal.close()
-            self._journal = None
+        self._open.close()
 
     def _use(self, number: int, journal: Journal, compact_at: int) -> None:
-        self.close()
-        self._number, self._journal, self._compact_at = number, journal, compact_at
-
-    def _open_journal(self) -> Journal:
-        if self._journal is None:
-            raise AssertionError("the identity log is not open")
-        return self._journal
+        self._open.close()
+        self._open.callback(journal.close)
+        self._number, self._journal = number, journal
+        self._compact_at = max(MIN_COMPACTED_BYTES, compact_at)
 
     def _path(self, number: int) -> Path:
         return self._folder / f"{self._prefix}{number}"
 
     def _numbers(self) -> list[int]:
         """The numbers of the files that exist."""
-        with os.scandir(self._folder) as entries:
-            names = [entry.name for entry in entries if entry.name.startswith(self._prefix)]
-        ends = [name.removeprefix(self._prefix) for name in names]
+        names = [path.name for path in self._folder.iterdir()]
+        ends = [name.removeprefix(self._prefix) for name in names if name.startswith(self._prefix)]
         return [
             int(end) for end in ends if end.isascii() and end.isdigit() and len(end) < MAX_DIGITS
         ]

@@ -23,7 +23,6 @@ class Journal:
     """A journal that is open for appending.
 
     Args:
-        path: of the file.
         length: the stored length in bytes; 0 begins a new journal, even if there is a file.
 
     Raises:
@@ -34,7 +33,7 @@ class Journal:
     def __init__(self, path: Path, length: int) -> None:
         self.path = path
         self.length = length
-        """Bytes that are kept; see `keep`."""
+        """Bytes that are never overwritten: a checkpoint may name them."""
         try:
             self._descriptor = open_own(path, os.O_RDWR if length else os.O_RDWR | os.O_CREAT)
         except FileNotFoundError:
@@ -53,9 +52,9 @@ class Journal:
         return is_in_place(self.path, self._descriptor)
 
     def append(self, content: bytes) -> int:
-        """Write after the kept bytes; returns the length that includes the content.
+        """Write after `length`; returns the length that includes the content.
 
-        A second call without `keep` overwrites the first: an append that failed can be repeated.
+        It overwrites what an earlier call wrote, unless `length` was raised: so it can be repeated.
 
         Raises:
             OSError: for example, the disk is full, or the file was removed (ENOENT).
@@ -77,12 +76,8 @@ class Journal:
         """Bring appended bytes to the disk."""
         os.fsync(self._descriptor)
 
-    def keep(self, length: int) -> None:
-        """Never overwrite the bytes up to this length again: a checkpoint is about to name it."""
-        self.length = length
-
     def reader(self) -> Callable[[int], bytes]:
-        """A function that returns the next so many of the kept bytes; fewer at their end."""
+        """A function that returns the next so many bytes below `length`; fewer at the end."""
         at = 0
 
         def read(size: int) -> bytes:

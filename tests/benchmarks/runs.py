@@ -27,7 +27,7 @@ from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewTopic
 
 from pleiades.core.position import Position, decode_checkpoint
-from pleiades.sinks.files.sink import OWN_FOLDER
+from pleiades.sinks.files.destination import OWN_FOLDER
 from pleiades.sinks.kafka.stored import read_metadata
 from tests.benchmarks.corpus import STREAM, Corpus
 from tests.benchmarks.serve import MAX_RECORD_BYTES

@@ -19,12 +19,14 @@ from pleiades.runtime.errors import DestinationHeld
 from pleiades.runtime.metrics import Metrics
 from pleiades.sinks.base import Sink
 from pleiades.sinks.files import sink as files
-from pleiades.sinks.files.sink import FilesSink, Surroundings
+from pleiades.sinks.files.destination import FilesDestination
+from pleiades.sinks.files.sink import FilesSink
 from pleiades.sinks.kafka.destination import DEAD_LETTERS_SUFFIX, KafkaDestination
 from pleiades.sinks.kafka.reporting import Reporting
 from pleiades.sinks.kafka.sink import KafkaSink
 from tests.harness.broker import topic_records
 from tests.harness.memory import MemorySink, MemoryStore
+from tests.unit.conftest import FakeLife
 
 SOURCE = ("eqiad.mediawiki.recentchange", 0)
 START_MS = 1_760_000_000_000
@@ -48,19 +50,11 @@ class Place:
     guarantees: Guarantees
 
 
-def no_trouble(operation: str, error: OSError, pause_seconds: float) -> None:
-    raise AssertionError(f"trouble: {operation}: {error} ({pause_seconds})")
-
-
-def files_place(folder: Path, sync: str) -> Place:
+def files_place(folder: Path, sync: str, metrics: Metrics) -> Place:
     def sink() -> Sink:
-        return FilesSink(
-            folder,
-            sync,
-            "recentchange",
-            max_entries=500_000,
-            around=Surroundings(lambda _: None, no_trouble),
-        )
+        # It is not to pause: there is nothing to retry.
+        life = FakeLife(stop_at_pause=1)
+        return FilesSink(FilesDestination("recentchange", folder, sync), life, metrics, 500_000)
 
     def contents(pattern: str) -> list[bytes]:
         return [path.read_bytes() for path in sorted(folder.glob(pattern))]
@@ -132,7 +126,7 @@ def place(request: pytest.FixtureRequest, tmp_path: Path, life: Life, metrics: M
     if request.param == "kafka":
         bootstrap, topic = (request.getfixturevalue(name) for name in ("kafka", "topic"))
         return kafka_place(bootstrap, topic, life, metrics)
-    return files_place(tmp_path / "events", request.param.removeprefix("files-"))
+    return files_place(tmp_path / "events", request.param.removeprefix("files-"), metrics)
 
 
 @pytest.fixture

@@ -48,8 +48,8 @@ from pleiades.runtime.metrics import Metrics
 from pleiades.sinks import disk, identities
 from pleiades.sinks.base import Committed, Opened, Remembered, Sink
 from pleiades.sinks.files import staging
-from pleiades.sinks.files.destination import SYNC_NONE
-from pleiades.sinks.files.sink import FilesSink, Surroundings
+from pleiades.sinks.files.destination import SYNC_NONE, FilesDestination
+from pleiades.sinks.files.sink import FilesSink
 from pleiades.sinks.kafka.stored import Stored, encode, read_stored
 from tests.harness.memory import MemorySink, MemoryStore
 from tests.property.test_exactly_once import START, ModelConnection, ModelUpstream
@@ -103,16 +103,14 @@ class MemoryWorld:
 class FilesWorld:
     """A directory."""
 
-    def __init__(self, folder: Path, seen: list[str]) -> None:
+    def __init__(self, folder: Path, seen: list[str], metrics: Metrics) -> None:
         self.folder = folder
         self.seen = seen
+        self.metrics = metrics
 
     def sink(self) -> Sink:
-        def on_trouble(operation: str, error: OSError, _: float) -> None:
-            raise AssertionError(f"{operation}: {error}")
-
-        around = Surroundings(lambda _: None, on_trouble)
-        return FilesSink(self.folder / "events", SYNC_NONE, "recentchange", 10**6, around)
+        files = FilesDestination("recentchange", self.folder / "events", SYNC_NONE)
+        return FilesSink(files, FakeLife(stop_at_pause=1), self.metrics, 10**6)
 
     def published(self) -> list[str]:
         return self.seen
@@ -208,7 +206,7 @@ class TopicSink:
 
 @pytest.fixture(params=["memory", "files", "topic"])
 def world_of(
-    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, metrics: Metrics
 ) -> Iterator[Callable[[], World]]:
     if request.param == "memory":
         yield MemoryWorld
@@ -233,7 +231,7 @@ def world_of(
     def make() -> World:
         seen.clear()
         shutil.rmtree(folder / "events", ignore_errors=True)
-        return FilesWorld(folder, seen)
+        return FilesWorld(folder, seen, metrics)
 
     yield make
     shutil.rmtree(folder)

@@ -36,6 +36,9 @@ class FakeLife(Life):
     def farewell(self) -> None:
         pass
 
+    def aside(self, call: Callable[[], T], announce: Callable[[float], None]) -> T:
+        return call()
+
     def pause(self, seconds: float) -> None:
         self.pauses.append(seconds)
         if len(self.pauses) == self._stop_at_pause:

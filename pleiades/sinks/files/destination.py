@@ -5,25 +5,31 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
 from pleiades.config.flags import BOOLEAN, DIRECTORY, Flag, flag
 from pleiades.config.settings import Settings
 from pleiades.config.values import choice
-from pleiades.core.position import Checkpoint
+from pleiades.core.position import Checkpoint, UnreadableCheckpoint
+from pleiades.runtime.errors import Fatal
 from pleiades.runtime.findings import Finding
 from pleiades.runtime.metrics import Metrics
 from pleiades.sinks.base import Destination, Sink, SinkContext
+from pleiades.sinks.checkpoints import CheckpointFile
+from pleiades.sinks.disk import Lock
 
 log = logging.getLogger(__name__)
 
-T = TypeVar("T")
-
 SYNC_BATCH = "batch"
 SYNC_NONE = "none"
+
+OWN_FOLDER = ".pleiades"
+STAGING = "staging"
+DEAD_LETTERS = "dead-letters"
+REPLAYS = "replays"
+LOCK = "lock"
 
 
 @dataclass(frozen=True)
@@ -55,41 +61,28 @@ class FilesDestination(Destination):
         # A path's bytes need not be text.
         return f"files in {os.fsencode(self.publish_dir.absolute()).decode(errors='replace')}"
 
+    @property
+    def own_folder(self) -> Path:
+        """The folder of the relay's own files."""
+        return self.publish_dir.absolute() / OWN_FOLDER
+
+    def position_folder(self, is_replay: bool) -> Path:
+        """The folder of lock, position and identity log. Each replay has its own, beside an ingest's."""
+        return self.own_folder / REPLAYS / self.position_name if is_replay else self.own_folder
+
+    def lock(self, is_replay: bool = False, must_exist: bool = False) -> Lock:
+        """The lock that keeps a second instance out."""
+        path = self.position_folder(is_replay) / LOCK
+        return Lock(path, self.publish_dir.absolute(), must_exist)
+
     def make_sink(self, context: SinkContext) -> Sink:
         """See `Destination.make_sink`."""
-        from pleiades.sinks.files.sink import FilesSink, Surroundings
+        from pleiades.sinks.files.sink import FilesSink
 
-        def on_trouble(operation: str, error: OSError, pause_seconds: float) -> None:
-            context.metrics.file_errors.inc()
-            log.error(
-                "can't %s %s: %s. Nothing is skipped: trying again in %.1f s. Make room, or give "
-                "the permission back",
-                operation,
-                self.publish_dir,
-                error,
-                pause_seconds,
-            )
-
-        def aside(operation: str, call: Callable[[], T]) -> T:
-            def announce(seconds: float) -> None:
-                log.warning(
-                    "it takes %.0f s already to %s %s: the disk is slow, or hangs. Nothing is lost: the "
-                    "reader waits",
-                    seconds,
-                    operation,
-                    self.publish_dir,
-                )
-
-            return context.life.aside(call, announce)
-
+        is_replay = context.settings.replay is not None
+        max_entries = context.settings.max_entries
         return FilesSink(
-            self.publish_dir,
-            self.sync,
-            self.position_name,
-            context.settings.max_entries,
-            Surroundings(context.life.pause, on_trouble, aside),
-            context.reached,
-            context.settings.replay is not None,
+            self, context.life, context.metrics, max_entries, is_replay, context.reached
         )
 
     def record_commit(self, metrics: Metrics, published: int, reached_ms: int) -> None:
@@ -104,12 +97,24 @@ class FilesDestination(Destination):
 
     def stored_checkpoint(self) -> Checkpoint | None:
         """See `Destination.stored_checkpoint`."""
-        from pleiades.sinks.files.inspect import stored_checkpoint
-
-        return stored_checkpoint(self)
+        folder = self.position_folder(is_replay=True)
+        try:
+            stored = CheckpointFile(folder, self.position_name, synced=True).read()
+        except UnreadableCheckpoint as error:
+            log.warning(
+                "the position in %s is unusable (%s): the replay begins again; events whose files are "
+                "still there are not published twice",
+                folder,
+                error,
+            )
+            return None
+        except OSError as error:
+            raise Fatal(
+                f"can't read the position in {folder}: {error.strerror}. Nothing was written. Choose "
+                "another --file.publishDir or mend its permissions"
+            ) from None
+        return None if stored is None else stored.checkpoint
 
     def refuse_if_held(self) -> None:
         """See `Destination.refuse_if_held`."""
-        from pleiades.sinks.files.sink import refuse_if_held
-
-        refuse_if_held(self.publish_dir)
+        self.lock().refuse_if_held()

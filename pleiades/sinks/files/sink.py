@@ -16,28 +16,30 @@ Laws:
 from __future__ import annotations
 
 import errno
-import itertools
 import logging
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 from pleiades.core.backoff import Backoff
 from pleiades.core.fingerprint import fingerprint
 from pleiades.core.identity_log import DamagedLog, Group, Run, runs_of
-from pleiades.core.position import Checkpoint
+from pleiades.core.position import Checkpoint, UnreadableCheckpoint
 from pleiades.core.wire import UNKNOWN_SOURCE, Event, TopicPartition
 from pleiades.runtime import faultpoints
+from pleiades.runtime.child import Life
 from pleiades.runtime.errors import DestinationHeld, Fatal
-from pleiades.sinks import disk
+from pleiades.runtime.metrics import Metrics
 from pleiades.sinks.base import Committed, Opened
-from pleiades.sinks.checkpoints import CheckpointFile, Stored
-from pleiades.sinks.checkpoints import Committed as CommittedFiles
-from pleiades.sinks.disk import Lock, sync_file_system
-from pleiades.sinks.files.destination import SYNC_BATCH
+from pleiades.sinks.checkpoints import CheckpointFile, Covered, Stored
+from pleiades.sinks.disk import sync_file_system
+from pleiades.sinks.files.destination import (
+    DEAD_LETTERS,
+    STAGING,
+    SYNC_BATCH,
+    FilesDestination,
+)
 from pleiades.sinks.files.names import dead_letter_name, event_name, identities_since
 from pleiades.sinks.files.staging import Staging, StagingLost, is_whole
 from pleiades.sinks.identities import IdentityLog, remembered
@@ -47,11 +49,6 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-OWN_FOLDER = ".pleiades"
-LOCK = "lock"
-STAGING = "staging"
-DEAD_LETTERS = "dead-letters"
-REPLAYS = "replays"
 RETRY_BACKOFF = Backoff(first_seconds=0.1, max_seconds=5.0)
 LOCK_WAIT_SECONDS = 4.0
 """A start waits this long for the lock: children of a SIGKILLed parent leave within two seconds."""
@@ -71,69 +68,40 @@ _FATAL_AT_START = (
 )
 
 
-class RunInThread(Protocol):
-    """Makes a call in a thread and returns its result."""
-
-    def __call__(self, operation: str, call: Callable[[], T], /) -> T:
-        """Make it; `operation` describes it."""
-
-
-def _run_directly(_operation: str, call: Callable[[], T]) -> T:
-    return call()
-
-
-@dataclass(frozen=True, slots=True)
-class Surroundings:
-    """What a sink needs from the process around it."""
-
-    pause: Callable[[float], None]
-    """Waits that many seconds."""
-    on_trouble: Callable[[str, OSError, float], None]
-    """Is called before each pause with the operation that failed, the error and the pause in seconds."""
-    run_in_thread: RunInThread = _run_directly
-    """Makes a call that may block for any time."""
-
-
 class FilesSink:
     """Publishes into a directory.
 
     Args:
-        publish_dir: created if missing.
-        sync: `SYNC_BATCH` or `SYNC_NONE`.
-        position_name: the position is stored under it: different ones never mix.
         max_entries: this many published events are remembered at most.
-        around: see `Surroundings`.
+        is_replay: it recognises the events that were there before it by the names of their files.
         reached: an earlier process of this program had the directory open: wait for it, do not make it.
-        replays: this is a replay. It has a folder of its own, beside that of a running ingest, and
-            recognises the events that were there before it by their names.
     """
 
     def __init__(
         self,
-        publish_dir: Path,
-        sync: str,
-        position_name: str,
+        files: FilesDestination,
+        life: Life,
+        metrics: Metrics,
         max_entries: int,
-        around: Surroundings,
+        is_replay: bool = False,
         reached: bool = False,
-        replays: bool = False,
     ) -> None:
-        self._publish_dir = publish_dir.absolute()
-        own = own_folder(publish_dir, position_name, replays)
-        top = self._publish_dir / OWN_FOLDER
-        self._dead_letters = top / DEAD_LETTERS
-        self._replays = replays
-        self._synced = sync == SYNC_BATCH
-        self._around = around
-        self._lock = Lock(own / LOCK, self._publish_dir, reached)
-        self._checkpoints = CheckpointFile(own, position_name, self._synced)
+        self._life = life
+        self._metrics = metrics
+        self._max_entries = max_entries
+        self._is_replay = is_replay
+        self._publish_dir = files.publish_dir.absolute()
+        self._dead_letters = files.own_folder / DEAD_LETTERS
+        self._synced = files.sync == SYNC_BATCH
+        own = files.position_folder(is_replay)
+        self._lock = files.lock(is_replay, must_exist=reached)
+        self._checkpoints = CheckpointFile(own, files.position_name, self._synced)
         name = self._checkpoints.name
         self._staging = Staging(own / STAGING, name, self._publish_dir, self._dead_letters)
         self._identities = IdentityLog(own, name, max_entries)
-        self._max_entries = max_entries
-        self._folders = [top, self._dead_letters, own.parent, own, self._staging.folder]
-        self._folders = [each for each in self._folders if each.is_relative_to(top)]
-        """All that must exist, outer ones first."""
+        self._folders = [files.own_folder, self._dead_letters, own / STAGING]
+        if is_replay:
+            self._folders[1:1] = [own.parent, own]
         self._number = 0
         """Of the last commit that a stored checkpoint may cover."""
         self._files: list[tuple[str, bytes]] = []
@@ -142,14 +110,14 @@ class FilesSink:
         """Source and fingerprint of each of them."""
         self._letters: list[Event] = []
         # How far the commit has got that is being made.
-        self._staged: CommittedFiles | None = None
+        self._staged: Covered | None = None
         self._is_covered = False
 
     def open(self, resume: bool) -> Opened:
         """See `Sink.open`."""
         groups, checkpoint = self._retry("open", lambda: self._recover(resume), _FATAL_AT_START)
         self._retry("publish events in", lambda: self._staging.recover(self._number))
-        return Opened(checkpoint, remembered(groups), all_told=not self._replays)
+        return Opened(checkpoint, remembered(groups), all_told=not self._is_replay)
 
     def is_published(self, event: Event) -> bool:
         """See `Sink.is_published`: whether a file has the event's name."""
@@ -207,7 +175,7 @@ class FilesSink:
             self._staged, self._is_covered = None, False
             raise
 
-    def _stage(self, checkpoint: Checkpoint) -> CommittedFiles:
+    def _stage(self, checkpoint: Checkpoint) -> Covered:
         """Stage the files and append their identities; both are durable when this returns."""
         self._lock.check()
         number = self._number + 1
@@ -228,12 +196,12 @@ class FilesSink:
             raise StagingLost(self._staging.folder)
         self._store(checkpoint, self._staged or self._identities.named(self._number))
 
-    def _store(self, checkpoint: Checkpoint, committed: CommittedFiles) -> None:
+    def _store(self, checkpoint: Checkpoint, covered: Covered) -> None:
         # If this fails, either checkpoint may be stored: from now on nothing that the new one names is
         # overwritten, and a commit that is staged again gets another number.
-        self._number = committed.number
-        self._identities.keep(committed)
-        self._checkpoints.replace(Stored(checkpoint, committed))
+        self._number = covered.number
+        self._identities.keep(covered)
+        self._checkpoints.replace(Stored(checkpoint, covered))
         self._identities.remove_older_files()
 
     def _publish(self) -> int:
@@ -247,34 +215,44 @@ class FilesSink:
     def _recover(self, resume: bool) -> tuple[list[Group], Checkpoint | None]:
         """Find out what is published and where to go on."""
         self._prepare()
-        stored, is_damaged = self._checkpoints.read()
-        committed = None if stored is None else stored.committed
-        salvaged = self._salvage() if stored is None else []
-        if committed is not None:
-            self._number = committed.number
+        stored, damage = None, None
+        try:
+            stored = self._checkpoints.read()
+        except UnreadableCheckpoint as error:
+            damage = error
+            self._checkpoints.copy_damaged(error)
+        salvaged = [] if stored else self._salvage()
+        if stored and stored.covered:
+            self._number = stored.covered.number
         elif salvaged:
             self._number = salvaged[-1].commit
-        if self._replays and not resume:
+        if self._is_replay and not resume:
             # The names of the files say what an earlier run has published, unless it was taken away.
             return self._identities.begin([]), None
-        if stored is not None:
+        if stored:
             return self._read_log(stored), stored.checkpoint
         groups = self._identities.begin(salvaged)
-        if not is_damaged:
-            return groups, None
-        if not groups:
+        if damage and groups:
+            log.warning(
+                "the identity log had the position: going on from there. No event is lost or published "
+                "again"
+            )
+            self._store(groups[0].checkpoint, self._identities.named(self._number))
+            return groups, groups[0].checkpoint
+        if damage:
             log.error(
                 "the position is lost, and the identity log does not have it either: starting at "
                 "--since. What came since the last run is missing, unless you start again with "
                 "--resume=false --since=TIME"
             )
-            return [], None
-        log.warning(
-            "the identity log had the position: going on from there. No event is lost or published again"
-        )
-        checkpoint = groups[0].checkpoint
-        self._store(checkpoint, self._identities.named(self._number))
-        return groups, checkpoint
+        elif others := self._checkpoints.others():
+            log.warning(
+                "nothing is stored as %s, only %s (of other streams, or of a demo): this run starts at "
+                "--since and leaves the others as they are",
+                self._checkpoints.path.name,
+                ", ".join(others[:5]),
+            )
+        return groups, None
 
     def _salvage(self) -> list[Group]:
         """The groups of the identity log, where no checkpoint says which are valid."""
@@ -285,23 +263,24 @@ class FilesSink:
         return groups
 
     def _read_log(self, stored: Stored) -> list[Group]:
-        """The groups that the checkpoint covers; if they are lost, what the names of files say."""
-        committed = stored.committed
-        why = "an older version wrote the position"
-        if committed is not None:
-            try:
-                return self._identities.open(committed.journal, committed.length)
-            except (JournalLost, DamagedLog) as error:
-                why = str(error)
-                log.warning(
-                    "the identity log is unusable (%s). The names of the files in %s say what is "
-                    "published; an event that was moved away, and that the upstream repeats now, is "
-                    "published again",
-                    error,
-                    self._publish_dir,
-                )
-        log.info("making the identity log from the names of the files: %s", why)
-        checkpoint = stored.checkpoint
+        """The groups that the checkpoint covers."""
+        covered = stored.covered
+        if covered is None:
+            log.info("an older version wrote the position, without an identity log")
+            return self._read_names(stored.checkpoint)
+        try:
+            return self._identities.open(covered.journal, covered.length)
+        except (JournalLost, DamagedLog) as error:
+            log.warning(
+                "the identity log is unusable (%s). The names of the files in %s say what is published; "
+                "an event that was moved away, and that the upstream repeats now, is published again",
+                error,
+                self._publish_dir,
+            )
+            return self._read_names(stored.checkpoint)
+
+    def _read_names(self, checkpoint: Checkpoint) -> list[Group]:
+        """Make an identity log from the names of the files."""
         since_ms = min(checkpoint.known_from.values(), default=checkpoint.started_ms)
         # A topic that stands still may reach back over many more files than memory holds.
         fingerprints = deque(
@@ -345,11 +324,20 @@ class FilesSink:
             self._prepare()
             return attempt()
 
+        def announce(seconds: float) -> None:
+            log.warning(
+                "it takes %.0f s already to %s %s: the disk is slow, or hangs. No event is lost: the "
+                "relay waits, and reads no further",
+                seconds,
+                operation,
+                self._publish_dir,
+            )
+
         deadline = time.monotonic() + LOCK_WAIT_SECONDS
-        call = attempt
-        for failures in itertools.count(1):
+        call, failures = attempt, 0
+        while True:
             try:
-                return self._around.run_in_thread(operation, call)
+                return self._life.aside(call, announce)
             except DestinationHeld:
                 if time.monotonic() >= deadline:
                     raise
@@ -361,23 +349,16 @@ class FilesSink:
                         f"can't {operation} {self._publish_dir}: {where}{error.strerror}. Nothing was "
                         "published. Choose another --file.publishDir or mend its permissions"
                     ) from None
+                failures += 1
                 pause_seconds = RETRY_BACKOFF.pause_seconds(failures, jitter=1.0)
-                self._around.on_trouble(operation, error, pause_seconds)
-            self._around.pause(pause_seconds)
+                self._metrics.file_errors.inc()
+                log.error(
+                    "can't %s %s: %s. Nothing is skipped: trying again in %.1f s. Make room, or give "
+                    "the permission back",
+                    operation,
+                    self._publish_dir,
+                    error,
+                    pause_seconds,
+                )
+            self._life.pause(pause_seconds)
             call = attempt_again
-        raise AssertionError("unreachable")
-
-
-def own_folder(publish_dir: Path, position_name: str, replays: bool) -> Path:
-    """The folder that holds a sink's lock and position; see `FilesSink`."""
-    own = publish_dir.absolute() / OWN_FOLDER
-    return own / REPLAYS / position_name if replays else own
-
-
-def refuse_if_held(publish_dir: Path) -> None:
-    """Look whether another instance publishes into a directory; changes nothing there.
-
-    Raises:
-        DestinationHeld: it does.
-    """
-    disk.refuse_if_held(publish_dir / OWN_FOLDER / LOCK, publish_dir)

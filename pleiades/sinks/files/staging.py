@@ -22,7 +22,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from pleiades.runtime import faultpoints
-from pleiades.sinks.disk import is_in_place, open_folder, rename_new, write_whole
+from pleiades.sinks.disk import is_in_place, open_folder, rename_new, write_new
 from pleiades.sinks.files.names import folder_of
 
 log = logging.getLogger(__name__)
@@ -67,7 +67,7 @@ class Staging:
         path.mkdir()
         descriptor = self._open(path)
         for place, (name, content) in enumerate(files):
-            write_whole(f"{place:08}.{name}.part", content, descriptor)
+            write_new(f"{place:08}.{name}.part", content, descriptor)
             faultpoints.passing(faultpoints.STAGED)
         return descriptor
 
@@ -188,10 +188,9 @@ class Staging:
 
     def _numbers(self) -> list[int]:
         """The commits that have a folder, in ascending order."""
-        found = [
-            path.name.removeprefix(self._prefix) for path in self.folder.glob(f"{self._prefix}*")
-        ]
-        return sorted(int(number) for number in found if number.isascii() and number.isdigit())
+        names = [path.name for path in self.folder.iterdir()]
+        ends = [name.removeprefix(self._prefix) for name in names if name.startswith(self._prefix)]
+        return sorted(int(end) for end in ends if end.isascii() and end.isdigit())
 
 
 def _move(staged: str, source: int, name: str, target: int) -> bool:

@@ -115,7 +115,7 @@ def test_a_damaged_position_is_left_in_place(found: Found, own: Path) -> None:
     (own / "checkpoint-recentchange").write_text("{damaged")
     *_, lost = found()
     assert lost.kind is Kind.WARNING
-    assert "the identity log does not say it either" in lost.text
+    assert "the identity log does not have it either" in lost.text
     group = Group(1, CHECKPOINT, [])
     (own / "identities-recentchange.1").write_bytes(group.encoded() + b"torn")
     *_, again = found()

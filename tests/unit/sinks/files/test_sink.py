@@ -8,7 +8,6 @@ import resource
 import shutil
 import stat
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
@@ -19,12 +18,15 @@ from pleiades.core.identity_log import Group, Run
 from pleiades.core.position import Checkpoint
 from pleiades.core.wire import UNKNOWN_SOURCE, Event
 from pleiades.runtime.errors import DestinationHeld, Fatal
+from pleiades.runtime.metrics import Metrics
 from pleiades.sinks import checkpoints, disk, identities, journal
 from pleiades.sinks.files import sink as files
 from pleiades.sinks.files import staging
-from pleiades.sinks.files.sink import FilesSink, Surroundings, own_folder
+from pleiades.sinks.files.destination import FilesDestination
+from pleiades.sinks.files.sink import FilesSink
 from tests.harness.permissions import permissions_hold
 from tests.harness.tree import tree
+from tests.unit.conftest import FakeLife
 
 SOURCE = ("eqiad.mediawiki.recentchange", 0)
 NOON = "2026-01-31T12:00:00Z"
@@ -32,25 +34,24 @@ NOON_MS = 1_769_860_800_000
 CHECKPOINT = Checkpoint({SOURCE: NOON_MS + 1}, NOON_MS, NOON_MS)
 
 
-@dataclass
-class World:
-    """Stands for the process around the sink."""
+class World(FakeLife):
+    """The process around the sink: somebody mends the disk while it pauses."""
 
-    troubles: list[str] = field(default_factory=list)
-    mend: Callable[[], None] = lambda: None
-
-    def on_trouble(self, operation: str, error: OSError, pause_seconds: float) -> None:
-        assert 0 < pause_seconds <= 5
-        self.troubles.append(f"{operation}: {errno.errorcode.get(error.errno or 0)}")
-        assert len(self.troubles) < 20
+    def __init__(self, metrics: Metrics) -> None:
+        super().__init__(0)
+        self.metrics = metrics
+        self.mend: Callable[[], None] = lambda: None
 
     def pause(self, seconds: float) -> None:
+        assert 0 < seconds <= 5
+        super().pause(seconds)
+        assert len(self.pauses) < 20
         self.mend()
 
 
 @pytest.fixture
-def world() -> World:
-    return World()
+def world(metrics: Metrics) -> World:
+    return World(metrics)
 
 
 @pytest.fixture
@@ -63,9 +64,16 @@ def sink(folder: Path, world: World) -> FilesSink:
     return make(folder, world)
 
 
-def make(folder: Path, world: World, sync: str = "batch") -> FilesSink:
-    around = Surroundings(world.pause, world.on_trouble)
-    return FilesSink(folder, sync, "recentchange", max_entries=500_000, around=around)
+def make(
+    folder: Path,
+    world: World,
+    sync: str = "batch",
+    name: str = "recentchange",
+    max_entries: int = 500_000,
+    **options: bool,
+) -> FilesSink:
+    files = FilesDestination(name, folder, sync)
+    return FilesSink(files, world, world.metrics, max_entries, **options)
 
 
 def event(number: int, **different: object) -> Event:
@@ -200,7 +208,7 @@ def test_an_hour_that_a_user_removes_while_it_is_empty_is_made_again(
     sink.commit(CHECKPOINT)
     assert len(names(folder)) == 1
     assert len(tries) == 2
-    assert world.troubles == []
+    assert world.pauses == []
 
 
 def test_a_directory_that_is_removed_between_two_moves(
@@ -221,7 +229,7 @@ def test_a_directory_that_is_removed_between_two_moves(
     sink.write([event(1), event(2), event(3)])
     sink.commit(CHECKPOINT)
     assert [name[-9:] for name in names(folder)] == ["id-1.json", "id-2.json", "id-3.json"]
-    assert world.troubles
+    assert world.pauses
     sink.close()
     assert known(make(folder, world)) == (CHECKPOINT, [event(1), event(2), event(3)])
 
@@ -274,8 +282,7 @@ def test_more_than_the_bound_is_forgotten_from_the_oldest_on(
     folder: Path, world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(identities, "MIN_COMPACTED_BYTES", 1_000)
-    around = Surroundings(world.pause, world.on_trouble)
-    sink = FilesSink(folder, "batch", "recentchange", 10, around)
+    sink = make(folder, world, max_entries=10)
     sink.open(resume=True)
     for number in range(100):
         sink.write([event(3 * number), event(3 * number + 1), event(3 * number + 2)])
@@ -418,7 +425,7 @@ def test_a_commit_interrupted_by_a_full_disk_is_finished(
     sink.commit(CHECKPOINT)
     monkeypatch.undo()
     assert calls >= fails, "the fault was never reached"
-    assert world.troubles
+    assert world.pauses
     assert [(folder / name).read_bytes() for name in names(folder)] == [
         b'{"n":%d}\n' % number for number in range(4)
     ]
@@ -445,7 +452,7 @@ def test_a_removed_directory_is_made_again(folder: Path, sink: FilesSink, world:
     shutil.rmtree(folder)
     sink.write([event(2)])
     sink.commit(CHECKPOINT)
-    assert world.troubles
+    assert world.pauses
     assert len(names(folder)) == 1
     second = make(folder, world)
     files_wait, files.LOCK_WAIT_SECONDS = files.LOCK_WAIT_SECONDS, 0.0
@@ -472,7 +479,7 @@ def test_a_directory_that_was_moved_is_waited_for(
     written: list[Path] = []
 
     def put_back() -> None:
-        if len(world.troubles) == 3:
+        if len(world.pauses) == 3:
             written.extend(path for path in folder.rglob("*.json"))
             if replaced:
                 shutil.rmtree(folder)
@@ -481,7 +488,7 @@ def test_a_directory_that_was_moved_is_waited_for(
     world.mend = put_back
     sink.write([event(2)])
     sink.commit(CHECKPOINT)
-    assert len(world.troubles) == 3
+    assert len(world.pauses) == 3
     assert not written
     assert len(names(folder)) == 2
 
@@ -497,10 +504,9 @@ def test_a_restarted_publisher_waits_for_the_directory_of_the_one_before(
         elsewhere.rename(folder)
 
     world.mend = put_back
-    around = Surroundings(world.pause, world.on_trouble)
-    again = FilesSink(folder, "batch", "recentchange", 500_000, around, reached=True)
+    again = make(folder, world, reached=True)
     assert again.open(resume=True).checkpoint == CHECKPOINT
-    assert len(world.troubles) == 1
+    assert len(world.pauses) == 1
 
 
 def test_the_position_does_not_go_into_another_directory(
@@ -521,7 +527,7 @@ def test_the_position_does_not_go_into_another_directory(
 
     world.mend = put_back
     sink.commit(CHECKPOINT)
-    assert len(world.troubles) == 1
+    assert len(world.pauses) == 1
 
 
 def test_a_foreign_file_in_the_way_is_waited_for(
@@ -530,10 +536,10 @@ def test_a_foreign_file_in_the_way_is_waited_for(
     sink.open(resume=True)
     obstacle = folder / "2026-01-31T12"
     obstacle.write_text("mine")
-    world.mend = lambda: obstacle.unlink(missing_ok=True) if len(world.troubles) > 2 else None
+    world.mend = lambda: obstacle.unlink(missing_ok=True) if len(world.pauses) > 2 else None
     sink.write([event(1)])
     sink.commit(CHECKPOINT)
-    assert world.troubles == ["publish events in: EEXIST"] * 3 or "ENOTDIR" in str(world.troubles)
+    assert len(world.pauses) == 3
     assert len(names(folder)) == 1
 
 
@@ -546,7 +552,7 @@ def test_a_foreign_directory_in_the_way_of_an_event_is_waited_for(
     world.mend = lambda: obstacle.rmdir() if obstacle.is_dir() else None
     sink.write([event(1)])
     sink.commit(CHECKPOINT)
-    assert world.troubles
+    assert world.pauses
     assert obstacle.read_bytes() == b'{"n":1}\n'
 
 
@@ -592,7 +598,7 @@ def test_a_file_system_that_syncs_no_folders_is_used_all_the_same(
     sink.write([event(1)])
     sink.commit(CHECKPOINT)
     assert len(names(folder)) == 1
-    assert world.troubles == []
+    assert world.pauses == []
 
 
 def test_a_failed_rename_is_said_with_its_reason(tmp_path: Path) -> None:
@@ -620,7 +626,7 @@ def test_a_place_that_can_not_be_used_is_fatal_and_says_what_to_do(
     occupied.write_text("")
     with pytest.raises(Fatal, match=r"--file\.publishDir"):
         make(occupied, world).open(resume=True)
-    assert world.troubles == []
+    assert world.pauses == []
 
 
 def test_with_batch_the_disk_is_asked_before_names_and_checkpoint_appear(
@@ -697,8 +703,7 @@ def test_positions_of_other_streams_are_kept_apart_and_mentioned(
     folder: Path, world: World, caplog: pytest.LogCaptureFixture
 ) -> None:
     commit_once(folder, world)
-    around = Surroundings(world.pause, world.on_trouble)
-    other = FilesSink(folder, "batch", "page-create", max_entries=500_000, around=around)
+    other = make(folder, world, name="page-create")
     assert other.open(resume=True).checkpoint is None
     assert "checkpoint-recentchange" in caplog.text
     other.close()
@@ -715,8 +720,7 @@ def test_a_read_only_directory_is_fatal(tmp_path: Path, world: World) -> None:
 
 
 def replaying(folder: Path, world: World) -> FilesSink:
-    around = Surroundings(world.pause, world.on_trouble)
-    return FilesSink(folder, "batch", "range", 500_000, around, replays=True)
+    return make(folder, world, name="range", is_replay=True)
 
 
 def test_a_replay_that_begins_again_publishes_nothing_cut_short(folder: Path, world: World) -> None:
@@ -726,7 +730,7 @@ def test_a_replay_that_begins_again_publishes_nothing_cut_short(folder: Path, wo
     first.write([event(1)])
     first.commit(CHECKPOINT)
     first.close()
-    staging = own_folder(folder, "range", replays=True) / "staging"
+    staging = folder / ".pleiades" / "replays" / "range" / "staging"
     (published,) = folder.glob("*/*.json")
     (staging / "range.1").mkdir()
     published.rename(staging / "range.1" / f"00000000.{published.name}.part")
@@ -865,8 +869,7 @@ def test_of_more_names_than_the_bound_the_newest_are_remembered(
     folder: Path, world: World, caplog: pytest.LogCaptureFixture
 ) -> None:
     without_its_log(folder, world)
-    around = Surroundings(world.pause, world.on_trouble)
-    sink = FilesSink(folder, "batch", "recentchange", 10, around)
+    sink = make(folder, world, max_entries=10)
     window = [entry.fingerprint for entry in sink.open(resume=True).window]
     newest = [event(3_600_000 * number) for number in range(90, 100)]
     assert window == [fingerprint(one.identity) for one in newest]
@@ -939,7 +942,7 @@ def test_something_else_in_the_place_of_a_staging_folder_is_moved_aside(
         plant()
     sink.write([event(1)])
     sink.commit(CHECKPOINT)
-    assert world.troubles == []
+    assert world.pauses == []
     assert len(names(folder)) == 1
     assert (target / "kept").read_text() == "precious"
     (aside,) = place.parent.iterdir()
@@ -954,28 +957,28 @@ def test_what_a_checkpoint_may_cover_is_not_staged_again_in_its_place(
     """
     sink.open(resume=True)
     staged = folder / ".pleiades" / "staging"
-    sync_directory, write_whole = disk.sync_directory, disk.write_whole
+    sync_directory, write_new = disk.sync_directory, disk.write_new
     crashed = folder.with_name("crashed")
 
     def failing(path: Path) -> None:
-        if not world.troubles:
+        if not world.pauses:
             shutil.rmtree(staged / "recentchange.1")
             raise OSError(errno.EIO, os.strerror(errno.EIO))
         sync_directory(path)
 
     def crash_between(name: str, content: bytes, descriptor: int) -> None:
-        write_whole(name, content, descriptor)
-        if world.troubles and not crashed.exists():
+        write_new(name, content, descriptor)
+        if world.pauses and not crashed.exists():
             (staged / "recentchange.2" / name).write_bytes(content[:3])
             shutil.copytree(folder, crashed)
             (staged / "recentchange.2" / name).write_bytes(content)
 
     monkeypatch.setattr(disk, "sync_directory", failing)
-    monkeypatch.setattr(staging, "write_whole", crash_between)
+    monkeypatch.setattr(staging, "write_new", crash_between)
     sink.write([event(1), event(2)])
     sink.commit(CHECKPOINT)
     assert [(folder / name).read_bytes() for name in names(folder)] == [b'{"n":1}\n', b'{"n":2}\n']
-    assert known(make(crashed, World())) == (CHECKPOINT, [event(1), event(2)])
+    assert known(make(crashed, World(world.metrics))) == (CHECKPOINT, [event(1), event(2)])
     assert names(crashed) == []
     assert list((crashed / ".pleiades" / "staging").iterdir()) == []
 
