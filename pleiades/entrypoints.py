@@ -29,9 +29,9 @@ def reader(
 
         Reader(life, metrics, settings, resume, parsers).run()
     else:
-        from pleiades.lanes.reader import RangeReader
+        from pleiades.range_reader import RangeReader
 
-        RangeReader(life, metrics, settings, settings.replay, resume, parsers).run()
+        RangeReader(life, metrics, settings, resume, parsers).run()
 
 
 def parser(

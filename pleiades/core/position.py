@@ -355,6 +355,9 @@ class ResumeCursor:
     floors: Mapping[TopicPartition, int] = field(default_factory=dict)
     """Topic-partition → from when on the destination remembers all that was published. What is asked
     from earlier might be published twice."""
+    found: Mapping[TopicPartition, int] = field(default_factory=dict)
+    """Topic-partition → timestamp of an event that the upstream is known to have; for those that have
+    delivered nothing."""
     left_out: set[str] = field(default_factory=set)
     """Topics that the upstream does not have at present."""
     crowded_out: set[TopicPartition] = field(default_factory=set)

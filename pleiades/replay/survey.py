@@ -1,6 +1,6 @@
-"""What the upstream has of a range, asked before anything is written.
+"""A replay's questions to the upstream before anything is written.
 
-- Which topic-partitions a stream has stands in the id of its very first event.
+- The id of a stream's very first event names all topic-partitions that the stream has.
 - For each topic-partition, alone: its first event at or after the begin, **then** where its history
   begins. History only ever goes away at its old end. So if it reaches back to the begin afterwards, it
   did when that first event was found, and whoever reads later must find it again.
@@ -10,34 +10,28 @@ A timestamp alone may be years off: where a history begins is the median of its 
 
 from __future__ import annotations
 
-import logging
-import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable
+from contextlib import closing
 from dataclasses import replace
 from statistics import median_low
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import orjson
 
 from pleiades.config.settings import UpstreamSettings
-from pleiades.core.framing import Framer
-from pleiades.core.pauses import Pauses
 from pleiades.core.range import Range
-from pleiades.core.sse import sse_events
+from pleiades.core.sse import SseEvent, sse_events
 from pleiades.core.wire import MalformedId, TopicPartition, compose_id, parse_id
-from pleiades.runtime.errors import Fatal, Transient
+from pleiades.runtime.errors import Fatal
 from pleiades.upstream.http import Upstream
+from pleiades.upstream.reconnect import persist
 from pleiades.upstream.refusals import TopicsNotAvailable
-from pleiades.upstream.retrying import retrying
-
-log = logging.getLogger(__name__)
-
-T = TypeVar("T")
+from pleiades.upstream.session import Received, read
 
 SILENCE_SECONDS = 5.0
-"""How long a first event may take. Upstream sends what it has at once."""
+"""How long a first event may take. The upstream sends its history at once."""
 FIRST_EVENTS = 5
-"""So many are looked at where a history begins."""
+"""How many events are looked at where a history begins."""
 EARLIEST_MS = 1
 """Asks for all there is."""
 
@@ -57,7 +51,7 @@ class First(NamedTuple):
     """One of the first events on a connection."""
 
     timestamps_ms: dict[TopicPartition, int]
-    """What its id says, 0 where it has no time."""
+    """Those in its id, 0 where it has no time."""
     offset: object
     """`meta.offset`, if it has one."""
 
@@ -66,9 +60,8 @@ class Survey:
     """Asks, with pauses where it must ask again."""
 
     def __init__(self, settings: UpstreamSettings) -> None:
-        patient = min(settings.idle_timeout_seconds, SILENCE_SECONDS)
-        self._upstream = Upstream(replace(settings, idle_timeout_seconds=patient))
-        self._insist = retrying(Pauses(), _announce, time.sleep)
+        self._idle_seconds = min(settings.idle_timeout_seconds, SILENCE_SECONDS)
+        self._upstream = Upstream(replace(settings, idle_timeout_seconds=self._idle_seconds))
 
     def sources(self) -> list[TopicPartition]:
         """All topic-partitions of the streams.
@@ -77,11 +70,11 @@ class Survey:
             RefusedByUpstream: the upstream knows no such stream.
             Fatal: there is no event by which to know them.
         """
-        found = self._insist(lambda: list(self._first(None, EARLIEST_MS, 1)))
+        found = persist(lambda: self._first(None, EARLIEST_MS, 1))
         if not found or not found[0].timestamps_ms:
             raise Fatal(
                 f"{self._upstream.address} sent no event with an id within {SILENCE_SECONDS:.0f} s, "
-                "though it was asked for all that it has: there is nothing to replay. Nothing was "
+                "though it was asked for all of its history: there is nothing to replay. Nothing was "
                 "written. Check --upstream.stream, and --upstream.url"
             )
         return sorted(found[0].timestamps_ms)
@@ -89,84 +82,60 @@ class Survey:
     def look(self, source: TopicPartition, begin_ms: int) -> Found:
         """What there is of one topic-partition from a time on."""
         try:
-            first = self._surely(lambda: self._own(source, begin_ms, 1))
-            history = self._surely(lambda: self._own(source, EARLIEST_MS, FIRST_EVENTS))
+            first = self._own(source, begin_ms, 1)
+            history = self._own(source, EARLIEST_MS, FIRST_EVENTS)
         except TopicsNotAvailable:
             return Found(None, None, gone=True)
-        begins_ms = _begin_of(source, history)
+        begins_ms = None
+        # At the offset 0 it never lost an event.
+        if history and history[0].offset != 0:
+            # Less the millisecond that an id adds.
+            begins_ms = median_low(event.timestamps_ms[source] for event in history) - 1
         return Found(
             first[0].timestamps_ms[source] if first else None,
             begins_ms if begins_ms is not None and begins_ms > begin_ms else None,
         )
 
-    def _surely(self, ask: Callable[[], list[First]]) -> list[First]:
-        """Ask twice before nothing is taken for an answer: when its own Kafka is away, the upstream's
-        connections just fall silent.
-        """
-        return self._insist(ask) or self._insist(ask)
-
     def _own(self, source: TopicPartition, from_ms: int, count: int) -> list[First]:
-        asked = compose_id({source: max(from_ms, EARLIEST_MS)})
-        return [
-            first for first in self._first(asked, from_ms, count) if first.timestamps_ms.get(source)
-        ]
+        """The first events of one topic-partition from a time on."""
 
-    def _first(self, last_event_id: str | None, since_ms: int, count: int) -> Iterator[First]:
-        """The first events from a time on, fewer where there are no more."""
-        connection = self._upstream.connect(last_event_id, since_ms)
-        try:
-            framer = Framer()
-            for chunk in _until_silent(connection.chunks()):
-                for event in sse_events(framer.feed(chunk), b""):
-                    first = _first_of(event.id, event.data)
-                    if first is not None:
-                        yield first
-                        count -= 1
-                    if not count:
-                        return
-        finally:
-            connection.close()
+        def ask() -> list[First]:
+            asked = compose_id({source: max(from_ms, EARLIEST_MS)})
+            first = self._first(asked, from_ms, count)
+            return [event for event in first if event.timestamps_ms.get(source)]
+
+        # Twice before nothing is taken for an answer: when the upstream's own Kafka is away, its
+        # connections just fall silent.
+        return persist(ask) or persist(ask)
+
+    def _first(self, last_event_id: str | None, since_ms: int, count: int) -> list[First]:
+        """The first events from a time on, fewer where there are no more.
+
+        Raises:
+            Transient: the upstream can't be asked, or the connection was cut.
+        """
+        found: list[First] = []
+        with closing(self._upstream.connect(last_event_id, since_ms)) as connection:
+            for item in read(connection, self._idle_seconds):
+                if isinstance(item, Received):
+                    found += filter(None, map(_first_of, sse_events(item.blob, b"")))
+                elif item.error is not None:
+                    raise item.error
+                if len(found) >= count:
+                    break
+        return found[:count]
 
 
-def _announce(error: Transient, pause_seconds: float) -> None:
-    log.warning("%s; trying again in %.1f s", error, pause_seconds)
-
-
-def _until_silent(chunks: Iterator[bytes]) -> Iterator[bytes]:
-    """Chunks for as long as they come at once.
-
-    Raises:
-        Transient: the connection was cut.
-    """
-    deadline = time.monotonic() + SILENCE_SECONDS
+def _first_of(event: SseEvent) -> First | None:
     try:
-        for chunk in chunks:
-            yield chunk
-            if time.monotonic() > deadline:
-                return
-    except Transient as error:
-        if error.kind != "idle":
-            raise
-
-
-def _first_of(sse_id: bytes, data: bytes) -> First | None:
-    try:
-        assignments = parse_id(sse_id)
+        assignments = parse_id(event.id)
     except MalformedId:
         return None
     try:
-        offset = orjson.loads(data)["meta"]["offset"]
+        offset = orjson.loads(event.data)["meta"]["offset"]
     except (orjson.JSONDecodeError, KeyError, TypeError):
         offset = None
     return First({source: timestamp_ms or 0 for source, timestamp_ms in assignments}, offset)
-
-
-def _begin_of(source: TopicPartition, history: list[First]) -> int | None:
-    """Where a history begins, ms since 1970; None if it has no event, or never lost one."""
-    if not history or history[0].offset == 0:
-        return None
-    # Less the millisecond that an id adds.
-    return median_low(first.timestamps_ms[source] for first in history) - 1
 
 
 def look_at_all(

@@ -23,9 +23,9 @@ import time
 import zlib
 from collections.abc import Iterator
 
-from pleiades.core.chunked import ChunkDecoder, MalformedChunk
 from pleiades.runtime.errors import Transient
 from pleiades.runtime.logs import printable
+from pleiades.upstream.chunked import ChunkDecoder, MalformedChunk
 from pleiades.upstream.refusals import short
 from pleiades.upstream.transport import Answer
 

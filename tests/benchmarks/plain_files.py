@@ -13,7 +13,7 @@ import sys
 import time
 from pathlib import Path
 
-from pleiades.core.chunked import ChunkDecoder
+from pleiades.upstream.chunked import ChunkDecoder
 
 
 def main() -> None:

@@ -435,7 +435,7 @@ def test_expired_history_is_a_warning_and_counted(
     # A service whose history begins after the position.
     second = simulate(SimulatorSettings(rate=200, disorder=Disorder(0, 0, 0, 0)))
     with Relay(*flags(second), "--upstream.overlap=200ms") as relay:
-        relay.wait_for("the upstream no longer has what lay between")
+        relay.wait_for("the upstream no longer has the events between")
         relay.until(lambda: relay.metric("pleiades_upstream_gaps_total") >= 1, "the gap", 10)
         assert relay.stop() == 0
 

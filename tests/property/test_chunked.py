@@ -10,7 +10,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from pleiades.core.chunked import MAX_LINE_BYTES, ChunkDecoder, MalformedChunk
+from pleiades.upstream.chunked import MAX_LINE_BYTES, ChunkDecoder, MalformedChunk
 
 pieces = st.binary(min_size=1, max_size=40)
 extensions = st.sampled_from([b"", b";a", b"; a=b", b" ;x"])

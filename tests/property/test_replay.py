@@ -10,7 +10,7 @@ import contextlib
 import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
-from itertools import count
+from itertools import count, islice
 from pathlib import Path
 from typing import cast
 
@@ -24,13 +24,14 @@ from pleiades.core.decoding import decode
 from pleiades.core.position import Checkpoint
 from pleiades.core.range import PAST_EVENTS, Bound, Range, within
 from pleiades.core.wire import Batch, End, Frames, TopicPartition, parse_id
-from pleiades.lanes.lane import Finished, Lane, Message, Plan, Received
 from pleiades.publisher import Publisher
 from pleiades.runtime.channel import Channel
 from pleiades.runtime.errors import HistoryMissing, Transient
 from pleiades.runtime.metric_store import FOLDER_VARIABLE
 from pleiades.runtime.metrics import Metrics
 from pleiades.upstream.http import Connection, Upstream
+from pleiades.upstream.partition import PartitionReader, Plan
+from pleiades.upstream.session import Finished, Item, Opened, Received
 from tests.harness.memory import MemorySink, MemoryStore
 from tests.harness.settings import settings_of
 from tests.unit.conftest import FakeChannel, FakeLife
@@ -73,6 +74,7 @@ class Log:
 class _Connection:
     log: Log
     asked_ms: int
+    server_ms: None = None
 
     def chunks(self) -> Iterator[bytes]:
         log = self.log
@@ -108,10 +110,6 @@ def _frame(number: int, time_ms: int) -> bytes:
     return b"event: message\nid: " + orjson.dumps(sse_id) + b"\ndata: " + data + b"\n\n"
 
 
-class Interrupted(Exception):
-    """The run was stopped."""
-
-
 class Stuck(Exception):
     """The upstream has nothing of what it has sent before, and is asked for it again and again."""
 
@@ -142,13 +140,7 @@ class Replay:
         if SOURCE in checkpoint.done.finished:
             self.finished = True
             return
-        said: list[Message] = []
-
-        def tell(message: Message) -> None:
-            said.append(message)
-            if messages is not None and len(said) >= messages:
-                raise Interrupted
-
+        said: list[Item | Finished] = []
         plan = Plan(
             SOURCE,
             self.span.begin.of(SOURCE),
@@ -160,12 +152,11 @@ class Replay:
             allow_gap,
             checkpoint.known_from.get(SOURCE, 0),
         )
-        lane = Lane(plan, cast("Upstream", self.log), 60.0, tell, count(1))
+        reader = PartitionReader(plan, cast("Upstream", self.log), 60.0)
         missing = None
         try:
-            lane.run()
-        except Interrupted:
-            pass
+            for item in islice(reader.items(), messages):
+                said.append(item)  # noqa: PERF402  # those before an error count
         except HistoryMissing as error:
             missing = error
         until = None if limit is None else checkpoint.done.total + limit
@@ -174,7 +165,7 @@ class Replay:
         if missing is not None:
             raise missing
 
-    def _publish(self, said: list[Message], until_total: int | None) -> Checkpoint:
+    def _publish(self, said: list[Item | Finished], until_total: int | None) -> Checkpoint:
         resume: FakeChannel[Checkpoint] = FakeChannel()
         replay = ReplaySettings(
             range=self.span,
@@ -200,24 +191,28 @@ class Replay:
         assert isinstance(told, Checkpoint)
         return told
 
-    def _batches(self, said: list[Message]) -> Iterator[Batch]:
+    def _batches(self, said: list[Item | Finished]) -> Iterator[Batch]:
         numbers = count()
-        for message in said:
-            if isinstance(message, Received) and (message.content or message.gap):
+        connection = 0
+        for item in said:
+            if isinstance(item, Opened):
+                connection += 1
+            elif isinstance(item, Received) and item.content:
                 frames = Frames(
                     next(numbers),
-                    message.connection,
-                    message.content,
-                    message.last_event_id,
+                    connection,
+                    item.content,
+                    item.last_event_id,
                     0,
                     self.now_ms,
                     SOURCE,
-                    gap=message.gap,
+                    gap=bool(item.gaps),
                 )
-                self.incomplete = self.incomplete or message.gap
+                self.incomplete = self.incomplete or bool(item.gaps)
                 yield within(decode(frames, False, False).batch, self.span, SOURCE)[0]
-            elif isinstance(message, Finished):
-                yield Batch(next(numbers), 0, [], {}, 0, self.now_ms, SOURCE, finished=True)
+            elif isinstance(item, Finished):
+                self.incomplete = self.incomplete or item.gap
+                yield Batch(next(numbers), 0, [], {}, 0, self.now_ms, SOURCE, True, item.gap)
 
     def published(self) -> list[int]:
         """The numbers of the events, in the order of their publication."""
@@ -229,7 +224,7 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[Log, R
     folder: Path = tmp_path_factory.mktemp("metrics")
     with pytest.MonkeyPatch.context() as patched:
         patched.setenv(FOLDER_VARIABLE, str(folder))
-        patched.setattr(Lane, "_rest", lambda *_: None)
+        patched.setattr(PartitionReader, "_pause", lambda *_: None)
         metrics = Metrics("test", str(folder))
         made = settings_of("--file.enable")
         yield lambda log, span: Replay(log, span, BEGIN + YEAR_MS // 365, made, metrics)

@@ -19,7 +19,8 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("pleiades.check", "pleiades.demo", "pleiades.replay"),
     ("pleiades.pipeline",),
     ("pleiades.entrypoints",),
-    ("pleiades.reader", "pleiades.lanes", "pleiades.parser", "pleiades.publisher"),
+    ("pleiades.range_reader",),
+    ("pleiades.reader", "pleiades.parser", "pleiades.publisher"),
     ("pleiades.upstream", "pleiades.sinks", "pleiades.simulator"),
     ("pleiades.runtime",),
     ("pleiades.config",),
@@ -37,7 +38,7 @@ IMPURE = {
 """Clocks, I/O, processes, chance and metrics."""
 
 FORBIDDEN = (
-    ("pleiades.runtime.supervisor", "the supervisor never imports a stage", LAYERS[5]),
+    ("pleiades.runtime.supervisor", "the supervisor never imports a stage", LAYERS[5] + LAYERS[6]),
     ("pleiades.core*", "the core imports nothing of pleiades but the core", ("pleiades.[!c]*",)),
     ("pleiades.core*", "the core is pure", tuple(IMPURE)),
     ("pleiades.core*", "the core is pure", tuple(f"{name}.*" for name in IMPURE)),

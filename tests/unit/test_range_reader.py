@@ -3,7 +3,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pleiades.core.pace import Pace
+from pleiades.range_reader import RateLimiter
 
 rates = st.floats(0.5, 1e6)
 reads = st.lists(st.tuples(st.integers(0, 500), st.floats(0, 3)), min_size=1, max_size=50)
@@ -13,12 +13,12 @@ reads = st.lists(st.tuples(st.integers(0, 500), st.floats(0, 3)), min_size=1, ma
 def test_never_faster_than_promised(
     per_second: float, events_and_gaps: list[tuple[int, float]]
 ) -> None:
-    pace = Pace(per_second)
+    limiter = RateLimiter(per_second)
     now = 0.0
     passed: list[tuple[float, int]] = []
     for events, gap in events_and_gaps:
         now += gap
-        now += pace.pause_seconds(events, now)
+        now += limiter.pause_seconds(events, now)
         passed.append((now, events))
     for begin, (start, _) in enumerate(passed):
         total = 0
@@ -32,18 +32,18 @@ def test_never_faster_than_promised(
 def test_no_slower_than_promised(
     per_second: float, events_and_gaps: list[tuple[int, float]]
 ) -> None:
-    pace = Pace(per_second)
+    limiter = RateLimiter(per_second)
     now = sum(
-        pace.pause_seconds(events, 0.0) if not place else 0.0
+        limiter.pause_seconds(events, 0.0) if not place else 0.0
         for place, (events, _) in enumerate(events_and_gaps)
     )
     total = events_and_gaps[0][0]
     for events, _ in events_and_gaps[1:]:
-        now += pace.pause_seconds(events, now)
+        now += limiter.pause_seconds(events, now)
         assert now <= total / per_second * (1 + 1e-9) + 1e-6
         total += events
 
 
 def test_without_a_rate_there_is_no_wait() -> None:
-    pace = Pace(0)
-    assert [pace.pause_seconds(10**9, 0.0) for _ in range(3)] == [0.0] * 3
+    limiter = RateLimiter(0)
+    assert [limiter.pause_seconds(10**9, 0.0) for _ in range(3)] == [0.0] * 3

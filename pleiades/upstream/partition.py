@@ -1,0 +1,226 @@
+"""One topic-partition of a range, on connections of its own until all of the range has arrived.
+
+Law: only what **one** connection delivered decides when the range is complete.
+
+- A range is complete once enough later events have arrived (`core.range.Ending`). If there are none, it
+  is complete after two silent connections in a row that brought only known events. One is not enough:
+  when the upstream's own Kafka fails, an open connection just falls silent. The second one answers and
+  repeats the topic-partition's last events, so somebody is there. Events are known if they end as
+  everything before them ended (`Tail`).
+- The upstream no longer has all of the range if something later than the last known event arrives before
+  that event (`core.landmark`), or if the topic itself is gone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from itertools import takewhile
+from typing import NamedTuple
+
+from pleiades.core.position import ResumeCursor
+from pleiades.core.range import Ending
+from pleiades.core.units import iso_time
+from pleiades.core.wire import TopicPartition
+from pleiades.runtime.errors import HistoryMissing
+from pleiades.runtime.logs import Seldom
+from pleiades.upstream.http import Upstream
+from pleiades.upstream.refusals import TopicsNotAvailable
+from pleiades.upstream.session import Closed, Finished, Item, Opened, Received, Session
+
+log = logging.getLogger(__name__)
+
+SILENT_CONNECTIONS = 2
+"""So many in a row mean that there is nothing more."""
+WARNING_SECONDS = 300.0
+
+
+class Plan(NamedTuple):
+    """What is wanted from one topic-partition; times in ms since 1970."""
+
+    source: TopicPartition
+    begin_ms: int
+    end_ms: int
+    reached_ms: int
+    """The greatest timestamp that it has delivered; 0: nothing yet."""
+    first_ms: int | None
+    """The timestamp in the id of its first event in the range, if one was found before."""
+    overlap_ms: int
+    """Also how far its timestamps may run backwards."""
+    clock_ms: int
+    """No request asks for times further ahead than this, less the overlap."""
+    allow_gap: bool
+    floor_ms: int = 0
+    """See `ResumeCursor.floors`."""
+
+
+class Tail(NamedTuple):
+    """How the delivered events end. Repeated events end the same way, new ones do not.
+
+    The position alone does not tell: it stands still behind an event that is dated ahead.
+    """
+
+    reached_ms: int
+    last_event_id: bytes
+    run: int
+    """How many ids at the end, one after the other, equal the last one."""
+
+
+class PartitionReader:
+    """Reads one topic-partition, in a thread of its own."""
+
+    def __init__(self, plan: Plan, upstream: Upstream, idle_seconds: float) -> None:
+        self.due_at = math.inf
+        """Monotonic time by which its blocking call must have returned."""
+        self.source = plan.source
+        self._plan = plan
+        self._name = "{}/{}: ".format(*plan.source)
+        self._idle_seconds = idle_seconds
+        cursor = ResumeCursor(
+            plan.begin_ms,
+            plan.overlap_ms,
+            {plan.source: plan.reached_ms},
+            {plan.source: plan.floor_ms},
+            found={plan.source: plan.first_ms or 0},
+        )
+        self._session = Session(
+            upstream,
+            cursor,
+            idle_seconds,
+            lambda: plan.clock_ms,
+            self._waiting,
+            self._pause,
+            plan.source,
+        )
+        self._events = 0
+        """Ids that came on this connection."""
+        self._last_event_id = b""
+        self._run = 0
+        self._silent = 0
+        """Silent connections in a row that brought nothing new."""
+        self._unanswered = 0
+        """Of those, the ones that did not even bring what is known."""
+        self._warnings = Seldom(WARNING_SECONDS)
+
+    def items(self) -> Iterator[Item | Finished]:
+        """What happens, in its order, until the range is complete: then `Finished`.
+
+        Raises:
+            RefusedByUpstream: the request will never be served.
+            HistoryMissing: the upstream no longer has all of the range, and that is not allowed.
+        """
+        try:
+            with closing(self._session.items()) as items:
+                yield from self._until_complete(items)
+            gap = self._known_is_missing()
+        except TopicsNotAvailable as error:
+            self._refuse_gap(
+                f"{self._name}{error.brief}: the upstream has nothing of it from {self._reached} on"
+            )
+            log.warning(
+                "%sthe upstream no longer has this topic: its events from %s on are missing, the other "
+                "topics are replayed. If it returns, replay from there on",
+                self._name,
+                self._reached,
+            )
+            gap = True
+        log.info("%scomplete", self._name)
+        yield Finished(gap)
+
+    def _until_complete(self, items: Iterator[Item]) -> Iterator[Item]:
+        plan = self._plan
+        before, ending = self._tail, Ending(plan.end_ms, plan.overlap_ms)
+        for item in items:
+            is_complete = False
+            if isinstance(item, Opened):
+                before, ending, self._events = self._tail, Ending(plan.end_ms, plan.overlap_ms), 0
+            elif isinstance(item, Received):
+                self._count_run(item.ids)
+                for gap in item.gaps:
+                    self._refuse_gap(str(gap))
+                    log.warning("%s: those events are missing", gap)
+                for timestamp_ms in item.parsed.timestamps_ms.get(plan.source, ()):
+                    is_complete = ending.observe(timestamp_ms or 0) or is_complete
+            elif isinstance(item, Closed) and item.is_silent:
+                is_complete = self._is_silence_complete(before)
+            else:
+                self._silent = 0
+            yield item
+            if is_complete:
+                return
+
+    @property
+    def _reached_ms(self) -> int:
+        return self._session.cursor.position[self._plan.source]
+
+    @property
+    def _reached(self) -> str:
+        return iso_time(self._reached_ms or self._plan.begin_ms)
+
+    @property
+    def _tail(self) -> Tail:
+        return Tail(self._reached_ms, self._last_event_id, self._run)
+
+    def _count_run(self, ids: list[bytes]) -> None:
+        if not ids:
+            return
+        last = ids[-1]
+        run = sum(1 for _ in takewhile(last.__eq__, reversed(ids)))
+        goes_on = self._events and last == self._last_event_id and run == len(ids)
+        self._run = self._run + run if goes_on else run
+        self._events += len(ids)
+        self._last_event_id = last
+
+    def _is_silence_complete(self, before: Tail) -> bool:
+        """Return whether a silent connection was the last one; `before` is the tail at its begin."""
+        # What the topic-partition delivered before, or was found to have, must come again.
+        answered = self._events > 0 or not (before.reached_ms or self._plan.first_ms)
+        self._silent = self._silent + 1 if answered and self._tail == before else 1
+        self._unanswered = 0 if answered else self._unanswered + 1
+        if self._unanswered > 1 and self._warnings.due():
+            log.warning(
+                "%sthe upstream sends nothing of it, not even events that it has sent before: asking "
+                "again until it does",
+                self._name,
+            )
+        if self._silent < SILENT_CONNECTIONS:
+            return False
+        log.info(
+            "%sthere is nothing more: silent for %.0f s, twice in a row",
+            self._name,
+            self._idle_seconds,
+        )
+        return True
+
+    def _known_is_missing(self) -> bool:
+        """At the end of the range: the known event must have come again, also if it is dated ahead."""
+        if self._plan.source not in self._session.landmarks:
+            return False
+        missing = f"{self._name}the upstream no longer has the event of {self._reached}"
+        self._refuse_gap(f"{missing}, nor perhaps those after it")
+        log.warning("%s: those events are missing", missing)
+        return True
+
+    def _refuse_gap(self, missing: str) -> None:
+        if not self._plan.allow_gap:
+            raise HistoryMissing(
+                f"{missing}. Everything published before it is safe. To go on behind the gap, run the "
+                "same command with --allow-gap"
+            )
+
+    @contextlib.contextmanager
+    def _waiting(self, seconds: float) -> Iterator[None]:
+        self.due_at = time.monotonic() + seconds
+        try:
+            yield
+        finally:
+            # That nobody takes an item is not this reader's fault.
+            self.due_at = math.inf
+
+    def _pause(self, seconds: float) -> None:
+        with self._waiting(seconds):
+            time.sleep(seconds)
