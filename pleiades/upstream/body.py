@@ -1,12 +1,12 @@
-"""The body of an answer, as it comes: whatever waits at a time, whichever way it travels.
+"""The body of an answer, as it arrives.
 
 Laws:
 - The body depends on the bytes alone, never on how the network, TLS or HTTP cut them.
 - One read is not all that waits. TLS gives one record at a time, and `poll` does not see what OpenSSL
-  has decrypted already. So the socket is read until it says that there is nothing more.
+  has already decrypted. So the socket is read until it says that there is nothing more.
 - Live events gather in the kernel until `GATHERED_BYTES` wait, for at most `GATHERING_SECONDS`: each
-  time that the processes wake up costs as much as a hundred events do in bulk. The kernel ends the wait
-  as soon as so much is there (SO_RCVLOWAT), so the sender is never held up, at any rate.
+  wake-up of the processes costs as much as a hundred events do in bulk. The kernel ends the wait as soon
+  as so much has arrived (SO_RCVLOWAT), so the sender is never held up, at any rate.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import http.client
+import logging
 import select
 import socket
 import ssl
@@ -22,74 +23,85 @@ import termios
 import time
 import zlib
 from collections.abc import Iterator
+from email.utils import parsedate_to_datetime
+from typing import cast
+
+import requests
 
 from pleiades.runtime.errors import Transient
 from pleiades.runtime.logs import printable
-from pleiades.upstream.chunked import ChunkDecoder, MalformedChunk
+from pleiades.upstream.chunked import ChunkDecoder
 from pleiades.upstream.refusals import short
 from pleiades.upstream.transport import Answer
 
+log = logging.getLogger(__name__)
+
 READ_BYTES = 256 * 1024
-"""At most so much is given on at a time; decompressed data comes in pieces of at most this size too."""
+"""The longest piece that is handed on, decompressed or not."""
 GATHERED_BYTES = 32 * 1024
 """Half of what Linux lets a new connection receive unread (net.ipv4.tcp_rmem)."""
 GATHERING_SECONDS = 0.4
 """An event waits half of it on average, and then for its commit."""
 
-IDENTITY_CODINGS = ("", "identity")
 GZIP_CODINGS = ("gzip", "x-gzip")
 
 _GZIP = 16 + zlib.MAX_WBITS
 _NOTHING_WAITS = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 
 
-class Body:
-    """Reads the body of an answer whose headers have been read.
+class Connection:
+    """An answer whose headers have been read.
 
     Args:
-        answer: its `Transfer-Encoding` and `Content-Encoding` are among those that `refuse_codings` lets
-            through.
-        idle_seconds: silence for so long raises `Transient`.
+        idle_seconds: so much silence raises `Transient`.
     """
 
-    def __init__(self, answer: Answer, idle_seconds: float) -> None:
+    def __init__(self, response: requests.Response, idle_seconds: float) -> None:
+        # Every pool of `StreamSession` makes such answers; urllib3 has no public name for them.
+        answer = cast("Answer", response.raw._original_response)  # noqa: SLF001
+        self._response = response
         self._idle_seconds = idle_seconds
         self._socket = answer.sock
-        self._chunks = ChunkDecoder() if answer.chunked else None
-        self._left = answer.length
-        """Bytes that are still to come, where the headers told; None: until the connection ends."""
-        self._inflater = (
-            _Inflater()
-            if answer.getheader("Content-Encoding", "").strip().lower() in GZIP_CODINGS
-            else None
-        )
+        self._framing = ChunkDecoder() if answer.chunked else _Unchunked(answer.length)
+        self._is_zipped = header(response, "Content-Encoding") in GZIP_CODINGS
         self._buffer = memoryview(bytearray(READ_BYTES))
         self._poll = select.poll()
         self._poll.register(answer.sock, select.POLLIN)
         self._low_water = 1
-        self._emptied = False
+        self._is_emptied = False
         """The last read took all that waited: the next may wait until more has gathered."""
         self._began = time.monotonic()
         self._failure: OSError | None = None
-        """Came behind bytes that are given on first."""
+        """An error behind bytes that are handed on first."""
         self._socket.setblocking(False)
-        self._first = _buffered(answer)
+        try:
+            # What was read together with the headers: at most one read of the socket.
+            self._first = answer.fp.read1(READ_BYTES) or b""
+        except _NOTHING_WAITS:
+            self._first = b""
 
-    def pieces(self) -> Iterator[bytes]:
-        """What the body holds, none of it empty, until it ends.
+    @property
+    def server_ms(self) -> int | None:
+        """The upstream's clock at the answer, ms since 1970, if it says."""
+        date = self._response.headers.get("Date")
+        try:
+            return int(parsedate_to_datetime(date).timestamp() * 1000) if date else None
+        except (ValueError, OverflowError):
+            log.debug("unreadable Date header: %s", printable(str(date)))
+            return None
+
+    def chunks(self) -> Iterator[bytes]:
+        """Bytes of the body, decompressed, as they arrive; none of the pieces is empty.
 
         Raises:
             Transient: silence for longer than the idle timeout (`idle`), a cut (`cut`), or damaged
                 compressed data (`decode`).
         """
-        while data := self._read():
-            if self._inflater is None:
-                yield data
-            else:
-                yield from self._inflater.feed(data)
+        pieces = iter(self._read, b"")
+        return _inflated(pieces) if self._is_zipped else pieces
 
     def unread_bytes(self) -> int:
-        """Bytes that wait for us in the kernel (as they travel) and within TLS (decrypted)."""
+        """Bytes that wait in the kernel (as they travel) and within TLS (decrypted)."""
         waiting = bytearray(struct.calcsize("i"))
         try:
             fcntl.ioctl(self._socket.fileno(), termios.FIONREAD, waiting)
@@ -99,41 +111,29 @@ class Body:
         decrypted = self._socket.pending() if isinstance(self._socket, ssl.SSLSocket) else 0
         return int.from_bytes(waiting, "little") + decrypted
 
+    def close(self) -> None:
+        """Give the connection up."""
+        self._response.close()
+
     def _read(self) -> bytes:
         """The next bytes of the body, still compressed; none at its end."""
-        if self._left == 0 or (self._chunks is not None and self._chunks.ended):
-            # Where the connection stays open, nothing else would say so.
-            return b""
         deadline = time.monotonic() + self._idle_seconds
-        while True:
-            try:
+        try:
+            # The framing says that the body has ended. If the connection stays open, nothing else does.
+            while not self._framing.ended:
                 received = self._receive(deadline)
-                body = self._decoded(received)
-            except TimeoutError:
-                raise _silent() from None
-            except (http.client.HTTPException, MalformedChunk, OSError) as error:
-                raise Transient(f"the connection was cut: {short(error)}", "cut") from None
-            if body or self._has_ended(received):
-                return body
-            if time.monotonic() > deadline:
-                # Bytes come, and none of them is of the body.
-                raise _silent()
-
-    def _has_ended(self, received: bytes) -> bool:
-        return not received or self._left == 0 or (self._chunks is not None and self._chunks.ended)
-
-    def _decoded(self, received: bytes) -> bytes:
-        if self._chunks is not None:
-            if not received:
-                raise http.client.IncompleteRead(b"")
-            return b"".join(self._chunks.feed(received))
-        if self._left is None:
-            return received
-        if not received and self._left:
-            raise http.client.IncompleteRead(b"", self._left)
-        body = received[: self._left]
-        self._left -= len(body)
-        return body
+                if not received:
+                    self._framing.cut()
+                elif body := b"".join(self._framing.feed(received)):
+                    return body
+                if time.monotonic() > deadline:
+                    # Bytes come, and none of them is of the body.
+                    raise TimeoutError
+        except TimeoutError:
+            raise Transient("the stream was silent", "idle") from None
+        except (http.client.HTTPException, OSError) as error:
+            raise Transient(f"the connection was cut: {short(error)}", "cut") from None
+        return b""
 
     def _receive(self, deadline: float) -> bytes:
         """All that waits, or else what comes next; nothing at the end of the connection."""
@@ -142,8 +142,8 @@ class Body:
             return first
         if self._failure is not None:
             raise self._failure
-        # At first each event is given as it comes: a start waits for the first one.
-        if self._emptied and time.monotonic() - self._began > GATHERING_SECONDS:
+        # At first each event is handed on as it comes: a start waits for the first one.
+        if self._is_emptied and time.monotonic() - self._began > GATHERING_SECONDS:
             self._wait(GATHERED_BYTES, min(GATHERING_SECONDS, self._idle_seconds))
         while (size := self._take()) is None:
             left_seconds = deadline - time.monotonic()
@@ -155,12 +155,12 @@ class Body:
     def _take(self) -> int | None:
         """Fill the buffer with what waits; its size, 0 at the end, None if nothing waits."""
         size = 0
-        self._emptied = False
+        self._is_emptied = False
         while size < READ_BYTES:
             try:
                 read = self._socket.recv_into(self._buffer[size:])
             except _NOTHING_WAITS:
-                self._emptied = True
+                self._is_emptied = True
                 return size or None
             except OSError as error:
                 if not size:
@@ -182,61 +182,45 @@ class Body:
         self._poll.poll(seconds * 1000)
 
 
-class _Inflater:
-    """gzip, with bounded pieces: a kilobyte can hold a megabyte."""
+class _Unchunked:
+    """A body of a known length, or one that ends with the connection; as `ChunkDecoder`."""
 
-    def __init__(self) -> None:
-        self._stream = zlib.decompressobj(_GZIP)
+    def __init__(self, length: int | None) -> None:
+        self._left = length
+        self.ended = length == 0
 
-    def feed(self, data: bytes) -> Iterator[bytes]:
-        """What the data holds, in pieces of at most `READ_BYTES`.
+    def feed(self, received: bytes) -> list[bytes]:
+        body = received[: self._left]
+        if self._left is not None:
+            self._left -= len(body)
+            self.ended = not self._left
+        return [body]
 
-        Raises:
-            Transient: it is damaged.
-        """
-        size = 0
+    def cut(self) -> None:
+        """The connection ended."""
+        if self._left:
+            raise http.client.IncompleteRead(b"", self._left)
+        self.ended = True
+
+
+def _inflated(pieces: Iterator[bytes]) -> Iterator[bytes]:
+    """gzip, in bounded pieces: a kilobyte can hold a megabyte."""
+    stream = zlib.decompressobj(_GZIP)
+    for piece in pieces:
+        data, size = piece, 0
         while data or size == READ_BYTES:
-            if self._stream.eof:
+            if stream.eof:
                 # RFC 1952, section 2.2: members follow each other.
-                self._stream = zlib.decompressobj(_GZIP)
+                stream = zlib.decompressobj(_GZIP)
             try:
-                piece = self._stream.decompress(data, READ_BYTES)
+                plain = stream.decompress(data, READ_BYTES)
             except zlib.error as error:
                 raise Transient(f"the compressed stream is damaged: {error}", "decode") from None
-            data = self._stream.unused_data if self._stream.eof else self._stream.unconsumed_tail
-            if size := len(piece):
-                yield piece
+            data = stream.unused_data if stream.eof else stream.unconsumed_tail
+            if size := len(plain):
+                yield plain
 
 
-def refuse_codings(answer: Answer, address: str) -> None:
-    """Refuse an answer whose body can't be read.
-
-    Raises:
-        Transient: it is compressed, or framed, in a way that was not asked for.
-    """
-    coding = answer.getheader("Content-Encoding", "").strip().lower()
-    transfer = answer.getheader("Transfer-Encoding", "").strip().lower()
-    if coding not in (*IDENTITY_CODINGS, *GZIP_CODINGS):
-        name, value = "Content-Encoding", coding
-    elif transfer not in (*IDENTITY_CODINGS, "chunked"):
-        name, value = "Transfer-Encoding", transfer
-    else:
-        return
-    raise Transient(
-        f"{address} answered with {name} {printable(value, 40)}, which was not asked for and can't be "
-        "read; a proxy may be in the way. Nothing is lost while the upstream keeps its history",
-        "encoding",
-    )
-
-
-def _buffered(answer: Answer) -> bytes:
-    """What was read together with the headers."""
-    try:
-        # One read of the socket at most, which does not block any more.
-        return answer.fp.read1(READ_BYTES) or b""
-    except _NOTHING_WAITS:
-        return b""
-
-
-def _silent() -> Transient:
-    return Transient("the stream was silent", "idle")
+def header(response: requests.Response, name: str) -> str:
+    """A header that names a coding, in lower case; empty where there is none."""
+    return response.headers.get(name, "").strip().lower()

@@ -11,6 +11,7 @@ section 7.1; docs/adr/0010).
 from __future__ import annotations
 
 import re
+from http.client import HTTPException
 
 MAX_LINE_BYTES = 4096
 """Of the line before a chunk, with its extensions, and of all trailers together."""
@@ -24,8 +25,8 @@ _BEGIN_OF_SIZE_LINE = re.compile(
 _CRLF = b"\r\n"
 
 
-class MalformedChunk(ValueError):
-    """Bytes that are no chunk: the connection is damaged, or this is no HTTP."""
+class MalformedChunk(HTTPException):
+    """Bytes that are no chunk: the connection is damaged or was cut, or this is no HTTP."""
 
 
 class ChunkDecoder:
@@ -70,6 +71,10 @@ class ChunkDecoder:
         else:
             self._left, self._line = place - end, b""
         return body
+
+    def cut(self) -> None:
+        """The connection ended."""
+        raise MalformedChunk("it ended before the last chunk")
 
     def _take_trailers(self, trailers: bytes) -> None:
         self._left, self._line = 0, trailers

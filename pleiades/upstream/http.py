@@ -1,12 +1,10 @@
-"""One HTTP connection to EventStreams: connect, be refused, read bytes."""
+"""One request to EventStreams: a stream, or the error that the answer means."""
 
 from __future__ import annotations
 
 import http.client
-import logging
-from collections.abc import Iterator
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
+import time
+from contextlib import closing, suppress
 from urllib.parse import urljoin, urlsplit
 
 import requests
@@ -15,60 +13,20 @@ import urllib3
 
 from pleiades import __version__
 from pleiades.config.settings import REDIRECTS_ANY, UpstreamSettings
-from pleiades.core.backoff import retry_after_seconds
 from pleiades.core.units import iso_time
-from pleiades.runtime.errors import RefusedByUpstream, Transient
+from pleiades.runtime.errors import Transient
 from pleiades.runtime.logs import printable
-from pleiades.upstream.body import Body, refuse_codings
-from pleiades.upstream.refusals import (
-    TopicsNotAvailable,
-    about_length,
-    about_topics,
-    advice,
-    cause_of,
-    explanation,
-    not_available,
-    short,
-)
-from pleiades.upstream.transport import Answer, Deadline, Session
-
-log = logging.getLogger(__name__)
+from pleiades.upstream.body import GZIP_CODINGS, Connection, header
+from pleiades.upstream.refusals import refusal, unreachable
+from pleiades.upstream.transport import StreamSession
 
 CONNECT_TIMEOUT_SECONDS = 10.0
-MAX_RETRY_AFTER_SECONDS = 900.0
-"""The longest that a Retry-After is obeyed."""
+ERROR_BODY_SECONDS = 2.0
+"""The longest wait for more of a refusal's explanation, and for all of it."""
+MAX_ERROR_BODY_BYTES = 64 << 10
+"""Enough for a refusal that names all topics of a stream."""
 MAX_REDIRECTS = 5
-
-
-class Connection:
-    """An open event stream."""
-
-    def __init__(self, response: requests.Response, body: Body) -> None:
-        self._response = response
-        self._body = body
-        date = response.headers.get("Date")
-        self.server_ms: int | None = None
-        """The upstream's clock at the answer, ms since 1970, if it says."""
-        try:
-            self.server_ms = int(parsedate_to_datetime(date).timestamp() * 1000) if date else None
-        except (ValueError, OverflowError):
-            log.debug("unreadable Date header: %s", printable(str(date)))
-
-    def chunks(self) -> Iterator[bytes]:
-        """Bytes as they come, decompressed, until the upstream ends the connection.
-
-        Raises:
-            Transient: see `Body.pieces`.
-        """
-        return self._body.pieces()
-
-    def unread_bytes(self) -> int:
-        """Bytes of this connection that wait to be read on this machine."""
-        return self._body.unread_bytes()
-
-    def close(self) -> None:
-        """Give the connection up."""
-        self._response.close()
+IDENTITY_CODINGS = ("", "identity")
 
 
 class Upstream:
@@ -78,8 +36,8 @@ class Upstream:
         self._settings = settings
         self._url = f"{settings.url}/{','.join(settings.streams)}"
         self.address = _without_password(self._url)
-        """What is asked, fit to be shown."""
-        self._session = Session()
+        """Where requests go, fit to be shown."""
+        self._session = StreamSession()
         self._session.headers.update(
             {
                 "Accept": "text/event-stream",
@@ -101,44 +59,28 @@ class Upstream:
         """
         headers = {} if last_event_id is None else {"Last-Event-ID": last_event_id}
         query = {"since": iso_time(since_ms)} if last_event_id is None else {}
-        response = self._answer(query, headers)
         try:
-            return self._opened(response, last_event_id)
+            response = self._get(query, headers)
+        # Those of requests are OSErrors. The others it lets through, of a redirect to nowhere.
+        except (
+            OSError,
+            urllib3.exceptions.HTTPError,
+            http.client.HTTPException,
+            ValueError,
+        ) as error:
+            raise unreachable(self.address, self._proxy(), error) from None
+        try:
+            if response.status_code != requests.codes.ok:
+                body = _error_body(response)
+                raise refusal(self.address, self._proxy(), response, body, last_event_id)
+            self._check_type(response)
+            return Connection(response, self._settings.idle_timeout_seconds)
         except BaseException:
             response.close()
             raise
 
-    def _answer(self, query: dict[str, str], headers: dict[str, str]) -> requests.Response:
-        """The answer, or that of where it sends us.
-
-        Raises:
-            Transient: there is none.
-        """
-        seconds = CONNECT_TIMEOUT_SECONDS + self._settings.idle_timeout_seconds
-        with Deadline(seconds) as deadline:
-            try:
-                response = self._followed(query, headers)
-                if deadline.expired:
-                    # To http.client, headers that break off have ended.
-                    response.close()
-                    raise TimeoutError
-            except (
-                OSError,
-                urllib3.exceptions.HTTPError,
-                http.client.HTTPException,
-                ValueError,
-            ) as error:
-                # Those of requests are OSErrors. The others it lets through, of a redirect to nowhere.
-                cause = cause_of(error)
-                said = f"no answer within {seconds:.0f} s" if deadline.expired else short(cause)
-                raise Transient(
-                    f"can't reach {self.address}: {said}; nothing is lost while the upstream keeps its "
-                    f"history. {advice(cause, self._proxy())}",
-                    "connect",
-                ) from None
-        return response
-
-    def _followed(self, query: dict[str, str], headers: dict[str, str]) -> requests.Response:
+    def _get(self, query: dict[str, str], headers: dict[str, str]) -> requests.Response:
+        """The answer, or that of where redirects lead."""
         url = self._url
         for _ in range(MAX_REDIRECTS + 1):
             response = self._session.get(
@@ -158,78 +100,69 @@ class Upstream:
                 query = {}
         raise requests.TooManyRedirects(f"more than {MAX_REDIRECTS} redirects")
 
-    def _proxy(self) -> str | None:
-        """The proxy between us and the upstream, fit to be shown."""
-        proxies = requests.utils.get_environ_proxies(self._url)
-        proxy = requests.utils.select_proxy(self._url, proxies)
-        return None if proxy is None else printable(_without_password(proxy))
-
     def _redirected(self, url: str, location: str) -> str:
-        """Where we are sent; with what we are known by only if that is the same host."""
-        target = urlsplit(urljoin(url, location))
-        source = urlsplit(url)
-        leaves = target.hostname != source.hostname or (source.scheme, target.scheme) == (
-            "https",
-            "http",
-        )
-        if leaves and self._settings.redirects != REDIRECTS_ANY:
+        """Where a redirect leads; with the credentials of this URL only if that is the same host."""
+        source, target = urlsplit(url), urlsplit(urljoin(url, location))
+        is_unprotected = (source.scheme, target.scheme) == ("https", "http")
+        if (target.hostname != source.hostname or is_unprotected) and (
+            self._settings.redirects != REDIRECTS_ANY
+        ):
             raise Transient(
                 f"{self.address} redirects to {printable(_without_password(target.geturl()))}, which is "
                 "another host, or not protected by TLS: not followed, and nothing is lost. Check "
                 "--upstream.url, or allow it with --upstream.redirects=any",
                 "redirect",
             )
-        known_by, at, _ = urlsplit(url).netloc.rpartition("@")
+        credentials, at, _ = source.netloc.rpartition("@")
         if at and "@" not in target.netloc:
             elsewhere = self._session.should_strip_auth(url, target.geturl())  # type: ignore[no-untyped-call]  # untyped in the library
             if not elsewhere:
-                target = target._replace(netloc=f"{known_by}@{target.netloc}")
+                target = target._replace(netloc=f"{credentials}@{target.netloc}")
         return target.geturl()
 
-    def _opened(self, response: requests.Response, last_event_id: str | None) -> Connection:
-        """The stream, if the answer is one."""
-        status = response.status_code
-        if status == requests.codes.ok:
-            kind = response.headers.get("Content-Type", "")
-            if kind.partition(";")[0].strip().lower() != "text/event-stream":
+    def _proxy(self) -> str | None:
+        """The proxy on the way to the upstream, fit to be shown."""
+        proxies = requests.utils.get_environ_proxies(self._url)
+        proxy = requests.utils.select_proxy(self._url, proxies)
+        return None if proxy is None else printable(_without_password(proxy))
+
+    def _check_type(self, response: requests.Response) -> None:
+        """Refuse an answer that is no event stream, or that can't be read.
+
+        Raises:
+            Transient: it is another document, or compressed or framed in a way that was not asked for.
+        """
+        kind = response.headers.get("Content-Type", "")
+        if kind.partition(";")[0].strip().lower() != "text/event-stream":
+            raise Transient(
+                f"{self.address} answered with {printable(kind or 'no content type')} instead of an "
+                "event stream; a proxy or a maintenance page may be in the way",
+                "content_type",
+            )
+        for name, codings in (
+            ("Content-Encoding", (*IDENTITY_CODINGS, *GZIP_CODINGS)),
+            ("Transfer-Encoding", (*IDENTITY_CODINGS, "chunked")),
+        ):
+            coding = header(response, name)
+            if coding not in codings:
                 raise Transient(
-                    f"{self.address} answered with {printable(kind or 'no content type')} instead of "
-                    "an event stream; a proxy or a maintenance page may be in the way",
-                    "content_type",
+                    f"{self.address} answered with {name} {printable(coding, 40)}, which was not asked "
+                    "for and can't be read; a proxy may be in the way. Nothing is lost while the "
+                    "upstream keeps its history",
+                    "encoding",
                 )
-            answer = response.raw._original_response  # noqa: SLF001  # urllib3 has no public name for it
-            if not isinstance(answer, Answer):
-                raise AssertionError("every pool of the session makes such answers")  # a bug
-            refuse_codings(answer, self.address)
-            return Connection(response, Body(answer, self._settings.idle_timeout_seconds))
-        words, body = explanation(response)
-        said = printable(words, 300)
-        if status == requests.codes.proxy_authentication_required:
-            raise Transient(
-                f"the proxy {self._proxy()} refused the connection to {self.address} with status 407: "
-                f"{said}. Nothing is lost while the upstream keeps its history. Check the user and "
-                "password in HTTPS_PROXY or HTTP_PROXY",
-                "proxy",
-            )
-        if status in (408, 425, 429) or status >= 500:  # noqa: PLR2004  # statuses of RFC 9110
-            raise Transient(
-                f"the upstream answered {status}: {said}",
-                "throttled" if status == 429 else f"status_{status // 100}xx",  # noqa: PLR2004  # as above
-                retry_after_seconds(
-                    response.headers.get("Retry-After"), datetime.now(UTC), MAX_RETRY_AFTER_SECONDS
-                ),
-            )
-        refusal = (
-            f"the upstream refused {self.address} with status {status}: {said}. Nothing was lost; "
-            "the position is kept. Check --upstream.stream, --upstream.url and --upstream.contact"
-            + about_length(status, last_event_id)
-            + about_topics(last_event_id)
-        )
-        if status == requests.codes.not_found and last_event_id is not None:
-            gone = not_available(body, last_event_id)
-            if gone:
-                raise TopicsNotAvailable(refusal, gone)
-        raise RefusedByUpstream(refusal)
+
+
+def _error_body(response: requests.Response) -> bytes:
+    """The explanation of a refusal, as far as it comes soon."""
+    body = bytearray()
+    deadline = time.monotonic() + ERROR_BODY_SECONDS
+    with suppress(Transient), closing(Connection(response, ERROR_BODY_SECONDS)) as connection:
+        for piece in connection.chunks():
+            body += piece
+            if len(body) >= MAX_ERROR_BODY_BYTES or time.monotonic() > deadline:
+                break
+    return bytes(body[:MAX_ERROR_BODY_BYTES])
 
 
 def _without_password(url: str) -> str:

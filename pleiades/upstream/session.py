@@ -28,7 +28,8 @@ from pleiades.core.position import MAX_LAST_EVENT_ID_BYTES, ResumeCursor
 from pleiades.core.units import iso_time
 from pleiades.core.wire import TopicPartition, compose_id
 from pleiades.runtime.errors import Transient
-from pleiades.upstream.http import CONNECT_TIMEOUT_SECONDS, Connection, Upstream
+from pleiades.upstream.body import Connection
+from pleiades.upstream.http import CONNECT_TIMEOUT_SECONDS, Upstream
 from pleiades.upstream.reconnect import Reconnect
 from pleiades.upstream.refusals import TopicsNotAvailable, named
 

@@ -1,18 +1,17 @@
-"""What requests needs for a stream from a server that is slow, or hostile.
+"""What requests lacks for a stream from a server that is slow, or hostile.
 
 Laws:
-- An answer has a deadline as a whole. A timeout for each read bounds nothing where bytes trickle.
+- The head of an answer has a deadline as a whole. A timeout for each read bounds nothing where bytes
+  trickle.
 - Interim responses (RFC 9110, section 15.2) come before the answer and are skipped.
 """
 
 from __future__ import annotations
 
-import contextlib
 import http.client
+import io
 import socket
-import threading
-from contextvars import ContextVar
-from types import TracebackType
+import time
 from typing import Any
 
 import requests
@@ -23,74 +22,18 @@ from urllib3.connection import HTTPConnection, HTTPSConnection
 MAX_INTERIM_RESPONSES = 32
 """So many `1xx` before an answer; a server that sends more never answers."""
 
-_deadline: ContextVar[Deadline | None] = ContextVar("deadline", default=None)
-
-
-class Deadline:
-    """Within it, every connection that is made is shut down once its time is up.
-
-    Attributes:
-        expired: the time was up.
-    """
-
-    def __init__(self, seconds: float) -> None:
-        self.expired = False
-        self._sockets: list[socket.socket] = []
-        self._lock = threading.Lock()
-        self._timer = threading.Timer(seconds, self._expire)
-        self._timer.daemon = True
-
-    def __enter__(self) -> Deadline:
-        self._token = _deadline.set(self)
-        self._timer.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self._timer.cancel()
-        _deadline.reset(self._token)
-        with self._lock:
-            for own in self._sockets:
-                own.close()
-            self._sockets.clear()
-
-    def watch(self, connected: socket.socket) -> None:
-        """Shut this connection down when the time is up.
-
-        A duplicate is kept: TLS takes the socket over, and to shut down an `SSLSocket` from another
-        thread would make the reading one take ciphertext for the answer.
-        """
-        with self._lock:
-            self._sockets.append(connected.dup())
-        if self.expired:
-            self._shut_down()
-
-    def _expire(self) -> None:
-        self.expired = True
-        self._shut_down()
-
-    def _shut_down(self) -> None:
-        with self._lock:
-            for own in self._sockets:
-                # The connection may have ended by itself.
-                with contextlib.suppress(OSError):
-                    own.shutdown(socket.SHUT_RDWR)
-
 
 class Answer(http.client.HTTPResponse):
     """The final response to a request.
 
     Attributes:
-        sock: what its body comes from; after the headers `fp` may hold the body's first bytes.
+        sock: the body's source; after the headers `fp` may hold the body's first bytes.
     """
 
     def __init__(self, sock: socket.socket, *args: Any, **options: Any) -> None:
         super().__init__(sock, *args, **options)
         self.sock = sock
+        self.fp = io.BufferedReader(_Head(sock, self.fp))
 
     def _read_status(self) -> tuple[str, int, str]:
         # http.client skips 100 alone, and any number of those.
@@ -102,22 +45,33 @@ class Answer(http.client.HTTPResponse):
         raise http.client.HTTPException(f"more than {MAX_INTERIM_RESPONSES} interim responses")
 
 
-class _Watched:
-    """A connection of urllib3 that a `Deadline` knows of."""
+class _Head(io.RawIOBase):
+    """Makes a socket's timeout that of all reads together, for as long as it has one."""
 
-    def _new_conn(self) -> socket.socket:
-        connected: socket.socket = super()._new_conn()  # type: ignore[misc]  # of the class beside it
-        deadline = _deadline.get()
-        if deadline is not None:
-            deadline.watch(connected)
-        return connected
+    def __init__(self, sock: socket.socket, file: io.BufferedReader) -> None:
+        self._sock = sock
+        self._file = file
+        self._deadline = time.monotonic() + (sock.gettimeout() or 0.0)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int | None:
+        if self._sock.gettimeout():
+            # 0 would mean: do not wait at all.
+            self._sock.settimeout(max(self._deadline - time.monotonic(), 0.001))
+        return self._file.raw.readinto(buffer)
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
 
 
-class _PlainConnection(_Watched, HTTPConnection):
+class _PlainConnection(HTTPConnection):
     response_class = Answer
 
 
-class _TLSConnection(_Watched, HTTPSConnection):
+class _TLSConnection(HTTPSConnection):
     response_class = Answer
 
 
@@ -143,7 +97,7 @@ class _Adapter(requests.adapters.HTTPAdapter):
         return manager
 
 
-class Session(requests.Session):
+class StreamSession(requests.Session):
     """Leaves redirects to its caller: requests reads what a redirect says to its end, decompressed, even
     if it is not to follow it.
     """

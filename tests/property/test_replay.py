@@ -29,7 +29,8 @@ from pleiades.runtime.channel import Channel
 from pleiades.runtime.errors import HistoryMissing, Transient
 from pleiades.runtime.metric_store import FOLDER_VARIABLE
 from pleiades.runtime.metrics import Metrics
-from pleiades.upstream.http import Connection, Upstream
+from pleiades.upstream.body import Connection
+from pleiades.upstream.http import Upstream
 from pleiades.upstream.partition import PartitionReader, Plan
 from pleiades.upstream.session import Finished, Item, Opened, Received
 from tests.harness.memory import MemorySink, MemoryStore

@@ -23,7 +23,8 @@ from pleiades.simulator.request import (
     topics_for,
 )
 from pleiades.upstream.body import READ_BYTES
-from pleiades.upstream.http import MAX_RETRY_AFTER_SECONDS, Upstream
+from pleiades.upstream.http import Upstream
+from pleiades.upstream.refusals import MAX_RETRY_AFTER_SECONDS
 from tests.fuzz.target import lossless, parts
 
 NOW = datetime(2026, 1, 2, 12, 0, tzinfo=UTC)

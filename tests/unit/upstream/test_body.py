@@ -16,8 +16,8 @@ import pytest
 from pleiades.config.settings import UpstreamSettings
 from pleiades.runtime.errors import Transient
 from pleiades.upstream import body
-from pleiades.upstream.body import GATHERED_BYTES, READ_BYTES
-from pleiades.upstream.http import Connection, Upstream
+from pleiades.upstream.body import GATHERED_BYTES, READ_BYTES, Connection
+from pleiades.upstream.http import Upstream
 from tests.harness.authority import authority
 from tests.harness.script import chunked
 
@@ -174,7 +174,7 @@ def test_gathering_ends_as_soon_as_enough_waits(
     monkeypatch.setattr(body, "GATHERING_SECONDS", FOREVER_SECONDS)
     sender, connection = start(way)
     # As if it had been open for long.
-    connection._body._began = -2 * FOREVER_SECONDS
+    connection._began = -2 * FOREVER_SECONDS
     chunks = connection.chunks()
     first, more = text(100), text(2 * GATHERED_BYTES)
     sender.send(chunked(first), 1400)

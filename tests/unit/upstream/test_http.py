@@ -211,7 +211,7 @@ def test_redirects_have_an_end(serve: Serve) -> None:
 def test_an_explanation_that_trickles_is_not_waited_for(
     serve: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pleiades.upstream.refusals.ERROR_BODY_SECONDS", 0.2)
+    monkeypatch.setattr("pleiades.upstream.http.ERROR_BODY_SECONDS", 0.2)
     server = serve(Held(b"HTTP/1.1 503 Away\r\nContent-Length: 9999\r\n\r\nbusy", drip=b"."))
     with pytest.raises(Transient, match=r"503: busy\.") as failed:
         read(server.url)
