@@ -6,7 +6,7 @@ Law: only what **one** connection delivered decides when the range is complete.
   is complete after two silent connections in a row that brought only known events. One is not enough:
   when the upstream's own Kafka fails, an open connection just falls silent. The second one answers and
   repeats the topic-partition's last events, so somebody is there. Events are known if they end as
-  everything before them ended (`Tail`).
+  everything before them ended (`upstream.reconnect`).
 - The upstream no longer has all of the range if something later than the last known event arrives before
   that event (`core.landmark`), or if the topic itself is gone.
 """
@@ -19,7 +19,6 @@ import math
 import time
 from collections.abc import Iterator
 from contextlib import closing
-from itertools import takewhile
 from typing import NamedTuple
 
 from pleiades.core.position import ResumeCursor
@@ -58,18 +57,6 @@ class Plan(NamedTuple):
     """See `ResumeCursor.floors`."""
 
 
-class Tail(NamedTuple):
-    """How the delivered events end. Repeated events end the same way, new ones do not.
-
-    The position alone does not tell: it stands still behind an event that is dated ahead.
-    """
-
-    reached_ms: int
-    last_event_id: bytes
-    run: int
-    """How many ids at the end, one after the other, equal the last one."""
-
-
 class PartitionReader:
     """Reads one topic-partition, in a thread of its own."""
 
@@ -96,10 +83,6 @@ class PartitionReader:
             self._pause,
             plan.source,
         )
-        self._events = 0
-        """Ids that came on this connection."""
-        self._last_event_id = b""
-        self._run = 0
         self._silent = 0
         """Silent connections in a row that brought nothing new."""
         self._unanswered = 0
@@ -133,20 +116,19 @@ class PartitionReader:
 
     def _until_complete(self, items: Iterator[Item]) -> Iterator[Item]:
         plan = self._plan
-        before, ending = self._tail, Ending(plan.end_ms, plan.overlap_ms)
+        ending = Ending(plan.end_ms, plan.overlap_ms)
         for item in items:
             is_complete = False
             if isinstance(item, Opened):
-                before, ending, self._events = self._tail, Ending(plan.end_ms, plan.overlap_ms), 0
+                ending = Ending(plan.end_ms, plan.overlap_ms)
             elif isinstance(item, Received):
-                self._count_run(item.ids)
                 for gap in item.gaps:
                     self._refuse_gap(str(gap))
                     log.warning("%s: those events are missing", gap)
                 for timestamp_ms in item.parsed.timestamps_ms.get(plan.source, ()):
                     is_complete = ending.observe(timestamp_ms or 0) or is_complete
             elif isinstance(item, Closed) and item.is_silent:
-                is_complete = self._is_silence_complete(before)
+                is_complete = self._is_silence_complete(item)
             else:
                 self._silent = 0
             yield item
@@ -161,25 +143,11 @@ class PartitionReader:
     def _reached(self) -> str:
         return iso_time(self._reached_ms or self._plan.begin_ms)
 
-    @property
-    def _tail(self) -> Tail:
-        return Tail(self._reached_ms, self._last_event_id, self._run)
-
-    def _count_run(self, ids: list[bytes]) -> None:
-        if not ids:
-            return
-        last = ids[-1]
-        run = sum(1 for _ in takewhile(last.__eq__, reversed(ids)))
-        goes_on = self._events and last == self._last_event_id and run == len(ids)
-        self._run = self._run + run if goes_on else run
-        self._events += len(ids)
-        self._last_event_id = last
-
-    def _is_silence_complete(self, before: Tail) -> bool:
-        """Return whether a silent connection was the last one; `before` is the tail at its begin."""
+    def _is_silence_complete(self, closed: Closed) -> bool:
+        """Return whether a silent connection was the last one."""
         # What the topic-partition delivered before, or was found to have, must come again.
-        answered = self._events > 0 or not (before.reached_ms or self._plan.first_ms)
-        self._silent = self._silent + 1 if answered and self._tail == before else 1
+        answered = closed.events > 0 or not (self._reached_ms or self._plan.first_ms)
+        self._silent = self._silent + 1 if answered and not closed.brought_new else 1
         self._unanswered = 0 if answered else self._unanswered + 1
         if self._unanswered > 1 and self._warnings.due():
             log.warning(

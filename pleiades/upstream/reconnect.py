@@ -12,6 +12,7 @@ import logging
 import random
 import time
 from collections.abc import Callable
+from itertools import takewhile
 from typing import TypeVar
 
 from pleiades.core.backoff import Backoff
@@ -32,53 +33,61 @@ MAX_RETRY_FIELD_MS = 60_000
 
 
 class Reconnect:
-    """The pauses of one sequence of connections; `jitter` gives numbers in [0, 1)."""
+    """The state of one sequence of connections; `jitter` gives numbers in [0, 1)."""
 
     # Jitter spreads out instances that failed together; it guards no secret.
     def __init__(self, jitter: Callable[[], float] = random.random) -> None:
+        self.events = 0
+        """Ids that came on this connection, repeated ones too."""
         self._jitter = jitter
         self._failed = 0
         """Failures in a row."""
         self._short = 0
         """Short connections in a row."""
-        self._delivered = 0
-        """Events that came on this connection, repeated ones too."""
-        self._most_delivered = 0
-        """The most that any connection brought since the position last moved."""
         self._retry_ms = 0
         self._opened_at = 0.0
-        self._before: tuple[Position, bytes] = ({}, b"")
+        self._last_event_id = b""
+        self._run = 0
+        """How many ids at the end, one after the other, equal the last one."""
+        self._before: tuple[Position, bytes, int] = ({}, b"", 0)
 
-    def opened(self, position: Position, last_event_id: bytes, now: float) -> None:
+    def opened(self, position: Position, now: float) -> None:
         """A connection is about to be requested, at this monotonic time."""
         self._opened_at = now
-        self._delivered = 0
-        self._before = dict(position), last_event_id
+        self.events = 0
+        self._before = self._tail(position)
 
-    def received(self, events: int, retry_ms: int | None) -> None:
+    def received(self, ids: list[bytes], retry_ms: int | None) -> None:
         """Events came; `retry_ms` is what a `retry:` field among them asked for."""
-        self._delivered += events
         if retry_ms is not None:
             self._retry_ms = min(retry_ms, MAX_RETRY_FIELD_MS)
+        if not ids:
+            return
+        last = ids[-1]
+        run = sum(1 for _ in takewhile(last.__eq__, reversed(ids)))
+        goes_on = self.events and last == self._last_event_id and run == len(ids)
+        self._run = self._run + run if goes_on else run
+        self._last_event_id = last
+        self.events += len(ids)
 
-    def ended(self, position: Position, last_event_id: bytes, now: float, is_silent: bool) -> bool:
-        """Return whether the connection was useful; a silent one always is."""
-        brought_new = self._brought_something_new(position, last_event_id)
+    def ended(self, position: Position, now: float, is_silent: bool) -> bool:
+        """Return whether the connection brought something new."""
         is_short = not is_silent and now - self._opened_at < MIN_CONNECTION_SECONDS
         self._short = self._short + 1 if is_short else 0
-        return brought_new or not is_short
+        return self._tail(position) != self._before
 
-    def _brought_something_new(self, position: Position, last_event_id: bytes) -> bool:
-        # Events that are repeated after a reconnect are not new, and end with the id that the last
-        # connection ended with. The position alone does not tell: after an event that is dated ahead,
-        # new events do not move it. Nor does the id, where many events have one millisecond.
-        position_before, id_before = self._before
-        moved = position != position_before
-        more = self._delivered > self._most_delivered
-        self._most_delivered = (
-            self._delivered if moved else max(self._delivered, self._most_delivered)
-        )
-        return moved or more or (self._delivered > 0 and last_event_id != id_before)
+    @property
+    def was_short(self) -> bool:
+        """The connection that ended was not silent, and ended soon."""
+        return self._short > 0
+
+    def _tail(self, position: Position) -> tuple[Position, bytes, int]:
+        """How the delivered events end: repeated events end the same way, new ones do not.
+
+        The position alone does not tell: it stands still behind an event that is dated ahead. Nor does
+        the id, where many events have one millisecond.
+        """
+        return dict(position), self._last_event_id, self._run
 
     def after_end(self) -> float:
         """Seconds until the next connection, after a useful one."""

@@ -111,6 +111,9 @@ class Closed(NamedTuple):
     """No events came for a while before it ended."""
     error: Transient | None = None
     """What cut it off."""
+    events: int = 0
+    brought_new: bool = False
+    """Not all of them were repeated ones."""
 
 
 class Failed(NamedTuple):
@@ -218,8 +221,6 @@ class Session:
         only: TopicPartition | None = None,
     ) -> None:
         self.cursor = cursor
-        self.last_event_id = b""
-        """The last one that was handed on, on any connection."""
         self.landmarks: dict[TopicPartition, Landmark] = {}
         """Of this connection: those of which the known event has not come again yet."""
         self._upstream = upstream
@@ -267,7 +268,7 @@ class Session:
     def _one_connection(self) -> Iterator[Item]:
         cursor = self.cursor
         started_ms = cursor.started_ms
-        self._reconnect.opened(cursor.position, self.last_event_id, time.monotonic())
+        self._reconnect.opened(cursor.position, time.monotonic())
         connection, asked = self._connect()
         with closing(connection):
             last_event_id = None if asked is None else compose_id(asked)
@@ -307,11 +308,9 @@ class Session:
                 yield self._noted(item, asked is None)
                 continue
             self._was_silent = item.is_silent
-            is_useful = self._reconnect.ended(
-                cursor.position, self.last_event_id, time.monotonic(), item.is_silent
-            )
-            yield item
-            self._report_end(item, is_useful)
+            brought_new = self._reconnect.ended(cursor.position, time.monotonic(), item.is_silent)
+            yield item._replace(brought_new=brought_new, events=self._reconnect.events)
+            self._report_end(item, brought_new or not self._reconnect.was_short)
 
     def _report_end(self, closed: Closed, is_useful: bool) -> None:
         if closed.is_silent:
@@ -364,15 +363,13 @@ class Session:
 
     def _noted(self, received: Received, is_start: bool) -> Received:
         """Take note of what came; returns it with what is to be said about it."""
-        cursor, ids = self.cursor, received.ids
-        self._reconnect.received(len(ids), received.retry_ms)
+        cursor = self.cursor
+        self._reconnect.received(received.ids, received.retry_ms)
         gaps = self._gaps_in(received.parsed)
         cursor.observe(self._own(received.parsed.greatest()))
         # The topics of what is left are known from now on. Their positions are not.
         cursor.observe(self._own(dict.fromkeys(received.left.timestamps_ms, 0)))
         self._report_crowding()
-        if ids:
-            self.last_event_id = ids[-1]
         before_start = self._before_start(received.left) if is_start else 0
         if gaps or before_start:
             return received._replace(gaps=gaps, before_start=before_start)

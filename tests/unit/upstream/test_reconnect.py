@@ -10,9 +10,10 @@ A = ("a", 0)
 def ended(
     reconnect: Reconnect, *, seconds: float, reached: int = 1, events: int = 0, idle: bool = False
 ) -> bool:
-    reconnect.opened({A: 1}, b"1", 0.0)
-    reconnect.received(events, None)
-    return reconnect.ended({A: reached}, b"1", seconds, idle)
+    """Whether it was useful."""
+    reconnect.opened({A: 1}, 0.0)
+    reconnect.received([b"1"] * events, None)
+    return reconnect.ended({A: reached}, seconds, idle) or not reconnect.was_short
 
 
 @pytest.mark.parametrize(
@@ -26,10 +27,8 @@ def ended(
     ],
 )
 def test_of_use(seconds: float, reached: int, events: int, idle: bool, useful: bool) -> None:
-    assert (
-        ended(Reconnect(lambda: 0.0), seconds=seconds, reached=reached, events=events, idle=idle)
-        == useful
-    )
+    reconnect = Reconnect(lambda: 0.0)
+    assert ended(reconnect, seconds=seconds, reached=reached, events=events, idle=idle) == useful
 
 
 def test_the_same_repeated_once_more_is_of_no_use() -> None:
@@ -39,7 +38,21 @@ def test_the_same_repeated_once_more_is_of_no_use() -> None:
     assert ended(reconnect, seconds=0.1, events=4)
 
 
-def test_many_short_ones_are_followed_by_reconnect_that_grow_and_a_long_one_by_none() -> None:
+def test_events_in_one_millisecond_are_new_although_they_end_with_the_same_id() -> None:
+    """Also those of a connection that brought no more than the one before."""
+    reconnect = Reconnect(lambda: 0.0)
+    for ids, is_new in (
+        ([b"0", b"2", b"1"], True),
+        ([b"2", b"1", b"1"], True),
+        ([b"1", b"1"], False),
+    ):
+        reconnect.opened({A: 1}, 0.0)
+        for sse_id in ids:
+            reconnect.received([sse_id], None)
+        assert reconnect.ended({A: 1}, 0.1, False) == is_new
+
+
+def test_many_short_ones_are_followed_by_pauses_that_grow_and_a_long_one_by_none() -> None:
     reconnect = Reconnect(lambda: 0.0)
     after = []
     for reached in range(2, 9):
@@ -54,10 +67,10 @@ def test_many_short_ones_are_followed_by_reconnect_that_grow_and_a_long_one_by_n
 
 def test_what_the_stream_asks_for_is_kept_to_within_bounds() -> None:
     reconnect = Reconnect(lambda: 0.0)
-    reconnect.opened({}, b"", 0.0)
-    reconnect.received(1, 2500)
+    reconnect.opened({}, 0.0)
+    reconnect.received([b"1"], 2500)
     assert reconnect.after_end() == 2.5
-    reconnect.received(1, 10**9)
+    reconnect.received([b"1"], 10**9)
     assert reconnect.after_end() == MAX_RETRY_FIELD_MS / 1000
 
 
