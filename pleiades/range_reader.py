@@ -15,12 +15,12 @@ from typing import TypeAlias
 
 from pleiades.config.settings import ReplaySettings
 from pleiades.core.position import Checkpoint, Done
-from pleiades.core.wire import Frames, TopicPartition
+from pleiades.core.wire import TopicPartition
 from pleiades.reader import BaseReader
 from pleiades.runtime.channel import POLL_SECONDS
 from pleiades.upstream.http import Upstream
 from pleiades.upstream.partition import PartitionReader, Plan
-from pleiades.upstream.session import Finished, Item, Opened, Received
+from pleiades.upstream.session import NOTHING, Finished, Item, Opened, Received
 
 INBOX = 4
 """Reads of a socket that wait for the main thread: about 1 MiB."""
@@ -84,39 +84,16 @@ class RangeReader(BaseReader):
                     pause_seconds = limiter.pause_seconds(len(item.ids), time.monotonic())
                     if pause_seconds:
                         self._life.pause(pause_seconds)
-                    connection, asked = opened[source]
-                    self._send(
-                        Frames(
-                            next(self._sequence),
-                            connection,
-                            item.content,
-                            item.last_event_id,
-                            0,
-                            replay.resolved_ms,
-                            source,
-                            gap=bool(item.gaps),
-                            asked=asked,
-                        )
-                    )
+                    sequence, connection = next(self._sequence), opened[source]
+                    self._send(item.frames(sequence, connection, 0, replay.resolved_ms, source))
                 continue
             opened.pop(source, None)
             if isinstance(item, Opened):
                 opened[source] = next(connections), item.asked
             elif isinstance(item, Finished):
                 unfinished.discard(source)
-                self._send(
-                    Frames(
-                        next(self._sequence),
-                        0,
-                        b"",
-                        b"",
-                        0,
-                        replay.resolved_ms,
-                        source,
-                        finished=True,
-                        gap=item.gap,
-                    )
-                )
+                end = NOTHING.frames(next(self._sequence), (0, None), 0, replay.resolved_ms, source)
+                self._send(end._replace(finished=True, gap=item.gap))
             self._show_open(len(opened))
 
     def _partition_reader(

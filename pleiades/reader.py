@@ -131,40 +131,31 @@ class Reader(BaseReader):
             self._waiting,
             self._life.pause,
         )
-        connection, asked = 0, None
+        connection: tuple[int, str | None] = 0, None
         with closing(session.items()) as items:
             for item in items:
                 self._count(item)
                 if isinstance(item, Opened) and not self._set_start_back(item.server_ms):
-                    connection, asked = connection + 1, item.asked
+                    connection = connection[0] + 1, item.asked
                     self._show_open(1)
                     self._metrics.topics_left_out.set(item.left_out)
                     # Makes the start durable before the first event comes, perhaps hours later.
-                    self._relay(NOTHING, connection, asked)
+                    self._relay(NOTHING, connection)
                 elif isinstance(item, Received):
                     for gap in item.gaps:
                         log.warning("%s: they are lost to this relay", gap)
                     if item.before_start:
                         self._metrics.before_start_dropped.inc(item.before_start)
                     if item.content:
-                        self._relay(item, connection, asked)
+                        self._relay(item, connection)
                     self._watch("this machine is too busy for the reader: look at its CPU")
                 elif isinstance(item, Closed):
                     self._show_open(0)
                     self._metrics.unread_bytes.set(0)
 
-    def _relay(self, received: Received, connection: int, asked: str | None) -> None:
-        self._send(
-            Frames(
-                next(self._sequence),
-                connection,
-                received.content,
-                received.last_event_id,
-                self._cursor.started_ms,
-                self._now_ms(),
-                asked=asked,
-            )
-        )
+    def _relay(self, received: Received, connection: tuple[int, str | None]) -> None:
+        sequence, started_ms = next(self._sequence), self._cursor.started_ms
+        self._send(received.frames(sequence, connection, started_ms, self._now_ms()))
 
     def _now_ms(self) -> int:
         """The wall clock, which never goes back."""

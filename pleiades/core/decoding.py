@@ -169,14 +169,14 @@ def _decoded_as_usual(frames: Frames, usual: ColumnarFrames, keep_canaries: bool
         if not text.isascii():
             text.decode()
     identities = [meta.id for meta in metas]
-    told = read_ids(keys)
-    known = {source: source for source in told.timestamps_ms}
+    parsed = read_ids(keys) if frames.parsed is None else frames.parsed
+    known = {source: source for source in parsed.timestamps_ms}
     sources = [known[meta.topic, meta.partition] for meta in metas]
-    own_ms = [told.timestamps_ms[source][number] for number, source in enumerate(sources)]
+    own_ms = [parsed.timestamps_ms[source][number] for number, source in enumerate(sources)]
     times = [meta.dt for meta in metas]
     if (
-        told.ambiguous
-        or not told.aligned
+        parsed.ambiguous
+        or not parsed.aligned
         or not all(own_ms)
         or not are_names(identities)
         or (not keep_canaries and "canary" in [meta.domain for meta in metas])
@@ -186,7 +186,7 @@ def _decoded_as_usual(frames: Frames, usual: ColumnarFrames, keep_canaries: bool
     columns = identities, sources, own_ms, times, keys, data, [""] * len(data)
     events = events_of(zip(*columns, strict=True))
     lines = dict.fromkeys(("id", "event", "data"), len(events))
-    return Decoded(_batch(frames, events, told.greatest()), lines=lines)
+    return Decoded(_batch(frames, events, parsed.greatest()), lines=lines)
 
 
 def _batch(frames: Frames, events: list[Event], timestamps_ms: dict[TopicPartition, int]) -> Batch:

@@ -185,7 +185,7 @@ def split_columns(blob: bytes) -> Taken:
 def before_id(content: bytes | ColumnarFrames, number: int) -> bytes | ColumnarFrames:
     """The frames before the one with this id, counted from 0 as in `Taken.ids`."""
     if not isinstance(content, bytes):
-        return ColumnarFrames(content.ids[:number], content.data[:number])
+        return ColumnarFrames(content.ids[:number], content.data[:number]) if number else b""
     before = []
     for frame in split_frames(content):
         if last_id_in(frame) is not None:

@@ -12,7 +12,6 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from types import MappingProxyType
 from typing import NamedTuple
 
 from pleiades.core.position import MAX_SOURCES
@@ -47,7 +46,7 @@ class ParsedIds(NamedTuple):
     """False: too many topic-partitions are named. Each then has what the ids that name it say of it, and
     of the others nothing; and those beyond `MAX_SOURCES`, in the order of the naming, are left out."""
 
-    offsets: Mapping[TopicPartition, int] = MappingProxyType({})
+    offsets: Mapping[TopicPartition, int] = {}
     """Of those that an id shows without a timestamp: see `wire.offsets_in`."""
 
     def greatest(self) -> dict[TopicPartition, int]:

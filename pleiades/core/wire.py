@@ -9,12 +9,15 @@ import re
 from collections.abc import Iterable
 from itertools import repeat
 from operator import attrgetter
-from typing import Any, NamedTuple, TypeAlias, TypeGuard
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, TypeGuard
 
 import orjson
 
 from pleiades.core.framing import ColumnarFrames
 from pleiades.core.units import parse_iso_time_ms
+
+if TYPE_CHECKING:
+    from pleiades.core.ids import ParsedIds
 
 TopicPartition: TypeAlias = tuple[str, int]
 """An upstream Kafka topic and partition, e.g. `("eqiad.mediawiki.recentchange", 0)`."""
@@ -228,6 +231,8 @@ class Frames(NamedTuple):
     """The upstream no longer had everything that was requested of `source`."""
     asked: str | None = None
     """The `Last-Event-ID` of the connection; None: the entire stream, from `started_ms` on."""
+    parsed: ParsedIds | None = None
+    """The ids of columnar frames, as the reader parsed them."""
 
     @property
     def blob(self) -> bytes:

@@ -26,7 +26,7 @@ from pleiades.core.landmark import Landmark
 from pleiades.core.past_end import PastEnd
 from pleiades.core.position import MAX_LAST_EVENT_ID_BYTES, ResumeCursor
 from pleiades.core.units import iso_time
-from pleiades.core.wire import TopicPartition, compose_id
+from pleiades.core.wire import Frames, TopicPartition, compose_id
 from pleiades.runtime.errors import Transient
 from pleiades.upstream.body import Connection
 from pleiades.upstream.http import CONNECT_TIMEOUT_SECONDS, Upstream
@@ -97,6 +97,29 @@ class Received(NamedTuple):
     def blob(self) -> bytes:
         """The frames one after the other."""
         return self.content if isinstance(self.content, bytes) else self.content.joined()
+
+    def frames(
+        self,
+        sequence: int,
+        connection: tuple[int, str | None],
+        started_ms: int,
+        clock_ms: int,
+        source: TopicPartition | None = None,
+    ) -> Frames:
+        """For the parser; `connection` is its number and what it asked for."""
+        number, asked = connection
+        return Frames(
+            sequence,
+            number,
+            self.content,
+            self.last_event_id,
+            started_ms,
+            clock_ms,
+            source,
+            gap=source is not None and bool(self.gaps),
+            asked=asked,
+            parsed=None if isinstance(self.content, bytes) else self.parsed,
+        )
 
 
 NOTHING = Received(b"", [], ParsedIds({}), b"", has_events=False, size_bytes=0, oversized=0)

@@ -23,6 +23,7 @@ from pleiades.core.framing import (
     split_columns,
     split_frames,
 )
+from pleiades.core.ids import read_ids
 from pleiades.core.sse import SseEvent, sse_events
 from pleiades.core.wire import (
     CANARY,
@@ -101,7 +102,10 @@ frames = as_usual | odd_frames | spoilt()
 
 
 def received(blob: bytes, last_event_id: bytes = b"") -> Frames:
-    return Frames(0, 1, split_columns(blob).content, last_event_id, 0, 0)
+    """As a reader sends them."""
+    content, ids, _ = split_columns(blob)
+    parsed = None if isinstance(content, bytes) else read_ids(ids)
+    return Frames(0, 1, content, last_event_id, 0, 0, parsed=parsed)
 
 
 def decoded(blob: bytes, last_event_id: bytes = b"", keep_canaries: bool = False) -> Decoded:
@@ -111,6 +115,7 @@ def decoded(blob: bytes, last_event_id: bytes = b"", keep_canaries: bool = False
 def check_both_ways(blob: bytes, keep_canaries: bool) -> None:
     fast = decode_usual(received(blob), keep_canaries)
     assert fast is None or fast == decode_any(received(blob), keep_canaries)
+    assert fast == decode_usual(received(blob)._replace(parsed=None), keep_canaries)
 
 
 def outcome(result: Decoded) -> tuple[Any, ...]:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import logging
+import pickle
 import time
 from collections.abc import Callable, Iterator
-from typing import cast
+from typing import NoReturn, cast
 
 import orjson
 import pytest
 
 from pleiades.config.settings import Settings
+from pleiades.core import decoding
 from pleiades.core.position import Checkpoint
 from pleiades.core.wire import End, Frames, TopicPartition, compose_id
 from pleiades.reader import Reader
@@ -181,6 +183,24 @@ def test_frames_know_what_their_connection_asked_for(answer: Answer, make: Make)
         first, *_ = channel.items
         assert isinstance(first, Frames)
         assert first.asked == asked
+
+
+def test_ids_are_parsed_once(answer: Answer, make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The parser takes what the reader has parsed, also out of a pickle."""
+    meta = {"id": "00000000-0000-4000-8000-000000000001", "topic": SOURCE[0], "partition": 0}
+    data = orjson.dumps({"meta": meta})
+    server = answer(frame(START_MS + 1).replace(b"{}", data))
+    reader, _, (channel,) = make(server, position={SOURCE: START_MS + 1})
+    reader.run()
+    (sent, *_) = [item for item in channel.items if isinstance(item, Frames) and item.content]
+    assert sent.parsed is not None
+
+    def parsed_again(_: object) -> NoReturn:
+        raise AssertionError("ids are parsed twice")
+
+    monkeypatch.setattr(decoding, "read_ids", parsed_again)
+    (event,) = decoding.decode(pickle.loads(pickle.dumps(sent)), False).batch.events
+    assert (event.source, event.timestamp_ms) == (SOURCE, START_MS + 1)
 
 
 def test_a_refusal_ends_it(answer: Answer, make: Make) -> None:
