@@ -65,7 +65,7 @@ class HttpServer(ThreadingTCPServer):
         host: a name or address; empty: all addresses, IPv4 and IPv6.
         port: 0: any free port.
         pages: by path.
-        serve: False: only bind the address, which keeps nobody else from listening.
+        serve: False: only check that the address is free.
 
     Raises:
         MetricsUnavailable: the address can't be used.
@@ -81,22 +81,18 @@ class HttpServer(ThreadingTCPServer):
         self._lock = threading.Lock()
         self.deadlines: dict[socket.socket, float] = {}
         """Of the open connections, oldest first."""
-        if not host and socket.has_dualstack_ipv6():
-            host = "::"
+        all_addresses = "::" if socket.has_dualstack_ipv6() else None
         try:
             found = socket.getaddrinfo(
-                host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+                host or all_addresses, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
             )
             address: Any
             self.address_family, *_, address = found[0]
-            super().__init__(address, _Handler, bind_and_activate=False)
-            try:
-                self.server_bind()
-                if serve:
-                    self.server_activate()
-            except OSError:
-                self.server_close()
-                raise
+            super().__init__(address, _Handler, bind_and_activate=serve)
+            if not serve:
+                with self:
+                    # Without listening, which would keep others from it.
+                    self.server_bind()
         except OSError as error:
             raise MetricsUnavailable(
                 f"can't serve metrics on {host or '*'}:{port}: {error}. Nothing was read or "
@@ -266,4 +262,4 @@ class _Handler(BaseHTTPRequestHandler):
 
 def refuse_if_taken(host: str, port: int) -> None:
     """Raise `MetricsUnavailable` if no `HttpServer` can use this address."""
-    HttpServer(host, port, {}, serve=False).server_close()
+    HttpServer(host, port, {}, serve=False)

@@ -115,7 +115,6 @@ class PreallocatedFile(MmapedDict):
             return
         # No entry reaches the last bytes of the file, and no scrape reads them.
         self._positions[key] = last
-        self._m[last:] = bytes(_VALUE_BYTES)
         if _WARNINGS.due():
             log.warning(
                 "%s is full: new series of this process, such as %s, are missing on /metrics. No "

@@ -191,6 +191,14 @@ def test_a_request_that_comes_in_pieces_is_answered(connect: Connect) -> None:
     assert everything(connection).endswith(b"ok\n")
 
 
+@pytest.mark.parametrize("sent", [b"", b"GET /metrics", GOOD[:-2]])
+def test_a_request_without_an_end_gets_no_answer(connect: Connect, sent: bytes) -> None:
+    connection = connect()
+    connection.sendall(sent)
+    connection.shutdown(socket.SHUT_WR)
+    assert everything(connection) == b""
+
+
 def test_a_client_that_goes_on_for_ever_is_cut_off(
     connect: Connect, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -248,7 +256,7 @@ def test_an_answer_arrives_whole_although_more_is_sent(
     """If the server closed with unread input, the kernel would drop what is still on its way."""
     monkeypatch.setattr(http, "CONNECTION_SECONDS", PATIENCE_SECONDS)
     monkeypatch.setattr(http, "LINGER_SECONDS", PATIENCE_SECONDS)
-    page = b"x" * (1 << 20)
+    page = b"x" * (8 << 20)
     pages["/healthz"] = lambda: Answer(200, page)
     connection = connect()
     connection.sendall(GOOD + b"y" * (1 << 20))
@@ -274,14 +282,22 @@ def test_clients_that_were_sent_away_are_not_answered(
     server: HttpServer, pages: dict[str, Page], connect: Connect
 ) -> None:
     """However many ask for a page that takes long, it is not made for those who can't get it."""
-    pages["/slow"] = lambda: Answer(200, b"made")
+    made: list[bytes] = []
+
+    def slow() -> Answer:
+        made.append(b"made")
+        return Answer(200, made[-1])
+
+    pages["/slow"] = slow
     with server.calling:
         clients = [connect() for _ in range(http.MAX_CONNECTIONS + 50)]
         for client in clients:
             client.sendall(b"GET /slow HTTP/1.1\r\n\r\n")
         answers = [everything(client) for client in clients[:50]]
     assert answers == [b""] * 50
-    assert everything(clients[-1]).endswith(b"made")
+    assert all(everything(client).endswith(b"made") for client in clients[50:])
+    until(lambda: not connection_threads(), "the end of all requests")
+    assert len(made) == http.MAX_CONNECTIONS
 
 
 def test_a_bug_is_an_answer_too(
@@ -332,6 +348,10 @@ def test_closing_ends_connections_and_frees_the_port(pages: dict[str, Page]) -> 
     HttpServer("127.0.0.1", server.port, pages).close()
 
 
-def test_an_address_that_is_not_there_is_named() -> None:
+def test_an_address_that_can_not_be_used_is_named() -> None:
     with pytest.raises(MetricsUnavailable, match="no-such-host.invalid:9000"):
         HttpServer("no-such-host.invalid", 9000, {})
+    taken = HttpServer("", 0, {})
+    with pytest.raises(MetricsUnavailable, match=rf"can't serve metrics on \*:{taken.port}: "):
+        HttpServer("", taken.port, {})
+    taken.close()

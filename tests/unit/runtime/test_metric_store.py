@@ -22,6 +22,7 @@ from pleiades.runtime.metric_store import (
     FILE_BYTES,
     FOLDER_VARIABLE,
     ComponentCollector,
+    PreallocatedFile,
     collected,
     metrics_folder,
 )
@@ -207,6 +208,23 @@ def test_series_that_find_no_room_are_missing_and_harm_nobody(
     assert "No event is lost" in warning
     Metrics("test", str(tmp_path)).recv_errors.labels("kind 300").inc()
     assert shown("pleiades_recv_errors_total", type="kind 300") == 301
+
+
+@pytest.mark.parametrize("length", range(20, 60, 3))
+def test_what_finds_no_room_overwrites_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, length: int
+) -> None:
+    monkeypatch.setattr(metric_store, "FILE_BYTES", 1024)
+    path = str(tmp_path / "counter_test.db")
+    file = PreallocatedFile(path)
+    for number in range(40):
+        file.write_value(f"{number}".zfill(length), number, number)  # type: ignore[no-untyped-call]
+    read = list(PreallocatedFile.read_all_values_from_file(path))  # type: ignore[no-untyped-call]
+    assert [(value, timestamp) for _, value, timestamp, _ in read] == [
+        (number, number) for number in range(len(read))
+    ]
+    assert 1024 - 8 - len(read) * (length + 28) < 2 * (length + 28)
+    file.close()  # type: ignore[no-untyped-call]
 
 
 # ---- the folder ----
