@@ -5,13 +5,12 @@ from __future__ import annotations
 import argparse
 import logging
 import os
-import signal
 import sys
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from pleiades import __version__
-from pleiades.runtime import logs
+from pleiades.runtime import logs, startup
 from pleiades.runtime.errors import (
     EXIT_INTERRUPTED,
     EXIT_STOPPED,
@@ -123,12 +122,12 @@ def _command(name: str) -> Command:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command in `argv`; returns the exit status (see `runtime.errors`)."""
+    startup.take_nothing_over()
     arguments = list(sys.argv[1:] if argv is None else argv)
     known = COMMANDS.get(arguments[0]) if arguments else None
     # Nothing has begun yet. As PID 1, and only there, a signal without a handler has no effect.
     stopped = EXIT_STOPPED if known is None else known.stopped
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda _number, _frame: os._exit(stopped))
+    startup.on_stop_signals(lambda _number, _frame: os._exit(stopped))
     try:
         if not arguments:
             raise UsageError(f"a command is missing; there are {', '.join(COMMANDS)}")

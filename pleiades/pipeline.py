@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from multiprocessing.context import SpawnContext
 
 from pleiades import entrypoints
 from pleiades.config.settings import Settings
@@ -25,7 +24,7 @@ def ingest(settings: Settings) -> int:
         MetricsUnavailable: the port or address of /metrics can't be used.
     """
     try:
-        return Supervisor(settings, _stages(settings)).run()
+        return Supervisor(settings, _stages(settings), _modules(settings)).run()
     except MetricsUnavailable:
         # The same command a second time: a held destination says more than a taken port, and has an
         # exit status of its own.
@@ -41,7 +40,15 @@ def replay(settings: Settings, display: Display) -> int:
     Raises:
         MetricsUnavailable: the port or address of /metrics can't be used.
     """
-    return Supervisor(settings, _stages(settings), display).run()
+    return Supervisor(settings, _stages(settings), _modules(settings), display).run()
+
+
+def _modules(settings: Settings) -> list[str]:
+    """What the processes import, whichever destination is in use."""
+    reader = "pleiades.reader" if settings.replay is None else "pleiades.lanes.reader"
+    sink = "counting" if settings.files is None else "files"
+    sink = sink if settings.kafka is None else "kafka"
+    return [reader, "pleiades.parser", "pleiades.publisher", f"pleiades.sinks.{sink}"]
 
 
 def _stages(settings: Settings) -> Stages:
@@ -50,21 +57,17 @@ def _stages(settings: Settings) -> Stages:
     if settings.replay is not None:
         part = Part(settings.replay.range, len(settings.replay.first_ms) > 1)
 
-    def stages(context: SpawnContext, resume_stored: bool, details: object) -> list[StageSpec]:
+    def stages(resume_stored: bool, details: object) -> list[StageSpec]:
         own = replace(settings, resume=settings.resume or resume_stored)
         # A replay begins its range again where the destination has forgotten it.
         last = details if isinstance(details, Checkpoint) and own.replay is None else None
         # upstream ─▶ reader ═frames═▶ parser 0…N-1 ═batches═▶ publisher ─▶ sink
         #               ▲                                         │
         #               └──────────────── resume ─────────────────┘
-        resume: Channel[Checkpoint] = Channel(context, "resume", 1)
+        resume: Channel[Checkpoint] = Channel("resume", 1)
         numbers = range(own.parsers)
-        frames: list[Channel[Frames | End]] = [
-            Channel(context, f"frames-{number}") for number in numbers
-        ]
-        batches: list[Channel[Batch | End]] = [
-            Channel(context, f"batches-{number}") for number in numbers
-        ]
+        frames: list[Channel[Frames | End]] = [Channel(f"frames-{number}") for number in numbers]
+        batches: list[Channel[Batch | End]] = [Channel(f"batches-{number}") for number in numbers]
         return [
             StageSpec("reader", entrypoints.reader, (own, resume, frames), stoppable=True),
             *(

@@ -1,10 +1,9 @@
-"""What the parent does after a pipeline has ended by itself.
+"""Decides what the parent does when a generation of the pipeline has ended by itself.
 
-Law: a generation that made progress starts the count of failures anew. Progress is what no generation
-before it has brought: a position beyond the one that the program had reached, an event or a dead letter
-that is new. To commit repeats once more is none. After `MAX_RESTARTS` restarts
-in a row without progress it is the orchestrator's turn. A fatal error is never answered by a restart,
-and trouble at the destination that passes always is.
+Law: a generation that made progress starts the count of failures anew. Progress is a position, an event or
+a dead letter that no generation before it has brought; committing repeats again is none. After
+`MAX_RESTARTS` restarts in a row without progress it is the orchestrator's turn. A fatal error is never
+answered by a restart. A destination that is unavailable for a while always is.
 """
 
 from __future__ import annotations
@@ -14,61 +13,51 @@ from dataclasses import dataclass
 from pleiades.core.backoff import Backoff
 
 MAX_RESTARTS = 5
-"""Restarts in a row without progress before giving up."""
+"""Restarts in a row without progress before the program gives up."""
 RESTART_BACKOFF = Backoff(first_seconds=0.2, max_seconds=10.0)
-HEALTHY_SECONDS = 60.0
-"""After a generation that lived this long the pauses begin short again. Progress alone does not
-shorten them: a pipeline that commits a little and crashes, time and again, must not hurry."""
+HEALTHY_SECONDS = 10.0
+"""A generation that made progress and lived this long is replaced at once. Progress alone is not enough: a
+pipeline that commits a little and crashes, time and again, must not hurry."""
 STABLE_SECONDS = 600.0
 """A generation that lived this long counts as progress: an idle stream has nothing to commit."""
 
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """How a generation came to its end."""
+    """How a generation ended."""
 
     component: str
-    """The stage that ended first."""
+    """The process that ended first."""
     fatal: bool
-    """It said itself that another try is of no use."""
+    """The process reported that another try is of no use."""
     progressed: bool
-    """It committed something that no generation before it had brought."""
+    """The generation committed something new."""
     lived_seconds: float
     waiting: bool = False
-    """It ended because of trouble at the destination, which passes: for that there is no giving up."""
-
-
-@dataclass(frozen=True, slots=True)
-class Restart:
-    """Start again after a pause."""
-
-    after_seconds: float
-
-
-@dataclass(frozen=True, slots=True)
-class GiveUp:
-    """End the program."""
+    """The destination is unavailable, which passes: the program never gives up on that."""
 
 
 @dataclass(slots=True)
 class RestartPolicy:
-    """Counts the restarts without progress."""
+    """Counts the restarts."""
 
     failures: int = 0
     """In a row, without progress."""
-    restarts: int = 0
-    """In a row, each after a short life."""
+    short_lives: int = 0
+    """In a row."""
 
-    def decide(self, ended: Ended, jitter: float) -> Restart | GiveUp:
-        """What to do after a generation has ended; `jitter` is in [0, 1)."""
+    def pause_seconds(self, ended: Ended, jitter: float) -> float | None:
+        """The pause before the next generation; None: give up. `jitter` is in [0, 1)."""
         if ended.fatal:
-            return GiveUp()
-        if ended.progressed or ended.lived_seconds >= STABLE_SECONDS:
+            return None
+        stable = ended.lived_seconds >= STABLE_SECONDS
+        if ended.progressed or stable:
             self.failures = 0
-        if ended.lived_seconds >= HEALTHY_SECONDS:
-            self.restarts = 0
         self.failures += not ended.waiting
-        self.restarts += 1
         if self.failures > MAX_RESTARTS:
-            return GiveUp()
-        return Restart(RESTART_BACKOFF.pause_seconds(self.restarts, jitter))
+            return None
+        if stable or (ended.progressed and ended.lived_seconds >= HEALTHY_SECONDS):
+            self.short_lives = 0
+            return 0.0
+        self.short_lives += 1
+        return RESTART_BACKOFF.pause_seconds(self.short_lives, jitter)

@@ -1,22 +1,22 @@
-"""What every child process does around its stage: signals, heartbeat, end.
+"""Runs a stage in its process: heartbeat, stop signals, exit status.
 
-A child never outlives its parent, never decides about restarts, and tells by its exit status what
-kind of end it was: 0 (drained), a `Fatal`'s status, or anything else (a crash).
+A child never outlives its parent and never decides about restarts. Its exit status tells how it ended: 0
+(drained), that of a `Fatal`, or anything else (a crash).
 """
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
+import gc
 import logging
 import os
-import select
+import pickle
 import signal
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from multiprocessing import connection, parent_process
 from multiprocessing.connection import Connection
 from types import FrameType
@@ -24,83 +24,81 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from setproctitle import setproctitle
 
-from pleiades.runtime import logs, memory
+from pleiades.runtime import logs
 from pleiades.runtime.errors import Fatal, GenerationLost, Stopped
 from pleiades.runtime.metrics import Metrics
+from pleiades.runtime.startup import STOP_SIGNALS
 
 if TYPE_CHECKING:
     from concurrent.futures import ThreadPoolExecutor
+
+    from pleiades.runtime.settings import Settings
+    from pleiades.runtime.stage import StageSpec
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 BEAT_SECONDS = 0.25
-"""A child says no more often than this that it lives."""
+"""The shortest time between two beats that bring no news."""
 SLOW_SECONDS = 30.0
-"""How often it is said of a call that it lasts."""
+"""How often a call that still lasts is announced."""
 _PR_SET_PDEATHSIG = 1
 EXIT_ORPHANED = 70
-"""A child's own exit status when its parent is gone; nobody is left to read it."""
+"""A child's exit status when its parent is gone; nobody reads it."""
 EXIT_WAITING = 75
-"""A child's own exit status after a `GenerationLost` (`EX_TEMPFAIL` of sysexits.h)."""
+"""A child's exit status after a `GenerationLost` (`EX_TEMPFAIL` of sysexits.h)."""
 EXIT_FATAL_BASE = 100
-"""A child that ended with a `Fatal` exits with this plus the program's exit status, so that a
-Python traceback (1) or a usage error of the interpreter (2) is not taken for one."""
+"""A child that ended with a `Fatal` exits with this plus the program's exit status, so that a Python
+traceback (1) or a usage error of the interpreter (2) is not taken for one."""
 
 
 class Beat(NamedTuple):
-    """child → parent: I am alive, and this is how far I am."""
+    """Child → parent: I am alive, and this is how far I am."""
 
     ready: bool
-    """reader: connected; publisher: the destination is open and takes events."""
+    """Reader: connected; publisher: the destination is open and takes events."""
     allowed_seconds: float
-    """How long I may now be silent beyond the usual: a blocking read of an idle stream."""
+    """How long the child may now be silent beyond the usual, e.g. in a blocking read of an idle stream."""
     committed_total: int
-    """publisher: commits of this generation that brought anything new."""
+    """Publisher: commits of this generation that brought anything new."""
     published_total: int
     lag_seconds: float
     position: str
-    """publisher: what is committed, as an SSE id; empty before it knows."""
+    """Publisher: the committed position as an SSE id; empty before it is known."""
     details: object = None
-    """publisher: what is committed; of a dry run, what is counted."""
-
-
-@dataclass(frozen=True, slots=True)
-class ChildSettings:
-    """What a child needs besides its stage's own settings."""
-
-    name: str
-    log_level: int
-    log_format: str
-    metrics_folder: str
+    """Publisher: the committed checkpoint; in a dry run, the counts."""
 
 
 class Life:
-    """A child's side of its ties to the parent: heartbeat out, stop request in."""
+    """A child's side of its ties to the parent: heartbeat out, stop request in.
+
+    Args:
+        beats: one end of a socket that keeps messages apart.
+    """
 
     def __init__(self, beats: Connection) -> None:
         self.stop_requested = False
         self.ready = False
         self.allowed_seconds = 0.0
-        """For how long this process may be silent beyond the usual: its longest blocking call."""
+        """How long this process may be silent beyond the usual: its longest blocking call."""
         self.committed_total = 0
         self.published_total = 0
         self.lag_seconds = 0.0
         self.position = ""
         self.details: object = None
         self._beats = beats
+        os.set_blocking(beats.fileno(), False)
         self._caller: ThreadPoolExecutor | None = None
         self._interruptible = False
         self._last = 0.0
         self._shown: Beat | None = None
 
     def beat(self, at_once: bool = False) -> None:
-        """Show the parent that this process lives; cheap enough to call for every batch.
+        """Show the parent that this process lives. Never blocks; cheap enough for every batch.
 
         Args:
-            at_once: also if it was shown a moment ago, for there is something to tell.
+            at_once: also if the last beat was a moment ago, because there is news.
         """
         now = time.monotonic()
         beat = self._now()
@@ -109,15 +107,18 @@ class Life:
             return
         self._last = now
         self._shown = beat
-        # A full pipe means that the parent is stopped or busy; it has enough beats to read.
-        if select.select([], [self._beats], [], 0)[1]:
-            with contextlib.suppress(BrokenPipeError):
-                self._beats.send(beat)
+        self._send(beat)
 
     def farewell(self) -> None:
-        """The last beat, which must arrive: waits for a parent that is busy."""
-        with contextlib.suppress(BrokenPipeError):
-            self._beats.send(self._now())
+        """Send the last beat, which must arrive: wait for a parent that is busy."""
+        os.set_blocking(self._beats.fileno(), True)
+        self._send(self._now())
+
+    def _send(self, beat: Beat) -> None:
+        # If the socket is full, the parent is stopped or busy. It gets the newest state later: each beat
+        # tells all of it. If the parent is gone, this process is about to end.
+        with contextlib.suppress(OSError):
+            os.write(self._beats.fileno(), pickle.dumps(beat))
 
     def _now(self) -> Beat:
         return Beat(
@@ -132,7 +133,7 @@ class Life:
 
     @contextlib.contextmanager
     def busy(self, seconds: float) -> Iterator[None]:
-        """Within it this process may be silent for longer: it is in a call that can block so long."""
+        """Announce a call that can block so long: this process may be silent meanwhile."""
         usual, self.allowed_seconds = self.allowed_seconds, self.allowed_seconds + seconds
         self.beat()
         try:
@@ -142,14 +143,14 @@ class Life:
             self.beat()
 
     def aside(self, call: Callable[[], T], announce: Callable[[float], None]) -> T:
-        """Make a call that blocks for as long as it likes, in a thread; this one shows that it lives.
+        """Make a call that may block for any time in a thread; this thread goes on beating.
 
-        A disk that takes minutes is no process that hangs: to start that again would not help.
+        A disk that takes minutes is no hung process: a restart would not help.
 
         Args:
-            announce: told again and again, but not at once, for how many seconds it has lasted.
+            announce: called every `SLOW_SECONDS` with the seconds that the call has lasted.
         """
-        # Only here: most processes need none of it.
+        # Most processes do not need this module.
         from concurrent.futures import ThreadPoolExecutor, wait
 
         self._caller = self._caller or ThreadPoolExecutor(1, "aside")
@@ -164,8 +165,8 @@ class Life:
         try:
             return answer.result()
         finally:
-            # An error holds on to this frame, which must not hold on to it: what a commit had in hand
-            # would stay until some collection; while a destination stalls, of hundreds of commits.
+            # An error refers to this frame. If the frame referred to the error, the batch of each failed
+            # commit would stay in memory until a collection; while a destination stalls, hundreds of them.
             del answer
 
     def pause(self, seconds: float) -> None:
@@ -179,7 +180,7 @@ class Life:
 
     @contextlib.contextmanager
     def interruptible(self) -> Iterator[None]:
-        """Within it a stop request raises `Stopped` at once, also out of a blocking call."""
+        """Let a stop request raise `Stopped` at once, also out of a blocking call."""
         self._interruptible = True
         try:
             self.check()
@@ -193,41 +194,31 @@ class Life:
             raise Stopped("stop requested")
 
     def request_stop(self, _signal: int, _frame: FrameType | None) -> None:
-        """Signal handler: only notes the request, or ends the wait it came into."""
+        """Signal handler: note the request, and end an interruptible wait."""
         self.stop_requested = True
         if self._interruptible:
             self._interruptible = False
             raise Stopped("stop requested")
 
 
-def run(
-    stage: Callable[..., None],
-    arguments: tuple[object, ...],
-    settings: ChildSettings,
-    beats: Connection,
-    stoppable: bool,
-) -> None:
-    """The target of every child process: run `stage(life, metrics, *arguments)` to its end.
-
-    Args:
-        stoppable: SIGTERM asks this stage to stop (the reader). The others end by the end marker
-            that then follows the last batch, and ignore it.
-    """
+def run(spec: StageSpec, settings: Settings, folder: str, beats: Connection) -> None:
+    """The target of every child process: run the stage to its end; `folder`: see `Metrics`."""
     life = Life(beats)
-    # A terminal sends Ctrl-C to the whole process group; the parent alone decides what it means.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, life.request_stop if stoppable else signal.SIG_IGN)
-    _die_with_parent()
+    # A terminal sends Ctrl-C and its hangup to the whole process group; the parent alone acts on them.
+    for number in STOP_SIGNALS:
+        asked = spec.stoppable and number == signal.SIGTERM
+        signal.signal(number, life.request_stop if asked else signal.SIG_IGN)
+    die_with_parent()
     threading.Thread(target=_leave_with_parent, name="parent-watch", daemon=True).start()
-    # Both were held back since before this process began (see `Running`).
+    # They are blocked since before this process began (see `forkserver`).
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
-    setproctitle(f"pleiades: {settings.name}")
-    logs.configure(settings.log_level, settings.log_format, settings.name)
-    memory.tune()
+    setproctitle(f"pleiades: {spec.name}")
+    logs.configure(settings.log_level, settings.log_format, spec.name)
+    gc.freeze()
     status = 1
     try:
         life.beat()
-        stage(life, Metrics(settings.name, settings.metrics_folder), *arguments)
+        spec.target(life, Metrics(spec.name, folder), *spec.arguments)
         status = 0
     except Fatal as error:
         log.error("%s", error)
@@ -238,22 +229,20 @@ def run(
     except Stopped:
         status = 0
     except BaseException:
-        log.exception(
-            "%s crashed; the pipeline starts again from the durable position", settings.name
-        )
+        log.exception("%s crashed; the pipeline starts again from the durable position", spec.name)
     logging.shutdown()
-    # Not sys.exit: that would wait for feeder threads of channels whose other end may be gone.
+    # Not sys.exit, which would wait for threads that write to a process which may be gone.
     os._exit(status)
 
 
-def _die_with_parent() -> None:
-    # A stopped or hung process can't notice anything itself: the kernel does it for it. The thread
-    # below is for where there is no prctl(2), and for a parent that died before this call.
+def die_with_parent() -> None:
+    """Have the kernel kill this process when its parent dies: a stopped process can't do it itself."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _leave_with_parent() -> None:
+    # The kernel looks at the forkserver. This thread notices the end of the relay's parent itself.
     parent = parent_process()
     if parent is not None:
         connection.wait([parent.sentinel])

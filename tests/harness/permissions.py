@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 _VERSION_3 = 0x20080522
@@ -27,9 +27,8 @@ class _Capabilities(ctypes.Structure):
     )
 
 
-@contextmanager
-def permissions_hold() -> Iterator[None]:
-    """Within the block, this thread is bound by the permissions of files, whoever the user is."""
+def drop_overrides() -> Callable[[], None]:
+    """Bind this thread, and what it starts, by the permissions of files; returns what undoes that."""
     libc = ctypes.CDLL(None, use_errno=True)
     header, capabilities = _Header(_VERSION_3, 0), _Capabilities()
 
@@ -37,12 +36,22 @@ def permissions_hold() -> Iterator[None]:
         if getattr(libc, function)(ctypes.byref(header), ctypes.byref(capabilities)):
             raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), function)
 
+    def restore() -> None:
+        capabilities.effective = before
+        call("capset")
+
     call("capget")
     before = capabilities.effective
     capabilities.effective = before & ~_OVERRIDES
     call("capset")
+    return restore
+
+
+@contextmanager
+def permissions_hold() -> Iterator[None]:
+    """Within the block, this thread is bound by the permissions of files, whoever the user is."""
+    restore = drop_overrides()
     try:
         yield
     finally:
-        capabilities.effective = before
-        call("capset")
+        restore()

@@ -194,9 +194,9 @@ class Relay:
         return self.metrics().get((name, tuple(sorted(labels.items()))), 0.0)
 
     def children(self) -> list[psutil.Process]:
-        """The stages' processes (not the interpreter's own resource tracker)."""
+        """The stages' processes (neither the forkserver nor the resource tracker)."""
         try:
-            found = psutil.Process(self.process.pid).children()
+            found = psutil.Process(self.process.pid).children(recursive=True)
             stages = [child for child in found if self.role(child)]
         except psutil.NoSuchProcess:
             return []
@@ -211,8 +211,8 @@ class Relay:
         except psutil.Error:
             return ""
         match = re.fullmatch(r"pleiades: ([a-z]+(?:-\d+)?)\s*", title)
-        # A child that was forked and has not begun yet still bears the parent's title.
-        return match[1] if match and match[1] != "parent" else ""
+        # A child that was just forked still has the title of the process that it was forked from.
+        return match[1] if match and match[1] not in ("parent", "forkserver") else ""
 
     def child(self, role: str, timeout_seconds: float = 30.0) -> psutil.Process:
         """The living process of a role."""

@@ -25,7 +25,7 @@ from pleiades import __version__
 from pleiades.simulator.settings import Cut, Disorder, Faults, SimulatorSettings
 from pleiades.simulator.simulator import Simulator
 from tests.harness.authority import authority
-from tests.harness.oracle import judge, published_count
+from tests.harness.oracle import judge, more_than, published_count
 from tests.harness.prerequisites import IPV6, PID_NAMESPACE
 from tests.harness.relay import COMMAND, Relay
 
@@ -137,7 +137,7 @@ def test_a_taken_metrics_port_exits_with_1(simulate: Simulate, flags: Flags) -> 
 # ---- stops ----
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_stop_is_in_order_and_logs_the_last_position(
     simulate: Simulate, flags: Flags, folder: Path, number: signal.Signals
 ) -> None:
@@ -159,13 +159,15 @@ def test_a_stop_is_in_order_and_logs_the_last_position(
     assert "ERROR" not in relay.log
 
 
-def test_a_terminals_ctrl_c_reaches_all_processes_and_stops_in_order(
-    simulate: Simulate, flags: Flags, folder: Path
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP, signal.SIGTERM])
+def test_a_signal_to_all_processes_stops_in_order(
+    simulate: Simulate, flags: Flags, folder: Path, number: signal.Signals
 ) -> None:
+    """A terminal's Ctrl-C and its hangup, the end of a service."""
     upstream = simulate(SimulatorSettings(rate=300))
     with Relay(*flags(upstream), command=("setsid", *COMMAND)) as relay:
         relay.until(lambda: published_count(folder) > 100, "events", 30)
-        os.killpg(relay.process.pid, signal.SIGINT)
+        os.killpg(relay.process.pid, number)
         assert relay.wait(40) == 0
     assert "Traceback" not in relay.log
     assert judge(folder, upstream.journal(), 0, finished=False).flawless
@@ -206,32 +208,178 @@ def test_a_stalled_destination_does_not_hold_up_a_stop(
         assert relay.stop() == 0
 
 
-def test_children_leave_within_two_seconds_when_the_parent_is_killed(
-    simulate: Simulate, flags: Flags
+@pytest.mark.parametrize("stopped", ["", "publisher", "forkserver"])
+def test_all_leave_within_two_seconds_when_the_parent_is_killed(
+    simulate: Simulate, flags: Flags, stopped: str
 ) -> None:
+    """Stopped ones too, the forkserver and the resource tracker; and none says a word."""
     upstream = simulate(SimulatorSettings(rate=100))
     with Relay(*flags(upstream), "--parsers=3") as relay:
         relay.wait_ready()
         family = psutil.Process(relay.process.pid).children(recursive=True)
-        assert len(family) >= 5
+        # Three kinds of stages, the forkserver and the resource tracker.
+        assert len(family) == 7
+        if stopped:
+            next(one for one in family if one.cmdline()[0] == f"pleiades: {stopped}").suspend()
         relay.signal(signal.SIGKILL)
         relay.wait()
         _, alive = psutil.wait_procs(family, timeout=2)
         assert not alive
+    assert "resource_tracker" not in relay.log
+    assert "WARNING" not in relay.log
 
 
-def test_stopped_children_leave_too_when_the_parent_is_killed(
-    simulate: Simulate, flags: Flags
+def test_a_killed_forkserver_is_replaced(simulate: Simulate, flags: Flags, folder: Path) -> None:
+    upstream = simulate(SimulatorSettings(rate=200))
+    with Relay(*flags(upstream)) as relay:
+        relay.until(lambda: published_count(folder) > 100, "events", 30)
+        for times in (1, 2):
+            forkserver(relay).kill()
+            relay.until(partial(restarted, relay, times), "the restart", 30)
+            relay.until(more_than(folder, published_count(folder)), "new events", 30)
+            relay.wait_ready()
+        assert relay.stop() == 0
+    assert "Traceback" not in relay.log
+    assert "another instance" not in relay.log
+    assert "died with the forkserver" in relay.log
+    verdict = judge(folder, upstream.journal(), upstream.started_ms - 60_000, finished=False)
+    assert verdict.flawless, verdict
+
+
+def forkserver(relay: Relay) -> psutil.Process:
+    family = psutil.Process(relay.process.pid).children()
+    return next(one for one in family if one.cmdline()[0] == "pleiades: forkserver")
+
+
+def restarted(relay: Relay, times: int) -> bool:
+    return relay.log.count("starting all processes again") == times
+
+
+def test_children_go_on_while_the_parent_is_stopped(
+    simulate: Simulate, flags: Flags, folder: Path
+) -> None:
+    """Also with a position of 40 topics: no beat waits for whoever reads it."""
+    streams = tuple(f"stream-{number}" for number in range(20))
+    upstream = simulate(SimulatorSettings(rate=2000, streams=streams, second_share=0.5))
+    with Relay(*flags(upstream), f"--upstream.stream={','.join(streams)}") as relay:
+        relay.until(lambda: published_count(folder) > 500, "events of all topics", 30)
+        parent = psutil.Process(relay.process.pid)
+        parent.suspend()
+        # After each commit there is a beat of 8 KB: more of them than any pipe holds.
+        goal = published_count(folder) + 10_000
+        relay.until(lambda: published_count(folder) > goal, "events without the parent", 60)
+        parent.resume()
+        assert relay.stop() == 0
+    assert "WARNING" not in relay.log
+    position = orjson.loads(relay.wait_for(r"last position: (.*)")[1])
+    assert len(position) == 40
+    newest = max(entry["timestamp"] for entry in position)
+    (stored,) = (folder / ".pleiades").glob("checkpoint-*")
+    assert str(newest) in stored.read_text(), "the parent did not hear of the last commit"
+
+
+# ---- what a launcher leaves behind ----
+
+LAUNCHER = """\
+import os, signal, sys
+{before}
+os.execv(sys.argv[1], sys.argv[1:])
+"""
+
+
+def launched(before: str) -> tuple[str, ...]:
+    """The command, started by a process that has done something before."""
+    return sys.executable, "-c", LAUNCHER.format(before=before), *COMMAND
+
+
+def survives_a_kill_and_stops(relay: Relay, folder: Path) -> None:
+    relay.until(lambda: published_count(folder) > 20, "events", 30)
+    relay.child("parser-0").kill()
+    relay.until(more_than(folder, published_count(folder) + 20), "new events", 30)
+    assert relay.stop() == 0, relay.log
+
+
+@pytest.mark.parametrize(
+    "before",
+    [
+        "signal.signal(signal.SIGCHLD, signal.SIG_IGN)",
+        "signal.pthread_sigmask(signal.SIG_BLOCK, set(signal.Signals))",
+        "os.closerange(0, 3)",
+        "os.close(0)",
+        "os.close(2)",
+    ],
+)
+def test_what_the_launcher_leaves_behind_changes_nothing(
+    simulate: Simulate, flags: Flags, folder: Path, before: str
 ) -> None:
     upstream = simulate(SimulatorSettings(rate=100))
-    with Relay(*flags(upstream)) as relay:
+    with Relay(*flags(upstream), command=launched(before)) as relay:
+        survives_a_kill_and_stops(relay, folder)
+    assert judge(folder, upstream.journal(), 0, finished=False).flawless
+
+
+@pytest.mark.parametrize("gone", ["before", "meanwhile", "not to be entered"])
+def test_the_working_directory_may_be_gone(
+    simulate: Simulate, flags: Flags, folder: Path, tmp_path: Path, gone: str
+) -> None:
+    upstream = simulate(SimulatorSettings(rate=100))
+    here = tmp_path / "here"
+    here.mkdir()
+    before = {
+        "before": f"os.rmdir({str(here)!r})",
+        "meanwhile": "",
+        "not to be entered": f"os.chmod({str(here)!r}, 0o600); {WITHOUT_OVERRIDES}",
+    }[gone]
+    try:
+        with Relay(*flags(upstream), command=launched(before), cwd=here) as relay:
+            relay.until(lambda: published_count(folder) > 20, "events", 30)
+            if gone == "meanwhile":
+                here.rmdir()
+            survives_a_kill_and_stops(relay, folder)
+    finally:
+        if here.exists():
+            here.chmod(0o700)
+
+
+WITHOUT_OVERRIDES = "from tests.harness.permissions import drop_overrides; drop_overrides()"
+
+
+def test_relative_paths_are_meant_from_where_the_command_was_given(
+    simulate: Simulate, flags: Flags, tmp_path: Path
+) -> None:
+    upstream = simulate(SimulatorSettings(rate=100))
+    relative = [flag for flag in flags(upstream) if "publishDir" not in flag]
+    folder = tmp_path / "below" / "events"
+    folder.parent.mkdir()
+    with Relay(*relative, "--file.publishDir=below/events", cwd=tmp_path) as relay:
+        survives_a_kill_and_stops(relay, folder)
+
+
+@pytest.mark.parametrize("command", [COMMAND, (str(Path(sys.executable).parent / "pleiades"),)])
+def test_no_module_is_imported_from_the_working_directory(
+    simulate: Simulate, flags: Flags, folder: Path, tmp_path: Path, command: tuple[str, ...]
+) -> None:
+    upstream = simulate(SimulatorSettings(rate=100))
+    for name in ("signal", "socket", "pickle", "ssl", "selectors", "struct", "tempfile"):
+        (tmp_path / f"{name}.py").write_text(
+            f"open({str(tmp_path / 'imported')!r}, 'a').write({name!r})\nraise SystemExit(9)\n"
+        )
+    with Relay(*flags(upstream), command=command, cwd=tmp_path) as relay:
+        survives_a_kill_and_stops(relay, folder)
+    assert not (tmp_path / "imported").exists(), (tmp_path / "imported").read_text()
+
+
+def test_nohup_means_that_a_hangup_stops_nothing(
+    simulate: Simulate, flags: Flags, folder: Path
+) -> None:
+    upstream = simulate(SimulatorSettings(rate=100))
+    ignoring = launched("signal.signal(signal.SIGHUP, signal.SIG_IGN)")
+    with Relay(*flags(upstream), command=ignoring) as relay:
         relay.wait_ready()
-        family = psutil.Process(relay.process.pid).children(recursive=True)
-        relay.child("publisher").suspend()
-        relay.signal(signal.SIGKILL)
-        relay.wait()
-        _, alive = psutil.wait_procs(family, timeout=2)
-        assert not alive
+        relay.signal(signal.SIGHUP)
+        relay.until(more_than(folder, published_count(folder) + 20), "new events", 30)
+        assert relay.stop() == 0
+    assert "SIGHUP" not in relay.log
 
 
 @pytest.mark.needs(PID_NAMESPACE)
@@ -251,7 +399,8 @@ def test_works_as_pid_1_and_buries_orphans(simulate: Simulate, flags: Flags, fol
             "the burial of the orphan",
             10,
         )
-        reader = next(one for one in parent.children() if relay.role(one) == "reader")
+        family = parent.children(recursive=True)
+        reader = next(one for one in family if relay.role(one) == "reader")
         reader.kill()
         relay.wait_for("starting all processes again")
         before = published_count(folder)
@@ -264,13 +413,15 @@ def test_works_as_pid_1_and_buries_orphans(simulate: Simulate, flags: Flags, fol
 def test_a_stop_at_any_moment_of_the_start_is_clean(simulate: Simulate, flags: Flags) -> None:
     """From before the first log line to just connected: no traceback, no error, status 0."""
     upstream = simulate(SimulatorSettings(rate=100))
-    moments = ("imported", "metrics on", "reader", "publisher", "starting at|resuming")
-    for moment, number in zip(moments, cycle((signal.SIGTERM, signal.SIGINT)), strict=False):
+    moments = ("imported", "forkserver", "metrics on", "publisher", "reader", "starting at|resuming")
+    numbers = cycle((signal.SIGTERM, signal.SIGINT, signal.SIGHUP))
+    for moment, number in zip(moments, numbers, strict=False):
         with Relay(*flags(upstream), command=("setsid", *COMMAND)) as relay:
             if moment == "imported":
                 relay.until(partial(_catches, relay.process.pid), "a handler", 10)
-            elif moment in ("reader", "publisher"):
-                wanted = 2 if moment == "reader" else 4
+            elif moment in ("forkserver", "publisher", "reader"):
+                # The forkserver and the resource tracker come first, then the publisher.
+                wanted = {"forkserver": 2, "publisher": 3, "reader": 5}[moment]
                 relay.until(partial(_has_children, relay.process.pid, wanted), "children", 10)
             else:
                 relay.wait_for(moment)
@@ -288,7 +439,7 @@ def _catches(pid: int) -> bool:
 
 
 def _has_children(pid: int, count: int) -> bool:
-    return len(psutil.Process(pid).children()) >= count
+    return len(psutil.Process(pid).children(recursive=True)) >= count
 
 
 # ---- where to start ----

@@ -4,24 +4,64 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import select
+import pickle
+import socket
 import threading
 import weakref
-from multiprocessing import Pipe
+from collections.abc import Iterator
+from multiprocessing.connection import Connection
 
 import pytest
 
 from pleiades.runtime import child
-from pleiades.runtime.child import Life
+from pleiades.runtime.child import Beat, Life
 
 PATIENCE_SECONDS = 10
+BEAT_BYTES = 512 * 1024
 
 
-def test_it_beats_and_says_how_long_while_a_call_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+class Parent:
+    """The other end of a child's beats, as `ChildProcess` makes it."""
+
+    def __init__(self) -> None:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        ours.settimeout(PATIENCE_SECONDS)
+        self._socket = ours
+        self.childs = Connection(theirs.detach())
+
+    def hear(self) -> Beat:
+        """The next beat."""
+        beat: Beat = pickle.loads(self._socket.recv(BEAT_BYTES))
+        return beat
+
+    def heard(self) -> list[Beat]:
+        """All beats that have come."""
+        self._socket.setblocking(False)
+        beats = []
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                beats.append(self.hear())
+        self._socket.settimeout(PATIENCE_SECONDS)
+        return beats
+
+    def close(self) -> None:
+        """The parent is gone."""
+        self._socket.close()
+
+
+@pytest.fixture
+def parent() -> Iterator[Parent]:
+    parent = Parent()
+    yield parent
+    parent.close()
+
+
+def test_it_beats_and_says_how_long_while_a_call_blocks(
+    parent: Parent, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(child, "BEAT_SECONDS", 0.01)
     monkeypatch.setattr(child, "SLOW_SECONDS", 0.05)
-    beats, own = Pipe(duplex=False)
-    life = Life(own)
+    life = Life(parent.childs)
     enough = threading.Event()
     said: list[float] = []
 
@@ -34,15 +74,11 @@ def test_it_beats_and_says_how_long_while_a_call_blocks(monkeypatch: pytest.Monk
     assert len(said) == 3
     assert said == sorted(said)
     assert said[0] >= 0.05
-    came = 0
-    while beats.poll():
-        beats.recv()
-        came += 1
-    assert came > 3
+    assert len(parent.heard()) > 3
 
 
-def test_what_a_call_raises_comes_out_even_if_it_is_a_timeout() -> None:
-    life = Life(Pipe(duplex=False)[1])
+def test_what_a_call_raises_comes_out_even_if_it_is_a_timeout(parent: Parent) -> None:
+    life = Life(parent.childs)
 
     def timed_out() -> None:
         raise TimeoutError(110, "Connection timed out")
@@ -52,25 +88,50 @@ def test_what_a_call_raises_comes_out_even_if_it_is_a_timeout() -> None:
     assert life.aside(lambda: 7, lambda _: None) == 7
 
 
-def test_the_last_beat_waits_for_a_parent_that_is_busy() -> None:
-    beats, own = Pipe(duplex=False)
-    life = Life(own)
-    while select.select([], [own], [], 0)[1]:
+def test_no_beat_waits_for_a_parent_that_is_stopped_however_large_it_is(parent: Parent) -> None:
+    """More than a pipe takes at once (4,096 bytes): a position of 40 topics."""
+    life = Life(parent.childs)
+    life.position = "x" * 10_000
+
+    def beat_often() -> None:
+        for life.published_total in range(1000):
+            life.beat(at_once=True)
+
+    beating = threading.Thread(target=beat_often, daemon=True)
+    beating.start()
+    beating.join(PATIENCE_SECONDS)
+    assert not beating.is_alive(), "a beat waits for the parent"
+    beats = parent.heard()
+    assert 0 < len(beats) < 1000
+    assert [beat.published_total for beat in beats] == list(range(len(beats)))
+    assert {beat.position for beat in beats} == {life.position}
+    life.beat(at_once=True)
+    assert parent.hear().published_total == 999
+
+
+def test_the_last_beat_waits_for_a_parent_that_is_busy(parent: Parent) -> None:
+    life = Life(parent.childs)
+    life.position = "x" * 10_000
+    for _ in range(1000):
         life.beat(at_once=True)
     life.published_total = 7
-    life.beat(at_once=True)
     leaving = threading.Thread(target=life.farewell)
     leaving.start()
-    told = 0
-    while told != 7:
-        assert beats.poll(PATIENCE_SECONDS), "the last beat did not come"
-        told = beats.recv().published_total
+    while parent.hear().published_total != 7:
+        pass
     leaving.join(PATIENCE_SECONDS)
 
 
-def test_what_a_failed_call_had_in_hand_is_let_go_at_once() -> None:
+def test_a_parent_that_is_gone_holds_up_nothing(parent: Parent) -> None:
+    life = Life(parent.childs)
+    parent.close()
+    life.beat(at_once=True)
+    life.farewell()
+
+
+def test_what_a_failed_call_had_in_hand_is_let_go_at_once(parent: Parent) -> None:
     """A destination that stalls fails for hours, with a batch in hand each time."""
-    life = Life(Pipe(duplex=False)[1])
+    life = Life(parent.childs)
     held: list[weakref.ref[set[int]]] = []
 
     def fails() -> None:

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from multiprocessing.context import SpawnContext
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
 
 import pytest
 
 from pleiades.config.settings import Settings
-from pleiades.runtime import supervisor
-from pleiades.runtime.stage import StageSpec
+from pleiades.runtime import forkserver, stage, supervisor
+from pleiades.runtime.child import Life
+from pleiades.runtime.metrics import Metrics
+from pleiades.runtime.stage import EXIT_UNKNOWN, ChildProcess, StageSpec
 from pleiades.runtime.supervisor import Supervisor
 from tests.harness.settings import settings_of
+from tests.harness.waiting import until
 
 
 def settings() -> Settings:
@@ -27,24 +34,137 @@ def test_a_process_that_can_not_be_started_is_a_failed_generation(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """EAGAIN, ENOMEM, EMFILE: tried again with pauses, and given up in the end."""
-    started = []
+    started: list[str] = []
 
-    def stages(_context: SpawnContext, _resume: bool, _details: object) -> list[StageSpec]:
+    def stages(_resume: bool, _details: object) -> list[StageSpec]:
         return [StageSpec("reader", never, ()), StageSpec("publisher", never, ())]
 
-    def failing(_context: object, spec: StageSpec, _settings: object) -> object:
+    def failing(_context: object, _settings: object, _folder: str, spec: StageSpec) -> object:
         started.append(spec.name)
         raise BlockingIOError(11, "Resource temporarily unavailable")
 
-    monkeypatch.setattr(supervisor, "Running", failing)
-    monkeypatch.setattr(Supervisor, "_rest", lambda _self, _seconds: False)
+    monkeypatch.setattr(supervisor, "ChildProcess", failing)
+    monkeypatch.setattr(supervisor.forkserver, "launch", never_forks)
+    monkeypatch.setattr(Supervisor, "_wait", lambda _self, _seconds: time.sleep(0))
+    monkeypatch.setattr(supervisor.random, "random", lambda: -1.0)
 
     def no_signals(self: Supervisor) -> Callable[[], object]:
         self._wake.setblocking(False)
         return lambda: None
 
     monkeypatch.setattr(Supervisor, "_watch_signals", no_signals)
+    monkeypatch.chdir("/")
     assert Supervisor(settings(), stages).run() == 1
-    assert started == ["reader"] * 6
-    assert "can't start reader" in caplog.text
-    assert "gave up: reader ended 6 times in a row" in caplog.text
+    assert started == ["publisher"] * 6
+    assert "can't start publisher: [Errno 11]" in caplog.text
+    assert "gave up: publisher ended 6 times in a row" in caplog.text
+
+
+def never_forks(_modules: object) -> None:
+    pass
+
+
+# ---- the forkserver ----
+
+
+def beats_on(life: Life, _metrics: Metrics) -> None:
+    while True:
+        life.beat(at_once=True)
+        time.sleep(0.01)
+
+
+SPEC = StageSpec("reader", beats_on, ())
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Callable[[], ChildProcess]]:
+    """Starts a child that beats; all have ended after the test."""
+    context = forkserver.launch([])
+    children: list[ChildProcess] = []
+
+    def started() -> ChildProcess:
+        child = ChildProcess(context, settings(), str(tmp_path), SPEC)
+        children.append(child)
+        until(lambda: heard(child), "the first beat")
+        return child
+
+    yield started
+    for child in children:
+        child.send(signal.SIGKILL)
+        until(lambda: child.exit_status is not None, "its end")  # noqa: B023  # waited for here
+        child.close()
+    forkserver.kill()
+
+
+def heard(child: ChildProcess) -> bool:
+    since = child.silent_seconds()
+    child.listen()
+    return child.silent_seconds() < since
+
+
+def test_a_killed_child_is_told_from_a_lost_one(start: Callable[[], ChildProcess]) -> None:
+    child = start()
+    assert child.exit_status is None
+    child.send(signal.SIGKILL)
+    until(lambda: child.exit_status is not None, "its end")
+    assert child.exit_status == -signal.SIGKILL
+    assert child.fatal_status is None
+    child.send(signal.SIGKILL)
+
+
+def test_children_end_with_a_killed_forkserver_and_the_next_start_has_a_new_one(
+    start: Callable[[], ChildProcess],
+) -> None:
+    child, killed = start(), forkserver.pid()
+    assert killed
+    os.kill(killed, signal.SIGKILL)
+    until(lambda: child.exit_status is not None, "the end of the child")
+    assert child.exit_status == EXIT_UNKNOWN
+    assert child.fatal_status is None, "it has said nothing"
+    start()
+    assert forkserver.pid() != killed
+
+
+def test_a_child_counts_as_alive_until_it_is_dead_whoever_died_before(
+    start: Callable[[], ChildProcess], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may hold the destination: in the kernel, say, where no signal reaches it."""
+    monkeypatch.setattr(stage, "REPORT_SECONDS", 0.0)
+    child = start()
+    hang()
+    until(lambda: heard(child), "another beat")
+    assert child.exit_status is None
+
+
+def test_a_hung_forkserver_is_replaced(
+    start: Callable[[], ChildProcess], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stage, "REPORT_SECONDS", 0.2)
+    child = start()
+    hang()
+    child.send(signal.SIGKILL)
+    until(lambda: child.exit_status is not None, "its end")
+    assert child.exit_status == EXIT_UNKNOWN
+    start()
+    hang()
+    with monkeypatch.context() as impatient, pytest.raises(TimeoutError, match="has not answered"):
+        impatient.setattr(forkserver, "START_SECONDS", 0.2)
+        start()
+    start()
+
+
+def hang() -> None:
+    server = forkserver.pid()
+    assert server
+    os.kill(server, signal.SIGSTOP)
+
+
+def test_a_child_closes(start: Callable[[], ChildProcess], tmp_path: Path) -> None:
+    before = len(os.listdir("/proc/self/fd"))  # noqa: PTH208
+    context = forkserver.launch([])
+    child = ChildProcess(context, settings(), str(tmp_path), SPEC)
+    child.send(signal.SIGKILL)
+    until(lambda: child.exit_status is not None, "its end")
+    with closing(child):
+        pass
+    assert len(os.listdir("/proc/self/fd")) == before  # noqa: PTH208
