@@ -12,6 +12,7 @@ from pleiades.core.wire import Batch, End, Frames
 from pleiades.runtime.channel import Channel
 from pleiades.runtime.errors import MetricsUnavailable
 from pleiades.runtime.stage import StageSpec
+from pleiades.runtime.startup import absolute
 from pleiades.runtime.supervisor import Display, Stages, Supervisor
 from pleiades.sinks.base import destination_of
 
@@ -44,15 +45,15 @@ def replay(settings: Settings, display: Display) -> int:
 
 
 def _modules(settings: Settings) -> list[str]:
-    """What the processes import, whichever destination is in use."""
+    """What the processes import; see `entrypoints`."""
     reader = "pleiades.reader" if settings.replay is None else "pleiades.lanes.reader"
-    sink = "counting" if settings.files is None else "files"
-    sink = sink if settings.kafka is None else "kafka"
-    return [reader, "pleiades.parser", "pleiades.publisher", f"pleiades.sinks.{sink}"]
+    destination = destination_of(settings)
+    return [reader, "pleiades.parser", "pleiades.publisher", *destination.modules]
 
 
 def _stages(settings: Settings) -> Stages:
     """What makes the stages of one generation."""
+    settings = absolute(settings)
     part = None
     if settings.replay is not None:
         part = Part(settings.replay.range, len(settings.replay.first_ms) > 1)

@@ -1,7 +1,7 @@
 """Decides what the parent does when a generation of the pipeline has ended by itself.
 
-Law: a generation that made progress starts the count of failures anew. Progress is a position, an event or
-a dead letter that no generation before it has brought; committing repeats again is none. After
+Law: a generation that made progress starts the count of failures anew. Progress is a position, an event
+or a dead letter that no generation before it has brought; committing repeats again is none. After
 `MAX_RESTARTS` restarts in a row without progress it is the orchestrator's turn. A fatal error is never
 answered by a restart. A destination that is unavailable for a while always is.
 """
@@ -16,8 +16,8 @@ MAX_RESTARTS = 5
 """Restarts in a row without progress before the program gives up."""
 RESTART_BACKOFF = Backoff(first_seconds=0.2, max_seconds=10.0)
 HEALTHY_SECONDS = 10.0
-"""A generation that made progress and lived this long is replaced at once. Progress alone is not enough: a
-pipeline that commits a little and crashes, time and again, must not hurry."""
+"""A generation that made progress and lived this long is replaced at once. Progress alone is not enough:
+a pipeline that commits a little and crashes, time and again, must not hurry."""
 STABLE_SECONDS = 600.0
 """A generation that lived this long counts as progress: an idle stream has nothing to commit."""
 

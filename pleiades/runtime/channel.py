@@ -1,8 +1,8 @@
 """Bounded channels between two processes, each with one writer and one reader.
 
-A channel is a pipe and two event counters. It has no lock that a killed process could keep, and no named
-semaphore that a killed parent would leave behind. A writer killed within a write leaves half a message in
-the pipe, so every generation of the pipeline gets new channels.
+A channel is a pipe and two event counters. It has no lock that a killed process could keep, and no
+named semaphore that a killed parent would leave behind. A writer killed within a write leaves half a
+message in the pipe, so every generation of the pipeline gets new channels.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ class Channel(Generic[T]):
     def __init__(self, name: str, capacity: int = CAPACITY) -> None:
         self.name = name
         self._reader, self._writer = Pipe(duplex=False)
-        # With the default of 64 KiB, writer and reader wait for each other several times per item. A user
-        # who has many pipes already gets a small one, which works and is slower.
+        # With the default of 64 KiB, writer and reader wait for each other several times per item. A
+        # user who has many pipes already gets a small one, which works and is slower.
         with contextlib.suppress(OSError):
             fcntl.fcntl(self._writer.fileno(), fcntl.F_SETPIPE_SZ, PIPE_BYTES)
         self._freed = _counter(capacity)

@@ -32,7 +32,7 @@ from pleiades.runtime.startup import STOP_SIGNALS
 if TYPE_CHECKING:
     from concurrent.futures import ThreadPoolExecutor
 
-    from pleiades.runtime.settings import Settings
+    from pleiades.config.settings import Settings
     from pleiades.runtime.stage import StageSpec
 
 log = logging.getLogger(__name__)
@@ -59,7 +59,7 @@ class Beat(NamedTuple):
     ready: bool
     """Reader: connected; publisher: the destination is open and takes events."""
     allowed_seconds: float
-    """How long the child may now be silent beyond the usual, e.g. in a blocking read of an idle stream."""
+    """How long the child may be silent beyond the usual, e.g. in a blocking read of an idle stream."""
     committed_total: int
     """Publisher: commits of this generation that brought anything new."""
     published_total: int
@@ -166,7 +166,7 @@ class Life:
             return answer.result()
         finally:
             # An error refers to this frame. If the frame referred to the error, the batch of each failed
-            # commit would stay in memory until a collection; while a destination stalls, hundreds of them.
+            # commit would stay in memory until a collection: hundreds while a destination stalls.
             del answer
 
     def pause(self, seconds: float) -> None:

@@ -25,8 +25,8 @@ START_SECONDS = 30.0
 def launch(modules: Iterable[str]) -> ForkServerContext:
     """Start the forkserver, which imports `modules` while the caller goes on."""
     main = sys.modules["__main__"]
-    if main.__spec__ is None:
-        # Else each child would run the console script that started this process. It needs nothing of it.
+    if main.__spec__ is None and str(main.__file__).endswith("/pleiades"):
+        # Otherwise each child would run the console script again, of which it needs nothing.
         main.__spec__ = importlib.util.find_spec("pleiades.__main__")
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([*modules, "pleiades.runtime.preloaded"])
@@ -46,9 +46,12 @@ def start(process: ForkServerProcess) -> None:
     try:
         with _stop_signals_blocked():
             process.start()
-    except (OSError, EOFError) as error:
+    except EOFError:
         kill()
-        raise error if isinstance(error, OSError) else ConnectionError("the forkserver died")
+        raise ConnectionError("the forkserver died") from None
+    except OSError:
+        kill()
+        raise
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, usual)

@@ -24,8 +24,8 @@ cycle; with Python's default of 700 the collector looks at them all the time."""
 def tune() -> None:
     """Tune the C library and Python, once the process has imported its modules.
 
-    By default the C library gives each large block back to the kernel at once, and the kernel fills the next
-    one with zeros: a tenth of the time that a stage spends on an event.
+    By default the C library gives each large block back to the kernel at once, and the kernel fills the
+    next one with zeros: a tenth of the time that a stage spends on an event.
     """
     # Only glibc has mallopt.
     with contextlib.suppress(AttributeError):

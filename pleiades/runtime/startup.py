@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import FrameType
+from typing import Any, TypeVar
+
+from pleiades.runtime.errors import Fatal
+
+T = TypeVar("T", bound=Any)
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+STANDARD_STREAMS = (("stdin", "r"), ("stdout", "w"), ("stderr", "w"))
+"""By their descriptors."""
 
 
 def take_nothing_over() -> None:
@@ -17,10 +27,10 @@ def take_nothing_over() -> None:
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     # A closed standard stream would be the number of the next file or socket, and get what is logged.
-    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) < len(STANDARD_STREAMS):
         os.set_inheritable(descriptor, True)
     os.close(descriptor)
-    for number, (name, mode) in enumerate((("stdin", "r"), ("stdout", "w"), ("stderr", "w"))):
+    for number, (name, mode) in enumerate(STANDARD_STREAMS):
         if getattr(sys, name) is None:
             setattr(sys, name, os.fdopen(number, mode, closefd=False))
 
@@ -33,8 +43,41 @@ def on_stop_signals(handler: Callable[[int, FrameType | None], object]) -> None:
             signal.signal(number, handler)
 
 
-def leave_working_directory() -> None:
-    """Settings are absolute by now. A directory that is removed, or that holds a `socket.py`, must not
-    matter to this process or those that it starts.
+@contextlib.contextmanager
+def in_root_directory() -> Iterator[None]:
+    """Make all processes independent of the working directory, which may be removed, may not be entered,
+    or may hold a `socket.py`.
     """
+    here = None
+    with contextlib.suppress(OSError):
+        here = os.open(".", os.O_PATH | os.O_CLOEXEC)
     os.chdir("/")
+    try:
+        yield
+    finally:
+        if here is not None:
+            with contextlib.suppress(OSError):
+                os.chdir(here)
+            os.close(here)
+
+
+def absolute(settings: T) -> T:
+    """The same settings, with paths that hold in any working directory.
+
+    Raises:
+        Fatal: a path is relative, and there is no working directory.
+    """
+    changed: dict[str, Any] = {}
+    for field in dataclasses.fields(settings):
+        value = getattr(settings, field.name)
+        if isinstance(value, Path):
+            try:
+                changed[field.name] = value.absolute()
+            except OSError:
+                raise Fatal(
+                    f"the working directory is gone, and {str(value)!r} is relative to it. No event was "
+                    "read or written. Give an absolute path"
+                ) from None
+        elif dataclasses.is_dataclass(value):
+            changed[field.name] = absolute(value)
+    return dataclasses.replace(settings, **changed)

@@ -47,8 +47,8 @@ UNKILLABLE_SECONDS = 5.0
 
 
 Stages = Callable[[bool, object], list[StageSpec]]
-"""Makes new channels and stages. Arguments: whether there is a position of this run to resume from, and the
-last `Beat.details` of the generation before."""
+"""Makes new channels and stages. Arguments: whether there is a position of this run to resume from, and
+the last `Beat.details` of the generation before."""
 
 
 class Display(Protocol):
@@ -103,7 +103,7 @@ class Supervisor:
             stack.enter_context(self._waker)
             stack.callback(self._watch_signals())
             folder = stack.enter_context(metrics_folder())
-            startup.leave_working_directory()
+            stack.enter_context(startup.in_root_directory())
             # It imports while this process goes on.
             context = forkserver.launch(self._modules)
             self._start = partial(ChildProcess, context, settings, folder)
@@ -340,7 +340,7 @@ class Supervisor:
                 )
 
     def _reap(self) -> None:
-        """As PID 1, reap the orphans that the kernel hands over; `multiprocessing` reaps its forkserver."""
+        """As PID 1, reap orphans that the kernel hands over. `multiprocessing` reaps its forkserver."""
         with contextlib.suppress(ChildProcessError):
             while dead := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT):
                 if dead.si_pid == forkserver.pid():

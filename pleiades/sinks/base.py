@@ -163,6 +163,8 @@ class Destination(ABC):
     """Its flag also wins beside that of another destination."""
     skip_existing_refusal: ClassVar[str] = ""
     """Why a replay has no --skipExisting here; empty: it has."""
+    modules: ClassVar[tuple[str, ...]] = ()
+    """What `make_sink` imports. It is imported once, before the processes are forked."""
 
     @classmethod
     def flags(cls) -> Sequence[Flag]:

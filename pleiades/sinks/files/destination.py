@@ -53,6 +53,7 @@ class FilesDestination(Destination):
         without=("demo",),
         group="publishers",
     )
+    modules = ("pleiades.sinks.files.sink",)
     skip_existing_refusal = "its files have names that tell what is there, with or without it"
 
     @property

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-import time
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from pleiades.config.settings import Settings
+from pleiades.core.restart import Ended, RestartPolicy
 from pleiades.runtime import forkserver, stage, supervisor
 from pleiades.runtime.child import Life
 from pleiades.runtime.metrics import Metrics
@@ -30,6 +31,15 @@ def never(*_: object) -> None:
     raise AssertionError("no child should run")
 
 
+decided = RestartPolicy.pause_seconds
+
+
+def no_pause(policy: RestartPolicy, ended: Ended, jitter: float) -> float | None:
+    """What was decided, but at once."""
+    pause_seconds = decided(policy, ended, jitter)
+    return pause_seconds and 0.0
+
+
 def test_a_process_that_can_not_be_started_is_a_failed_generation(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -44,9 +54,8 @@ def test_a_process_that_can_not_be_started_is_a_failed_generation(
         raise BlockingIOError(11, "Resource temporarily unavailable")
 
     monkeypatch.setattr(supervisor, "ChildProcess", failing)
-    monkeypatch.setattr(supervisor.forkserver, "launch", never_forks)
-    monkeypatch.setattr(Supervisor, "_wait", lambda _self, _seconds: time.sleep(0))
-    monkeypatch.setattr(supervisor.random, "random", lambda: -1.0)
+    monkeypatch.setattr(forkserver, "launch", lambda _modules: None)
+    monkeypatch.setattr(RestartPolicy, "pause_seconds", no_pause)
 
     def no_signals(self: Supervisor) -> Callable[[], object]:
         self._wake.setblocking(False)
@@ -60,17 +69,13 @@ def test_a_process_that_can_not_be_started_is_a_failed_generation(
     assert "gave up: publisher ended 6 times in a row" in caplog.text
 
 
-def never_forks(_modules: object) -> None:
-    pass
-
-
 # ---- the forkserver ----
 
 
 def beats_on(life: Life, _metrics: Metrics) -> None:
     while True:
         life.beat(at_once=True)
-        time.sleep(0.01)
+        threading.Event().wait(0.01)
 
 
 SPEC = StageSpec("reader", beats_on, ())
@@ -104,7 +109,6 @@ def heard(child: ChildProcess) -> bool:
 
 def test_a_killed_child_is_told_from_a_lost_one(start: Callable[[], ChildProcess]) -> None:
     child = start()
-    assert child.exit_status is None
     child.send(signal.SIGKILL)
     until(lambda: child.exit_status is not None, "its end")
     assert child.exit_status == -signal.SIGKILL
@@ -147,9 +151,10 @@ def test_a_hung_forkserver_is_replaced(
     assert child.exit_status == EXIT_UNKNOWN
     start()
     hang()
-    with monkeypatch.context() as impatient, pytest.raises(TimeoutError, match="has not answered"):
+    with monkeypatch.context() as impatient:
         impatient.setattr(forkserver, "START_SECONDS", 0.2)
-        start()
+        with pytest.raises(TimeoutError, match="has not answered"):
+            start()
     start()
 
 
@@ -159,12 +164,11 @@ def hang() -> None:
     os.kill(server, signal.SIGSTOP)
 
 
-def test_a_child_closes(start: Callable[[], ChildProcess], tmp_path: Path) -> None:
-    before = len(os.listdir("/proc/self/fd"))  # noqa: PTH208
+def test_a_child_that_is_closed_leaves_no_descriptor(tmp_path: Path) -> None:
     context = forkserver.launch([])
-    child = ChildProcess(context, settings(), str(tmp_path), SPEC)
-    child.send(signal.SIGKILL)
-    until(lambda: child.exit_status is not None, "its end")
-    with closing(child):
-        pass
-    assert len(os.listdir("/proc/self/fd")) == before  # noqa: PTH208
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    with closing(ChildProcess(context, settings(), str(tmp_path), SPEC)) as child:
+        child.send(signal.SIGKILL)
+        until(lambda: child.exit_status is not None, "its end")
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
+    forkserver.kill()
