@@ -12,7 +12,7 @@ import os
 import signal
 import sys
 from collections.abc import Iterable, Iterator
-from multiprocessing import forkserver, resource_tracker
+from multiprocessing import current_process, forkserver, resource_tracker
 from multiprocessing.context import ForkServerContext, ForkServerProcess
 from typing import NoReturn
 
@@ -22,15 +22,24 @@ START_SECONDS = 30.0
 """The longest that a start may take before the forkserver counts as hung."""
 
 
-def launch(modules: Iterable[str]) -> ForkServerContext:
-    """Start the forkserver, which imports `modules` while the caller goes on."""
+def launch(modules: Iterable[str], folder: str) -> ForkServerContext:
+    """Start the forkserver, which imports `modules` while the caller goes on.
+
+    Args:
+        folder: where its socket lies. Whoever removes the folder removes that too.
+    """
+    # By default it lies in a new folder, which a killed parent leaves behind. This path fits into the
+    # address of a socket (108 bytes), however long that of the folder is.
+    descriptor = os.open(folder, os.O_PATH | os.O_CLOEXEC)
+    current_process()._config["tempdir"] = f"/proc/self/fd/{descriptor}"  # type: ignore[attr-defined]  # noqa: SLF001
     main = sys.modules["__main__"]
     if main.__spec__ is None and str(main.__file__).endswith("/pleiades"):
         # Otherwise each child would run the console script again, of which it needs nothing.
         main.__spec__ = importlib.util.find_spec("pleiades.__main__")
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([*modules, "pleiades.runtime.preloaded"])
-    with _stop_signals_blocked():
+    # Each start of a child tries again.
+    with contextlib.suppress(OSError), _stop_signals_blocked():
         forkserver.ensure_running()
     return context
 

@@ -105,7 +105,7 @@ class Supervisor:
             folder = stack.enter_context(metrics_folder())
             stack.enter_context(startup.in_root_directory())
             # It imports while this process goes on.
-            context = forkserver.launch(self._modules)
+            context = forkserver.launch(self._modules, folder)
             self._start = partial(ChildProcess, context, settings, folder)
             self._metrics = Metrics("parent", folder)
             served = pages(self._unhealthy, self._unready, self._processes)

@@ -54,7 +54,7 @@ def test_a_process_that_can_not_be_started_is_a_failed_generation(
         raise BlockingIOError(11, "Resource temporarily unavailable")
 
     monkeypatch.setattr(supervisor, "ChildProcess", failing)
-    monkeypatch.setattr(forkserver, "launch", lambda _modules: None)
+    monkeypatch.setattr(forkserver, "launch", lambda _modules, _folder: None)
     monkeypatch.setattr(RestartPolicy, "pause_seconds", no_pause)
 
     def no_signals(self: Supervisor) -> Callable[[], object]:
@@ -84,7 +84,7 @@ SPEC = StageSpec("reader", beats_on, ())
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Callable[[], ChildProcess]]:
     """Starts a child that beats; all have ended after the test."""
-    context = forkserver.launch([])
+    context = forkserver.launch([], str(tmp_path))
     children: list[ChildProcess] = []
 
     def started() -> ChildProcess:
@@ -165,7 +165,7 @@ def hang() -> None:
 
 
 def test_a_child_that_is_closed_leaves_no_descriptor(tmp_path: Path) -> None:
-    context = forkserver.launch([])
+    context = forkserver.launch([], str(tmp_path))
     before = len(list(Path("/proc/self/fd").iterdir()))
     with closing(ChildProcess(context, settings(), str(tmp_path), SPEC)) as child:
         child.send(signal.SIGKILL)
