@@ -33,7 +33,7 @@ def launch(modules: Iterable[str], folder: str) -> ForkServerContext:
     descriptor = os.open(folder, os.O_PATH | os.O_CLOEXEC)
     current_process()._config["tempdir"] = f"/proc/self/fd/{descriptor}"  # type: ignore[attr-defined]  # noqa: SLF001
     main = sys.modules["__main__"]
-    if main.__spec__ is None and str(main.__file__).endswith("/pleiades"):
+    if main.__spec__ is None and vars(main).get("__file__", "").endswith("/pleiades"):
         # Otherwise each child would run the console script again, of which it needs nothing.
         main.__spec__ = importlib.util.find_spec("pleiades.__main__")
     context = multiprocessing.get_context("forkserver")

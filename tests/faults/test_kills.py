@@ -47,7 +47,7 @@ def test_restarts_are_counted_by_component_and_metrics_survive(
             )
             assert relay.metric("pleiades_goroutine_restarts", component=role) == 1
             relay.until(more_than(folder, published), "new events", 30)
-        files = sorted(path.name for path in temporary.glob("pleiades-metrics-*/*"))
+        files = sorted(path.name for path in temporary.glob("pleiades-metrics-*/*.db"))
         # What was published by commits that a kill cut short is not in it.
         relay.until(
             lambda: relay.metric("pleiades_file_publish_events_total") > before, "a count", 30
