@@ -413,7 +413,14 @@ def test_works_as_pid_1_and_buries_orphans(simulate: Simulate, flags: Flags, fol
 def test_a_stop_at_any_moment_of_the_start_is_clean(simulate: Simulate, flags: Flags) -> None:
     """From before the first log line to just connected: no traceback, no error, status 0."""
     upstream = simulate(SimulatorSettings(rate=100))
-    moments = ("imported", "forkserver", "metrics on", "publisher", "reader", "starting at|resuming")
+    moments = (
+        "imported",
+        "forkserver",
+        "metrics on",
+        "publisher",
+        "reader",
+        "starting at|resuming",
+    )
     numbers = cycle((signal.SIGTERM, signal.SIGINT, signal.SIGHUP))
     for moment, number in zip(moments, numbers, strict=False):
         with Relay(*flags(upstream), command=("setsid", *COMMAND)) as relay:
