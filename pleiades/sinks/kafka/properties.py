@@ -13,6 +13,7 @@ from __future__ import annotations
 import ipaddress
 import re
 from collections.abc import Iterable
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
@@ -119,28 +120,23 @@ def _broker(text: str) -> str:
     if match is None:
         raise ValueError(f"{text!r} is no broker such as kafka.example.org:9092 or [::1]:9092")
     host, port = match[1], int((match[2] or str(DEFAULT_PORT))[:6])
-    if not (_is_ipv6(host[1:-1]) if host.startswith("[") else _HOST.fullmatch(host)):
+    try:
+        known = ipaddress.IPv6Address(host[1:-1]) if host.startswith("[") else _HOST.fullmatch(host)
+    except ValueError:
+        known = None
+    if known is None:
         raise ValueError(f"{text!r} names no host; write host:port[,host:port]")
     if not 1 <= port <= MAX_PORT:
         raise ValueError(f"{text!r} has a port that is not between 1 and {MAX_PORT}")
     return f"{host}:{port}"
 
 
-def _is_ipv6(text: str) -> bool:
-    try:
-        ipaddress.IPv6Address(text)
-    except ValueError:
-        return False
-    return True
-
-
 def merged(*sources: Properties) -> Properties:
     """All of them; later sources outrank earlier ones, also where a property has two names."""
     found: dict[str, str] = {}
-    for source in sources:
-        for name, value in source:
-            found.pop(name, None)
-            found[name] = value
+    for name, value in chain(*sources):
+        found.pop(name, None)
+        found[name] = value
     return tuple(found.items())
 
 
@@ -167,7 +163,7 @@ def without_brokers(properties: Properties) -> tuple[str | None, Properties]:
 
 
 def is_secret(name: str) -> bool:
-    """Whether this property's value must not be seen by anybody else."""
+    """Whether nobody else may see this property's value."""
     return _SECRET.search(name) is not None
 
 
@@ -197,7 +193,71 @@ def without_values(text: str, properties: Properties) -> str:
     return text
 
 
-# ---- what is refused ----
+# ---- refused properties ----
+
+
+class Rule(NamedTuple):
+    """The values that a property may have, in lower case as librdkafka compares them; empty: none."""
+
+    accepted: tuple[str, ...]
+    why: str
+
+
+_TABLE = """
+the producer:
+transactional.id | | Pleiades derives it from topic and streams, so that a second instance is kept out
+enable.idempotence | true t 1 | without it a retry would publish an event twice
+acks request.required.acks | all -1 | with less, a broker's death would lose published events
+max.in.flight max.in.flight.requests.per.connection | 1 2 3 4 5 | \
+    with more, a retry could change the order of events or repeat them
+enable.gapless.guarantee | false f 0 | \
+    a transaction leaves no gap anyway; with this a failed batch would end the producer
+queuing.strategy | fifo | otherwise events would not stay in order
+partitioner | consistent consistent_random murmur2 murmur2_random fnv1a fnv1a_random | \
+    otherwise events with the same key would not stay in order
+compression.codec compression.type | | use --kafka.compression
+queue.buffering.max.messages queue.buffering.max.kbytes | | Pleiades sets it for all events in flight
+message.max.bytes | | Pleiades sets it; the topic's max.message.bytes limits the size of an event
+delivery.report.only.error | | Pleiades waits for the report of each event
+
+the consumer that reads the topic back:
+group.id | | Pleiades derives it from topic and streams: it holds the position
+group.instance.id | | the group only holds the position, and has no members
+isolation.level | read_committed | otherwise events of a broken transaction would count as published
+enable.auto.commit auto.commit.enable enable.auto.offset.store | false f 0 | \
+    the transaction of the events commits the position, and nothing else may
+offset.store.method | broker none | \
+    the transaction of the events commits the position, and nothing else may
+auto.offset.reset | | Pleiades sets where it reads; going on elsewhere would hide published events
+enable.partition.eof | | Pleiades sets it to find the end of the topic
+queued.max.messages.kbytes fetch.queue.backoff.ms | | \
+    Pleiades sets it, so that a start reads the topic back within bounded memory
+topic.blacklist | | a hidden topic would look empty, and be filled again
+
+both:
+allow.auto.create.topics | false f 0 | \
+    Pleiades creates the topic itself, with --kafka.partitions and --kafka.replication
+statistics.interval.ms | | Pleiades sets it for its own metrics
+enabled_events | | delivery reports would go where nobody reads them
+log.queue | | librdkafka's log would go where nobody reads it
+internal.termination.signal | | signals stop Pleiades and its processes
+plugin.library.paths | | it loads foreign code, which may change or drop published events
+test.mock.num.brokers | | it simulates a cluster in memory, and all events would be lost with it
+"""
+_ROWS = [[cell.strip() for cell in row.split("|")] for row in _TABLE.splitlines() if "|" in row]
+RULES = {
+    name: Rule(tuple(accepted.split()), why)
+    for names, accepted, why in _ROWS
+    for name in names.split()
+}
+"""By name. All other properties are allowed."""
+
+_OBJECTS = {
+    *("opaque", "interceptors", "default_topic_conf", "default.topic.config", "msg_order_cmp"),
+    *("logger", "on_delivery", "on_commit"),
+    *("ssl_key", "ssl_certificate", "ssl_ca", "ssl_engine_callback_data"),
+}
+"""librdkafka's and its Python client's. The latter would take some of them as text, and crash later."""
 
 
 def refuse(properties: Properties) -> None:
@@ -214,100 +274,6 @@ def refuse(properties: Properties) -> None:
                 f"the Kafka property {name} can't be set: it is a program's object, and no text"
             )
         rule = RULES.get(name) or RULES.get(plain)
-        # librdkafka compares in lower case, too.
         if rule is not None and value.lower() not in rule.accepted:
-            raise UsageError(f"the Kafka property {name} {rule.must}: {rule.why}")
-
-
-_OBJECTS = {
-    *("opaque", "interceptors", "default_topic_conf", "default.topic.config", "msg_order_cmp"),
-    *("logger", "on_delivery", "on_commit"),
-    *("ssl_key", "ssl_certificate", "ssl_ca", "ssl_engine_callback_data"),
-}
-"""librdkafka's and its Python client's. The latter would take some of them as text, and crash later."""
-
-
-class Rule(NamedTuple):
-    """The values that a property may have, and why."""
-
-    accepted: tuple[str, ...]
-    why: str
-    other: str = ""
-
-    @property
-    def must(self) -> str:
-        """The rule in words, after the property's name."""
-        return f"must be {self.other or self.accepted[0]}" if self.accepted else "can't be set"
-
-
-_FALSE = ("false", "f", "0")
-_NO_OFFSETS = "the transaction of the events commits the position, and nothing else may"
-_OF_KEY = ("consistent", "murmur2", "fnv1a")
-
-_TABLE = {
-    # ---- the producer ----
-    "transactional.id": Rule(
-        (), "Pleiades derives it from topic and streams, so that a second instance is kept out"
-    ),
-    "enable.idempotence": Rule(
-        ("true", "t", "1"), "without it a retry would publish an event twice"
-    ),
-    "acks request.required.acks": Rule(
-        ("all", "-1"), "with less, a broker's death would lose events that count as published"
-    ),
-    "max.in.flight max.in.flight.requests.per.connection": Rule(
-        ("1", "2", "3", "4", "5"),
-        "with more, a retry could change the order of events or repeat them",
-        "1 to 5",
-    ),
-    "enable.gapless.guarantee": Rule(
-        _FALSE,
-        "a transaction leaves no gap anyway; with this a failed batch would end the producer",
-    ),
-    "queuing.strategy": Rule(("fifo",), "otherwise events would not stay in order"),
-    "partitioner": Rule(
-        (*_OF_KEY, *(f"{name}_random" for name in _OF_KEY)),
-        "otherwise events with the same key would not stay in order",
-        "one that looks at the key (consistent, murmur2, fnv1a, each also with _random)",
-    ),
-    "compression.codec compression.type": Rule((), "use --kafka.compression"),
-    "queue.buffering.max.messages queue.buffering.max.kbytes": Rule(
-        (), "Pleiades sets it, so that all events in flight fit"
-    ),
-    "message.max.bytes": Rule(
-        (), "Pleiades sets it; the topic's max.message.bytes limits the size of an event"
-    ),
-    "delivery.report.only.error": Rule((), "Pleiades waits for the report of each event"),
-    # ---- the consumer that reads the topic back ----
-    "group.id": Rule((), "Pleiades derives it from topic and streams: it holds the position"),
-    "group.instance.id": Rule((), "the group only holds the position, and has no members"),
-    "isolation.level": Rule(
-        ("read_committed",), "otherwise events of a broken transaction would count as published"
-    ),
-    "enable.auto.commit auto.commit.enable enable.auto.offset.store": Rule(_FALSE, _NO_OFFSETS),
-    "offset.store.method": Rule(("broker", "none"), _NO_OFFSETS),
-    "auto.offset.reset": Rule(
-        (), "Pleiades sets where it reads; going on elsewhere would hide published events"
-    ),
-    "enable.partition.eof": Rule((), "Pleiades sets it to find the end of the topic"),
-    "queued.max.messages.kbytes fetch.queue.backoff.ms": Rule(
-        (), "Pleiades sets it, so that a start reads the topic back within bounded memory"
-    ),
-    "topic.blacklist": Rule((), "a hidden topic would look empty, and be filled again"),
-    # ---- both ----
-    "allow.auto.create.topics": Rule(
-        _FALSE, "Pleiades creates the topic itself, with --kafka.partitions and --kafka.replication"
-    ),
-    "statistics.interval.ms": Rule((), "Pleiades sets it for its own metrics"),
-    "enabled_events": Rule((), "delivery reports would go where nobody reads them"),
-    "log.queue": Rule((), "librdkafka's log would go where nobody reads it"),
-    "internal.termination.signal": Rule((), "signals stop Pleiades and its processes"),
-    "plugin.library.paths": Rule(
-        (), "it loads foreign code, which may change or drop published events"
-    ),
-    "test.mock.num.brokers": Rule(
-        (), "it simulates a cluster in this process's memory, and all events would be lost with it"
-    ),
-}
-RULES = {name: rule for names, rule in _TABLE.items() for name in names.split()}
-"""By name. All other properties are allowed."""
+            must = f"must be {' or '.join(rule.accepted)}" if rule.accepted else "can't be set"
+            raise UsageError(f"the Kafka property {name} {must}: {rule.why}")
