@@ -18,7 +18,7 @@ from pleiades.core.units import iso_time
 from pleiades.core.wire import TopicPartition
 from pleiades.replay.arguments import Arguments, arguments_from, replay_parser
 from pleiades.replay.progress import ProgressLine
-from pleiades.replay.report import Report, Totals, totals, write_report
+from pleiades.replay.report import Report, totals, write_report
 from pleiades.replay.survey import Found, Survey, look_at_all
 from pleiades.runtime import logs, metric_store
 from pleiades.runtime.errors import (
@@ -30,7 +30,7 @@ from pleiades.runtime.errors import (
     UsageError,
 )
 from pleiades.sinks.base import destination_of
-from pleiades.sinks.counting import Counted, Hours
+from pleiades.sinks.counting import Counted
 
 log = logging.getLogger(__name__)
 
@@ -45,18 +45,20 @@ def run(arguments: Sequence[str], description: str) -> int:
     """
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _leave)
-    parsed = replay_parser(description).parse_args(arguments)
-    told = arguments_from(vars(parsed))
+    told = arguments_from(vars(replay_parser(description).parse_args(arguments)))
     logs.configure(told.settings.log_level, told.settings.log_format, "parent")
-    restart = told.restart
-    stored = None if told.dry_run or restart else _stored(told.settings)
-    if stored is not None and _is_finished(stored) and (told.skip_existing or not told.absolute):
-        # What the topic has may be less than what was published. And `-36h` means another range by now.
+    stored = None
+    if not (told.dry_run or told.restart):
+        stored = destination_of(told.settings).stored_checkpoint()
+    if stored is not None and stored.done is None:
         stored = None
-        told = replace(told, restart=True)
+    resume = not told.restart
+    if stored is not None and _is_finished(stored) and (told.skip_existing or not told.absolute):
+        # The destination may hold less than was published. And `-36h` means another range by now.
+        stored, resume = None, False
     now_ms = time.time_ns() // 1_000_000 if stored is None else stored.clock_ms
     span = told.range(now_ms)
-    display = Display(told, span, stored, restart)
+    display = Display(told, span, stored)
     if stored is not None and _is_finished(stored):
         log.info("all of this is published already: --restart would begin again")
         return display.conclude(EXIT_STOPPED)
@@ -66,7 +68,7 @@ def run(arguments: Sequence[str], description: str) -> int:
         iso_time(span.end.default_ms),
         "" if stored is None else ", going on where an earlier run stopped",
     )
-    settings = _with_range(told, span, now_ms, stored)
+    settings = replace(_with_range(told, span, now_ms, stored), resume=resume)
 
     from pleiades.pipeline import replay
 
@@ -76,12 +78,6 @@ def run(arguments: Sequence[str], description: str) -> int:
 def _leave(_number: int, _frame: FrameType | None) -> None:
     # Nothing is under way that would have to be finished.
     os._exit(EXIT_INTERRUPTED)
-
-
-def _stored(settings: Settings) -> Checkpoint | None:
-    """The checkpoint that an earlier run with the same arguments left."""
-    checkpoint = destination_of(settings).stored_checkpoint()
-    return None if checkpoint is None or checkpoint.done is None else checkpoint
 
 
 def _is_finished(checkpoint: Checkpoint) -> bool:
@@ -110,7 +106,6 @@ def _with_range(told: Arguments, span: Range, now_ms: int, stored: Checkpoint | 
     published = 0 if stored is None or stored.done is None else stored.done.total
     return replace(
         told.settings,
-        resume=not told.restart,
         replay=ReplaySettings(
             range=span,
             resolved_ms=now_ms,
@@ -149,75 +144,52 @@ def _tell_of_gaps(found: dict[TopicPartition, Found], allow_gap: bool) -> bool:
 
 
 class Display:
-    """What is seen meanwhile, and what is said at the end."""
+    """Shows the progress, and a summary at the end."""
 
-    def __init__(
-        self, told: Arguments, span: Range, stored: Checkpoint | None, restart: bool
-    ) -> None:
-        self._restart = restart
-        settings = told.settings
-        self._told = told
-        self._span = span
-        self._line = ProgressLine(span, quiet=settings.log_level >= logging.ERROR)
-        self._checkpoint = stored
-        self._hours: Hours = {}
-        self._published = self._restarts = 0
-        self._totals = Totals()
+    def __init__(self, told: Arguments, span: Range, stored: Checkpoint | None) -> None:
+        self._report = Report(told, span, stored)
+        self._line = ProgressLine(span, quiet=told.settings.log_level >= logging.ERROR)
         self._started = time.monotonic()
 
     def show(self, published: int, lag_seconds: float, restarts: int, details: object) -> None:
         """See `supervisor.Display`."""
         self._learn(published, restarts, details)
-        self._line.show(self._checkpoint)
+        self._line.show(self._report.checkpoint)
 
     def close(self, published: int, restarts: int, details: object) -> None:
         """See `supervisor.Display`."""
         self._learn(published, restarts, details)
         self._line.close()
-        self._totals = totals(metric_store.collected())
+        self._report.totals = totals(metric_store.collected())
 
     def _learn(self, published: int, restarts: int, details: object) -> None:
-        self._published, self._restarts = published, restarts
+        report = self._report
+        report.published_now, report.restarts = published, restarts
         if isinstance(details, Counted):
-            details, self._hours = details
+            details, report.hours = details
         if isinstance(details, Checkpoint):
-            self._checkpoint = details
+            report.checkpoint = details
 
     def conclude(self, status: int) -> int:
         """Print the summary and write the report; returns the exit status."""
-        checkpoint = self._checkpoint
+        report, checkpoint = self._report, self._report.checkpoint
         if status == EXIT_STOPPED:
             if checkpoint is None or not _is_finished(checkpoint):
                 status = EXIT_INTERRUPTED
             elif checkpoint.done is not None and checkpoint.done.incomplete:
                 status = EXIT_INCOMPLETE
-        told = self._told
-        report = Report(
-            streams=told.settings.upstream.streams,
-            destination=destination_of(told.settings).place,
-            span=self._span,
-            part=told.part,
-            checkpoint=checkpoint,
-            totals=self._totals,
-            published_now=self._published,
-            seconds=time.monotonic() - self._started,
-            restarts=self._restarts,
-            status=status,
-            dry_run=told.dry_run,
-            hours=self._hours,
-            restart=self._restart,
-        )
-        wrong = ""
-        if told.report is not None:
+        report.status, report.seconds = status, time.monotonic() - self._started
+        wrong, path = "", report.told.report
+        if path is not None:
             try:
-                write_report(told.report, report)
+                write_report(path, report)
             except OSError as error:
                 wrong = (
-                    f"can't write the report {told.report}: {error.strerror}. The events are not "
-                    "concerned: what the summary says holds. Run the same command again for it"
+                    f"can't write the report {path}: {error.strerror}. The events are safe: the "
+                    "summary is right. Run the same command again for the report"
                 )
         try:
-            print(report.text(), file=sys.stdout, flush=True)  # noqa: T201  # what was asked for
+            print(report.text(), file=sys.stdout, flush=True)  # noqa: T201  # the summary
         except OSError as error:
             log.warning("can't write the summary to standard output: %s", error.strerror)
             # Or Python tries once more at its end, and complains.

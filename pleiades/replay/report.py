@@ -13,11 +13,13 @@ import orjson
 from prometheus_client import CollectorRegistry
 
 from pleiades.core.position import Checkpoint, Done
-from pleiades.core.range import Range, Slice
+from pleiades.core.range import Range
 from pleiades.core.units import iso_time, plural, rough_duration
 from pleiades.core.wire import REASONS, TopicPartition
+from pleiades.replay.arguments import Arguments
 from pleiades.replay.progress import name_of
 from pleiades.runtime.errors import EXIT_INCOMPLETE, EXIT_INTERRUPTED, EXIT_STOPPED
+from pleiades.sinks.base import destination_of
 
 LABEL_WIDTH = 20
 _OUTCOMES = {
@@ -62,28 +64,23 @@ def totals(registry: CollectorRegistry) -> Totals:
     )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Report:
     """One run of a replay."""
 
-    streams: tuple[str, ...]
-    destination: str
+    told: Arguments
     span: Range
-    part: Slice | None
     checkpoint: Checkpoint | None
-    """The last durable one; None: it did not come to one."""
-    totals: Totals
-    published_now: int
+    """The last durable one; None: there is none yet."""
+    totals: Totals = field(default_factory=Totals)
+    published_now: int = 0
     """Events of this run."""
-    seconds: float
-    restarts: int
-    status: int
+    seconds: float = 0.0
+    restarts: int = 0
+    status: int = EXIT_STOPPED
     """The exit status."""
-    dry_run: bool
-    hours: Mapping[tuple[str, int], int]
+    hours: Mapping[tuple[str, int], int] = field(default_factory=dict)
     """Of a dry run: events by topic (empty: unknown) and begin of the hour, ms since 1970."""
-    restart: bool = False
-    """It was told to begin again, whatever was there."""
 
     @property
     def _done(self) -> Done:
@@ -98,9 +95,9 @@ class Report:
         return self.published_now / self.seconds if self.seconds else 0.0
 
     def _outcome(self) -> str:
-        if self.status == EXIT_INTERRUPTED and self.dry_run:
+        if self.status == EXIT_INTERRUPTED and self.told.dry_run:
             return "stopped before its end: nothing is kept of a dry run"
-        if self.status == EXIT_INTERRUPTED and self.restart:
+        if self.status == EXIT_INTERRUPTED and self.told.restart:
             return "stopped before its end: the same command without --restart goes on"
         return _OUTCOMES.get(self.status, "failed: the log says why")
 
@@ -108,13 +105,14 @@ class Report:
         """A summary."""
         done, counted = self._done, self.totals
         begin, end = self.span.begin, self.span.end
-        part = "" if self.part is None else f", slice {self.part.number} of {self.part.parts}"
+        part = self.told.part
+        piece = "" if part is None else f", slice {part.number} of {part.parts}"
         own = " (each topic from its own id)" if self.span.sources else ""
         rows = [
             ("replay", self._outcome()),
-            ("range", f"{iso_time(begin.default_ms)} to {iso_time(end.default_ms)}{own}{part}"),
-            ("streams", ", ".join(self.streams)),
-            ("into", self.destination),
+            ("range", f"{iso_time(begin.default_ms)} to {iso_time(end.default_ms)}{own}{piece}"),
+            ("streams", ", ".join(self.told.settings.upstream.streams)),
+            ("into", destination_of(self.told.settings).place),
             ("events", self._events()),
         ]
         rows += [
@@ -139,7 +137,7 @@ class Report:
 
     def _events(self) -> str:
         total = self._done.total
-        if self.dry_run:
+        if self.told.dry_run:
             return f"{total:,} counted, nothing was written"
         if total == self.published_now:
             return f"{total:,}"
@@ -162,7 +160,7 @@ class Report:
 
     def json(self) -> bytes:
         """The same for programs; keys and their order stay as they are."""
-        done, counted = self._done, self.totals
+        done, counted, part = self._done, self.totals, self.told.part
         report: dict[str, Any] = {
             "complete": self.status == EXIT_STOPPED,
             "exit_status": self.status,
@@ -172,11 +170,9 @@ class Report:
                 "from_ms": self.span.begin.default_ms,
                 "to_ms": self.span.end.default_ms,
             },
-            "slice": None
-            if self.part is None
-            else {"number": self.part.number, "of": self.part.parts},
-            "streams": list(self.streams),
-            "destination": self.destination,
+            "slice": part and {"number": part.number, "of": part.parts},
+            "streams": list(self.told.settings.upstream.streams),
+            "destination": destination_of(self.told.settings).place,
             "events": done.total,
             "events_this_run": self.published_now,
             "topics": [
@@ -200,7 +196,7 @@ class Report:
             "events_per_second": round(self._rate, 1),
             "restarts": self.restarts,
         }
-        if self.dry_run:
+        if self.told.dry_run:
             report["hours"] = [
                 {"topic": topic or None, "hour": iso_time(hour), "events": count}
                 for (topic, hour), count in sorted(self.hours.items())

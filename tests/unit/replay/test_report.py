@@ -9,27 +9,26 @@ from prometheus_client import CollectorRegistry
 
 from pleiades.core.position import Checkpoint, Done
 from pleiades.core.range import Bound, Range, Slice
+from pleiades.replay.arguments import Arguments
 from pleiades.replay.report import Report, Totals, totals, write_report
 from pleiades.runtime.metric_store import collected
 from pleiades.runtime.metrics import Metrics
+from tests.harness.settings import settings_of
 
 A, B = ("eqiad.mediawiki.recentchange", 0), ("codfw.mediawiki.recentchange", 1)
 BEGIN, END = 1_790_000_000_000, 1_790_003_600_000
+TOLD = Arguments(
+    settings_of("--file.enable", "--file.publishDir=/events"), dry_run=False, part=Slice(2, 8)
+)
 REPORT = Report(
-    streams=("recentchange",),
-    destination="files in /events",
-    span=Range(Bound(BEGIN), Bound(END)),
-    part=Slice(2, 8),
-    checkpoint=Checkpoint(
-        {A: BEGIN + 60_001, B: END + 5}, 0, END, Done({A: 1000, B: 234}, frozenset({B}))
-    ),
-    totals=Totals(5, 6, 7, 8, {"not_json": 2}),
+    TOLD,
+    Range(Bound(BEGIN), Bound(END)),
+    Checkpoint({A: BEGIN + 60_001, B: END + 5}, 0, END, Done({A: 1000, B: 234}, frozenset({B}))),
+    Totals(5, 6, 7, 8, {"not_json": 2}),
     published_now=234,
     seconds=2.0,
     restarts=1,
     status=5,
-    dry_run=False,
-    hours={},
 )
 
 
@@ -56,8 +55,8 @@ def test_the_outcome_follows_the_status(status: int, says: str) -> None:
 
 
 def test_what_begins_again_does_not_go_on() -> None:
-    assert "without --restart goes on" in replace(REPORT, restart=True).text()
-    dry = replace(REPORT, dry_run=True, restart=True).text()
+    assert "without --restart goes on" in replace(REPORT, told=replace(TOLD, restart=True)).text()
+    dry = replace(REPORT, told=replace(TOLD, dry_run=True, restart=True)).text()
     assert "nothing is kept of a dry run" in dry
 
 
@@ -74,7 +73,7 @@ def test_the_json_has_it_all() -> None:
 
 def test_a_dry_run_shows_a_table() -> None:
     hours = {(A[0], BEGIN - BEGIN % 3_600_000): 40, ("", 0): 2}
-    dry = replace(REPORT, dry_run=True, hours=hours)
+    dry = replace(REPORT, told=replace(TOLD, dry_run=True), hours=hours)
     assert "nothing was written" in dry.text()
     assert "  2026-09-21T14            40" in dry.text()
     assert "(of no known topic)" in dry.text()
