@@ -58,26 +58,6 @@ def test_restarts_are_counted_by_component_and_metrics_survive(
     assert not [name for name in files if any(char.isdigit() for char in name.replace("-0", ""))]
 
 
-def test_no_progress_over_several_restarts_ends_the_program(
-    simulate: Simulate, flags: Flags
-) -> None:
-    upstream = simulate(SimulatorSettings(history_events=0))
-    with Relay(*flags(upstream)) as relay:
-        seen: set[int] = set()
-
-        def kill_the_next() -> bool:
-            for child in relay.children():
-                if relay.role(child) == "parser-0" and child.pid not in seen:
-                    seen.add(child.pid)
-                    child.kill()
-            return relay.process.poll() is not None
-
-        until(kill_the_next, "the end", 90)
-        assert relay.wait() == 1
-    assert len(seen) == 6
-    assert "gave up: parser-0 ended 6 times in a row" in relay.log
-
-
 def test_to_publish_the_same_again_is_no_progress(folder: Path) -> None:
     """Of something without an id nobody can say that it was published: so it is, at each start."""
     head = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n"

@@ -310,10 +310,10 @@ def test_dead_letters(kafka: str, topic: str, limit: int) -> None:
 # ---- figures ----
 
 
-def test_the_window_of_50_000_events_is_read_back(
+def test_the_window_of_20_000_events_is_read_back(
     simulate: Simulate, to_topic: ToTopic, record_property: Callable[[str, object], None]
 ) -> None:
-    upstream = simulate(SimulatorSettings(rate=0, max_events=50_000, history_events=50_000))
+    upstream = simulate(SimulatorSettings(rate=0, max_events=20_000, history_events=20_000))
     everything = [f"--since={since_ms(upstream) - 10**9}", "--dedup.window=30d"]
     count = real(upstream)
     with Relay(*to_topic(upstream), *everything) as relay:

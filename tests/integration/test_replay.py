@@ -35,8 +35,8 @@ NO_CUTS = Faults(cut_every_seconds=0)
 NEVER_YEARS_BACK = Disorder(back_years_rate=0.0)
 """What is dated years back may lie in a range by its time, far behind where the range ends."""
 
-EVENTS = int(os.environ.get("REPLAY_EVENTS", "30000"))
-KILLS = int(os.environ.get("REPLAY_KILLS", "4"))
+EVENTS = int(os.environ.get("REPLAY_EVENTS", "15000"))
+KILLS = int(os.environ.get("REPLAY_KILLS", "2"))
 SLICES = int(os.environ.get("REPLAY_SLICES", "3"))
 """More of each where there is time: see CONTRIBUTING.md."""
 

@@ -55,7 +55,7 @@ from tests.harness.memory import MemorySink, MemoryStore
 from tests.property.test_exactly_once import START, ModelConnection, ModelUpstream
 from tests.unit.conftest import FakeChannel, FakeLife
 
-HISTORIES = int(os.environ.get("DESTINATION_HISTORIES", "150"))
+HISTORIES = int(os.environ.get("DESTINATION_HISTORIES", "75"))
 STEPS = 120
 MAX_STARTS = 1_000
 MEMORY = Path("/dev/shm")  # noqa: S108  # a folder of a random name is made in it

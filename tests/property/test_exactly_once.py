@@ -362,14 +362,14 @@ def test_every_event_once_and_in_order(rng: random.Random) -> None:
 
 def test_random_lives_reach_every_corner() -> None:
     seen: Counter[str] = Counter()
-    for seed in range(1_000):
+    for seed in range(250):
         seen += run_scenario(random.Random(seed))
-    assert seen["before start"] > 70
-    assert seen["repeated"] > 700
-    assert seen["connections"] > 3_500
-    for seed in range(70):
+    assert seen["before start"] > 15
+    assert seen["repeated"] > 175
+    assert seen["connections"] > 875
+    for seed in range(20):
         seen += run_scenario(random.Random(seed), steps=600)
-    assert seen["not read back"] > 300
+    assert seen["not read back"] > 80
 
 
 class FixedCountWindow(Window):

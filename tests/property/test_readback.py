@@ -170,17 +170,17 @@ def test_all_that_can_be_repeated_is_read(seed: int) -> None:
 
 def test_random_lives_reach_every_corner() -> None:
     seen: Counter[str] = Counter()
-    for seed in range(150):
+    for seed in range(40):
         life = Life(random.Random(seed))
         for _ in range(250):
             life.step()
         seen += life.seen
-    assert seen["marks"] > 2_000
-    assert seen["new starts"] > 50
+    assert seen["marks"] > 500
+    assert seen["new starts"] > 12
     assert seen["not read"] > seen["read"]
 
 
-@settings(max_examples=15)
+@settings(max_examples=8)
 @given(st.integers(0, 2**32), st.integers(2, 5))
 def test_what_stands_still_costs_at_most_two_of_its_windows(seed: int, idle: int) -> None:
     """However long it stands still, and however often the relay is restarted meanwhile."""
