@@ -12,8 +12,7 @@ from __future__ import annotations
 
 import struct
 import zlib
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import orjson
@@ -66,17 +65,6 @@ class Group(NamedTuple):
         fingerprints = b"".join([run.fingerprints for run in self.runs])
         crc = zlib.crc32(fingerprints, zlib.crc32(header))
         return _PREFIX.pack(_MARK, crc, len(header), len(fingerprints)) + header + fingerprints
-
-
-def runs_of(entries: Iterable[tuple[TopicPartition, bytes]], checkpoint: Checkpoint) -> list[Run]:
-    """One run per source of a commit's events, which are given as source and fingerprint."""
-    by_source: dict[TopicPartition, list[bytes]] = {}
-    for source, fingerprint in entries:
-        by_source.setdefault(source, []).append(fingerprint)
-    return [
-        Run(source, checkpoint.reached(source), b"".join(fingerprints))
-        for source, fingerprints in by_source.items()
-    ]
 
 
 def read_groups(read: Callable[[int], bytes]) -> Iterator[Group]:
@@ -134,20 +122,15 @@ def merged(groups: Sequence[Group], max_entries: int) -> Group:
     """
     last = groups[-1]
     known_from = last.checkpoint.known_from
-    kept = deque(
-        run
-        for group in groups
-        for run in group.runs
-        if run.reached_ms >= known_from.get(run.source, 0)
-    )
-    excess_bytes = sum(len(run.fingerprints) for run in kept) - max_entries * FINGERPRINT_BYTES
-    while excess_bytes > 0:
-        run = kept.popleft()
-        rest = run.fingerprints[excess_bytes:]
-        excess_bytes -= len(run.fingerprints) - len(rest)
-        if rest:
-            kept.appendleft(run._replace(fingerprints=rest))
-    return last._replace(runs=joined(kept))
+    runs = [run for group in groups for run in group.runs]
+    kept: list[Run] = []
+    room_bytes = max_entries * FINGERPRINT_BYTES
+    for run in reversed(runs):
+        if room_bytes and run.reached_ms >= known_from.get(run.source, 0):
+            newest = run._replace(fingerprints=run.fingerprints[-room_bytes:])
+            room_bytes -= len(newest.fingerprints)
+            kept.append(newest)
+    return last._replace(runs=joined(kept[::-1]))
 
 
 def joined(runs: Sequence[Run]) -> list[Run]:

@@ -22,30 +22,26 @@ MAX_CHECKPOINT_BYTES = 1024 * 1024
 MAX_NAME = 100
 
 
-class Covered(NamedTuple):
-    """The files of the destination's own that a checkpoint covers."""
-
-    number: int
-    """Of the last commit, counted from 1."""
-    journal: int
-    """Number of the journal's file."""
-    length: int
-    """Valid bytes of the journal."""
-
-
 class Stored(NamedTuple):
-    """The content of a checkpoint file."""
+    """The content of a checkpoint file: a checkpoint, and which of the destination's files it covers."""
 
     checkpoint: Checkpoint
-    covered: Covered | None
-    """None: an older version, without a journal, wrote it."""
+    commit: int = 0
+    """Number of the last commit, counted from 1."""
+    journal: int = 0
+    """Number of the journal's file; 0: an older version, without a journal, wrote it."""
+    length: int = 0
+    """Valid bytes of the journal."""
 
     def encoded(self) -> bytes:
         """The JSON object of the checkpoint with one more field."""
         fields = orjson.loads(self.checkpoint.encoded())
-        if self.covered is not None:
-            fields["committed"] = self.covered._asdict()
+        if self.journal:
+            fields["committed"] = dict(zip(_FIELDS, self[1:], strict=True))
         return orjson.dumps(fields)
+
+
+_FIELDS = ("number", "journal", "length")
 
 
 def decode_stored(encoded: bytes) -> Stored:
@@ -55,16 +51,14 @@ def decode_stored(encoded: bytes) -> Stored:
         UnreadableCheckpoint: it is damaged.
     """
     checkpoint = decode_checkpoint(encoded)
-    fields = orjson.loads(encoded).get("committed")
-    if fields is None:
-        return Stored(checkpoint, None)
+    committed = orjson.loads(encoded).get("committed", dict.fromkeys(_FIELDS, 0))
     try:
-        covered = Covered(*(fields[name] for name in Covered._fields))
+        numbers = [committed[name] for name in _FIELDS]
     except (KeyError, TypeError):
-        covered = Covered(-1, -1, -1)
-    if not all(type(number) is int and number >= 0 for number in covered):
+        numbers = [None]
+    if not all(type(number) is int and number >= 0 for number in numbers):
         raise UnreadableCheckpoint("it does not say what is committed")
-    return Stored(checkpoint, covered)
+    return Stored(checkpoint, *numbers)
 
 
 class CheckpointFile:

@@ -20,7 +20,6 @@ from pathlib import Path
 from pleiades.core.fingerprint import FINGERPRINT_BYTES
 from pleiades.core.identity_log import DamagedLog, Group, merged, read_groups
 from pleiades.sinks.base import Remembered
-from pleiades.sinks.checkpoints import Covered
 from pleiades.sinks.disk import open_own
 from pleiades.sinks.journal import Journal
 
@@ -45,7 +44,10 @@ class IdentityLog:
         self._folder = folder
         self._prefix = f"identities-{name}."
         self._max_entries = max_entries
-        self._number = 0
+        self.number = 0
+        """Of the current file: a checkpoint must name it."""
+        self.length = 0
+        """Its length with what was appended last: a checkpoint must name that, too."""
         self._journal: Journal
         """From `open` or `begin` on."""
         self._open = contextlib.ExitStack()
@@ -93,7 +95,7 @@ class IdentityLog:
             OSError: nothing has changed.
         """
         begun = [merged(groups, self._max_entries)] if groups else []
-        number = max([*self._numbers(), self._number]) + 1
+        number = max([*self._numbers(), self.number]) + 1
         journal = Journal(self._path(number), 0)
         try:
             for group in begun:
@@ -107,11 +109,11 @@ class IdentityLog:
         self._has_older_files = True
         return begun
 
-    def append(self, group: Group) -> Covered:
-        """Append the events of a commit; returns what the checkpoint must name.
+    def append(self, group: Group) -> None:
+        """Append the events of a commit. It may be repeated before `keep`.
 
         Raises:
-            OSError: for example, the disk is full. It may be called again.
+            OSError: for example, the disk is full.
         """
         encoded = group.encoded()
         length = self._journal.length
@@ -123,21 +125,17 @@ class IdentityLog:
             self.begin([])
         elif length and length + len(encoded) > self._compact_at:
             self.begin(list(read_groups(self._journal.reader())))
-        return Covered(group.commit, self._number, self._journal.append(encoded))
+        self.length = self._journal.append(encoded)
 
-    def named(self, commit: int) -> Covered:
-        """What a checkpoint must name when a commit appends nothing."""
-        return Covered(commit, self._number, self._journal.length)
-
-    def keep(self, covered: Covered) -> None:
-        """Never overwrite what this names: a checkpoint with it is about to be stored."""
-        self._journal.length = covered.length
+    def keep(self) -> None:
+        """Never overwrite what was appended: a checkpoint that names it is about to be stored."""
+        self._journal.length = self.length
 
     def remove_older_files(self) -> None:
         """The stored checkpoint names the current file: remove the others."""
         if self._has_older_files:
             for number in self._numbers():
-                if number != self._number:
+                if number != self.number:
                     self._path(number).unlink(missing_ok=True)
             self._has_older_files = False
 
@@ -148,7 +146,7 @@ class IdentityLog:
     def _use(self, number: int, journal: Journal, compact_at: int) -> None:
         self._open.close()
         self._open.callback(journal.close)
-        self._number, self._journal = number, journal
+        self.number, self.length, self._journal = number, journal.length, journal
         self._compact_at = max(MIN_COMPACTED_BYTES, compact_at)
 
     def _path(self, number: int) -> Path:

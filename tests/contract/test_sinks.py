@@ -18,7 +18,7 @@ from pleiades.runtime.child import Life
 from pleiades.runtime.errors import DestinationHeld
 from pleiades.runtime.metrics import Metrics
 from pleiades.sinks.base import Sink
-from pleiades.sinks.files import sink as files
+from pleiades.sinks.files import retry
 from pleiades.sinks.files.destination import FilesDestination
 from pleiades.sinks.files.sink import FilesSink
 from pleiades.sinks.kafka.destination import DEAD_LETTERS_SUFFIX, KafkaDestination
@@ -273,7 +273,7 @@ def test_without_resume_all_is_known_as_well(place: Place, opened: Sink) -> None
 def test_of_two_instances_one_is_kept_out(
     place: Place, opened: Sink, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(files, "LOCK_WAIT_SECONDS", 0.0)
+    monkeypatch.setattr(retry, "LOCK_WAIT_SECONDS", 0.0)
     opened.write([event(1)])
     opened.commit(checkpoint(1))
     if place.guarantees.newest_wins:

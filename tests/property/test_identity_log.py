@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pleiades.core.identity_log import DamagedLog, Group, Run, merged, read_groups, runs_of
+from pleiades.core.identity_log import DamagedLog, Group, Run, merged, read_groups
 from pleiades.core.position import Checkpoint
 from pleiades.core.wire import UNKNOWN_SOURCE
 from tests.property.test_position import checkpoints
@@ -52,17 +52,6 @@ def test_a_changed_byte_is_recognised(group: Group, data: st.DataObject) -> None
 def test_other_bytes_are_recognised(content: bytes) -> None:
     with pytest.raises(DamagedLog):
         read(content)
-
-
-@given(st.lists(st.tuples(sources, fingerprints)), checkpoints)
-def test_a_commit_has_its_events_by_source(
-    written: list[tuple[tuple[str, int], bytes]], checkpoint: Checkpoint
-) -> None:
-    by_source = {run.source: run for run in runs_of(written, checkpoint)}
-    for source, run in by_source.items():
-        assert run.fingerprints == b"".join(of for at, of in written if at == source)
-        assert run.reached_ms == checkpoint.reached(source)
-    assert by_source.keys() == {source for source, _ in written}
 
 
 @given(

@@ -17,22 +17,17 @@ from __future__ import annotations
 
 import errno
 import logging
-import time
 from collections import deque
-from collections.abc import Callable
-from typing import TypeVar
 
-from pleiades.core.backoff import Backoff
 from pleiades.core.fingerprint import fingerprint
-from pleiades.core.identity_log import DamagedLog, Group, Run, runs_of
+from pleiades.core.identity_log import DamagedLog, Group, Run
 from pleiades.core.position import Checkpoint, UnreadableCheckpoint
 from pleiades.core.wire import UNKNOWN_SOURCE, Event, TopicPartition
 from pleiades.runtime import faultpoints
 from pleiades.runtime.child import Life
-from pleiades.runtime.errors import DestinationHeld, Fatal
 from pleiades.runtime.metrics import Metrics
 from pleiades.sinks.base import Committed, Opened
-from pleiades.sinks.checkpoints import CheckpointFile, Covered, Stored
+from pleiades.sinks.checkpoints import CheckpointFile, Stored
 from pleiades.sinks.disk import sync_file_system
 from pleiades.sinks.files.destination import (
     DEAD_LETTERS,
@@ -41,31 +36,12 @@ from pleiades.sinks.files.destination import (
     FilesDestination,
 )
 from pleiades.sinks.files.names import dead_letter_name, event_name, identities_since
+from pleiades.sinks.files.retry import Retry
 from pleiades.sinks.files.staging import Staging, StagingLost, is_whole
 from pleiades.sinks.identities import IdentityLog, remembered
 from pleiades.sinks.journal import JournalLost
 
 log = logging.getLogger(__name__)
-
-T = TypeVar("T")
-
-RETRY_BACKOFF = Backoff(first_seconds=0.1, max_seconds=5.0)
-LOCK_WAIT_SECONDS = 4.0
-"""A start waits this long for the lock: children of a SIGKILLed parent leave within two seconds."""
-LOCK_POLL_SECONDS = 0.1
-
-# These may be cured while the relay runs; at the start they point to a mistake on the command line.
-_FATAL_AT_START = (
-    errno.EACCES,
-    errno.EPERM,
-    errno.EROFS,
-    errno.ENOTDIR,
-    errno.EISDIR,
-    errno.EEXIST,
-    errno.ENAMETOOLONG,
-    errno.ELOOP,
-    errno.EINVAL,
-)
 
 
 class FilesSink:
@@ -86,13 +62,12 @@ class FilesSink:
         is_replay: bool = False,
         reached: bool = False,
     ) -> None:
-        self._life = life
-        self._metrics = metrics
         self._max_entries = max_entries
         self._is_replay = is_replay
         self._publish_dir = files.publish_dir.absolute()
         self._dead_letters = files.own_folder / DEAD_LETTERS
         self._synced = files.sync == SYNC_BATCH
+        self._retry = Retry(life, metrics, self._publish_dir, self._prepare)
         own = files.position_folder(is_replay)
         self._lock = files.lock(is_replay, must_exist=reached)
         self._checkpoints = CheckpointFile(own, files.position_name, self._synced)
@@ -104,18 +79,19 @@ class FilesSink:
             self._folders[1:1] = [own.parent, own]
         self._number = 0
         """Of the last commit that a stored checkpoint may cover."""
+        self._staged = 0
+        """Number of the commit that is staged and not published; 0: none."""
+        self._is_covered = False
+        """A stored checkpoint covers what was written."""
         self._files: list[tuple[str, bytes]] = []
         """Name and content of each event and dead letter."""
-        self._written: list[tuple[TopicPartition, bytes]] = []
-        """Source and fingerprint of each of them."""
+        self._fingerprints: dict[TopicPartition, list[bytes]] = {}
+        """Of all of them, by source."""
         self._letters: list[Event] = []
-        # How far the commit has got that is being made.
-        self._staged: Covered | None = None
-        self._is_covered = False
 
     def open(self, resume: bool) -> Opened:
         """See `Sink.open`."""
-        groups, checkpoint = self._retry("open", lambda: self._recover(resume), _FATAL_AT_START)
+        groups, checkpoint = self._retry("open", lambda: self._recover(resume), is_start=True)
         self._retry("publish events in", lambda: self._staging.recover(self._number))
         return Opened(checkpoint, remembered(groups), all_told=not self._is_replay)
 
@@ -140,14 +116,14 @@ class FilesSink:
                 self._letters.append(event)
             else:
                 self._files.append((event_name(event)[1], event.data + b"\n"))
-            self._written.append((event.source, fingerprint(event.identity)))
+            self._fingerprints.setdefault(event.source, []).append(fingerprint(event.identity))
 
     def commit(self, checkpoint: Checkpoint) -> Committed:
         """See `Sink.commit`."""
-        self._staged, self._is_covered = None, False
+        self._staged, self._is_covered = 0, False
         existing = self._retry("publish events in", lambda: self._commit(checkpoint))
         letters = self._letters
-        self._files, self._written, self._letters = [], [], []
+        self._files, self._fingerprints, self._letters = [], {}, []
         return Committed(letters, existing)
 
     def tend(self) -> None:
@@ -155,7 +131,6 @@ class FilesSink:
 
     def close(self) -> None:
         """See `Sink.close`."""
-        self._files, self._written, self._letters = [], [], []
         self._staging.close()
         self._identities.close()
         self._lock.release()
@@ -165,44 +140,47 @@ class FilesSink:
     def _commit(self, checkpoint: Checkpoint) -> int:
         """Go on with the commit where the last attempt failed; returns how many names existed."""
         try:
-            if self._files and self._staged is None:
-                self._staged = self._stage(checkpoint)
+            if self._files and not self._staged:
+                self._stage(self._number + 1, checkpoint)
             if not self._is_covered:
                 self._cover(checkpoint)
-                self._is_covered = True
             return self._publish() if self._files else 0
         except StagingLost:
-            self._staged, self._is_covered = None, False
+            self._staged, self._is_covered = 0, False
             raise
 
-    def _stage(self, checkpoint: Checkpoint) -> Covered:
+    def _stage(self, number: int, checkpoint: Checkpoint) -> None:
         """Stage the files and append their identities; both are durable when this returns."""
         self._lock.check()
-        number = self._number + 1
         folder = self._staging.fill(number, self._files)
-        runs = runs_of(self._written, checkpoint)
-        committed = self._identities.append(Group(number, checkpoint, runs))
+        runs = [
+            Run(source, checkpoint.reached(source), b"".join(fingerprints))
+            for source, fingerprints in self._fingerprints.items()
+        ]
+        self._identities.append(Group(number, checkpoint, runs))
         faultpoints.passing(faultpoints.JOURNALED)
         if self._synced:
             # One call for all of them: the log lies on the same file system.
             sync_file_system(folder)
         faultpoints.passing(faultpoints.SYNCED)
-        return committed
+        self._staged = number
 
     def _cover(self, checkpoint: Checkpoint) -> None:
         """Store a checkpoint that covers what is staged."""
         self._lock.check()
-        if self._staged is not None and not self._staging.is_in_place():
+        if self._staged and not self._staging.is_in_place():
             raise StagingLost(self._staging.folder)
-        self._store(checkpoint, self._staged or self._identities.named(self._number))
+        self._store(checkpoint, self._staged or self._number)
+        self._is_covered = True
 
-    def _store(self, checkpoint: Checkpoint, covered: Covered) -> None:
+    def _store(self, checkpoint: Checkpoint, number: int) -> None:
         # If this fails, either checkpoint may be stored: from now on nothing that the new one names is
         # overwritten, and a commit that is staged again gets another number.
-        self._number = covered.number
-        self._identities.keep(covered)
-        self._checkpoints.replace(Stored(checkpoint, covered))
-        self._identities.remove_older_files()
+        self._number = number
+        identities = self._identities
+        identities.keep()
+        self._checkpoints.replace(Stored(checkpoint, number, identities.number, identities.length))
+        identities.remove_older_files()
 
     def _publish(self) -> int:
         self._lock.check()
@@ -222,8 +200,8 @@ class FilesSink:
             damage = error
             self._checkpoints.copy_damaged(error)
         salvaged = [] if stored else self._salvage()
-        if stored and stored.covered:
-            self._number = stored.covered.number
+        if stored:
+            self._number = stored.commit
         elif salvaged:
             self._number = salvaged[-1].commit
         if self._is_replay and not resume:
@@ -237,7 +215,7 @@ class FilesSink:
                 "the identity log had the position: going on from there. No event is lost or published "
                 "again"
             )
-            self._store(groups[0].checkpoint, self._identities.named(self._number))
+            self._store(groups[0].checkpoint, self._number)
             return groups, groups[0].checkpoint
         if damage:
             log.error(
@@ -264,12 +242,11 @@ class FilesSink:
 
     def _read_log(self, stored: Stored) -> list[Group]:
         """The groups that the checkpoint covers."""
-        covered = stored.covered
-        if covered is None:
+        if not stored.journal:
             log.info("an older version wrote the position, without an identity log")
             return self._read_names(stored.checkpoint)
         try:
-            return self._identities.open(covered.journal, covered.length)
+            return self._identities.open(stored.journal, stored.length)
         except (JournalLost, DamagedLog) as error:
             log.warning(
                 "the identity log is unusable (%s). The names of the files in %s say what is published; "
@@ -296,7 +273,7 @@ class FilesSink:
         run = Run(UNKNOWN_SOURCE, checkpoint.reached(UNKNOWN_SOURCE), b"".join(fingerprints))
         groups = self._identities.begin([Group(self._number, checkpoint, [run])])
         # At once: otherwise each start until the next commit would make another log.
-        self._store(checkpoint, self._identities.named(self._number))
+        self._store(checkpoint, self._number)
         return groups
 
     def _prepare(self) -> None:
@@ -309,56 +286,3 @@ class FilesSink:
                 raise OSError(errno.ELOOP, "it is a link, which is not followed", str(folder))
             folder.mkdir(exist_ok=True)
         self._lock.acquire()
-
-    # ---- retries ----
-
-    def _retry(self, operation: str, attempt: Callable[[], T], fatal: tuple[int, ...] = ()) -> T:
-        """Repeat an attempt until it succeeds, each in a thread: a disk may block for any time.
-
-        Raises:
-            Fatal: it failed with one of these error numbers.
-            DestinationHeld: another instance holds the directory, after `LOCK_WAIT_SECONDS`.
-        """
-
-        def attempt_again() -> T:
-            self._prepare()
-            return attempt()
-
-        def announce(seconds: float) -> None:
-            log.warning(
-                "it takes %.0f s already to %s %s: the disk is slow, or hangs. No event is lost: the "
-                "relay waits, and reads no further",
-                seconds,
-                operation,
-                self._publish_dir,
-            )
-
-        deadline = time.monotonic() + LOCK_WAIT_SECONDS
-        call, failures = attempt, 0
-        while True:
-            try:
-                return self._life.aside(call, announce)
-            except DestinationHeld:
-                if time.monotonic() >= deadline:
-                    raise
-                pause_seconds = LOCK_POLL_SECONDS
-            except OSError as error:
-                if error.errno in fatal:
-                    where = "" if error.filename is None else f"{error.filename}: "
-                    raise Fatal(
-                        f"can't {operation} {self._publish_dir}: {where}{error.strerror}. Nothing was "
-                        "published. Choose another --file.publishDir or mend its permissions"
-                    ) from None
-                failures += 1
-                pause_seconds = RETRY_BACKOFF.pause_seconds(failures, jitter=1.0)
-                self._metrics.file_errors.inc()
-                log.error(
-                    "can't %s %s: %s. Nothing is skipped: trying again in %.1f s. Make room, or give "
-                    "the permission back",
-                    operation,
-                    self._publish_dir,
-                    error,
-                    pause_seconds,
-                )
-            self._life.pause(pause_seconds)
-            call = attempt_again

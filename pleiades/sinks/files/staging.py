@@ -108,7 +108,7 @@ class Staging:
                         existing += not _move(staged, source, name, target)
                         break
                     except FileNotFoundError:
-                        if not _exists(staged, source):
+                        if not os.access(staged, os.F_OK, dir_fd=source):
                             raise StagingLost(self._path) from None
                         # A user removed the folder, which was empty for a moment.
                         current = ""
@@ -201,14 +201,6 @@ def _move(staged: str, source: int, name: str, target: int) -> bool:
         os.unlink(staged, dir_fd=source)
         return False
     os.replace(staged, name, src_dir_fd=source, dst_dir_fd=target)
-    return True
-
-
-def _exists(name: str, folder: int) -> bool:
-    try:
-        os.stat(name, dir_fd=folder, follow_symlinks=False)
-    except FileNotFoundError:
-        return False
     return True
 
 

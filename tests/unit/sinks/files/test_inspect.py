@@ -84,7 +84,7 @@ def test_the_directory_itself_may_be_a_link(found: Found, tmp_path: Path) -> Non
 
 
 def test_a_stored_position_is_told_with_its_age(found: Found, own: Path) -> None:
-    CheckpointFile(own, "recentchange", synced=False).replace(Stored(CHECKPOINT, None))
+    CheckpointFile(own, "recentchange", synced=False).replace(Stored(CHECKPOINT))
     findings = found()
     assert not problems(findings)
     text = "\n".join(finding.text for finding in findings)
@@ -98,14 +98,14 @@ def test_a_stored_position_is_told_with_its_age(found: Found, own: Path) -> None
 
 
 def test_a_position_that_is_not_used_is_told_too(found: Found, own: Path) -> None:
-    CheckpointFile(own, "recentchange", synced=False).replace(Stored(CHECKPOINT, None))
+    CheckpointFile(own, "recentchange", synced=False).replace(Stored(CHECKPOINT))
     text = "\n".join(finding.text for finding in found("--resume=false", "--since=-2h"))
     assert "a start begins at 2" in text
     assert "2 h ago (--since)" in text or "119 min ago (--since)" in text
 
 
 def test_positions_of_other_streams_are_mentioned(found: Found, own: Path) -> None:
-    CheckpointFile(own, "page-create", synced=False).replace(Stored(CHECKPOINT, None))
+    CheckpointFile(own, "page-create", synced=False).replace(Stored(CHECKPOINT))
     *_, position, others = found()
     assert "no position is stored" in position.text
     assert "checkpoint-page-create" in others.text

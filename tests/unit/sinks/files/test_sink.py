@@ -20,8 +20,8 @@ from pleiades.core.wire import UNKNOWN_SOURCE, Event
 from pleiades.runtime.errors import DestinationHeld, Fatal
 from pleiades.runtime.metrics import Metrics
 from pleiades.sinks import checkpoints, disk, identities, journal
+from pleiades.sinks.files import retry, staging
 from pleiades.sinks.files import sink as files
-from pleiades.sinks.files import staging
 from pleiades.sinks.files.destination import FilesDestination
 from pleiades.sinks.files.sink import FilesSink
 from tests.harness.permissions import permissions_hold
@@ -455,12 +455,12 @@ def test_a_removed_directory_is_made_again(folder: Path, sink: FilesSink, world:
     assert world.pauses
     assert len(names(folder)) == 1
     second = make(folder, world)
-    files_wait, files.LOCK_WAIT_SECONDS = files.LOCK_WAIT_SECONDS, 0.0
+    files_wait, retry.LOCK_WAIT_SECONDS = retry.LOCK_WAIT_SECONDS, 0.0
     try:
         with pytest.raises(DestinationHeld):
             second.open(resume=True)
     finally:
-        files.LOCK_WAIT_SECONDS = files_wait
+        retry.LOCK_WAIT_SECONDS = files_wait
 
 
 @pytest.mark.parametrize("replaced", [False, True], ids=["moved", "another in its place"])

@@ -1,0 +1,105 @@
+"""Retries of what a directory refuses: a full disk is no reason to skip an event."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+from pleiades.core.backoff import Backoff
+from pleiades.runtime.child import Life
+from pleiades.runtime.errors import DestinationHeld, Fatal
+from pleiades.runtime.metrics import Metrics
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+RETRY_BACKOFF = Backoff(first_seconds=0.1, max_seconds=5.0)
+LOCK_WAIT_SECONDS = 4.0
+"""A start waits this long for the lock: children of a SIGKILLed parent leave within two seconds."""
+LOCK_POLL_SECONDS = 0.1
+
+# These may be cured while the relay runs; at the start they point to a mistake on the command line.
+FATAL_AT_START = (
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.EEXIST,
+    errno.ENAMETOOLONG,
+    errno.ELOOP,
+    errno.EINVAL,
+)
+
+
+class Retry:
+    """Repeats an attempt until it succeeds, each in a thread: a disk may block for any time.
+
+    Args:
+        prepare: is called before each attempt but the first: it repairs what it can.
+    """
+
+    def __init__(
+        self, life: Life, metrics: Metrics, publish_dir: Path, prepare: Callable[[], None]
+    ) -> None:
+        self._life = life
+        self._metrics = metrics
+        self._publish_dir = publish_dir
+        self._prepare = prepare
+
+    def __call__(self, operation: str, attempt: Callable[[], T], is_start: bool = False) -> T:
+        """Return the attempt's result; `operation` describes it in messages.
+
+        Raises:
+            Fatal: at the start, an error that points to a mistake on the command line.
+            DestinationHeld: another instance holds the directory, after `LOCK_WAIT_SECONDS`.
+            Stopped: a stop was requested.
+        """
+
+        def attempt_again() -> T:
+            self._prepare()
+            return attempt()
+
+        def announce(seconds: float) -> None:
+            log.warning(
+                "it takes %.0f s already to %s %s: the disk is slow, or hangs. No event is lost: the "
+                "relay waits, and reads no further",
+                seconds,
+                operation,
+                self._publish_dir,
+            )
+
+        deadline = time.monotonic() + LOCK_WAIT_SECONDS
+        call, failures = attempt, 0
+        while True:
+            try:
+                return self._life.aside(call, announce)
+            except DestinationHeld:
+                if time.monotonic() >= deadline:
+                    raise
+                pause_seconds = LOCK_POLL_SECONDS
+            except OSError as error:
+                if is_start and error.errno in FATAL_AT_START:
+                    where = "" if error.filename is None else f"{error.filename}: "
+                    raise Fatal(
+                        f"can't {operation} {self._publish_dir}: {where}{error.strerror}. Nothing was "
+                        "published. Choose another --file.publishDir or mend its permissions"
+                    ) from None
+                failures += 1
+                pause_seconds = RETRY_BACKOFF.pause_seconds(failures, jitter=1.0)
+                self._metrics.file_errors.inc()
+                log.error(
+                    "can't %s %s: %s. Nothing is skipped: trying again in %.1f s. Make room, or give "
+                    "the permission back",
+                    operation,
+                    self._publish_dir,
+                    error,
+                    pause_seconds,
+                )
+            self._life.pause(pause_seconds)
+            call = attempt_again
