@@ -1,21 +1,21 @@
 """Tells when the relay falls behind.
 
-Law: it falls behind if, for `PERIOD_SECONDS`, bytes waited to be read whenever somebody looked, and the
-lag grew by more than `GROWTH_SECONDS`. A relay that catches up has much to read too, but its lag
-shrinks; one whose upstream is slow has a lag that grows, but nothing to read.
+Law: it falls behind if, for `PERIOD_SECONDS`, bytes were waiting at every look and the lag grew by more
+than `GROWTH_SECONDS`. A relay that catches up has much to read too, but its lag shrinks. With a slow
+upstream the lag grows, but there is nothing to read.
 """
 
 from __future__ import annotations
 
 PERIOD_SECONDS = 60.0
 MAX_UNSEEN_SECONDS = 10.0
-"""After a longer time without a look the period begins anew: nobody knows what was meanwhile. On an idle
-stream there is none between two connections."""
+"""After a longer time without a look the period begins anew. An idle stream has none between two
+connections."""
 GROWTH_SECONDS = 5.0
 
 
 class FallingBehind:
-    """Of one reader."""
+    """The state of one reader."""
 
     def __init__(self) -> None:
         self._since: float | None = None
@@ -23,12 +23,12 @@ class FallingBehind:
         self._lag_seconds = 0.0
 
     def observe(self, now: float, lag_seconds: float, unread_bytes: int) -> bool:
-        """Take note of how things stand; True once for each period in which the relay fell behind.
+        """Take one look; True once for each period in which the relay fell behind.
 
         Args:
             now: monotonic time in seconds.
             lag_seconds: age of the newest event that was read.
-            unread_bytes: bytes of the upstream's that wait on this machine.
+            unread_bytes: bytes from the upstream that wait on this machine.
         """
         unseen_seconds, self._looked = now - self._looked, now
         if (

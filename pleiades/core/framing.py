@@ -1,12 +1,11 @@
 """Bytes of an event stream → whole SSE frames.
 
-Law: the frames depend on the bytes alone, never on where the network cut them into chunks; a frame
-that has not ended is never given out; memory is bounded by `max_frame_bytes` and one chunk.
+Law: the frames depend on the bytes alone, never on where the network cut them into chunks. An unended
+frame is never returned. Memory is bounded by `max_frame_bytes` and one chunk.
 
-The rules are those of
-https://html.spec.whatwg.org/multipage/server-sent-events.html#parsing-an-event-stream :
-one leading byte order mark is dropped, a line ends with LF, CR or CRLF, an empty line ends a frame.
-Lines are told apart on bytes: U+2028, U+2029 and U+0085 are no line ends here.
+The rules: https://html.spec.whatwg.org/multipage/server-sent-events.html#parsing-an-event-stream. One
+leading byte order mark is dropped, a line ends with LF, CR or CRLF, an empty line ends a frame. Lines
+are split as bytes: U+2028, U+2029 and U+0085 are no line ends.
 """
 
 from __future__ import annotations
@@ -23,24 +22,23 @@ _RETRY_LINE = re.compile(rb"\nretry: ?([0-9]+)(?=\n)")
 
 
 class Framer:
-    """Collects chunks and gives out whole frames, with LF as the only line end."""
+    """Collects chunks and returns whole frames, with LF as the only line end."""
 
     def __init__(self, max_frame_bytes: int = MAX_FRAME_BYTES) -> None:
         self.oversized_total = 0
         self._max_frame_bytes = max_frame_bytes
-        # Never searched again, only appended to: a frame that comes in many small chunks costs no
-        # more than its length.
+        # Never searched again, only appended to: a frame in many small chunks costs its length.
         self._pending = bytearray()
         self._head: bytes | None = b""
-        """The first bytes of the stream until it is known whether they are a BOM; then None."""
+        """The first bytes of the stream while they may be a BOM; then None."""
         self._after_cr = False
         self._skipping = False
 
     def feed(self, chunk: bytes) -> bytes:
         """Take the next chunk; return all frames that ended in it, one after the other.
 
-        Each frame in the result is at most `max_frame_bytes` long with the end of its last line,
-        and is followed by exactly one empty line (or more, where upstream sent more).
+        Each is at most `max_frame_bytes` long with the end of its last line, and is followed by an empty
+        line, or by as many as the upstream sent.
         """
         text = self._normalised(self._without_bom(chunk))
         if self._skipping:
@@ -99,8 +97,7 @@ class Framer:
         return chunk.removeprefix(_BOM)
 
     def _normalised(self, chunk: bytes) -> bytes:
-        # A CR ends its line at once; an LF that follows it, perhaps in the next chunk, is part of
-        # the same line end.
+        # A CR ends its line at once. An LF after it, perhaps in the next chunk, belongs to it.
         if self._after_cr and chunk.startswith(b"\n"):
             chunk = chunk[1:]
             self._after_cr = False
@@ -122,32 +119,28 @@ class Framer:
 
 
 def split_frames(blob: bytes) -> list[bytes]:
-    """The frames in a blob from `Framer.feed`, each without its line ends at both ends."""
+    """The frames in a blob from `Framer.feed`, without line ends at both ends."""
     return [frame for part in blob.split(b"\n\n") if (frame := part.strip(b"\n"))]
 
 
 class ColumnarFrames(NamedTuple):
-    """Frames of the one shape that EventStreams sends, by columns: `event: message`, `id`, `data`."""
+    """Frames of the one shape that EventStreams sends, in columns: `event: message`, `id`, `data`."""
 
     ids: list[bytes]
     data: list[bytes]
 
     def joined(self) -> bytes:
         """The frames as they came."""
-        return b"".join(
-            [
-                b"event: message\nid: %b\ndata: %b\n\n" % frame
-                for frame in zip(self.ids, self.data, strict=True)
-            ]
-        )
+        frames = zip(self.ids, self.data, strict=True)
+        return b"".join([b"event: message\nid: %b\ndata: %b\n\n" % frame for frame in frames])
 
 
 def columnar_frames(blob: bytes) -> ColumnarFrames | None:
     """The frames in a blob from `Framer.feed`; None if there are none, or any has another shape."""
-    # Millions of short lines would become as many objects, only to be of another shape.
+    # Or millions of short lines would become as many objects first.
     if blob.count(b"\n") != _USUAL_LINES * blob.count(b"\n\n"):
         return None
-    # Done by columns, so that nothing but slices is done for each frame by itself.
+    # By columns, so that nothing but slices is done for each frame by itself.
     lines = blob.split(b"\n")
     count = len(lines) // _USUAL_LINES
     ids, data = lines[1::_USUAL_LINES], lines[2::_USUAL_LINES]
@@ -165,25 +158,16 @@ def columnar_frames(blob: bytes) -> ColumnarFrames | None:
     return ColumnarFrames([line[4:] for line in ids], [line[6:] for line in data])
 
 
-class Taken(NamedTuple):
-    """What a reader needs of a blob from `Framer.feed`, and what it hands on."""
-
-    content: bytes | ColumnarFrames
-    """By columns where all frames have the usual shape; else as it came."""
-    ids: list[bytes]
-    retry_ms: int | None
-
-
-def split_columns(blob: bytes) -> Taken:
-    """Look through a blob once."""
-    usual = columnar_frames(blob)
-    if usual is None:
-        return Taken(blob, ids_in(blob), retry_in(blob))
-    return Taken(usual, usual.ids, None)
+def split_columns(blob: bytes) -> tuple[bytes | ColumnarFrames, list[bytes], int | None]:
+    """The frames in a blob from `Framer.feed`, in columns if possible; their ids and `retry` field."""
+    columns = columnar_frames(blob)
+    if columns is None:
+        return blob, ids_in(blob), retry_in(blob)
+    return columns, columns.ids, None
 
 
 def before_id(content: bytes | ColumnarFrames, number: int) -> bytes | ColumnarFrames:
-    """The frames before the one with this id, counted from 0 as in `Taken.ids`."""
+    """The frames before the one with this id, counted from 0 among their ids."""
     if not isinstance(content, bytes):
         return ColumnarFrames(content.ids[:number], content.data[:number]) if number else b""
     before = []
@@ -203,9 +187,9 @@ def ids_in(blob: bytes) -> list[bytes]:
 
 
 def last_id_in(frame: bytes) -> bytes | None:
-    """What a frame sets the last event ID to; None if it leaves it as it is.
+    """The last event ID that a frame sets; None if it sets none.
 
-    Of several `id` fields the last counts; those with a NUL are ignored (WHATWG).
+    The last of several `id` fields counts; those with a NUL are ignored (WHATWG).
     """
     text = b"\n" + frame
     place = len(text)
@@ -221,10 +205,6 @@ def retry_in(blob: bytes) -> int | None:
     """The last `retry` field in a blob, in ms; None if there is none of ASCII digits only."""
     if b"retry" not in blob:
         return None
-    digits = None
-    for found in _RETRY_LINE.finditer(b"\n" + blob):
-        digits = found[1]
-    if digits is None:
-        return None
+    found = _RETRY_LINE.findall(b"\n" + blob)
     # The length is limited before the conversion: int() of a million digits is an attack.
-    return int(digits.lstrip(b"0")[:12] or b"0")
+    return int(found[-1].lstrip(b"0")[:12] or b"0") if found else None

@@ -1,11 +1,11 @@
 """Chunks of HTTP's transfer encoding → the body, many at a time.
 
-Law: the body depends on the bytes alone, never on where the network cut them; what is kept from one
-piece to the next is a line that has begun, never data.
+Law: the body depends on the bytes alone, never on where the network cut them. Only a line that has begun
+is kept from one piece to the next, never data.
 
-The service writes each line of an event as a chunk of its own, and http.client needs some eight
-microseconds for a chunk, which is more than the rest of the relay needs for an event (RFC 9112,
-section 7.1; docs/adr/0010).
+The service writes each line of an event as a chunk of its own (RFC 9112, section 7.1), and http.client
+needs some eight microseconds for a chunk: more than the rest of the relay needs for an event
+(docs/adr/0010).
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ import re
 from http.client import HTTPException
 
 MAX_LINE_BYTES = 4096
-"""Of the line before a chunk, with its extensions, and of all trailers together."""
+"""The longest line before a chunk, with its extensions; and the longest trailers."""
 
-# The line end belongs to the chunk before. 15 digits: less than 2**60. Extensions are ignored, as the
-# RFC wants it of who does not know them.
+# The first line end belongs to the chunk before. 15 digits: less than 2**60. The RFC wants unknown
+# extensions to be ignored.
 _SIZE_LINE = re.compile(rb"\r\n([0-9A-Fa-f]{1,15})(?:[ \t]*;[^\r\n]*)?\r\n")
 _BEGIN_OF_SIZE_LINE = re.compile(
     rb"(?:\r(?:\n(?:[0-9A-Fa-f]{1,15}(?:[ \t]*(?:;[^\r\n]*)?)?\r?)?)?)?",
@@ -30,7 +30,7 @@ class MalformedChunk(HTTPException):
 
 
 class ChunkDecoder:
-    """Takes what a socket gave and gives the body in it."""
+    """Takes bytes from a socket and returns the body in them."""
 
     def __init__(self) -> None:
         self.ended = False
@@ -41,10 +41,10 @@ class ChunkDecoder:
         self._in_trailers = False
 
     def feed(self, received: bytes) -> list[memoryview]:
-        """Take the next bytes; return what they hold of the body, in pieces of which none is empty.
+        """Take the next bytes; return the body in them, in pieces of which none is empty.
 
         Raises:
-            MalformedChunk: and what came before it in `received` is not given out.
+            MalformedChunk: the body before it in `received` is not returned.
         """
         body: list[memoryview] = []
         place = self._left

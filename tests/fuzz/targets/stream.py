@@ -162,7 +162,7 @@ def sse_id(raw: bytes) -> None:
 
 
 def _received(blob: bytes, last_event_id: bytes) -> Frames:
-    return Frames(0, 1, split_columns(blob).content, last_event_id, 0, 0)
+    return Frames(0, 1, split_columns(blob)[0], last_event_id, 0, 0)
 
 
 def events(raw: bytes) -> None:

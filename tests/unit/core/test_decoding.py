@@ -184,7 +184,7 @@ def decoded(blob: bytes, last_event_id: bytes = b"", keep_canaries: bool = False
 
 
 def received(blob: bytes, last_event_id: bytes = b"") -> Frames:
-    return Frames(7, 3, split_columns(blob).content, last_event_id, 11, 13)
+    return Frames(7, 3, split_columns(blob)[0], last_event_id, 11, 13)
 
 
 def frame(data: bytes, sse_id: bytes = ID) -> bytes:

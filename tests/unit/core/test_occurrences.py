@@ -32,7 +32,7 @@ def batch(
     asked: dict[TopicPartition, int] | None = None,
     source: TopicPartition | None = None,
 ) -> Batch:
-    content = split_columns(b"".join(frames)).content
+    content = split_columns(b"".join(frames))[0]
     sent = None if asked is None else compose_id(asked)
     received = Frames(0, connection, content, b"", START_MS, 0, source, asked=sent)
     return decode(received, keep_canaries=False).batch
