@@ -18,9 +18,10 @@ from pleiades.core.position import Checkpoint, Done
 from pleiades.core.wire import TopicPartition
 from pleiades.reader import BaseReader
 from pleiades.runtime.channel import POLL_SECONDS
+from pleiades.upstream.frames import NOTHING, Received
 from pleiades.upstream.http import Upstream
 from pleiades.upstream.partition import PartitionReader, Plan
-from pleiades.upstream.session import NOTHING, Finished, Item, Opened, Received
+from pleiades.upstream.session import Finished, Item, Opened
 
 INBOX = 4
 """Reads of a socket that wait for the main thread: about 1 MiB."""

@@ -21,17 +21,9 @@ from pleiades.runtime.channel import POLL_SECONDS, Channel
 from pleiades.runtime.child import Life
 from pleiades.runtime.errors import Stopped
 from pleiades.runtime.metrics import Metrics
+from pleiades.upstream.frames import NOTHING, Closed, Received
 from pleiades.upstream.http import CONNECT_TIMEOUT_SECONDS, Upstream
-from pleiades.upstream.session import (
-    NOTHING,
-    Closed,
-    Failed,
-    Finished,
-    Item,
-    Opened,
-    Received,
-    Session,
-)
+from pleiades.upstream.session import Failed, Finished, Item, Opened, Session
 
 log = logging.getLogger(__name__)
 
@@ -208,8 +200,6 @@ class Reader(BaseReader):
         if self._session is None or now - self._watched_at < WATCH_SECONDS:
             return
         unread_bytes = self._session.unread_bytes()
-        if unread_bytes is None:
-            return
         self._watched_at = now
         self._metrics.unread_bytes.set(unread_bytes)
         cursor = self._cursor

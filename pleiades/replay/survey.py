@@ -23,10 +23,10 @@ from pleiades.core.range import Range
 from pleiades.core.sse import SseEvent, sse_events
 from pleiades.core.wire import MalformedId, TopicPartition, compose_id, parse_id
 from pleiades.runtime.errors import Fatal
+from pleiades.upstream.frames import Received, read
 from pleiades.upstream.http import Upstream
 from pleiades.upstream.reconnect import persist
 from pleiades.upstream.refusals import TopicsNotAvailable
-from pleiades.upstream.session import Received, read
 
 SILENCE_SECONDS = 5.0
 """How long a first event may take. The upstream sends its history at once."""

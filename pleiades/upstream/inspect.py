@@ -12,8 +12,8 @@ from pleiades.core.units import rough_duration
 from pleiades.runtime.errors import Transient
 from pleiades.runtime.findings import Finding, note, ok, problem, warning
 from pleiades.runtime.logs import printable
+from pleiades.upstream.frames import IDLE, Received, read
 from pleiades.upstream.http import Upstream
-from pleiades.upstream.session import IDLE, Received, read
 
 SILENCE_SECONDS = 5.0
 """The longest wait for the answer, and then for a first event."""

@@ -27,9 +27,10 @@ from pleiades.core.units import iso_time
 from pleiades.core.wire import TopicPartition
 from pleiades.runtime.errors import HistoryMissing
 from pleiades.runtime.logs import Seldom
+from pleiades.upstream.frames import Closed, Received
 from pleiades.upstream.http import Upstream
 from pleiades.upstream.refusals import TopicsNotAvailable
-from pleiades.upstream.session import Closed, Finished, Item, Opened, Received, Session
+from pleiades.upstream.session import Finished, Item, Opened, Session
 
 log = logging.getLogger(__name__)
 

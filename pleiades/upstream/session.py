@@ -1,14 +1,12 @@
-"""The only loop that connects to the upstream and cuts what it sends into frames.
+"""The only loop that connects to the upstream; `upstream.frames` reads each connection.
 
-`read` reads one connection; `Session` makes one connection after the other. The live reader, a replay's
-partition readers, the survey and `check` consume the items they yield.
+The live reader and a replay's partition readers consume the items of a `Session`. The survey and `check`
+need one connection only, and read it without a session.
 
 Laws:
-- Frames are handed on whole and in order, and none that may have missed others (`core.past_end`).
 - Every connection asks for what the `ResumeCursor` says, and the cursor has seen every id handed on.
 - A topic that the upstream does not have is left out of that request only; its position is kept.
 - An event later than the last known one that arrives before it is a gap (`core.landmark`).
-- Comments are no events: without events for the idle timeout, a connection ends as `idle`.
 - The pause before the next connection depends on what the last one brought (`upstream.reconnect`).
 """
 
@@ -17,49 +15,27 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Generator, Iterator
-from contextlib import AbstractContextManager, closing, nullcontext
+from contextlib import closing
 from typing import NamedTuple, TypeAlias
 
-from pleiades.core.framing import ColumnarFrames, Framer, before_id, split_columns
-from pleiades.core.ids import ParsedIds, read_ids
+from pleiades.core.ids import ParsedIds
 from pleiades.core.landmark import Landmark
 from pleiades.core.past_end import PastEnd
 from pleiades.core.position import MAX_LAST_EVENT_ID_BYTES, ResumeCursor
 from pleiades.core.units import iso_time
-from pleiades.core.wire import Frames, TopicPartition, compose_id
+from pleiades.core.wire import TopicPartition, compose_id
 from pleiades.runtime.errors import Transient
 from pleiades.upstream.body import Connection
+from pleiades.upstream.frames import PAST_END, Closed, Gap, Received, Waiting, read
 from pleiades.upstream.http import CONNECT_TIMEOUT_SECONDS, Upstream
 from pleiades.upstream.reconnect import Reconnect
 from pleiades.upstream.refusals import TopicsNotAvailable, named
 
 log = logging.getLogger(__name__)
 
-IDLE = "idle"
-PAST_END = "past_end"
-QUIET_SECONDS = 30.0
-"""A connection that the other side ends after so long without an event counts as silent."""
 MAX_OMISSIONS = 5
 """Requests in a row, each without the topics that the previous refusal named. The service names all of
 them at once. After a pause the next try starts with what is known by then."""
-
-Waiting: TypeAlias = Callable[[float], AbstractContextManager[object]]
-"""Encloses a call that may block for so many seconds."""
-
-
-class Gap(NamedTuple):
-    """The upstream no longer has the events of a topic-partition between two times, ms since 1970."""
-
-    source: TopicPartition
-    after_ms: int
-    before_ms: int
-
-    def __str__(self) -> str:
-        topic, partition = self.source
-        return (
-            f"{topic}/{partition}: the upstream no longer has the events between "
-            f"{iso_time(self.after_ms)} and {iso_time(self.before_ms)}"
-        )
 
 
 class Opened(NamedTuple):
@@ -70,73 +46,6 @@ class Opened(NamedTuple):
     server_ms: int | None
     left_out: int
     """Topics that the upstream does not have."""
-
-
-class Received(NamedTuple):
-    """What one read of the socket gave."""
-
-    content: bytes | ColumnarFrames
-    """Whole frames, as in `Frames`; may be empty."""
-    ids: list[bytes]
-    parsed: ParsedIds
-    """What `ids` say."""
-    last_event_id: bytes
-    """The last id on this connection before these frames; empty where it is not known."""
-    has_events: bool
-    size_bytes: int
-    oversized: int
-    """Frames that were skipped."""
-    retry_ms: int | None = None
-    left: ParsedIds = ParsedIds({})
-    """What the ids of frames say that are not taken, because the connection ends before them."""
-    gaps: tuple[Gap, ...] = ()
-    before_start: int = 0
-    """Events older than the start that the upstream sent all the same."""
-
-    @property
-    def blob(self) -> bytes:
-        """The frames one after the other."""
-        return self.content if isinstance(self.content, bytes) else self.content.joined()
-
-    def frames(
-        self,
-        sequence: int,
-        connection: tuple[int, str | None],
-        started_ms: int,
-        clock_ms: int,
-        source: TopicPartition | None = None,
-    ) -> Frames:
-        """For the parser; `connection` is its number and what it asked for."""
-        number, asked = connection
-        return Frames(
-            sequence,
-            number,
-            self.content,
-            self.last_event_id,
-            started_ms,
-            clock_ms,
-            source,
-            gap=source is not None and bool(self.gaps),
-            asked=asked,
-            parsed=None if isinstance(self.content, bytes) else self.parsed,
-        )
-
-
-NOTHING = Received(b"", [], ParsedIds({}), b"", has_events=False, size_bytes=0, oversized=0)
-
-
-class Closed(NamedTuple):
-    """A connection ended."""
-
-    reason: str
-    """One of `RECONNECT_REASONS`."""
-    is_silent: bool = False
-    """No events came for a while before it ended."""
-    error: Transient | None = None
-    """What cut it off."""
-    events: int = 0
-    brought_new: bool = False
-    """Not all of them were repeated ones."""
 
 
 class Failed(NamedTuple):
@@ -153,75 +62,6 @@ class Finished(NamedTuple):
 
 
 Item: TypeAlias = Opened | Received | Closed | Failed
-
-
-def read(
-    connection: Connection,
-    idle_seconds: float,
-    past_end: PastEnd | None = None,
-    waiting: Waiting = nullcontext,
-    name: str = "",
-) -> Iterator[Received | Closed]:
-    """Everything that comes on a connection; a `Closed` is the last item.
-
-    Args:
-        past_end: knows what this connection asked for; without it no frame is left.
-        name: begins every log line.
-    """
-    framer = Framer()
-    chunks = connection.chunks()
-    last_event_id = b""
-    quiet_since = time.monotonic()
-    error = place = None
-    reason = ""
-    while not reason:
-        try:
-            with waiting(CONNECT_TIMEOUT_SECONDS + idle_seconds):
-                chunk = next(chunks, None)
-        except Transient as ended:
-            reason = ended.kind
-            error = None if reason == IDLE else ended
-            break
-        if chunk is None:
-            reason = "closed"
-            break
-        oversized = framer.oversized_total
-        content, ids, retry_ms = split_columns(framer.feed(chunk))
-        oversized = framer.oversized_total - oversized
-        parsed, left = read_ids(ids), ParsedIds({})
-        place = None if past_end is None else past_end.first_left(parsed)
-        if place is not None:
-            content, left = before_id(content, place), read_ids(ids[place:])
-            ids = ids[:place]
-            parsed = read_ids(ids)
-            reason = PAST_END
-        if oversized:
-            log.warning("%sskipped an SSE frame of more than 8 MiB; no event is that large", name)
-            # Its id was skipped with it.
-            last_event_id = b""
-        has_events = bool(content) and (
-            not isinstance(content, bytes) or b"\ndata" in b"\n" + content
-        )
-        now = time.monotonic()
-        if has_events:
-            quiet_since = now
-        yield Received(
-            content, ids, parsed, last_event_id, has_events, len(chunk), oversized, retry_ms, left
-        )
-        if ids:
-            last_event_id = ids[-1]
-        # Time that the consumer takes is no silence of the upstream's.
-        quiet_since += time.monotonic() - now
-        if not reason and time.monotonic() - quiet_since >= idle_seconds:
-            reason = IDLE
-    if reason == "decode":
-        log.warning("%s%s; the events in it are fetched again", name, error)
-    # Others end silent connections too, proxies above all, and perhaps sooner than we do.
-    quiet_seconds = time.monotonic() - quiet_since
-    is_silent = reason == IDLE or (
-        reason != PAST_END and quiet_seconds >= min(idle_seconds, QUIET_SECONDS)
-    )
-    yield Closed(reason, is_silent, error)
 
 
 class Session:
@@ -284,15 +124,16 @@ class Session:
             if seconds:
                 self._pause(seconds)
 
-    def unread_bytes(self) -> int | None:
-        """Bytes of the open connection that wait to be read; None if there is none."""
-        return None if self._connection is None else self._connection.unread_bytes()
+    def unread_bytes(self) -> int:
+        """Bytes of the current connection that wait to be read."""
+        return 0 if self._connection is None else self._connection.unread_bytes()
 
     def _one_connection(self) -> Iterator[Item]:
-        cursor = self.cursor
+        cursor, reconnect = self.cursor, self._reconnect
         started_ms = cursor.started_ms
-        self._reconnect.opened(cursor.position, time.monotonic())
+        reconnect.opened(cursor.position, time.monotonic())
         connection, asked = self._connect()
+        self._connection = connection
         with closing(connection):
             last_event_id = None if asked is None else compose_id(asked)
             yield Opened(last_event_id, connection.server_ms, len(self._missing))
@@ -306,34 +147,26 @@ class Session:
                 self._upstream.address,
                 "" if asked is None else ", resuming",
             )
-            self._connection = connection
-            try:
-                yield from self._read(connection, asked)
-            finally:
-                self._connection = None
-
-    def _read(
-        self, connection: Connection, asked: dict[TopicPartition, int] | None
-    ) -> Iterator[Item]:
-        cursor = self.cursor
-        known = {
-            source: cursor.position.get(source) or cursor.found.get(source, 0)
-            for source in asked or ()
-        }
-        self._past_end.connected(asked, known, cursor.started_ms)
-        self.landmarks = {
-            source: Landmark(known_ms, cursor.started_ms, self._slack_ms)
-            for source, known_ms in known.items()
-            if known_ms
-        }
-        for item in read(connection, self._idle_seconds, self._past_end, self._waiting, self._name):
-            if isinstance(item, Received):
-                yield self._noted(item, asked is None)
-                continue
-            self._was_silent = item.is_silent
-            brought_new = self._reconnect.ended(cursor.position, time.monotonic(), item.is_silent)
-            yield item._replace(brought_new=brought_new, events=self._reconnect.events)
-            self._report_end(item, brought_new or not self._reconnect.was_short)
+            known = {
+                source: cursor.position.get(source) or cursor.found.get(source, 0)
+                for source in asked or ()
+            }
+            self._past_end.connected(asked, known, started_ms)
+            self.landmarks = {
+                source: Landmark(known_ms, started_ms, self._slack_ms)
+                for source, known_ms in known.items()
+                if known_ms
+            }
+            for item in read(
+                connection, self._idle_seconds, self._past_end, self._waiting, self._name
+            ):
+                if isinstance(item, Received):
+                    yield self._noted(item, asked is None)
+                    continue
+                self._was_silent = item.is_silent
+                brought_new = reconnect.ended(cursor.position, time.monotonic(), item.is_silent)
+                yield item._replace(brought_new=brought_new, events=reconnect.events)
+                self._report_end(item, brought_new or not reconnect.was_short)
 
     def _report_end(self, closed: Closed, is_useful: bool) -> None:
         if closed.is_silent:

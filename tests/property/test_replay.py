@@ -30,9 +30,10 @@ from pleiades.runtime.errors import HistoryMissing, Transient
 from pleiades.runtime.metric_store import FOLDER_VARIABLE
 from pleiades.runtime.metrics import Metrics
 from pleiades.upstream.body import Connection
+from pleiades.upstream.frames import Received
 from pleiades.upstream.http import Upstream
 from pleiades.upstream.partition import PartitionReader, Plan
-from pleiades.upstream.session import Finished, Item, Opened, Received
+from pleiades.upstream.session import Finished, Item, Opened
 from tests.harness.memory import MemorySink, MemoryStore
 from tests.harness.settings import settings_of
 from tests.unit.conftest import FakeChannel, FakeLife

@@ -12,9 +12,10 @@ import pytest
 from pleiades.config.settings import Settings
 from pleiades.core.range import PAST_EVENTS
 from pleiades.runtime.errors import HistoryMissing, RefusedByUpstream
+from pleiades.upstream.frames import Closed, Received
 from pleiades.upstream.http import Upstream
 from pleiades.upstream.partition import PartitionReader, Plan
-from pleiades.upstream.session import Closed, Failed, Finished, Item, Opened, Received
+from pleiades.upstream.session import Failed, Finished, Item, Opened
 from tests.harness.answers import Held, Server
 
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n"

@@ -1,0 +1,184 @@
+"""One connection: bytes in, whole frames with their ids out.
+
+Laws:
+- Frames are handed on whole and in order, and none that may have missed others (`core.past_end`).
+- Comments are no events: without events for the idle timeout, a connection ends as `idle`.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from typing import NamedTuple, TypeAlias
+
+from pleiades.core.framing import ColumnarFrames, Framer, before_id, split_columns
+from pleiades.core.ids import ParsedIds, read_ids
+from pleiades.core.past_end import PastEnd
+from pleiades.core.units import iso_time
+from pleiades.core.wire import Frames, TopicPartition
+from pleiades.runtime.errors import Transient
+from pleiades.upstream.body import Connection
+from pleiades.upstream.http import CONNECT_TIMEOUT_SECONDS
+
+log = logging.getLogger(__name__)
+
+IDLE = "idle"
+PAST_END = "past_end"
+QUIET_SECONDS = 30.0
+"""A connection that the other side ends after so long without an event counts as silent."""
+
+Waiting: TypeAlias = Callable[[float], AbstractContextManager[object]]
+"""Encloses a call that may block for so many seconds."""
+
+
+class Gap(NamedTuple):
+    """The upstream no longer has the events of a topic-partition between two times, ms since 1970."""
+
+    source: TopicPartition
+    after_ms: int
+    before_ms: int
+
+    def __str__(self) -> str:
+        topic, partition = self.source
+        return (
+            f"{topic}/{partition}: the upstream no longer has the events between "
+            f"{iso_time(self.after_ms)} and {iso_time(self.before_ms)}"
+        )
+
+
+class Received(NamedTuple):
+    """What one read of the socket gave."""
+
+    content: bytes | ColumnarFrames
+    """Whole frames, as in `Frames`; may be empty."""
+    ids: list[bytes]
+    parsed: ParsedIds
+    """What `ids` say."""
+    last_event_id: bytes
+    """The last id on this connection before these frames; empty where it is not known."""
+    has_events: bool
+    size_bytes: int
+    oversized: int
+    """Frames that were skipped."""
+    retry_ms: int | None = None
+    left: ParsedIds = ParsedIds({})
+    """What the ids of frames say that are not taken, because the connection ends before them."""
+    gaps: tuple[Gap, ...] = ()
+    before_start: int = 0
+    """Events older than the start that the upstream sent all the same."""
+
+    @property
+    def blob(self) -> bytes:
+        """The frames one after the other."""
+        return self.content if isinstance(self.content, bytes) else self.content.joined()
+
+    def frames(
+        self,
+        sequence: int,
+        connection: tuple[int, str | None],
+        started_ms: int,
+        clock_ms: int,
+        source: TopicPartition | None = None,
+    ) -> Frames:
+        """For the parser; `connection` is its number and what it asked for."""
+        number, asked = connection
+        return Frames(
+            sequence,
+            number,
+            self.content,
+            self.last_event_id,
+            started_ms,
+            clock_ms,
+            source,
+            gap=source is not None and bool(self.gaps),
+            asked=asked,
+            parsed=None if isinstance(self.content, bytes) else self.parsed,
+        )
+
+
+NOTHING = Received(b"", [], ParsedIds({}), b"", has_events=False, size_bytes=0, oversized=0)
+
+
+class Closed(NamedTuple):
+    """A connection ended."""
+
+    reason: str
+    """One of `RECONNECT_REASONS`."""
+    is_silent: bool = False
+    """No events came for a while before it ended."""
+    error: Transient | None = None
+    """What cut it off."""
+    events: int = 0
+    brought_new: bool = False
+    """Not all of them were repeated ones."""
+
+
+def read(
+    connection: Connection,
+    idle_seconds: float,
+    past_end: PastEnd | None = None,
+    waiting: Waiting = nullcontext,
+    name: str = "",
+) -> Iterator[Received | Closed]:
+    """Everything that comes on a connection; a `Closed` is the last item.
+
+    Args:
+        past_end: knows what this connection asked for; without it no frame is left.
+        name: begins every log line.
+    """
+    framer = Framer()
+    chunks = connection.chunks()
+    last_event_id = b""
+    quiet_since = time.monotonic()
+    error = place = None
+    reason = ""
+    while not reason:
+        try:
+            with waiting(CONNECT_TIMEOUT_SECONDS + idle_seconds):
+                chunk = next(chunks, None)
+        except Transient as ended:
+            reason = ended.kind
+            error = None if reason == IDLE else ended
+            break
+        if chunk is None:
+            reason = "closed"
+            break
+        oversized = framer.oversized_total
+        content, ids, retry_ms = split_columns(framer.feed(chunk))
+        oversized = framer.oversized_total - oversized
+        parsed, left = read_ids(ids), ParsedIds({})
+        place = None if past_end is None else past_end.first_left(parsed)
+        if place is not None:
+            content, left = before_id(content, place), read_ids(ids[place:])
+            ids = ids[:place]
+            parsed = read_ids(ids)
+            reason = PAST_END
+        if oversized:
+            log.warning("%sskipped an SSE frame of more than 8 MiB; no event is that large", name)
+            # Its id was skipped with it.
+            last_event_id = b""
+        has_events = bool(content) and (
+            not isinstance(content, bytes) or b"\ndata" in b"\n" + content
+        )
+        now = time.monotonic()
+        if has_events:
+            quiet_since = now
+        yield Received(
+            content, ids, parsed, last_event_id, has_events, len(chunk), oversized, retry_ms, left
+        )
+        if ids:
+            last_event_id = ids[-1]
+        # Time that the consumer takes is no silence of the upstream's.
+        quiet_since += time.monotonic() - now
+        if not reason and time.monotonic() - quiet_since >= idle_seconds:
+            reason = IDLE
+    if reason == "decode":
+        log.warning("%s%s; the events in it are fetched again", name, error)
+    # Others end silent connections too, proxies above all, and perhaps sooner than we do.
+    quiet_seconds = time.monotonic() - quiet_since
+    is_silent = reason == IDLE or (
+        reason != PAST_END and quiet_seconds >= min(idle_seconds, QUIET_SECONDS)
+    )
+    yield Closed(reason, is_silent, error)
