@@ -46,7 +46,7 @@ def replay(settings: Settings, display: Display) -> int:
 
 def _modules(settings: Settings) -> list[str]:
     """What the processes import; see `entrypoints`."""
-    reader = "pleiades.reader" if settings.replay is None else "pleiades.lanes.reader"
+    reader = "pleiades.reader" if settings.replay is None else "pleiades.range_reader"
     destination = destination_of(settings)
     return [reader, "pleiades.parser", "pleiades.publisher", *destination.modules]
 

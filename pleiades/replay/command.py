@@ -18,7 +18,7 @@ from pleiades.core.units import iso_time
 from pleiades.core.wire import TopicPartition
 from pleiades.replay.arguments import Arguments, arguments_from, replay_parser
 from pleiades.replay.progress import ProgressLine
-from pleiades.replay.report import Report, totals, write_report
+from pleiades.replay.report import Report
 from pleiades.replay.survey import Found, Survey, look_at_all
 from pleiades.runtime import logs, metric_store
 from pleiades.runtime.errors import (
@@ -160,7 +160,7 @@ class Display:
         """See `supervisor.Display`."""
         self._learn(published, restarts, details)
         self._line.close()
-        self._report.totals = totals(metric_store.collected())
+        self._report.count(metric_store.collected())
 
     def _learn(self, published: int, restarts: int, details: object) -> None:
         report = self._report
@@ -182,7 +182,7 @@ class Display:
         wrong, path = "", report.told.report
         if path is not None:
             try:
-                write_report(path, report)
+                report.write(path)
             except OSError as error:
                 wrong = (
                     f"can't write the report {path}: {error.strerror}. The events are safe: the "

@@ -10,7 +10,7 @@ from prometheus_client import CollectorRegistry
 from pleiades.core.position import Checkpoint, Done
 from pleiades.core.range import Bound, Range, Slice
 from pleiades.replay.arguments import Arguments
-from pleiades.replay.report import Report, Totals, totals, write_report
+from pleiades.replay.report import Report
 from pleiades.runtime.metric_store import collected
 from pleiades.runtime.metrics import Metrics
 from tests.harness.settings import settings_of
@@ -24,7 +24,8 @@ REPORT = Report(
     TOLD,
     Range(Bound(BEGIN), Bound(END)),
     Checkpoint({A: BEGIN + 60_001, B: END + 5}, 0, END, Done({A: 1000, B: 234}, frozenset({B}))),
-    Totals(5, 6, 7, 8, {"not_json": 2}),
+    counted={"already_there": 6, "repeats_dropped": 5},
+    dead_letters={"not_json": 2},
     published_now=234,
     seconds=2.0,
     restarts=1,
@@ -41,6 +42,8 @@ def test_the_summary_says_what_happened_and_what_to_do() -> None:
         "eqiad.mediawiki.recentchange   1,000, reached 2026-09-21T14:14:20.000Z",
         "codfw.mediawiki.recentchange/1 234\n",
         "2 (2 not_json)",
+        "already there                    6\n",
+        "repeats dropped                  5\n",
         "117 events/s, 1 restart",
     ):
         assert said in text, text
@@ -92,16 +95,21 @@ def test_totals_are_those_of_the_metrics(metrics: Metrics) -> None:
     metrics.canaries_dropped.inc(5)
     metrics.outside_range_dropped.inc(6)
     metrics.dead_letters.labels("not_json").inc(7)
-    assert totals(collected()) == Totals(3, 4, 5, 6, {"not_json": 7})
-    assert totals(CollectorRegistry()) == Totals()
+    report = replace(REPORT)
+    report.count(collected())
+    assert list(report.counted.values()) == [4, 3, 5, 6]
+    assert report.dead_letters == {"not_json": 7}
+    report.count(CollectorRegistry())
+    assert list(report.counted.values()) == [0, 0, 0, 0]
+    assert report.dead_letters == {}
 
 
 def test_a_report_replaces_the_one_before_it_and_goes_into_a_device(tmp_path: Path) -> None:
     path = tmp_path / "report.json"
     path.write_bytes(b"old")
-    write_report(path, REPORT)
+    REPORT.write(path)
     assert path.read_bytes() == REPORT.json()
     assert list(tmp_path.iterdir()) == [path]
-    write_report(Path("/dev/null"), REPORT)
+    REPORT.write(Path("/dev/null"))
     with pytest.raises(OSError, match="missing"):
-        write_report(tmp_path / "missing" / "report", REPORT)
+        REPORT.write(tmp_path / "missing" / "report")
