@@ -7,30 +7,34 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
+from importlib import import_module
 from typing import NamedTuple
 
 from pleiades import __version__
 from pleiades.runtime import logs, startup
-from pleiades.runtime.errors import (
-    EXIT_INTERRUPTED,
-    EXIT_STOPPED,
-    EXIT_USAGE,
-    Fatal,
-    UsageError,
-)
+from pleiades.runtime.errors import EXIT_INTERRUPTED, EXIT_STOPPED, EXIT_USAGE, Fatal, UsageError
 
 log = logging.getLogger(__name__)
 
-# Imports of a command stand in its function: a child process imports this file too, and should not
-# pay in time and memory for what only the parent or another command needs.
+
+class Command(NamedTuple):
+    """One word after `pleiades`."""
+
+    run: Callable[[Sequence[str], str], int]
+    """Gets the arguments after the command, and its meaning for the help; returns the exit status."""
+    meaning: str
+    stopped: int = EXIT_STOPPED
+    """The exit status after a signal that comes before there is anything to stop."""
 
 
-def ingest(arguments: Sequence[str]) -> int:
+# Each command imports what it needs, for children import this file, too.
+
+
+def ingest(arguments: Sequence[str], meaning: str) -> int:
     """Relay until stopped."""
     from pleiades.sinks.registry import relay_parser, relay_settings
 
-    parser = relay_parser("ingest", COMMANDS["ingest"].meaning)
-    settings = relay_settings(vars(parser.parse_args(arguments)))
+    settings = relay_settings(vars(relay_parser("ingest", meaning).parse_args(arguments)))
     logs.configure(settings.log_level, settings.log_format, "parent")
 
     from pleiades.pipeline import ingest as relay
@@ -38,26 +42,12 @@ def ingest(arguments: Sequence[str]) -> int:
     return relay(settings)
 
 
-def replay(arguments: Sequence[str]) -> int:
-    """Relay a range of history, to its end."""
-    from pleiades.replay.command import run
-
-    return run(arguments, COMMANDS["replay"].meaning)
-
-
-def check(arguments: Sequence[str]) -> int:
-    """Look whether `ingest` with these flags would work."""
-    from pleiades.check import run
-
-    return run(arguments, COMMANDS["check"].meaning)
-
-
-def simulate(arguments: Sequence[str]) -> int:
+def simulate(arguments: Sequence[str], meaning: str) -> int:
     """Serve a local upstream until stopped."""
     from pleiades.simulator import command
 
     parser = argparse.ArgumentParser(
-        prog="pleiades simulate", description=COMMANDS["simulate"].meaning, allow_abbrev=False
+        prog="pleiades simulate", description=meaning, allow_abbrev=False
     )
     command.add_arguments(parser)
     parsed = parser.parse_args(arguments)
@@ -65,37 +55,39 @@ def simulate(arguments: Sequence[str]) -> int:
     return command.run(parsed)
 
 
-def demo(arguments: Sequence[str]) -> int:
-    """Relay from a local upstream into files until stopped."""
-    from pleiades.demo import run
-
-    return run(arguments, COMMANDS["demo"].meaning)
-
-
-def explain(arguments: Sequence[str]) -> int:
-    """Print the help of a command, or which commands there are."""
+def explain(arguments: Sequence[str], _meaning: str = "") -> int:
+    """Print the help of a command, or the list of commands."""
     if not arguments or arguments[0] in ("help", "-h", "--help"):
-        print(_overview())  # noqa: T201  # what was asked for
+        print(_overview())  # noqa: T201  # the help
         return EXIT_STOPPED
-    return _command(arguments[0]).run(["--help"])
+    command = _command(arguments[0])
+    return command.run(["--help"], command.meaning)
 
 
-class Command(NamedTuple):
-    """One word after `pleiades`."""
+def _module(name: str) -> Callable[[Sequence[str], str], int]:
+    """The command that is the function `run` of a module."""
 
-    run: Callable[[Sequence[str]], int]
-    meaning: str
-    stopped: int = EXIT_STOPPED
-    """The exit status after a signal that comes before there is anything to stop."""
+    def run(arguments: Sequence[str], meaning: str) -> int:
+        status: int = import_module(name).run(arguments, meaning)
+        return status
+
+    return run
 
 
 COMMANDS = {
     "ingest": Command(ingest, "Relay EventStreams into files or Kafka, every event exactly once."),
     "replay": Command(
-        replay, "Relay a range of history to its end; run again, it goes on.", EXIT_INTERRUPTED
+        _module("pleiades.replay.command"),
+        "Relay a range of history to its end; run again, it goes on.",
+        EXIT_INTERRUPTED,
     ),
-    "check": Command(check, "Try what ingest would use with the same flags; writes nothing."),
-    "demo": Command(demo, "Relay from a local upstream into ./events: no internet, no Kafka."),
+    "check": Command(
+        _module("pleiades.check"), "Try what ingest would use with the same flags; writes nothing."
+    ),
+    "demo": Command(
+        _module("pleiades.demo"),
+        "Relay from a local upstream into ./events: no internet, no Kafka.",
+    ),
     "simulate": Command(simulate, "Serve a local upstream that speaks the EventStreams protocol."),
     "help": Command(explain, "Show this, or the flags of a command."),
 }
@@ -134,14 +126,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments[0] in ("-h", "--help"):
             return explain([])
         if arguments[0] in ("-V", "--version"):
-            print(f"pleiades {__version__}")  # noqa: T201  # what was asked for
+            print(f"pleiades {__version__}")  # noqa: T201  # the version
             return EXIT_STOPPED
-        return _command(arguments[0]).run(arguments[1:])
+        command = _command(arguments[0])
+        return command.run(arguments[1:], command.meaning)
     except Fatal as error:
         if logs.configured():
             log.error("%s", error)
             return error.exit_status
-        about = f" {arguments[0]}" if known else ""
+        about = f" {arguments[0]}" if known and known.run != explain else ""
         hint = f"\nTry: pleiades help{about}" if error.exit_status == EXIT_USAGE else ""
         print(f"pleiades: {error}{hint}", file=sys.stderr)  # noqa: T201  # before there are logs
         return error.exit_status

@@ -153,17 +153,11 @@ class Toggle(argparse.Action):
         *short, name = option_strings
         super().__init__([*short, f"--no-{dest}", name], dest, nargs="?", **options)
 
-    def __call__(
-        self,
-        parser: argparse.ArgumentParser,
-        namespace: argparse.Namespace,
-        values: Any,
-        option_string: str | None = None,
-    ) -> None:
+    def __call__(self, _parser: Any, namespace: Any, values: Any, option: Any = None) -> None:
         """Set the value; `--no-name` takes none."""
-        negated = (option_string or "").startswith("--no-")
+        negated = (option or "").startswith("--no-")
         if negated and values is not None:
-            raise argparse.ArgumentError(self, f"{option_string} takes no value")
+            raise argparse.ArgumentError(self, f"{option} takes no value")
         setattr(namespace, self.dest, not negated if values is None else values)
 
 
@@ -174,13 +168,7 @@ class Lines(argparse.Action):
     from one that can be repeated, it would take a value with brackets or commas apart.
     """
 
-    def __call__(
-        self,
-        parser: argparse.ArgumentParser,
-        namespace: argparse.Namespace,
-        values: Any,
-        option_string: str | None = None,
-    ) -> None:
+    def __call__(self, _parser: Any, namespace: Any, values: Any, option: Any = None) -> None:
         """Add the lines to those before them."""
         setattr(namespace, self.dest, (*getattr(namespace, self.dest), *values))
 
