@@ -1,9 +1,8 @@
-"""The one tree of errors, and the exit statuses.
+"""All errors, and the exit statuses.
 
-Three kinds: `Transient` is tried again in place with backoff; `Fatal` ends the program with the
-status it carries, because another try is of no use; a bad event is no exception at all but a
-`DeadLetter` value. `GenerationLost` ends the process only: the parent starts afresh. So it does after
-anything else that is raised, which is a bug.
+A `Transient` error is retried in place with backoff. A `Fatal` error ends the program with its exit status,
+because a retry is of no use. A bad event is no error but an event with a reason. `GenerationLost` ends the
+process, and the parent restarts the pipeline; so it does after any other exception, which is a bug.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ from __future__ import annotations
 EXIT_STOPPED = 0
 """Stopped on request."""
 EXIT_FAILED = 1
-"""Anything final that has no status of its own; restarts exhausted."""
+"""Any final error without a status of its own, and exhausted restarts."""
 EXIT_USAGE = 2
 """The command line, environment or configuration file is wrong."""
 EXIT_REFUSED = 3
@@ -19,21 +18,21 @@ EXIT_REFUSED = 3
 EXIT_HELD = 4
 """Another instance holds the destination."""
 EXIT_INTERRUPTED = 5
-"""A replay was stopped before its end; started again it goes on."""
+"""A replay was stopped before its end; the same command continues it."""
 EXIT_INCOMPLETE = 6
-"""A replay whose range the upstream no longer has in whole."""
+"""The upstream no longer has the whole range of a replay."""
 
 
 class PleiadesError(Exception):
-    """What an operator reads: what happened, what it means for the events, what to do."""
+    """An operator reads its text: what happened, what it means for the events, what to do."""
 
 
 class Transient(PleiadesError):
-    """Worth another try in the same process.
+    """Worth a retry in the same process.
 
     Attributes:
         kind: a short constant name for metrics and logs, e.g. `throttled`.
-        retry_after_seconds: the earliest moment for the next try that the other side asked for.
+        retry_after_seconds: the shortest pause that the other side asked for.
     """
 
     def __init__(self, message: str, kind: str, retry_after_seconds: float | None = None) -> None:
@@ -43,7 +42,7 @@ class Transient(PleiadesError):
 
 
 class Fatal(PleiadesError):
-    """Another try is of no use; the program ends with `exit_status`."""
+    """A retry is of no use; the program ends with `exit_status`."""
 
     exit_status = EXIT_FAILED
 
@@ -55,7 +54,7 @@ class UsageError(Fatal):
 
 
 class RefusedByUpstream(Fatal):
-    """The upstream answered that this request will never be served."""
+    """The upstream will never serve this request."""
 
     exit_status = EXIT_REFUSED
 
@@ -67,18 +66,18 @@ class DestinationHeld(Fatal):
 
 
 class HistoryMissing(Fatal):
-    """The upstream no longer has all that was asked for."""
+    """The upstream no longer has all events that were asked for."""
 
     exit_status = EXIT_INCOMPLETE
 
 
 class MetricsUnavailable(Fatal):
-    """/metrics can't be served where it was asked for."""
+    """/metrics can't be served at the configured address."""
 
 
 class GenerationLost(PleiadesError):
-    """This process can't go on, but a new one can: the pipeline starts again, without a traceback."""
+    """This process can't go on, but a new one can: the pipeline restarts, without a traceback."""
 
 
 class Stopped(PleiadesError):
-    """A stop was requested while waiting. Not an error: it only ends the wait."""
+    """A stop was requested during a wait, and ends it. Not an error."""

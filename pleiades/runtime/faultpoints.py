@@ -1,8 +1,8 @@
 """Places at which a test can have a process killed: between two steps that must not come apart.
 
-A test names a folder in the environment and puts an empty file into it, named like a point. The first
-process that comes by removes it and dies by SIGKILL, as if somebody had done it from outside just then.
-Without the variable, which is the usual case, passing a point costs one comparison.
+A test names a folder in the environment and creates an empty file in it, named like a point. The first
+process that comes by removes the file and dies by SIGKILL. Without the variable, as in any real run,
+passing a point costs one comparison.
 """
 
 from __future__ import annotations
@@ -15,50 +15,23 @@ from typing import NoReturn
 FOLDER_VARIABLE = "PLEIADES_FAULT_POINTS"
 _folder = os.environ.get(FOLDER_VARIABLE)
 
-SENT = "channel-half-written-"
-"""And the channel's name: half of a message is in the pipe."""
-WRITTEN = "publisher-written"
-"""The sink has a batch, which is not committed."""
-COMMITTED = "publisher-committed"
-"""The commit is durable, and nobody knows of it yet."""
-STAGED = "files-staged"
-"""An event of the batch is in the staging folder, others are not."""
-JOURNALED = "files-journaled"
-"""All are in the staging folder and in the identity log."""
-SYNCED = "files-synced"
-"""All are on the disk, and the checkpoint is the old one."""
-NAMED = "files-named"
-"""The checkpoint covers the batch; an event of it has its name, others have not."""
-PUBLISHED = "files-published"
-"""All have their names."""
-CHECKPOINT_STAGED = "checkpoint-staged"
-"""The new checkpoint lies beside the old one."""
-CHECKPOINT_REPLACED = "checkpoint-replaced"
-"""The new one is in its place; its folder is not synced."""
-PRODUCED = "kafka-produced"
-"""Events are in the transaction, the position is not."""
-POSITION_SENT = "kafka-position-sent"
-"""The position is in the transaction too, and it is not committed."""
+SENT = "channel-half-written-"  # and the channel's name: half of a message is in the pipe
+WRITTEN = "publisher-written"  # the sink has a batch that is not committed
+COMMITTED = "publisher-committed"  # the commit is durable, and nobody knows of it yet
+STAGED = "files-staged"  # an event of the batch is in the staging folder, others are not
+JOURNALED = "files-journaled"  # all are in the staging folder and in the identity log
+SYNCED = "files-synced"  # all are on the disk, and the checkpoint is the old one
+NAMED = "files-named"  # the checkpoint covers the batch; an event has its name, others have not
+PUBLISHED = "files-published"  # all have their names
+CHECKPOINT_STAGED = "checkpoint-staged"  # the new checkpoint lies beside the old one
+CHECKPOINT_REPLACED = "checkpoint-replaced"  # the new one is in its place; its folder is not synced
+PRODUCED = "kafka-produced"  # events are in the transaction, the position is not
+POSITION_SENT = "kafka-position-sent"  # so is the position, and the transaction is not committed
 
-FILES_POINTS = (
-    STAGED,
-    JOURNALED,
-    SYNCED,
-    CHECKPOINT_STAGED,
-    CHECKPOINT_REPLACED,
-    NAMED,
-    PUBLISHED,
-)
+FILES_POINTS = (STAGED, JOURNALED, SYNCED, CHECKPOINT_STAGED, CHECKPOINT_REPLACED, NAMED, PUBLISHED)
 KAFKA_POINTS = (PRODUCED, POSITION_SENT)
-POINTS = (
-    f"{SENT}resume",
-    f"{SENT}frames-0",
-    f"{SENT}batches-0",
-    WRITTEN,
-    COMMITTED,
-    *FILES_POINTS,
-    *KAFKA_POINTS,
-)
+CHANNEL_POINTS = (f"{SENT}resume", f"{SENT}frames-0", f"{SENT}batches-0")
+POINTS = (*CHANNEL_POINTS, WRITTEN, COMMITTED, *FILES_POINTS, *KAFKA_POINTS)
 
 
 def passing(point: str) -> None:
@@ -68,7 +41,7 @@ def passing(point: str) -> None:
 
 
 def armed(point: str) -> bool:
-    """Whether a test wants the process that asks to die at this point; it asks once."""
+    """Return whether a test wants this process to die at this point; true once."""
     if _folder is None:
         return False
     try:
@@ -79,6 +52,6 @@ def armed(point: str) -> bool:
 
 
 def die() -> NoReturn:
-    """SIGKILL: nothing is closed, flushed or said."""
+    """SIGKILL: nothing is closed, flushed or logged."""
     os.kill(os.getpid(), signal.SIGKILL)
     raise AssertionError("survived SIGKILL")

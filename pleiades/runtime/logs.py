@@ -1,7 +1,7 @@
-"""How the processes log: to standard error, as text or as one JSON object a line.
+"""Logging of all processes: to standard error, as text or as one JSON object per line.
 
-Law: a record is one line, whatever it is about: control characters are escaped, so that bytes of the
-upstream can't forge a line or steer a terminal.
+Law: a record is one line. Control characters are escaped, so that bytes from upstream can neither forge
+a line nor control a terminal.
 """
 
 from __future__ import annotations
@@ -18,12 +18,13 @@ import orjson
 TEXT = "text"
 JSON = "json"
 MAX_PRINTABLE = 200
+CLEAR_LINE = "\r\x1b[2K"
 
-# C0, DEL and C1 controls, the line ends that only Unicode knows, and what turns the reading direction.
+# C0, DEL and C1 controls, line ends that only Unicode has, marks that change the reading direction, and
+# halves of surrogate pairs.
 _UNSAFE = re.compile(
     "[\x00-\x1f\x7f-\x9f\u2028\u2029\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
 )
-_CLEAR_LINE = "\r\x1b[2K"
 _COLOURS = {logging.WARNING: "\x1b[33m", logging.ERROR: "\x1b[31m", logging.DEBUG: "\x1b[2m"}
 _NO_COLOUR = "\x1b[0m"
 
@@ -31,14 +32,13 @@ _NO_COLOUR = "\x1b[0m"
 def printable(foreign: str | bytes, limit: int = MAX_PRINTABLE) -> str:
     """Foreign text for a log line: on one line, without controls, cut to `limit` characters."""
     text = foreign[: 4 * limit].decode(errors="replace") if isinstance(foreign, bytes) else foreign
-    cut = text[:limit] + ("…" if len(text) > limit else "")
-    return _escaped(cut)
+    return _escaped(text[:limit] + ("…" if len(text) > limit else ""))
 
 
 class Seldom:
-    """Holds back a message that hostile input could bring thousands of times a second.
+    """Limits a message that hostile input could cause thousands of times a second.
 
-    The metrics count every case; the log tells of the first, and of one in each `seconds` after it.
+    Metrics count every case. The log gets the first one, and then one in `seconds`.
     """
 
     def __init__(self, seconds: float = 10.0) -> None:
@@ -46,7 +46,7 @@ class Seldom:
         self._next = 0.0
 
     def due(self) -> bool:
-        """Whether to log now."""
+        """Return whether to log now."""
         now = time.monotonic()
         if now < self._next:
             return False
@@ -58,50 +58,54 @@ def _escaped(text: str) -> str:
     return _UNSAFE.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
 
 
-def _time(record: logging.LogRecord) -> str:
-    when = datetime.fromtimestamp(record.created, UTC)
-    return when.isoformat(timespec="milliseconds").replace("+00:00", "Z")
-
-
-class TextFormatter(logging.Formatter):
-    """`2026-01-31T12:00:00.000Z INFO    reader: connected`; a traceback follows, indented."""
-
-    def __init__(self, process: str, on_terminal: bool, colour: bool) -> None:
-        super().__init__()
-        self._process = process
-        self._before = _CLEAR_LINE if on_terminal else ""
-        self._colour = colour
-
-    def format(self, record: logging.LogRecord) -> str:
-        """One record as text."""
-        message = _escaped(record.getMessage())
-        line = f"{_time(record)} {record.levelname:7} {self._process}: {message}"
-        if record.exc_info:
-            trace = self.formatException(record.exc_info)
-            line += "".join("\n    " + _escaped(part) for part in trace.split("\n"))
-        colour = _COLOURS.get(record.levelno, "") if self._colour else ""
-        return f"{self._before}{colour}{line}{_NO_COLOUR if colour else ''}"
-
-
-class JsonFormatter(logging.Formatter):
-    """One JSON object a line: time, level, process, logger, message, and exception if there is one."""
+class _Formatter(logging.Formatter):
+    """Formats time, message and traceback without controls; the last two as safe lines."""
 
     def __init__(self, process: str) -> None:
         super().__init__()
         self._process = process
 
+    def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:  # noqa: N802
+        when = datetime.fromtimestamp(record.created, UTC)
+        return when.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+    def _trace(self, record: logging.LogRecord) -> list[str]:
+        if not record.exc_info:
+            return []
+        return [_escaped(line) for line in self.formatException(record.exc_info).split("\n")]
+
+
+class TextFormatter(_Formatter):
+    """`2026-01-31T12:00:00.000Z INFO    reader: connected`; a traceback follows, indented."""
+
+    def __init__(self, process: str, on_terminal: bool, colour: bool) -> None:
+        super().__init__(process)
+        self._before = CLEAR_LINE if on_terminal else ""
+        self._colour = colour
+
+    def format(self, record: logging.LogRecord) -> str:
+        """One record as text."""
+        message = _escaped(record.getMessage())
+        line = f"{self.formatTime(record)} {record.levelname:7} {self._process}: {message}"
+        line = "\n    ".join([line, *self._trace(record)])
+        colour = _COLOURS.get(record.levelno, "") if self._colour else ""
+        return f"{self._before}{colour}{line}{_NO_COLOUR if colour else ''}"
+
+
+class JsonFormatter(_Formatter):
+    """One JSON object per line: time, level, process, logger, message, and exception if there is one."""
+
     def format(self, record: logging.LogRecord) -> str:
         """One record as JSON."""
         fields = {
-            "time": _time(record),
+            "time": self.formatTime(record),
             "level": record.levelname.lower(),
             "process": self._process,
             "logger": record.name,
             "message": _escaped(record.getMessage()),
         }
-        if record.exc_info:
-            trace = self.formatException(record.exc_info)
-            fields["exception"] = "\n".join(map(_escaped, trace.split("\n")))
+        if trace := self._trace(record):
+            fields["exception"] = "\n".join(trace)
         return orjson.dumps(fields).decode()
 
 
@@ -110,18 +114,17 @@ def configure(level: int, log_format: str, process: str) -> None:
 
     Args:
         level: of `logging`; below WARNING, libraries still log from WARNING on.
-        log_format: `text` or `json`.
-        process: the role that stands in every line.
+        log_format: `TEXT` or `JSON`.
+        process: the role, which stands in every line.
     """
-    # Never raise out of a log call because the terminal or pipe behind it is gone or odd.
+    # A log call never raises because the terminal or pipe behind it is gone.
     logging.raiseExceptions = False
     on_terminal = sys.stderr.isatty()
+    # https://no-color.org
+    plain = os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb"
+    text = TextFormatter(process, on_terminal, on_terminal and not plain)
     stream = logging.StreamHandler(sys.stderr)
-    if log_format == JSON:
-        stream.setFormatter(JsonFormatter(process))
-    else:
-        colour = on_terminal and not _no_colour()
-        stream.setFormatter(TextFormatter(process, on_terminal, colour))
+    stream.setFormatter(JsonFormatter(process) if log_format == JSON else text)
     root = logging.getLogger()
     root.handlers[:] = [stream]
     root.setLevel(max(level, logging.WARNING))
@@ -130,10 +133,5 @@ def configure(level: int, log_format: str, process: str) -> None:
 
 
 def configured() -> bool:
-    """Whether `configure` was called: from then on whoever reads errors reads records."""
+    """Return whether `configure` was called: from then on, errors are records too."""
     return logging.getLogger("pleiades").level != logging.NOTSET
-
-
-def _no_colour() -> bool:
-    # https://no-color.org
-    return bool(os.environ.get("NO_COLOR")) or os.environ.get("TERM") == "dumb"

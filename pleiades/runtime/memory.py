@@ -6,16 +6,12 @@ import contextlib
 import ctypes
 import gc
 
-# From <malloc.h>; see mallopt(3).
-_M_TRIM_THRESHOLD = -1
-_M_TOP_PAD = -2
-_M_MMAP_THRESHOLD = -3
-
-KEPT_BYTES = 16 * 1024 * 1024
-"""Free memory that the C library keeps; more than any batch takes."""
-MAPPED_FROM_BYTES = 8 * 1024 * 1024
-"""Smaller blocks are not mapped and unmapped one by one."""
-GROWN_BY_BYTES = 1024 * 1024
+MALLOC_OPTIONS = {
+    -1: 16 * 1024 * 1024,  # M_TRIM_THRESHOLD: keep so much free memory, more than any batch takes.
+    -2: 1024 * 1024,  # M_TOP_PAD: grow in steps of this size.
+    -3: 8 * 1024 * 1024,  # M_MMAP_THRESHOLD: do not map and unmap smaller blocks one by one.
+}
+"""From <malloc.h>; see mallopt(3)."""
 NEW_OBJECTS = 20_000
 """New containers that start a collection: about a hundred batches. The objects of batches are never in a
 cycle; with Python's default of 700 the collector looks at them all the time."""
@@ -29,10 +25,8 @@ def tune() -> None:
     """
     # Only glibc has mallopt.
     with contextlib.suppress(AttributeError):
-        mallopt = ctypes.CDLL(None).mallopt
-        mallopt(_M_MMAP_THRESHOLD, MAPPED_FROM_BYTES)
-        mallopt(_M_TRIM_THRESHOLD, KEPT_BYTES)
-        mallopt(_M_TOP_PAD, GROWN_BY_BYTES)
+        for option, value in MALLOC_OPTIONS.items():
+            ctypes.CDLL(None).mallopt(option, value)
     gc.collect()
     gc.freeze()
     gc.set_threshold(NEW_OBJECTS, 10, 10)
