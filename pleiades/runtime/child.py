@@ -17,10 +17,11 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields
 from multiprocessing import connection, parent_process
 from multiprocessing.connection import Connection
 from types import FrameType
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from setproctitle import setproctitle
 
@@ -53,24 +54,28 @@ EXIT_FATAL_BASE = 100
 traceback (1) or a usage error of the interpreter (2) is not taken for one."""
 
 
-class Beat(NamedTuple):
+@dataclass
+class Beat:
     """Child → parent: I am alive, and this is how far I am."""
 
-    ready: bool
+    ready: bool = False
     """Reader: connected; publisher: the destination is open and takes events."""
-    allowed_seconds: float
-    """How long the child may be silent beyond the usual, e.g. in a blocking read of an idle stream."""
-    committed_total: int
+    allowed_seconds: float = 0.0
+    """How long the child may be silent beyond the usual: its longest blocking call."""
+    committed_total: int = 0
     """Publisher: commits of this generation that brought anything new."""
-    published_total: int
-    lag_seconds: float
-    position: str
+    published_total: int = 0
+    lag_seconds: float = 0.0
+    position: str = ""
     """Publisher: the committed position as an SSE id; empty before it is known."""
     details: object = None
     """Publisher: the committed checkpoint; in a dry run, the counts."""
 
 
-class Life:
+_FIELDS = tuple(field.name for field in fields(Beat))
+
+
+class Life(Beat):
     """A child's side of its ties to the parent: heartbeat out, stop request in.
 
     Args:
@@ -78,21 +83,14 @@ class Life:
     """
 
     def __init__(self, beats: Connection) -> None:
+        super().__init__()
         self.stop_requested = False
-        self.ready = False
-        self.allowed_seconds = 0.0
-        """How long this process may be silent beyond the usual: its longest blocking call."""
-        self.committed_total = 0
-        self.published_total = 0
-        self.lag_seconds = 0.0
-        self.position = ""
-        self.details: object = None
         self._beats = beats
         os.set_blocking(beats.fileno(), False)
         self._caller: ThreadPoolExecutor | None = None
         self._interruptible = False
         self._last = 0.0
-        self._shown: Beat | None = None
+        self._shown: tuple[bool, float] | None = None
 
     def beat(self, at_once: bool = False) -> None:
         """Show the parent that this process lives. Never blocks; cheap enough for every batch.
@@ -101,35 +99,22 @@ class Life:
             at_once: also if the last beat was a moment ago, because there is news.
         """
         now = time.monotonic()
-        beat = self._now()
-        urgent = at_once or self._shown is None or beat[:2] != self._shown[:2]
-        if not urgent and now - self._last < BEAT_SECONDS:
-            return
-        self._last = now
-        self._shown = beat
-        self._send(beat)
+        news = self.ready, self.allowed_seconds
+        if at_once or news != self._shown or now - self._last >= BEAT_SECONDS:
+            self._last, self._shown = now, news
+            self._send()
 
     def farewell(self) -> None:
         """Send the last beat, which must arrive: wait for a parent that is busy."""
         os.set_blocking(self._beats.fileno(), True)
-        self._send(self._now())
+        self._send()
 
-    def _send(self, beat: Beat) -> None:
+    def _send(self) -> None:
+        message = pickle.dumps(Beat(*[getattr(self, name) for name in _FIELDS]))
         # If the socket is full, the parent is stopped or busy. It gets the newest state later: each beat
         # tells all of it. If the parent is gone, this process is about to end.
         with contextlib.suppress(OSError):
-            os.write(self._beats.fileno(), pickle.dumps(beat))
-
-    def _now(self) -> Beat:
-        return Beat(
-            self.ready,
-            self.allowed_seconds,
-            self.committed_total,
-            self.published_total,
-            self.lag_seconds,
-            self.position,
-            self.details,
-        )
+            os.write(self._beats.fileno(), message)
 
     @contextlib.contextmanager
     def busy(self, seconds: float) -> Iterator[None]:

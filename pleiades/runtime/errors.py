@@ -1,8 +1,9 @@
 """All errors, and the exit statuses.
 
-A `Transient` error is retried in place with backoff. A `Fatal` error ends the program with its exit status,
-because a retry is of no use. A bad event is no error but an event with a reason. `GenerationLost` ends the
-process, and the parent restarts the pipeline; so it does after any other exception, which is a bug.
+A `Transient` error is retried in place with backoff. A `Fatal` error ends the program with its exit
+status, because a retry is of no use. A bad event is no error but an event with a reason.
+`GenerationLost` ends the process, and the parent restarts the pipeline; so it does after any other
+exception, which is a bug.
 """
 
 from __future__ import annotations

@@ -53,7 +53,7 @@ class ChildProcess:
         self, context: ForkServerContext, settings: Settings, folder: str, spec: StageSpec
     ) -> None:
         self.spec = spec
-        self.beat = Beat(False, 0.0, 0, 0, 0.0, "")
+        self.beat = Beat()
         self._last_seen = time.monotonic()
         self._exit_status: int | None = None
         # It keeps messages apart, and takes one whole or not at all: a sender never has to wait.

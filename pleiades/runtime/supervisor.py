@@ -115,7 +115,9 @@ class Supervisor:
             log.info(
                 "metrics on http://%s:%d/metrics", f"[{host}]" if ":" in host else host, server.port
             )
-            stack.callback(self._close_display)
+            stack.callback(
+                lambda: self._display.close(self._published(), self._restarts, self._details)
+            )
             stack.callback(self._end_children)
             status = self._generations()
         if self._position:
@@ -126,9 +128,6 @@ class Supervisor:
             plural(self._restarts, "restart"),
         )
         return status
-
-    def _close_display(self) -> None:
-        self._display.close(self._published(), self._restarts, self._details)
 
     def _watch_signals(self) -> Callable[[], object]:
         """Have signals wake the loop; returns what ends that."""

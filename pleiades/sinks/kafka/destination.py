@@ -134,7 +134,7 @@ class KafkaDestination(Destination):
                 "the Kafka property transaction.timeout.ms must be longer than --kafka.commitInterval: "
                 "otherwise the cluster would break off each transaction before its end"
             )
-        return replace(made, brokers=brokers or made.brokers, properties=others)
+        return replace(made, brokers=brokers or made.brokers, properties=librdkafka.located(others))
 
     @staticmethod
     def refused_argument(words: Sequence[str]) -> str | None:

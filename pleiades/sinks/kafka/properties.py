@@ -140,6 +140,29 @@ def merged(*sources: Properties) -> Properties:
     return tuple(found.items())
 
 
+def located(properties: Properties) -> Properties:
+    """The same properties, with paths that hold in any working directory.
+
+    Raises:
+        UsageError: a path is relative, and there is no working directory.
+    """
+    try:
+        return tuple(
+            (name, str(Path(value).absolute()) if _is_path(name, value) else value)
+            for name, value in properties
+        )
+    except OSError:
+        raise UsageError(
+            "the working directory is gone, and a Kafka property names a file relative to it: give its "
+            "absolute path"
+        ) from None
+
+
+def _is_path(name: str, value: str) -> bool:
+    # librdkafka looks for the system's certificates itself if it is told to `probe`.
+    return name.endswith((".location", ".keytab")) and value not in ("", "probe")
+
+
 def without_brokers(properties: Properties) -> tuple[str | None, Properties]:
     """The brokers that stand among the properties, None where they don't, and all other properties.
 

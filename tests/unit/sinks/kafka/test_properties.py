@@ -505,3 +505,27 @@ def test_values_are_taken_out_of_what_librdkafka_says() -> None:
 def test_no_secret_stays_in_what_librdkafka_says(value: str, before: str, after: str) -> None:
     text = properties.without_values(before + value + after, (("sasl.password", value),))
     assert value not in text
+
+
+def test_paths_hold_in_any_working_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The relay leaves the one in which it was started."""
+    monkeypatch.chdir(tmp_path)
+    given = (("ssl.ca.location", "ca.pem"), ("sasl.kerberos.keytab", "keytab"), ("client.id", "a"))
+    absolute = (
+        ("ssl.ca.location", f"{tmp_path}/ca.pem"),
+        ("sasl.kerberos.keytab", f"{tmp_path}/keytab"),
+        ("client.id", "a"),
+    )
+    assert properties.located(given) == absolute
+    assert properties.located(absolute) == absolute
+    probing = (("ssl.ca.location", "probe"),)
+    assert properties.located(probing) == probing
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    assert properties.located(absolute) == absolute
+    with pytest.raises(UsageError, match="working directory is gone"):
+        properties.located(given)
