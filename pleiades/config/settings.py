@@ -61,10 +61,7 @@ class UpstreamSettings:
         duration(MIN_OVERLAP_SECONDS),
     )
     idle_timeout_seconds: float = flag(
-        "60s",
-        "silence after which the relay reconnects",
-        duration(0.1),
-        aliases=("--idleTimeout",),
+        "60s", "silence after which the relay reconnects", duration(0.1), aliases=("--idleTimeout",)
     )
     keep_canaries: bool = flag("false", "publish canary events instead of dropping them", BOOLEAN)
     ca: Path | None = flag(

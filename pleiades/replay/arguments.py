@@ -1,5 +1,5 @@
 # ruff: noqa: RUF009  # `flag` declares fields of dataclasses
-"""Which flags `pleiades replay` has beside those of `ingest`, and what they stand for."""
+"""The arguments of `pleiades replay` that `ingest` does not have."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ MAX_CONNECTIONS = 64
 MAX_RATE = 10_000_000
 MAX_LIMIT = 10**15
 MAX_SHOWN_STREAMS = 60
-"""Characters; of more streams a position's name holds only the digest."""
+"""Characters; a position of more streams has only the digest in its name."""
 
 _RATE = re.compile(r"([0-9]{1,8}(?:\.[0-9]{1,6})?)(?:/s)?", re.ASCII)
 _SLICE = re.compile(r"([0-9]{1,5})/([0-9]{1,5})", re.ASCII)
@@ -37,17 +37,17 @@ class Moment:
     """One end of a range as it was given."""
 
     text: str
-    """As given; the same for all that mean the same, unless that depends on when it is read."""
+    """As given, or the same text for all spellings of one absolute moment."""
     absolute: bool
-    """It means the same whenever it is read."""
+    """It does not depend on the time of reading."""
     assignments: tuple[Assignment, ...] = ()
-    """Of an SSE id; else empty."""
+    """Those of an SSE id; empty: it is a time."""
 
     def bound(self, now_ms: int, first: bool) -> Bound:
-        """What it means.
+        """The bound of the range.
 
         Args:
-            now_ms: what `now` is, ms since 1970.
+            now_ms: the meaning of `now`, ms since 1970.
             first: it is the begin.
         """
         if self.assignments:
@@ -82,7 +82,7 @@ def rate(text: str) -> float:
 
 
 def part(text: str) -> Slice | None:
-    """Reads `2/8`: the third of eight slices; empty for all of it."""
+    """Reads `2/8`: the third of eight slices; empty: the whole range."""
     if not text:
         return None
     match = _SLICE.fullmatch(text.strip())
@@ -121,9 +121,7 @@ class Arguments:
         name="slice",
     )
     restart: bool = flag(
-        "false",
-        "begin at --from again, whatever an earlier run with these arguments did",
-        BOOLEAN,
+        "false", "begin at --from again, whatever an earlier run with these arguments did", BOOLEAN
     )
     allow_gap: bool = flag(
         "false",
@@ -142,9 +140,7 @@ class Arguments:
         optional(integer(1, MAX_LIMIT)),
     )
     rate: float = flag(
-        "0",
-        "read at most so many events per second, e.g. 500/s; 0: no limit",
-        Reader("n/s", rate),
+        "0", "read at most so many events per second, e.g. 500/s; 0: no limit", Reader("n/s", rate)
     )
     connections: int = flag(
         "2",
@@ -153,27 +149,25 @@ class Arguments:
         name="upstream.connections",
     )
     report: Path | None = flag(
-        "",
-        "a file for the summary as JSON; empty: none",
-        optional(Reader("file", values.path)),
+        "", "a file for the summary as JSON; empty: none", optional(Reader("file", values.path))
     )
 
     @property
     def absolute(self) -> bool:
-        """The same arguments always mean the same range."""
+        """Whether the same arguments always mean the same range."""
         return self.begin.absolute and self.end.absolute
 
     def range(self, now_ms: int) -> Range:
-        """What is replayed.
+        """The range to replay.
 
         Raises:
-            UsageError: there is nothing in it, or it reaches into the future.
+            UsageError: it is empty, or reaches into the future.
         """
         begin, end = self.begin.bound(now_ms, first=True), self.end.bound(now_ms, first=False)
         latest_ms = max(begin.default_ms, end.default_ms, *end.own_ms.values(), 0)
         if latest_ms > datetime.now(UTC).timestamp() * 1000:
             raise UsageError(
-                "--from and --to must not lie in the future: what comes until then is for ingest"
+                "--from and --to must not lie in the future: ingest relays events that are still to come"
             )
         try:
             whole = Range(begin, end)
@@ -223,7 +217,7 @@ def arguments_from(given: Mapping[str, Any]) -> Arguments:
 
 
 def _position_name(arguments: Arguments) -> str:
-    """The name of the position: the same for the same arguments, and nobody else's."""
+    """The name of the position: the same for the same arguments, and different for others."""
     streams = "+".join(sorted(arguments.settings.upstream.streams))
     meant = f"{streams}\n{arguments.begin.text}\n{arguments.end.text}"
     name = f"replay-{hashlib.sha256(meant.encode()).hexdigest()[:10]}"

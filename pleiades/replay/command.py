@@ -1,4 +1,4 @@
-"""`pleiades replay`: looks before it writes, relays a range to its end, and says what it did."""
+"""`pleiades replay`: surveys the upstream, relays a range to its end, and reports."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def run(arguments: Sequence[str], description: str) -> int:
 
 
 def _leave(_number: int, _frame: FrameType | None) -> None:
-    # Nothing is under way that would have to be finished.
+    # There is nothing to finish yet.
     os._exit(EXIT_INTERRUPTED)
 
 
@@ -86,7 +86,7 @@ def _is_finished(checkpoint: Checkpoint) -> bool:
 
 
 def _with_range(told: Arguments, span: Range, now_ms: int, stored: Checkpoint | None) -> Settings:
-    """The settings of all processes, after a look at what the upstream has.
+    """The settings of all processes, after a survey of the upstream.
 
     Raises:
         UsageError: an id names a topic that the streams do not have.
@@ -123,7 +123,7 @@ def _with_range(told: Arguments, span: Range, now_ms: int, stored: Checkpoint | 
 
 
 def _tell_of_gaps(found: dict[TopicPartition, Found], allow_gap: bool) -> bool:
-    """Whether something is missing."""
+    """Report missing history; returns whether there is any."""
     missing = [
         f"{topic}/{partition} is gone"
         if at.missing_until_ms is None
