@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import orjson
 
@@ -19,23 +19,10 @@ from pleiades.simulator.log import Fresh
 from pleiades.simulator.settings import SimulatorSettings
 
 
-class RecordedEvent(NamedTuple):
-    """One event of a file."""
+def read_recorded(path: Path, default_topic: str) -> list[Fresh]:
+    """All events of a `.sse` or `.ndjson` file; `default_topic` is for those that do not name theirs.
 
-    source: TopicPartition
-    timestamp_ms: int
-    """Kafka's: from the id (minus 1 ms), else from `meta.dt`."""
-    data: bytes
-    identity: str
-    canary: bool
-
-
-def read_recorded(path: Path, default_topic: str) -> list[RecordedEvent]:
-    """All events of a `.sse` or `.ndjson` file, in its order.
-
-    Args:
-        path: its suffix tells the format.
-        default_topic: for events that do not name theirs.
+    The timestamp is that of the id, minus 1 ms, else `meta.dt`, else that of the event before.
 
     Raises:
         UsageError: the file can't be read or holds no events.
@@ -44,7 +31,7 @@ def read_recorded(path: Path, default_topic: str) -> list[RecordedEvent]:
         text = path.read_bytes()
     except OSError as error:
         raise UsageError(f"can't read the recorded events: {error}; check --file") from None
-    events: list[RecordedEvent] = []
+    events: list[Fresh] = []
     for data, sse_id in recorded_pairs(text, sse=path.suffix == ".sse"):
         last_ms = events[-1].timestamp_ms if events else 0
         events.append(recorded_event(data, sse_id, default_topic, last_ms))
@@ -77,7 +64,7 @@ def recorded_pairs(text: bytes, sse: bool) -> Iterator[tuple[bytes, bytes]]:
             kind = field
 
 
-def recorded_event(data: bytes, sse_id: bytes, default_topic: str, last_ms: int) -> RecordedEvent:
+def recorded_event(data: bytes, sse_id: bytes, default_topic: str, last_ms: int) -> Fresh:
     """One event; `last_ms` is the timestamp of the event before, for one without a date."""
     try:
         meta: Any = orjson.loads(data).get("meta")
@@ -94,13 +81,11 @@ def recorded_event(data: bytes, sse_id: bytes, default_topic: str, last_ms: int)
     timestamp_ms = _id_ms(sse_id, source)
     if timestamp_ms is None:
         timestamp_ms = _dt_ms(meta.get("dt"))
-    return RecordedEvent(
-        source,
-        last_ms if timestamp_ms is None else timestamp_ms,
-        data,
-        # Anything else may be nested too deeply to be shown.
-        str(identity) if isinstance(identity, str | int | float) else "",
-        meta.get("domain") == "canary",
+    # An identity of another type may be nested too deeply to be shown.
+    shown = str(identity) if isinstance(identity, str | int | float) else ""
+    canary = meta.get("domain") == "canary"
+    return Fresh(
+        0.0, source, last_ms if timestamp_ms is None else timestamp_ms, data, 0, shown, canary
     )
 
 
@@ -122,21 +107,8 @@ def _dt_ms(dt: object) -> int | None:
         return None
 
 
-def sources_in(events: list[RecordedEvent]) -> list[TopicPartition]:
-    """The topic-partitions of recorded events, in the order of their first event."""
-    return list(dict.fromkeys(event.source for event in events))
-
-
-def replayed(
-    events: list[RecordedEvent], settings: SimulatorSettings, started_ms: int
-) -> Iterator[Fresh]:
-    """Recorded events at the pace of the settings.
-
-    Args:
-        events: the result of `read_recorded`.
-        settings: `shift_timestamps`, and those that determine the pace.
-        started_ms: the simulator's start, ms since 1970.
-    """
+def replayed(events: list[Fresh], settings: SimulatorSettings, started_ms: int) -> Iterator[Fresh]:
+    """Recorded events at the pace of the settings; `started_ms` is the simulator's start."""
     period_ms = settings.period_ms()
     reached: dict[TopicPartition, int] = {}
     for number, event in enumerate(events, start=-settings.history_events):
@@ -145,5 +117,4 @@ def replayed(
             reached[event.source] = max(reached.get(event.source, 0), timestamp_ms)
             behind_ms = reached[event.source] - timestamp_ms
             timestamp_ms = max(started_ms + int(number * period_ms) - behind_ms, 0)
-        due_ms, source = number * period_ms, event.source
-        yield Fresh(due_ms, source, timestamp_ms, event.data, 0, event.identity, event.canary)
+        yield event._replace(due_ms=number * period_ms, timestamp_ms=timestamp_ms)

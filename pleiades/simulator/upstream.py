@@ -15,7 +15,7 @@ from pleiades.simulator.body import Body, Plan, plan
 from pleiades.simulator.generator import generated
 from pleiades.simulator.journal import Journal, JournalEntry
 from pleiades.simulator.log import Cluster, Fresh, UpstreamLog, first_offset, home_of, sources_of
-from pleiades.simulator.recorded import RecordedEvent, read_recorded, replayed, sources_in
+from pleiades.simulator.recorded import read_recorded, replayed
 from pleiades.simulator.settings import Cut, Faults, SimulatorSettings, stream_of, topics_of
 
 
@@ -52,10 +52,10 @@ class LocalUpstream:
     def __init__(self, settings: SimulatorSettings) -> None:
         topics = [topic for stream in settings.streams for topic in topics_of(stream)]
         sources = list(sources_of(topics, settings.partitions))
-        recorded: list[RecordedEvent] = []
+        recorded: list[Fresh] = []
         if settings.file is not None:
             recorded = read_recorded(settings.file, topics[0])
-            found = sources_in(recorded)
+            found = list(dict.fromkeys(event.source for event in recorded))
             # Both topics of each stream exist, even where the file has events of only one.
             twins = [twin for topic, _ in found for twin in topics_of(stream_of(topic))]
             sources = list(dict.fromkeys([*sources, *sources_of(twins, 1), *found]))
@@ -82,11 +82,9 @@ class LocalUpstream:
         self._bases = {
             source: first_offset(settings.seed, home_of(source), source) for source in sources
         }
-        events = (
-            generated(settings, self.started_ms)
-            if settings.file is None
-            else replayed(recorded, settings, self.started_ms)
-        )
+        events = replayed(recorded, settings, self.started_ms)
+        if settings.file is None:
+            events = generated(settings, self.started_ms)
         self._coming = islice(events, settings.max_events)
         self._next: Fresh | None = next(self._coming, None)
         self._append_due(0.0, float("-inf"))

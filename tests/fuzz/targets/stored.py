@@ -199,6 +199,6 @@ def recorded(raw: bytes) -> None:
     kind, text = raw[:1], raw[1:]
     for data, sse_id in recorded_pairs(text, sse=kind > b"m"):
         event = recorded_event(data, sse_id, "eqiad.x", 7)
-        assert event.data == data
+        assert event.payload == data
         assert is_source(event.source)
         json.dumps(event.identity)

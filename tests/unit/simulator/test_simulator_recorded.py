@@ -6,7 +6,7 @@ import orjson
 import pytest
 
 from pleiades.runtime.errors import UsageError
-from pleiades.simulator.recorded import read_recorded, replayed, sources_in
+from pleiades.simulator.recorded import read_recorded, replayed
 from pleiades.simulator.settings import SimulatorSettings
 
 RECORDINGS = Path(__file__).parents[3].parent / "shared" / "data"
@@ -27,7 +27,7 @@ def test_lines_come_out_byte_for_byte(tmp_path: Path) -> None:
     path = tmp_path / "events.ndjson"
     path.write_bytes(line(1) + b"\n" + odd + b"\r\n\n" + line(2) + b"\nnot JSON at all\n[1]")
     events = read_recorded(path, TOPIC)
-    assert [e.data for e in events] == [line(1), odd, line(2), b"not JSON at all", b"[1]"]
+    assert [e.payload for e in events] == [line(1), odd, line(2), b"not JSON at all", b"[1]"]
     assert [e.identity for e in events] == ["id-1", "xA", "id-2", "", ""]
 
 
@@ -55,7 +55,7 @@ def test_captures_are_dated_by_their_ids_less_one_ms(tmp_path: Path) -> None:
         b"data: cut sh"
     )
     events = read_recorded(path, TOPIC)
-    assert [e.data for e in events] == [line(1), b"[1,\ndata: 2]", line(2)]
+    assert [e.payload for e in events] == [line(1), b"[1,\ndata: 2]", line(2)]
     assert events[0].timestamp_ms == 1_539_948_291_000
     assert events[2].timestamp_ms == 1_725_213_418_000
 
@@ -65,7 +65,8 @@ def test_topics_come_from_meta_and_only_legal_ones(tmp_path: Path) -> None:
     path.write_bytes(
         b"\n".join((line(1, CODFW), line(2, "evil\ntopic"), line(3, CODFW, partition=2), b"{}"))
     )
-    assert sources_in(read_recorded(path, TOPIC)) == [(CODFW, 0), (TOPIC, 0), (CODFW, 2)]
+    sources = [e.source for e in read_recorded(path, TOPIC)]
+    assert sources == [(CODFW, 0), (TOPIC, 0), (CODFW, 2), (TOPIC, 0)]
 
 
 def test_canaries_are_known_by_their_domain(tmp_path: Path) -> None:
@@ -115,8 +116,8 @@ def test_real_recordings(name: str, count: int) -> None:
     path = RECORDINGS / name
     events = read_recorded(path, TOPIC)
     assert len(events) == count
-    assert sources_in(events) == [(TOPIC, 0)]
+    assert {e.source for e in events} == {(TOPIC, 0)}
     assert len({e.identity for e in events}) == count
     text = path.read_bytes()
-    assert all(event.data in text for event in events)
+    assert all(event.payload in text for event in events)
     assert all(1_400_000_000_000 < event.timestamp_ms < 1_900_000_000_000 for event in events)
