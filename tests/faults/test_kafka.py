@@ -15,6 +15,7 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]  # its documen
 
 from pleiades.simulator.settings import SimulatorSettings
 from pleiades.simulator.simulator import Simulator
+from tests.faults.trial import restarted, restarts
 from tests.harness.oracle import judge_topic
 from tests.harness.relay import Relay, ingest_flags, kafka_flags, since_ms
 from tests.harness.waiting import until
@@ -29,16 +30,8 @@ def published(relay: Relay) -> float:
     return relay.metric(PUBLISHED)
 
 
-def restarts(relay: Relay) -> int:
-    return relay.log.count("starting all processes again")
-
-
 def published_more(relay: Relay, than: float) -> bool:
     return published(relay) > than
-
-
-def restarted(relay: Relay, times: int) -> bool:
-    return restarts(relay) == times
 
 
 def wait_for_progress(relay: Relay) -> None:
@@ -134,7 +127,7 @@ def test_a_transaction_that_the_broker_ended_is_no_takeover(
         fall_asleep_in_transaction(relay, ends)
         until(lambda: not ends.in_transaction(), "the broker to end the transaction", 60)
         relay.child("publisher").resume()
-        relay.until(partial(restarted, relay, 1), "the restart", 60)
+        relay.until(restarted(relay, 1), "the restart", 60)
         relay.wait_for("longer than transaction.timeout.ms")
         relay.wait_ready()
         wait_for_progress(relay)

@@ -8,7 +8,7 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
-import trustme
+from pleiades.simulator.tls import server_context
 
 
 class Authority(NamedTuple):
@@ -23,10 +23,5 @@ class Authority(NamedTuple):
 @cache
 def authority() -> Authority:
     """The authority of this test process; made once, for keys take time."""
-    own = trustme.CA()
-    folder = Path(tempfile.mkdtemp(prefix="pleiades-test-ca-"))
-    ca = folder / "ca.pem"
-    own.cert_pem.write_to_path(ca)
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    own.issue_cert("127.0.0.1", "::1", "localhost").configure_cert(context)
-    return Authority(ca, context)
+    ca = Path(tempfile.mkdtemp(prefix="pleiades-test-ca-")) / "ca.pem"
+    return Authority(ca, server_context("127.0.0.1", ca))
