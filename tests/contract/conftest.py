@@ -7,10 +7,10 @@ from multiprocessing import Pipe
 import pytest
 
 from pleiades.runtime.child import Life
-from tests.harness.kafka import kafka, topic
+from tests.harness.kafka import kafka, secure, topic
 from tests.unit.conftest import metrics
 
-__all__ = ["kafka", "life", "metrics", "topic"]
+__all__ = ["kafka", "life", "metrics", "secure", "topic"]
 
 
 @pytest.fixture

@@ -1,5 +1,14 @@
 """The fixtures of the end-to-end tests serve here too."""
 
-from tests.integration.conftest import flags, folder, kafka, own_broker, simulate, to_topic, topic
+from tests.integration.conftest import (
+    flags,
+    folder,
+    kafka,
+    own_broker,
+    secure,
+    simulate,
+    to_topic,
+    topic,
+)
 
-__all__ = ["flags", "folder", "kafka", "own_broker", "simulate", "to_topic", "topic"]
+__all__ = ["flags", "folder", "kafka", "own_broker", "secure", "simulate", "to_topic", "topic"]

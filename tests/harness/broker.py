@@ -200,6 +200,10 @@ class Broker(Node):
         """Start, or start again with the same data and port; returns when it answers."""
         require(KAFKA)
         self._guard.post()
+        self.run()
+
+    def run(self) -> None:
+        """Start it unguarded."""
         run_script("start", "--dir", str(self.folder), "--port", str(self.port), *self._options)
 
     def stop(self) -> None:

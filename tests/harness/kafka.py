@@ -16,7 +16,7 @@ import pytest
 from confluent_kafka import KafkaError, KafkaException
 from confluent_kafka.admin import AdminClient
 
-from tests.harness.broker import Broker, free_port, guard_command, run_script, script_environment
+from tests.harness.broker import Broker, guard_command, script_environment
 from tests.harness.prerequisites import KAFKA, require
 
 ADMIN_TIMEOUT_SECONDS = 30
@@ -24,14 +24,21 @@ DEAD_LETTERS = "-dead-letters"
 
 
 @pytest.fixture(scope="session")
-def kafka(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """`host:port` of a broker that all workers of this run share: for topics of one's own only.
-
-    `KAFKA_BOOTSTRAP` if set. Otherwise the first test that needs one starts it, and it ends with
-    pytest's main process, whatever becomes of the workers.
-    """
+def kafka(request: pytest.FixtureRequest) -> str:
+    """`host:port` for topics of one's own: `KAFKA_BOOTSTRAP` if set, else the broker of all tests."""
     if given := os.environ.get("KAFKA_BOOTSTRAP"):
         return given
+    broker: Broker = request.getfixturevalue("secure")
+    return broker.bootstrap
+
+
+@pytest.fixture(scope="session")
+def secure(tmp_path_factory: pytest.TempPathFactory) -> Broker:
+    """The broker that all workers of this run share, with the SASL_SSL listener too.
+
+    The first test that needs it starts it. It ends with pytest's main process, whatever becomes of the
+    workers. Nobody may harm it.
+    """
     require(KAFKA)
     base, owner = tmp_path_factory.getbasetemp(), os.getpid()
     if "PYTEST_XDIST_WORKER" in os.environ:
@@ -41,9 +48,9 @@ def kafka(tmp_path_factory: pytest.TempPathFactory) -> str:
         fcntl.flock(lock, fcntl.LOCK_EX)
         _guard(folder, owner)
         # Where another worker has started it, the script only says so.
-        port = _port_of(folder) or free_port()
-        run_script("start", "--dir", str(folder), "--port", str(port))
-    return f"127.0.0.1:{port}"
+        broker = Broker(folder, _port_of(folder), secure=True)
+        broker.run()
+    return broker
 
 
 def _port_of(folder: Path) -> int | None:

@@ -12,10 +12,10 @@ import pytest
 from pleiades.simulator.settings import Faults, SimulatorSettings
 from pleiades.simulator.simulator import Simulator
 from tests.harness.authority import authority
-from tests.harness.kafka import kafka, own_broker, topic
+from tests.harness.kafka import kafka, own_broker, secure, topic
 from tests.harness.relay import ingest_flags, kafka_flags, since_ms
 
-__all__ = ["flags", "folder", "kafka", "own_broker", "simulate", "to_topic", "topic"]
+__all__ = ["flags", "folder", "kafka", "own_broker", "secure", "simulate", "to_topic", "topic"]
 
 NO_CUTS = Faults(cut_every_seconds=0)
 

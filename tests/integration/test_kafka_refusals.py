@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-
-import pytest
 
 from pleiades.simulator.settings import SimulatorSettings
 from pleiades.simulator.simulator import Simulator
@@ -17,12 +15,6 @@ from tests.harness.relay import Relay, ingest_flags, kafka_flags, since_ms
 Simulate = Callable[[SimulatorSettings], Simulator]
 
 NO_UPSTREAM = ingest_flags("http://127.0.0.1:1/v2/stream", "now")
-
-
-@pytest.fixture(scope="module")
-def secure(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
-    with Broker(tmp_path_factory.mktemp("secure") / "kafka", secure=True) as broker:
-        yield broker
 
 
 def refused(*flags: str, status: int = 1) -> str:

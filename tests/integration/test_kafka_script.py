@@ -184,25 +184,23 @@ def test_wrong_arguments(arguments: list[str], tmp_path: Path) -> None:
     assert "usage: scripts/kafka start|stop|status" in wrong.stderr
 
 
-def test_secure_lets_in_whom_it_should(tmp_path: Path) -> None:
-    with Broker(tmp_path / "kafka", secure=True) as broker:
-        pleiades, nobody = login(broker.secure_config), login(broker.nobody_config)
-        topic = make_topic(pleiades)
-        assert publish(pleiades, topic, b"mine") is None
-        refused = publish(nobody, topic, b"not mine")
-        assert refused is not None
-        assert refused.code() == KafkaError.TOPIC_AUTHORIZATION_FAILED
-        assert AdminClient(nobody).list_topics(timeout=CLIENT_TIMEOUT_SECONDS).topics == {}
-        # The plain listener may do everything.
-        assert values(broker, topic) == [b"mine"]
+def test_secure_lets_in_whom_it_should(secure: Broker) -> None:
+    pleiades, nobody = login(secure.secure_config), login(secure.nobody_config)
+    topic = make_topic(pleiades)
+    assert publish(pleiades, topic, b"mine") is None
+    refused = publish(nobody, topic, b"not mine")
+    assert refused is not None
+    assert refused.code() == KafkaError.TOPIC_AUTHORIZATION_FAILED
+    assert AdminClient(nobody).list_topics(timeout=CLIENT_TIMEOUT_SECONDS).topics == {}
+    # The plain listener may do everything.
+    assert values(secure, topic) == [b"mine"]
 
-        errors: list[int] = []
-        stranger = Producer(
-            pleiades
-            | {"sasl.password": "wrong", "error_cb": lambda error: errors.append(error.code())}
-        )
-        until(lambda: stranger.poll(0.1) or errors, "the broker's word on a wrong password")
-        assert errors[0] == KafkaError._AUTHENTICATION
+    errors: list[int] = []
+    stranger = Producer(
+        pleiades | {"sasl.password": "wrong", "error_cb": lambda error: errors.append(error.code())}
+    )
+    until(lambda: stranger.poll(0.1) or errors, "the broker's word on a wrong password")
+    assert errors[0] == KafkaError._AUTHENTICATION
 
 
 TRANSACTIONAL_ID = "pleiades-events-recentchange"
