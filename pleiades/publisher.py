@@ -129,14 +129,18 @@ class Publisher:
                 )
             log.info("%s", start.message)
             self._checkpoint = start.checkpoint
+            is_stored = self._checkpoint is opened.checkpoint
+            if is_stored:
+                # The reader connects while the destination is read back.
+                self._resume.put(self._checkpoint, self._life.beat)
             self._window.restore(start.checkpoint.position if start.resumed else {}, opened.window)
-            if self._checkpoint is not opened.checkpoint:
+            if not is_stored:
                 # A crash before the first event must not bring back a position that was given up.
                 self._sink.commit(self._checkpoint)
+                self._resume.put(self._checkpoint, self._life.beat)
             self._resumed = self._checkpoint.position
             self._furthest = join(self._furthest, self._resumed)
             self._show_position()
-        self._resume.put(self._checkpoint, self._life.beat)
         self._life.ready = True
         self._life.beat()
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import cast
+from typing import Any, cast
 
 import pytest
 
@@ -12,6 +12,7 @@ from pleiades.core.identity import fallback_identity
 from pleiades.core.position import Checkpoint, decode_checkpoint
 from pleiades.core.restart import MAX_RESTARTS, Ended, RestartPolicy
 from pleiades.core.units import iso_time
+from pleiades.core.window import Window
 from pleiades.core.wire import UNKNOWN_SOURCE, Batch, End, Event
 from pleiades.publisher import Publisher
 from pleiades.runtime.channel import Channel
@@ -94,6 +95,33 @@ def test_repeats_are_dropped_and_the_order_kept(run: Run, store: MemoryStore) ->
     assert published(store) == [1, 2, 3, 4, 5]
     assert store.checkpoint is not None
     assert decode_checkpoint(store.checkpoint).position == {SOURCE: START_MS + 5}
+
+
+@pytest.mark.parametrize("resume", [True, False])
+def test_the_reader_need_not_wait_for_the_window_of_a_stored_position(
+    run: Run, store: MemoryStore, monkeypatch: pytest.MonkeyPatch, resume: bool
+) -> None:
+    """Of a new one it does: the position counts only when it is committed, and that comes afterwards."""
+    run([batch(0, 1, 2)])
+    told: list[object] = []
+    steps: list[str] = []
+    put, restore = FakeChannel.put, Window.restore
+
+    def noted_put(channel: FakeChannel[object], item: object, alive: Callable[[], None]) -> None:
+        told.append(item)
+        steps.append("told")
+        put(channel, item, alive)
+
+    def noted_restore(*arguments: Any) -> None:
+        steps.append("restored")
+        restore(*arguments)
+
+    monkeypatch.setattr(FakeChannel, "put", noted_put)
+    monkeypatch.setattr(Window, "restore", noted_restore)
+    run([batch(0, 2, 3)], flags=(f"--resume={str(resume).lower()}",))
+    assert steps == (["told", "restored"] if resume else ["restored", "told"])
+    assert len(told) == 1
+    assert published(store) == [1, 2, 3]
 
 
 def test_several_parsers_are_read_in_turn(run: Run, store: MemoryStore) -> None:
