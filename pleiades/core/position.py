@@ -11,7 +11,8 @@ Laws:
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import contextlib
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any, NamedTuple
@@ -96,20 +97,13 @@ class Done:
 
 
 def read_done(listed: Any, position: Iterable[TopicPartition]) -> Done | None:
-    """Read what `Done.listed` gave; None: it is not the position of a replay.
-
-    Raises:
-        UnreadableCheckpoint: it is damaged.
-    """
+    """Read what `Done.listed` gave, within `unreadable_if_damaged`; None: this is no replay."""
     if listed is None:
         return None
-    try:
-        incomplete, pairs = listed
-        by_source = dict(zip(position, pairs, strict=True))
-        published = {source: count for source, (count, _) in by_source.items()}
-        finished = {source: is_finished for source, (_, is_finished) in by_source.items()}
-    except (ValueError, TypeError) as error:
-        raise UnreadableCheckpoint(f"it can't be read ({type(error).__name__})") from None
+    incomplete, pairs = listed
+    by_source = dict(zip(position, pairs, strict=True))
+    published = {source: count for source, (count, _) in by_source.items()}
+    finished = {source: is_finished for source, (_, is_finished) in by_source.items()}
     flags = [incomplete, *finished.values()]
     if not all(type(count) is int and count >= 0 for count in published.values()) or not all(
         type(flag) is bool for flag in flags
@@ -193,27 +187,40 @@ class Checkpoint:
 
     def encoded(self) -> bytes:
         """One JSON object, readable by `decode_checkpoint`."""
-        position = sorted(self.position.items())
-        stored = {
+        rows = [
+            {"topic": topic, "partition": partition, "timestamp": timestamp_ms}
+            for (topic, partition), timestamp_ms in sorted(self.position.items())
+        ]
+        own = {"position": rows, "known_from": listed(self.known_from)}
+        return orjson.dumps(self.common_fields() | own)
+
+    def common_fields(self) -> dict[str, Any]:
+        """What all stored forms have in common, for JSON: all but `position` and `known_from`."""
+        fields: dict[str, Any] = {
             "version": FORMAT_VERSION,
             "started_ms": self.started_ms,
             "clock_ms": self.clock_ms,
-            "position": [
-                {"topic": topic, "partition": partition, "timestamp": timestamp_ms}
-                for (topic, partition), timestamp_ms in position
-            ],
-            "known_from": listed(self.known_from),
         }
         if self.coverage:
-            stored["coverage"] = listed_coverage(self.coverage)
+            fields["coverage"] = listed_coverage(self.coverage)
         if self.done is not None:
-            stored["done"] = self.done.listed(source for source, _ in position)
-        return orjson.dumps(stored)
+            fields["done"] = self.done.listed(sorted(self.position))
+        return fields
 
 
-class _Fields(NamedTuple):
-    started_ms: int
-    clock_ms: int
+@contextlib.contextmanager
+def unreadable_if_damaged(*errors: type[Exception]) -> Iterator[None]:
+    """Around reading foreign bytes: errors that damage can cause, and those named, become one.
+
+    Raises:
+        UnreadableCheckpoint: the bytes are damaged.
+    """
+    try:
+        yield
+    except UnreadableCheckpoint:
+        raise
+    except (ValueError, LookupError, TypeError, *errors) as error:
+        raise UnreadableCheckpoint(f"it can't be read ({type(error).__name__})") from None
 
 
 def decode_checkpoint(encoded: bytes) -> Checkpoint:
@@ -222,33 +229,35 @@ def decode_checkpoint(encoded: bytes) -> Checkpoint:
     Raises:
         UnreadableCheckpoint: cut short, damaged, or of another version.
     """
-    try:
+    with unreadable_if_damaged():
         stored: Any = orjson.loads(encoded)
-        version = stored["version"]
-        if type(version) is not int or version != FORMAT_VERSION:
-            shown = version if type(version) in (int, str) else type(version).__name__
-            raise UnreadableCheckpoint(f"its format version is {str(shown)[:20]}")
-        numbers = _Fields(stored["started_ms"], stored["clock_ms"])
+        check_version(stored)
         position = {
             (entry["topic"], entry["partition"]): entry["timestamp"] for entry in stored["position"]
         }
-    except UnreadableCheckpoint:
-        raise
-    except (ValueError, KeyError, TypeError) as error:
-        raise UnreadableCheckpoint(f"it can't be read ({type(error).__name__})") from None
-    plausible = all(
-        is_source(source) and is_time(timestamp_ms) for source, timestamp_ms in position.items()
-    )
-    if not plausible or not all(map(is_time, numbers)):
+        checkpoint = read_common_fields(stored, position)
+        if "known_from" not in stored:
+            return checkpoint.remembering(LEGACY_WINDOW_MS)
+        return replace(checkpoint, known_from=read_listed(stored["known_from"]))
+
+
+def check_version(fields: Any) -> None:
+    """Refuse the fields of another version, before anything else is read of them."""
+    version = fields["version"]
+    if type(version) is not int or version != FORMAT_VERSION:
+        raise UnreadableCheckpoint(f"its format version is {str(version)[:20]}")
+
+
+def read_common_fields(fields: Any, position: Position) -> Checkpoint:
+    """Read what `Checkpoint.common_fields` gave, within `unreadable_if_damaged`."""
+    times = [fields["started_ms"], fields["clock_ms"], *position.values()]
+    if not all(map(is_source, position)) or not all(map(is_time, times)):
         raise UnreadableCheckpoint("it holds values that are no position")
-    done = read_done(stored.get("done"), position)
-    checkpoint = Checkpoint(position, numbers.started_ms, numbers.clock_ms, done)
-    if "known_from" not in stored:
-        return checkpoint.remembering(LEGACY_WINDOW_MS)
-    return replace(
-        checkpoint,
-        known_from=read_listed(stored["known_from"]),
-        coverage=read_coverage(stored.get("coverage", [])),
+    return Checkpoint(
+        position,
+        *times[:2],
+        read_done(fields.get("done"), position),
+        coverage=read_coverage(fields.get("coverage", [])),
     )
 
 
@@ -258,15 +267,8 @@ def listed(position: Mapping[TopicPartition, int]) -> list[tuple[str, int, int]]
 
 
 def read_listed(rows: Any) -> Position:
-    """Read what `listed` gave.
-
-    Raises:
-        UnreadableCheckpoint: it is damaged.
-    """
-    try:
-        position = {(topic, partition): timestamp_ms for topic, partition, timestamp_ms in rows}
-    except (ValueError, TypeError):
-        raise UnreadableCheckpoint("it holds rows that are no position") from None
+    """Read what `listed` gave, within `unreadable_if_damaged`."""
+    position = {(topic, partition): timestamp_ms for topic, partition, timestamp_ms in rows}
     if not all(
         (is_source(source) or source == UNKNOWN_SOURCE) and is_time(timestamp_ms)
         for source, timestamp_ms in position.items()
@@ -281,18 +283,11 @@ def listed_coverage(coverage: Coverage) -> list[list[Any]]:
 
 
 def read_coverage(rows: Any) -> Coverage:
-    """Read what `listed_coverage` gave.
-
-    Raises:
-        UnreadableCheckpoint: it is damaged.
-    """
-    try:
-        coverage = {
-            (topic, partition): tuple(Interval(*pair) for pair in pairs)
-            for topic, partition, pairs in rows
-        }
-    except (ValueError, TypeError):
-        raise UnreadableCheckpoint("it holds rows that are no coverage") from None
+    """Read what `listed_coverage` gave, within `unreadable_if_damaged`."""
+    coverage = {
+        (topic, partition): tuple(Interval(*pair) for pair in pairs)
+        for topic, partition, pairs in rows
+    }
     times = [time for intervals in coverage.values() for pair in intervals for time in pair]
     if not all(map(is_source, coverage)) or not all(map(is_time, times)):
         raise UnreadableCheckpoint("it holds values that are no coverage")

@@ -1,9 +1,10 @@
-"""What an event becomes as a record of the topic, and what a record says of its event.
+"""Events as records of the topic, and back.
 
-The key is the SSE id, the value the data, both as received. With `--kafka.keyField` the key is that
-field's value and the id goes into the header `id`. An event with a fallback identity has the headers
-`identity` and `source`: key and value alone do not tell which one it is (`core.occurrences`). A dead
-letter is a record of the topic `<topic>-dead-letters`; its headers say what it is.
+The key is the SSE id and the value the data, both as received. With `--kafka.keyField` the key is the value
+of that field, and the header `id` has the SSE id. An event with a fallback identity has the headers
+`identity` and `source`, because key and value alone do not identify it (`core.occurrences`). A dead letter
+is a record of the topic `<topic>-dead-letters`; its headers describe it. The header `replay` names the
+replay that published a record; records of an ingest have none.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import orjson
 from confluent_kafka import Message
 
 from pleiades.core.identity import identify, identity_of, is_fallback, is_legal_fallback
+from pleiades.core.readback import OutputPartition
 from pleiades.core.wire import (
     UNKNOWN_SOURCE,
     Assignment,
@@ -30,146 +32,216 @@ ID_HEADER = "id"
 IDENTITY_HEADER = "identity"
 SOURCE_HEADER = "source"
 REPLAY_HEADER = "replay"
-"""Says which replay published a record; an ingest's have none."""
 MAX_ID_BYTES = 4096
-"""Of an SSE id in a dead letter; what a longer one has beyond that is cut."""
+"""The SSE id of a dead letter is cut to this length."""
 MAX_KEY_BYTES = 64 << 10
-"""A field that is longer as JSON is no key."""
+"""A field whose JSON is longer is not used as a key."""
 MAX_QUICK_BYTES = 256 << 10
-"""All objects of a longer event would take many times its length."""
+"""The objects of a longer event would need many times its length."""
 MAX_PARTITION_DIGITS = 10
 NO_STREAM = "-"
-"""Of a dead letter it is not known; no stream has this name."""
+"""Stands for the unknown stream of a dead letter; no stream has this name."""
 
-KeyOf: TypeAlias = Callable[[Event], bytes]
-Headers: TypeAlias = dict[str, str | bytes | None]
-
-
-class RecordForm(NamedTuple):
-    """What the records of a sink look like."""
-
-    key_of: KeyOf | None = None
-    """None: the key is the SSE id; else the id goes into a header."""
-    replay: bytes = b""
-    """Names the replay that publishes; empty: it is an ingest."""
+Headers: TypeAlias = list[tuple[str, str | bytes | None]]
+Record: TypeAlias = tuple[str, bytes, bytes, Headers]
+"""Topic, value, key and headers. `produce_batch` of confluent-kafka takes no headers, and is no faster."""
 
 
-class Published(NamedTuple):
-    """A record of the topic, or of its dead letters, as far as a start needs it."""
+class RecordForm:
+    """Makes the records of one sink.
 
-    identity: str
-    source: TopicPartition
-    published_ms: int
-    """The record's time: when it was produced, or appended if the topic says so."""
-    assignments: tuple[Assignment, ...]
-    stream: str
-    """`meta.stream`; `NO_STREAM` for a dead letter."""
-    replay: bytes = b""
-    """The name of the replay that published it; empty: an ingest did, or the version before."""
-
-
-def key_by_field(path: tuple[str, ...]) -> KeyOf:
-    """Keys by a field of the data, e.g. `("meta", "domain")`.
-
-    Text is taken as it is, anything else as JSON. An event without that field, or with null in it, or
-    more than `MAX_KEY_BYTES`, is keyed by its SSE id: a compacted topic refuses one without any key.
+    Args:
+        topic, dead_letters_topic: where events and dead letters go.
+        key_field: path of the field that becomes the key; empty: the key is the SSE id.
+        replay: names the replay that publishes; empty: it is an ingest.
+        max_dead_letter_bytes: longer dead letters are cut.
     """
-    levels = [_field_reader(name) for name in path]
+
+    def __init__(
+        self,
+        topic: str,
+        dead_letters_topic: str,
+        key_field: tuple[str, ...],
+        replay: bytes,
+        max_dead_letter_bytes: int,
+    ) -> None:
+        self.max_dead_letter_bytes = max_dead_letter_bytes
+        self._topic = topic
+        self._dead_letters_topic = dead_letters_topic
+        self._key_of = key_by_field(key_field) if key_field else None
+        self._common: Headers = [(REPLAY_HEADER, replay)] if replay else []
+
+    def record(self, event: Event) -> Record:
+        """The record of an event or a dead letter."""
+        identity, _, _, _, key, data, reason = event
+        if reason:
+            return self._dead_letter(event)
+        headers = self._common
+        if self._key_of is not None:
+            headers = [(ID_HEADER, key), *headers]
+            key = self._key_of(event)
+        if is_fallback(identity):
+            headers = [*headers, *_naming_headers(event)]
+        return self._topic, data, key, headers
+
+    def _dead_letter(self, letter: Event) -> Record:
+        data, sse_id = letter.data[: self.max_dead_letter_bytes], letter.key[:MAX_ID_BYTES]
+        headers: Headers = [("reason", letter.reason.encode()), (ID_HEADER, sse_id)]
+        headers += _naming_headers(letter)
+        if len(data) < len(letter.data):
+            headers.append(("size", b"%d" % len(letter.data)))
+        return self._dead_letters_topic, data, sse_id, headers + self._common
+
+
+def _naming_headers(event: Event) -> Headers:
+    topic, partition = event.source
+    source = b"" if event.source == UNKNOWN_SOURCE else f"{topic}:{partition}".encode()
+    return [(IDENTITY_HEADER, event.identity.encode()), (SOURCE_HEADER, source)]
+
+
+def key_by_field(path: tuple[str, ...]) -> Callable[[Event], bytes]:
+    """A function that returns the key of an event: a field of its data, e.g. `("meta", "domain")`.
+
+    Text is the key as it is, anything else as JSON. An event without that field, with null in it, or with
+    more than `MAX_KEY_BYTES`, is keyed by its SSE id, because a compacted topic refuses records without a
+    key. It takes 1.3 µs for an event of 1 kB; to produce a record takes 2 µs.
+    """
+    read = _field_reader(path)
 
     def key_of(event: Event) -> bytes:
         try:
-            raw: bytes | msgspec.Raw = event.data
-            for read in levels:
-                raw = read(raw)
-            raw = bytes(raw)
+            raw = bytes(read(event.data))
             value = orjson.loads(raw) if len(raw) <= MAX_KEY_BYTES else None
-            if value is None:
-                return event.key
-            return value.encode() if type(value) is str else orjson.dumps(value)
+            if type(value) is str:
+                return value.encode()
+            return event.key if value is None else orjson.dumps(value)
         except (ValueError, KeyError, TypeError, RecursionError, msgspec.MsgspecError):
             return event.key
 
     return key_of
 
 
-def _field_reader(name: str) -> Callable[[bytes | msgspec.Raw], msgspec.Raw]:
-    """Reads one field of an object: all objects of a large event would take forty times its length."""
+def _field_reader(path: tuple[str, ...]) -> Callable[[bytes], msgspec.Raw]:
+    """Reads one field and skips the others: their objects would need forty times the event's length."""
+    level: Any = msgspec.Raw
     try:
-        level: Any = msgspec.defstruct(
-            "Level", [("field", msgspec.Raw)], rename={"field": name}, gc=False
-        )
+        for name in reversed(path):
+            level = msgspec.defstruct(
+                "Level", [("field", level)], rename={"field": name}, gc=False
+            )
     except ValueError:
-        # A name that JSON spells with escapes.
-        fields = msgspec.json.Decoder(dict[str, msgspec.Raw])
-        return lambda raw: fields.decode(raw)[name]
-    decoder = msgspec.json.Decoder(level)
-    return lambda raw: decoder.decode(raw).field
+        # JSON spells one of the names with escapes.
+        fields = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
+
+        def read_fields(data: bytes) -> msgspec.Raw:
+            raw = msgspec.Raw(data)
+            for name in path:
+                raw = fields(raw)[name]
+            return raw
+
+        return read_fields
+    decode = msgspec.json.Decoder(level).decode
+
+    def read(data: bytes) -> Any:
+        found = decode(data)
+        for _ in path:
+            found = found.field
+        return found
+
+    return read
 
 
-def event_headers(event: Event, keyed_by_field: bool) -> Headers:
-    """What is said of an event beside its key and value."""
-    headers: Headers = {ID_HEADER: event.key} if keyed_by_field else {}
-    if is_fallback(event.identity):
-        headers |= _naming_headers(event)
-    return headers
+# ---- reading back ----
 
 
-def dead_letter_headers(letter: Event, cut_to_bytes: int) -> Headers:
-    """What is said of a dead letter beside its bytes."""
-    headers: Headers = {"reason": letter.reason.encode(), ID_HEADER: letter.key[:MAX_ID_BYTES]}
-    headers |= _naming_headers(letter)
-    if cut_to_bytes < len(letter.data):
-        headers["size"] = b"%d" % len(letter.data)
-    return headers
+class Published(NamedTuple):
+    """A record of the topic, or of its dead letters."""
 
+    identity: str
+    source: TopicPartition
+    stream: str
+    """`meta.stream`; `NO_STREAM` for a dead letter."""
+    sse_id: bytes
+    replay: bytes = b""
+    """The replay that published it; empty: an ingest did, or the version before."""
+    at: OutputPartition = ("", 0)
+    offset: int = 0
+    published_ms: int = 0
+    """The record's time: when it was produced, or appended if the topic says so."""
 
-def _naming_headers(named: Event) -> Headers:
-    topic, partition = named.source
-    return {
-        IDENTITY_HEADER: named.identity.encode(),
-        SOURCE_HEADER: b"" if named.source == UNKNOWN_SOURCE else f"{topic}:{partition}".encode(),
-    }
+    @property
+    def assignments(self) -> tuple[Assignment, ...]:
+        """The entries of the SSE id; none if it can't be read, such as a long one that was cut."""
+        try:
+            return parse_id(self.sse_id)
+        except MalformedId:
+            return ()
 
 
 def read_event(message: Message) -> Published | None:
-    """What a record of the topic says of its event; None if it is somebody else's."""
+    """Read a record of the topic; None if it does not come from a relay."""
     value = message.value()
     if value is None:
         return None
     headers = _headers(message)
     sse_id = headers.get(ID_HEADER, message.key() or b"")
-    identified = identify(sse_id, value)
-    if identified is None:
-        return None
-    identity, source, assignments, stream = identified
+    found = _read_named(value, sse_id)
+    if found is None:
+        identified = identify(sse_id, value)
+        if identified is None:
+            return None
+        found = identified.identity, identified.source, identified.stream
+    identity, source, stream = found
     if is_fallback(identity):
         # Earlier versions wrote no such headers.
         named = _read_naming(headers)
         if named is not None and is_legal_fallback(named[0]):
             identity, source = named
-    replay = headers.get(REPLAY_HEADER, b"")
-    return Published(identity, source, message.timestamp()[1], assignments, stream, replay)
+    return _published(message, identity, source, stream, sse_id, headers)
 
 
-def read_named_event(message: Message) -> Published | None:
-    """As `read_event`, without assignments and stream, in half the time: most events say by themselves
-    where they come from, and in their ids is an entry of that, as the service writes it.
+def read_dead_letter(message: Message) -> Published | None:
+    """Read a record of the dead letters; None if it does not come from a relay."""
+    headers = _headers(message)
+    named = _read_naming(headers)
+    if named is None:
+        return None
+    return _published(message, *named, NO_STREAM, headers.get(ID_HEADER, b""), headers)
+
+
+def _published(
+    message: Message,
+    identity: str,
+    source: TopicPartition,
+    stream: str,
+    sse_id: bytes,
+    headers: Mapping[str, bytes],
+) -> Published:
+    at = (message.topic() or "", message.partition() or 0)
+    replay, published_ms = headers.get(REPLAY_HEADER, b""), message.timestamp()[1]
+    return Published(
+        identity, source, stream, sse_id, replay, at, message.offset() or 0, published_ms
+    )
+
+
+def _read_named(value: bytes, sse_id: bytes) -> tuple[str, TopicPartition, str] | None:
+    """Identity, source and stream of most events, in half the time of `identify`.
+
+    They name their source, and their id has an entry of it, as the service writes it.
     """
-    value = message.value() or b""
     if len(value) > MAX_QUICK_BYTES:
-        return read_event(message)
+        return None
     try:
         meta = orjson.loads(value)["meta"]
         identity, topic, partition = identity_of(meta), meta["topic"], meta["partition"]
+        stream = meta.get("stream")
     except (ValueError, KeyError, TypeError, IndexError, AttributeError):
-        return read_event(message)
+        return None
     if identity is None or type(topic) is not str or type(partition) is not int:
-        return read_event(message)
-    headers = _headers(message)
-    sse_id = headers.get(ID_HEADER, message.key() or b"")
+        return None
     if b'"topic":"%s","partition":%d,"timestamp":1' % (topic.encode(), partition) not in sse_id:
-        return read_event(message)
-    return Published(identity, (topic, partition), 0, (), "", headers.get(REPLAY_HEADER, b""))
+        return None
+    return identity, (topic, partition), stream if type(stream) is str else ""
 
 
 def _read_naming(headers: Mapping[str, bytes]) -> tuple[str, TopicPartition] | None:
@@ -183,22 +255,6 @@ def _read_naming(headers: Mapping[str, bytes]) -> tuple[str, TopicPartition] | N
     if partition.isdecimal() and len(partition) <= MAX_PARTITION_DIGITS:
         source = (topic, int(partition))
     return identity, source if is_source(source) else UNKNOWN_SOURCE
-
-
-def read_dead_letter(message: Message) -> Published | None:
-    """What a record of the dead letters says of it; None if it is somebody else's."""
-    headers = _headers(message)
-    named = _read_naming(headers)
-    if named is None:
-        return None
-    identity, source = named
-    try:
-        assignments = parse_id(headers.get(ID_HEADER, b""))
-    except MalformedId:
-        # Also where a long one was cut.
-        assignments = ()
-    replay = headers.get(REPLAY_HEADER, b"")
-    return Published(identity, source, message.timestamp()[1], assignments, NO_STREAM, replay)
 
 
 def _headers(message: Message) -> Mapping[str, bytes]:

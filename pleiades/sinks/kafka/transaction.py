@@ -1,55 +1,35 @@
-"""One transaction after the other, each with events, dead letters and the position.
+"""Transactions, each with events, dead letters and the position.
 
 Laws:
-- Everything written since the last commit is kept until it is committed, and can be produced again: a
-  transaction that has to be aborted is begun anew with the same records in the same order.
-- Usually a batch is handed to librdkafka as a whole, and nobody asks for reports on its messages; only
-  events that have headers are produced one by one. What went wrong in a transaction is found out by
-  producing it again one by one, with reports.
-- An event is refused for its size only if the broker said so of a batch that held nothing else. It
-  then becomes a dead letter in the same transaction.
+- Everything written since the last commit is kept until it is committed. A transaction that must be
+  aborted begins again with the same records in the same order.
+- Usually nobody asks for delivery reports. If a transaction fails, its records are produced again with
+  reports, which tell the cause.
+- An event is too large only if the broker refused a batch that held nothing else. It then becomes a dead
+  letter in the same transaction.
 """
 
 from __future__ import annotations
 
-import logging
+import time
 from collections.abc import Callable
-from itertools import groupby
-from typing import NamedTuple
 
 from confluent_kafka import KafkaError, KafkaException, Message, Producer, TopicPartition
 
-from pleiades.core.identity import any_fallback, is_fallback
-from pleiades.core.wire import TOO_LARGE, Event, all_published
+from pleiades.core.wire import TOO_LARGE, Event
 from pleiades.runtime import faultpoints
-from pleiades.sinks.kafka.insisting import RETRY_BACKOFF, SLICE_SECONDS, Around, Insisting
-from pleiades.sinks.kafka.records import (
-    MAX_ID_BYTES,
-    REPLAY_HEADER,
-    Headers,
-    RecordForm,
-    dead_letter_headers,
-    event_headers,
-)
-from pleiades.sinks.kafka.trouble import Kind, kind_of
-
-log = logging.getLogger(__name__)
+from pleiades.sinks.kafka.admin import Limits
+from pleiades.sinks.kafka.clients import BATCH_OVERHEAD_BYTES
+from pleiades.sinks.kafka.errors import Kind, clock_advice, kind_of
+from pleiades.sinks.kafka.records import RecordForm
+from pleiades.sinks.kafka.retry import BACKOFF, SLICE_SECONDS, Retry
 
 MAX_INVALID = 5
-"""So often a transaction may be refused because a record of it is not valid, nobody knows why."""
-
-
-class Record(NamedTuple):
-    """A message that is produced by itself."""
-
-    topic: str
-    key: bytes
-    value: bytes
-    headers: Headers
+"""How often a transaction may be refused because a record is invalid, without a known reason."""
 
 
 class Reports:
-    """What became of the messages of one careful try."""
+    """Delivery reports of one try."""
 
     def __init__(self) -> None:
         self.expected = 0
@@ -58,10 +38,10 @@ class Reports:
 
     @property
     def complete(self) -> bool:
-        """Whether there is nothing left to wait for: after a failure the rest is not sent."""
+        """Whether there is nothing left to wait for; after a failure the rest is not sent."""
         return bool(self.failed) or self.delivered == self.expected
 
-    def on(self, written: Event) -> Callable[[KafkaError | None, Message], None]:
+    def on(self, event: Event) -> Callable[[KafkaError | None, Message], None]:
         """The delivery callback of one message."""
         self.expected += 1
 
@@ -69,114 +49,90 @@ class Reports:
             if error is None:
                 self.delivered += 1
             else:
-                self.failed.append((written, error))
+                self.failed.append((event, error))
 
         return note
 
 
 class Transactions:
-    """Events in, transactions out.
+    """Produces events and commits them.
 
     Args:
-        topic: where events go; dead letters go to `dead_letters_topic`.
-        form: what the records look like.
-        surely_taken_bytes: the topic takes an event of this size, however it compresses.
-        max_dead_letter_bytes: a longer one is cut.
+        limits: those of the topic. It takes an event below them, however it compresses.
     """
 
     def __init__(
-        self,
-        producer: Producer,
-        topic: str,
-        dead_letters_topic: str,
-        form: RecordForm,
-        surely_taken_bytes: int,
-        max_dead_letter_bytes: int,
-        around: Around,
+        self, producer: Producer, form: RecordForm, limits: Limits, group: object, retry: Retry
     ) -> None:
         self._producer = producer
-        self._topic = topic
-        self._dead_letters_topic = dead_letters_topic
-        self._key_of = form.key_of
-        self._all_have_headers = form.key_of is not None or bool(form.replay)
-        self._replay: Headers = {REPLAY_HEADER: form.replay} if form.replay else {}
-        self._surely_taken_bytes = surely_taken_bytes
-        self._max_dead_letter_bytes = max_dead_letter_bytes
-        self._around = around
+        self._form = form
+        self._limits = limits
+        self._group = group
+        self._retry = retry
         self._written: list[Event] = []
-        self._calls = Insisting(producer, around)
         self._begun = False
         self._spoilt: KafkaError | None = None
-        """Why what was produced can't be committed."""
+        """Why the open transaction can't be committed."""
         self._suspects: set[str] = set()
-        """Identities of events that were refused in company."""
+        """Identities of events that may be too large: their batches were refused."""
 
     def write(self, events: list[Event]) -> None:
-        """Produce, in the open transaction or a new one."""
+        """Produce events and dead letters in the open transaction or a new one."""
         self._written += events
         if self._spoilt is not None:
             return
         try:
             self._begin()
-            if (
-                self._all_have_headers
-                or not all_published(events)
-                or any_fallback([event.identity for event in events])
-            ):
-                self._produce_mixed(events)
-            else:
-                self._produce_batch(events)
+            for event in events:
+                self._produce(event)
             self._producer.poll(0)
         except KafkaException as error:
-            # Whatever it is, the commit meets it too, and knows how to take it.
+            # The commit meets the error, too, and handles it.
             self._spoilt = error.args[0]
 
-    def tend(self) -> None:
-        """Take what librdkafka reports while nothing is written."""
+    def poll(self) -> None:
+        """Take librdkafka's reports while nothing is written."""
         try:
             self._producer.poll(0)
         except KafkaException as error:
             # As in `write`.
             self._spoilt = error.args[0]
 
-    def commit(self, offsets: list[TopicPartition], group: object) -> list[Event]:
-        """Commit all that was written, and offsets with metadata; waits for as long as it takes.
+    def commit(self, offsets: list[TopicPartition]) -> list[Event]:
+        """Commit everything that was written, and offsets with metadata; waits as long as that takes.
 
-        Returns the dead letters among it, with the events that the broker refused for their size.
+        Returns the dead letters, including events that the broker refused for their size.
 
         Raises:
-            KafkaException: the sink must judge: fenced, lost or fatal.
+            KafkaException: fenced, lost or fatal.
             GenerationLost: a new process is needed.
         """
         failures = invalid = 0
-        while not self._try_to_commit(offsets, group):
+        while not self._try_to_commit(offsets):
             if _is_invalid(self._spoilt):
-                self._learn_more(offsets, group)
+                self._find_cause(offsets)
                 invalid += _is_invalid(self._spoilt)
                 if self._spoilt is not None and invalid > MAX_INVALID:
                     raise KafkaException(self._spoilt)
-            # What is too large is found one by one; there is nothing to wait for.
+            # Events that are too large are found one after the other, without waiting.
             failures = 0 if _is_size(self._spoilt) else failures + 1
             if failures > 1:
-                self._around.pause(RETRY_BACKOFF.pause_seconds(failures - 1, jitter=1.0))
+                self._retry.life.pause(BACKOFF.pause_seconds(failures - 1, jitter=1.0))
         letters = [event for event in self._written if event.reason]
         self._written, self._suspects = [], set()
         return letters
 
-    def _try_to_commit(self, offsets: list[TopicPartition], group: object) -> bool:
-        """Once; False if it has to be done again from the beginning."""
+    def _try_to_commit(self, offsets: list[TopicPartition]) -> bool:
+        """Commit; False if the transaction must begin again."""
         if self._spoilt is not None and not self._produce_again():
             return False
-        producer = self._producer
         try:
             self._begin()
             faultpoints.passing(faultpoints.PRODUCED)
-            self._calls.insist(
-                lambda: producer.send_offsets_to_transaction(offsets, group, SLICE_SECONDS)
-            )
+            self._send_offsets(offsets)
             faultpoints.passing(faultpoints.POSITION_SENT)
-            # A commit that ran out of time goes on; to call it again is to wait for its end.
-            self._calls.insist(lambda: producer.commit_transaction(SLICE_SECONDS))
+            # A commit that timed out goes on; calling again waits for its end.
+            self._step(lambda: self._producer.commit_transaction(SLICE_SECONDS))
         except KafkaException as error:
             if kind_of(error.args[0]) is not Kind.ABORT:
                 raise
@@ -185,103 +141,80 @@ class Transactions:
         self._begun = False
         return True
 
-    def _learn_more(self, offsets: list[TopicPartition], group: object) -> None:
-        """Why a record is not valid: its report does not say it, the error of the transaction does."""
-        producer = self._producer
+    def _begin(self) -> None:
+        if not self._begun:
+            self._producer.begin_transaction()
+            self._begun = True
+
+    def _send_offsets(self, offsets: list[TopicPartition]) -> None:
+        producer, group = self._producer, self._group
+        self._step(lambda: producer.send_offsets_to_transaction(offsets, group, SLICE_SECONDS))
+
+    def _step(self, call: Callable[[], None]) -> None:
+        self._retry.commit_step(self._producer, call, self._report)
+
+    def _find_cause(self, offsets: list[TopicPartition]) -> None:
+        """Ask why a record is invalid: the error of the transaction says it, the report does not."""
         try:
-            # Whatever it answers, the transaction is aborted.
-            self._calls.insist(
-                lambda: producer.send_offsets_to_transaction(offsets, group, SLICE_SECONDS)
-            )
+            # Whatever the answer, the transaction is aborted.
+            self._send_offsets(offsets)
         except KafkaException as error:
             self._spoil(error.args[0])
 
     def _spoil(self, error: KafkaError) -> None:
         self._spoilt = error
         if not _is_size(error):
-            self._around.on_trouble("commit a transaction, which begins again", error)
+            self._report("commit a transaction, which begins again", error)
 
-    def _begin(self) -> None:
-        if not self._begun:
-            self._producer.begin_transaction()
-            self._begun = True
+    def _report(self, operation: str, error: KafkaError) -> None:
+        if error.code() != KafkaError.INVALID_TIMESTAMP:
+            self._retry.report(operation, error)
+            return
+        newest_ms = self._written[-1].timestamp_ms if self._written else 0
+        ahead_ms, behind_ms = self._limits.ahead_ms, self._limits.behind_ms
+        now_ms = time.time_ns() // 1_000_000
+        self._retry.report_clock(clock_advice(now_ms, newest_ms, ahead_ms, behind_ms))
 
-    # ---- producing, the quick way and the careful one ----
+    # ---- producing ----
 
-    def _produce_mixed(self, events: list[Event]) -> None:
-        """Each the way that it takes; the order stays."""
-        for one_by_one, some in groupby(events, self._has_headers):
-            if one_by_one:
-                for event in some:
-                    self._produce(event)
-            else:
-                self._produce_batch(list(some))
-
-    def _has_headers(self, event: Event) -> bool:
-        return self._all_have_headers or bool(event.reason) or is_fallback(event.identity)
-
-    def _produce_batch(self, events: list[Event]) -> None:
-        messages = [{"key": event.key, "value": event.data} for event in events]
-        if messages and self._producer.produce_batch(self._topic, messages) < len(messages):
-            failed = next(message["_error"] for message in messages if "_error" in message)
-            raise KafkaException(failed)
-
-    def _produce(self, written: Event, reports: Reports | None = None) -> None:
-        record = self._record(written)
-        on_delivery = None if reports is None else reports.on(written)
+    def _produce(self, event: Event, reports: Reports | None = None) -> None:
+        topic, value, key, headers = self._form.record(event)
+        on_delivery = None if reports is None else reports.on(event)
         while True:
             try:
                 self._producer.produce(
-                    record.topic,
-                    record.value,
-                    record.key,
-                    headers=record.headers,
-                    on_delivery=on_delivery,
+                    topic, value, key, headers=headers, on_delivery=on_delivery
                 )
             except BufferError:
-                self._around.alive()
+                self._retry.life.beat()
                 self._producer.poll(SLICE_SECONDS)
             else:
                 return
 
-    def _record(self, written: Event) -> Record:
-        if written.reason:
-            most = self._max_dead_letter_bytes
-            headers = dead_letter_headers(written, most)
-            return Record(
-                self._dead_letters_topic,
-                written.key[:MAX_ID_BYTES],
-                written.data[:most],
-                headers | self._replay,
-            )
-        key = written.key if self._key_of is None else self._key_of(written)
-        headers = event_headers(written, keyed_by_field=self._key_of is not None)
-        return Record(self._topic, key, written.data, headers | self._replay)
-
     def _produce_again(self) -> bool:
-        """Abort, and produce all of it once more, one by one; whether all of it was delivered.
+        """Abort, and produce everything once more with reports; whether all of it was delivered.
 
         Raises:
-            KafkaException: the transaction can't be aborted, or a message not be delivered ever.
+            KafkaException: the transaction can't be aborted, or a message can never be delivered.
         """
         if self._begun:
-            self._calls.insist(lambda: self._producer.abort_transaction(SLICE_SECONDS))
+            self._step(lambda: self._producer.abort_transaction(SLICE_SECONDS))
             self._begun = False
         reports = Reports()
         try:
             self._begin()
-            for written in self._written:
-                alone = self._is_suspect(written)
+            for event in self._written:
+                alone = self._is_suspect(event)
                 if alone:
                     self._await(reports)
-                self._produce(written, reports)
+                self._produce(event, reports)
                 self._producer.poll(0)
                 if alone:
                     self._await(reports)
                 if reports.failed:
                     break
         except KafkaException as error:
-            # The transaction failed behind our back; the reports say of what, if it was a message.
+            # The transaction failed in the background. If a message was the cause, the reports name it.
             self._spoilt = error.args[0]
             self._producer.poll(SLICE_SECONDS)
             if not reports.failed:
@@ -294,38 +227,39 @@ class Transactions:
         self._spoilt = None
         return True
 
-    def _is_suspect(self, written: Event) -> bool:
-        size_bytes = len(written.key) + len(written.data)
-        return size_bytes > self._surely_taken_bytes or written.identity in self._suspects
+    def _is_suspect(self, event: Event) -> bool:
+        size_bytes = len(event.key) + len(event.data)
+        surely_taken_bytes = self._limits.max_batch_bytes - BATCH_OVERHEAD_BYTES
+        return size_bytes > surely_taken_bytes or event.identity in self._suspects
 
     def _await(self, reports: Reports) -> None:
         while not reports.complete:
-            self._around.alive()
+            self._retry.life.beat()
             self._producer.flush(SLICE_SECONDS)
 
     def _learn(self, failed: list[tuple[Event, KafkaError]]) -> None:
-        too_large = [written for written, error in failed if _is_size(error)]
+        too_large = [event for event, error in failed if _is_size(error)]
         if not too_large:
             self._spoilt = failed[0][1]
             if any(_is_invalid(error) for _, error in failed):
-                # Some may have failed because of these.
+                # The others may have failed because of these.
                 self._spoilt = KafkaError(KafkaError.INVALID_RECORD)
                 return
             for _, error in failed:
                 if kind_of(error) is not Kind.TRANSIENT:
                     raise KafkaException(error)
-            self._around.on_trouble("deliver events", failed[0][1])
+            self._report("deliver events", failed[0][1])
             return
-        # All others have failed with them.
+        # All others failed with them.
         self._spoilt = KafkaError(KafkaError.MSG_SIZE_TOO_LARGE)
-        for written in too_large:
-            if written.reason:
-                self._max_dead_letter_bytes = max(self._max_dead_letter_bytes // 2, 1)
-            elif self._is_suspect(written):
-                place = self._written.index(written)
-                self._written[place] = written._replace(reason=TOO_LARGE)
+        for event in too_large:
+            if event.reason:
+                self._form.max_dead_letter_bytes = max(self._form.max_dead_letter_bytes // 2, 1)
+            elif self._is_suspect(event):
+                place = self._written.index(event)
+                self._written[place] = event._replace(reason=TOO_LARGE)
             else:
-                self._suspects.add(written.identity)
+                self._suspects.add(event.identity)
 
 
 def _is_invalid(error: KafkaError | None) -> bool:

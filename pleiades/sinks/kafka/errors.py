@@ -1,11 +1,4 @@
-"""What an error of Kafka means: pass by, ask for another process, or end the program.
-
-- *transient*: waited for, tried again, as often as it takes;
-- *abort*: the open transaction is given up and what is in flight is produced again;
-- *fenced*: another producer with our transactional id has begun, or the broker ended our transaction;
-- *lost*: this producer can't go on, a new one can: the pipeline starts again from the durable position;
-- *fatal*: another try is of no use.
-"""
+"""Errors of Kafka: how the relay reacts, and what it tells the operator."""
 
 from __future__ import annotations
 
@@ -17,8 +10,8 @@ from confluent_kafka import KafkaError
 from pleiades.core.units import iso_time, rough_duration
 from pleiades.runtime.errors import Fatal
 from pleiades.runtime.logs import printable
-from pleiades.sinks.kafka.destination import KafkaDestination
 from pleiades.sinks.kafka.properties import without_values
+from pleiades.sinks.kafka.destination import KafkaDestination
 
 _ROUGH_MS = 120_000
 MAX_SHOWN = 300
@@ -26,13 +19,18 @@ MAX_SHOWN = 300
 
 
 class Kind(enum.Enum):
-    """See above."""
+    """How to react to an error."""
 
     TRANSIENT = enum.auto()
+    """Retry until it passes."""
     ABORT = enum.auto()
+    """Abort the open transaction and produce its records again."""
     FENCED = enum.auto()
+    """Another producer uses our transactional id, or the broker ended our transaction."""
     LOST = enum.auto()
+    """Restart the pipeline from the durable position: a new producer can go on, this one can't."""
     FATAL = enum.auto()
+    """End the program: another try would fail, too."""
 
 
 _FENCED = frozenset(
@@ -40,7 +38,7 @@ _FENCED = frozenset(
         KafkaError._FENCED,
         KafkaError.PRODUCER_FENCED,
         KafkaError.INVALID_PRODUCER_EPOCH,
-        # So a commit is answered whose transaction the broker has ended.
+        # The answer to a commit whose transaction the broker has ended.
         KafkaError.INVALID_TXN_STATE,
     }
 )
@@ -50,7 +48,7 @@ _UNREACHABLE = frozenset(
         KafkaError._TRANSPORT,
         KafkaError._ALL_BROKERS_DOWN,
         KafkaError._TIMED_OUT,
-        # The answer was not Kafka's: HTTP, or TLS.
+        # The server does not speak Kafka but HTTP, or TLS.
         KafkaError._BAD_MSG,
     }
 )
@@ -64,7 +62,7 @@ _LOG_IN = frozenset(
     }
 )
 
-# What retriable() does not say of itself, and what passes all the same.
+# retriable() is false for these, although they pass.
 _TRANSIENT = _UNREACHABLE | {
     KafkaError._RESOLVE,
     KafkaError._TIMED_OUT_QUEUE,
@@ -90,7 +88,7 @@ _TRANSIENT = _UNREACHABLE | {
     KafkaError.KAFKA_STORAGE_ERROR,
     KafkaError.UNSTABLE_OFFSET_COMMIT,
     KafkaError.THROTTLING_QUOTA_EXCEEDED,
-    # Once the clock is set right, the same events are taken.
+    # Passes when somebody sets the clock.
     KafkaError.INVALID_TIMESTAMP,
 }
 
@@ -110,13 +108,13 @@ _FORBIDDEN = {
     KafkaError.TRANSACTIONAL_ID_AUTHORIZATION_FAILED: "Describe and Write on the transactional "
     "id {group}",
     KafkaError.CLUSTER_AUTHORIZATION_FAILED: "Create on the topics {topic} and "
-    "{topic}-dead-letters, or make them yourself; and IdempotentWrite on the cluster",
+    "{topic}-dead-letters, or create them yourself; and IdempotentWrite on the cluster",
 }
 
 _ADVICE: list[tuple[Container[int], str]] = [
     (
         {KafkaError._RESOLVE},
-        "the host name in --kafka.broker {brokers} is not known: check its spelling and the DNS",
+        "the host name in --kafka.broker {brokers} is unknown: check its spelling and the DNS",
     ),
     (
         _LOG_IN,
@@ -128,27 +126,27 @@ _ADVICE: list[tuple[Container[int], str]] = [
     (
         {KafkaError._SSL},
         (
-            "TLS did not come about: check security.protocol and ssl.ca.location (--kafka.config), and "
-            "that the broker's certificate is for the host in --kafka.broker {brokers}"
+            "the TLS handshake failed: check security.protocol and ssl.ca.location (--kafka.config), and "
+            "that the broker's certificate names the host in --kafka.broker {brokers}"
         ),
     ),
-    (NO_TOPIC, "check --kafka.topic {topic}: it has been deleted, or never was there"),
+    (NO_TOPIC, "check --kafka.topic {topic}: somebody deleted it, or it never existed"),
     (
         {KafkaError.INVALID_TRANSACTION_TIMEOUT},
         (
-            "the broker's transaction.max.timeout.ms is less than transaction.timeout.ms: set the "
-            "latter lower (--kafka.property transaction.timeout.ms=60000)"
+            "the broker's transaction.max.timeout.ms is less than transaction.timeout.ms: lower the "
+            "latter (--kafka.property transaction.timeout.ms=60000)"
         ),
     ),
     (
         _UNREACHABLE,
         (
-            "check host and port in --kafka.broker {brokers}, that the broker runs and can be reached, "
+            "check host and port in --kafka.broker {brokers}, that the broker runs and is reachable, "
             "and whether it wants TLS or a log-in (--kafka.config)"
         ),
     ),
     *(
-        ({code}, "this user has no right to it: allow " + rights)
+        ({code}, "this user lacks the rights: allow " + rights)
         for code, rights in _FORBIDDEN.items()
     ),
 ]
@@ -162,35 +160,34 @@ _FATAL = (
 
 
 def kind_of(error: KafkaError) -> Kind:
-    """How to take an error of a call on the producer, the consumer or the admin client."""
+    """How to react to the error of a call on the producer, the consumer or the admin client."""
     code = error.code()
-    # In this order: an error that aborts says so beside its code, and an authorization that fails
-    # within a transaction must not be tried again for ever.
-    for kind, holds in (
-        (Kind.FENCED, code in _FENCED),
-        (Kind.FATAL, code in _FATAL),
-        (Kind.ABORT, error.txn_requires_abort()),
-        (Kind.LOST, error.fatal()),
-        (Kind.TRANSIENT, error.retriable() or code in _TRANSIENT),
-    ):
-        if holds:
-            return kind
+    # The order matters: an error that aborts says so beside its code, and an authorization that fails
+    # within a transaction must not be retried for ever.
+    if code in _FENCED:
+        return Kind.FENCED
+    if code in _FATAL:
+        return Kind.FATAL
+    if error.txn_requires_abort():
+        return Kind.ABORT
+    if not error.fatal() and (error.retriable() or code in _TRANSIENT):
+        return Kind.TRANSIENT
     return Kind.LOST
 
 
 def group_of(settings: KafkaDestination) -> str:
-    """Names the consumer group that holds the position, and the transactional id."""
+    """The consumer group that holds the position, which is also the transactional id."""
     return f"pleiades-{settings.topic}-{settings.position_name}"
 
 
-def said(error: KafkaError, settings: KafkaDestination) -> str:
-    """An error's own words, fit for a log: one line, no secret."""
+def text_of(error: KafkaError, settings: KafkaDestination) -> str:
+    """An error's own text for a log: one line, without secrets."""
     text = without_values(error.str() or error.name(), settings.properties)
     return printable(text, MAX_SHOWN)
 
 
 def advice(error: KafkaError, settings: KafkaDestination) -> str:
-    """What an operator should look at; empty where there is nothing to say."""
+    """What an operator should check; may be empty."""
     code = error.code()
     for codes, text in _ADVICE:
         if code in codes:
@@ -200,12 +197,21 @@ def advice(error: KafkaError, settings: KafkaDestination) -> str:
     return ""
 
 
+def fatal(operation: str, error: KafkaError, settings: KafkaDestination) -> Fatal:
+    """The error that ends the program."""
+    hint = advice(error, settings)
+    return Fatal(
+        f"can't {operation}: {text_of(error, settings)}. Nothing is lost: all committed events are safe"
+        + (f"; {hint}" if hint else "")
+    )
+
+
 def clock_advice(now_ms: int, newest_ms: int, ahead_ms: int, behind_ms: int | None) -> str:
-    """What to do about a topic that refuses the time of this machine.
+    """What to do about a topic that refuses records dated by this machine's clock.
 
     Args:
         now_ms: this machine's clock.
-        newest_ms: the upstream's time of the newest event that waits; 0: it is not known.
+        newest_ms: the upstream's time of the newest waiting event; 0: unknown.
         ahead_ms, behind_ms: how far a record's time may be from the broker's clock; None: no limit.
     """
     limit = f"more than {_duration(ahead_ms)} ahead of the broker's"
@@ -216,24 +222,15 @@ def clock_advice(now_ms: int, newest_ms: int, ahead_ms: int, behind_ms: int | No
         apart_ms = now_ms - newest_ms
         side = "ahead of" if apart_ms >= 0 else "behind"
         newest = (
-            f". It is {_duration(abs(apart_ms))} {side} the newest event that waits, which is dated "
+            f". It is {_duration(abs(apart_ms))} {side} the newest waiting event, which is dated "
             f"{iso_time(newest_ms)}"
         )
     return (
-        f"this machine's clock says {iso_time(now_ms)}, and that is {limit}, whose topic refuses "
-        f"records with such a time (message.timestamp.after.max.ms, message.timestamp.before.max.ms)"
-        f"{newest}. Set the clock of the machine that is wrong (NTP): publishing then goes on by itself"
+        f"this machine's clock says {iso_time(now_ms)}, which is {limit}; the topic refuses records "
+        f"with such a time (message.timestamp.after.max.ms, message.timestamp.before.max.ms){newest}. "
+        "Set the clock of the machine that is wrong (NTP): publishing then resumes"
     )
 
 
 def _duration(ms: int) -> str:
     return rough_duration(ms / 1000) if ms >= _ROUGH_MS else f"{ms / 1000:g} s"
-
-
-def fatal(operation: str, error: KafkaError, settings: KafkaDestination) -> Fatal:
-    """The end of the program because of an error."""
-    hint = advice(error, settings)
-    return Fatal(
-        f"can't {operation}: {said(error, settings)}. Nothing is lost, what is committed is safe"
-        + (f"; {hint}" if hint else "")
-    )

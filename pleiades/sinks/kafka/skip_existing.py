@@ -1,7 +1,7 @@
-"""What of a range a topic has already, so that a replay adds only what is missing.
+"""The events of a range that a topic already has, for `replay --skipExisting`.
 
-Law: memory does not grow with what is there. The identities lie in a database without a name, in a file
-that SQLite has removed as soon as it was opened: nothing is left of it, whatever ends the process.
+Law: memory does not grow with their number. SQLite keeps the identities in a file that it removes as soon as
+it has opened it, so nothing remains, however the process ends.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from pleiades.core.wire import UNKNOWN_SOURCE
 from pleiades.sinks.kafka.records import Published
 
 SLACK_MS = 2 * 3_600_000
-"""How far before the begin of a range records are read. An event is published after it happened, and
-then dated by another clock: one that is two hours off would be noticed."""
+"""Records are read from so long before the begin of a range. An event is published after it happened, but
+another clock dates the record: one that is off by two hours would be noticed."""
 ROWS_AT_ONCE = 10_000
 CACHE_KIB = 16 * 1024
 
 
 class Existing:
-    """The identities of published events."""
+    """A set of identities on disk."""
 
     def __init__(self) -> None:
         # An empty name: a temporary database on disk, https://www.sqlite.org/inmemorydb.html.
@@ -32,7 +32,7 @@ class Existing:
         self._database.execute("CREATE TABLE known (identity TEXT PRIMARY KEY) WITHOUT ROWID")
 
     def add(self, identities: Iterable[str]) -> None:
-        """Remember them."""
+        """Add identities."""
         rows = ((identity,) for identity in identities)
         self._database.execute("BEGIN")
         while some := list(islice(rows, ROWS_AT_ONCE)):
@@ -48,18 +48,18 @@ class Existing:
         return int(count)
 
     def close(self) -> None:
-        """Forget them."""
+        """Remove all."""
         self._database.close()
 
 
 def since_ms(span: Range) -> int:
-    """From which publish time on records of a range's events are looked for."""
+    """The publish time from which on the topic may have events of a range, ms since 1970."""
     begin = span.begin
     return max(min([begin.default_ms, *begin.own_ms.values()]) - SLACK_MS, 0)
 
 
 def is_of(span: Range, record: Published) -> bool:
-    """Whether a record's event belongs to a range, as far as its id tells; else it may."""
+    """Whether a record may belong to a range: its id says so, or does not tell."""
     times = [time for source, time in record.assignments if source == record.source and time]
     if record.source == UNKNOWN_SOURCE or not times:
         return True

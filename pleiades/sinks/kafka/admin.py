@@ -1,0 +1,320 @@
+"""A cluster as its admin API shows it: topics, offsets, configuration, rights, stored metadata.
+
+Law: only `create` creates anything. Questions can create things, too: for a consumer, or for a question
+about a group, the broker creates the topic of all groups if that is missing; a producer that begins
+transactions ends those of a running instance. Hence `may_hold_groups`.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple, TypeAlias
+
+from confluent_kafka import (
+    ConsumerGroupTopicPartitions,
+    IsolationLevel,
+    KafkaError,
+    KafkaException,
+    TopicCollection,
+    TopicPartition,
+)
+from confluent_kafka.admin import (  # type: ignore[attr-defined]  # its documented names
+    AdminClient,
+    ConfigResource,
+    NewTopic,
+    OffsetSpec,
+)
+
+from pleiades.core.readback import OutputPartition
+from pleiades.runtime.errors import Fatal
+from pleiades.sinks.kafka.destination import DEAD_LETTERS_SUFFIX, KafkaDestination
+from pleiades.sinks.kafka.errors import group_of, text_of
+
+log = logging.getLogger(__name__)
+
+REQUEST_SECONDS = 5.0
+GROUPS_TOPIC = "__consumer_offsets"
+DEFAULT_MAX_BATCH_BYTES = 1_000_000
+"""Where a topic may not be asked for its own limit: a little below the broker's default."""
+DEFAULT_AHEAD_MS = 3_600_000
+"""The same, for `message.timestamp.after.max.ms`."""
+MAX_MS = 2**53
+"""A longer time is no limit."""
+
+Configuration: TypeAlias = Mapping[str, str]
+
+
+class Limits(NamedTuple):
+    """What a topic accepts."""
+
+    max_batch_bytes: int
+    ahead_ms: int = DEFAULT_AHEAD_MS
+    """How far a record's time may be ahead of the broker's clock."""
+    behind_ms: int | None = None
+    """How far behind it; None: no limit."""
+
+
+class Cluster(NamedTuple):
+    """The brokers that answered."""
+
+    broker_ids: tuple[int, ...]
+    may_alter: bool
+    """This user is an administrator, or the cluster checks no rights."""
+
+
+class Partition(NamedTuple):
+    """A partition of a topic."""
+
+    number: int
+    has_leader: bool
+    copies: int
+    copies_in_sync: int
+
+
+class Topic(NamedTuple):
+    """A topic that exists."""
+
+    name: str
+    partitions: tuple[Partition, ...]
+    rights: frozenset[str] | None
+    """Kafka's names of what this user may do with it, such as `READ`; None: unknown."""
+
+
+class Admin:
+    """Asks the cluster about the topics and the group of one sink.
+
+    Every method raises `KafkaException` if the cluster does not answer or refuses.
+    """
+
+    def __init__(
+        self, client: AdminClient, settings: KafkaDestination, request_seconds: float = REQUEST_SECONDS
+    ) -> None:
+        self._client = client
+        self._settings = settings
+        self._request_seconds = request_seconds
+        self.events = settings.topic
+        self.dead_letters = settings.topic + DEAD_LETTERS_SUFFIX
+
+    # ---- topics ----
+
+    def missing(self, timeout_seconds: float) -> list[NewTopic]:
+        """The topics that must be created."""
+        replication = self._settings.replication or -1
+        partitions = {self.events: self._settings.partitions, self.dead_letters: 1}
+        return [
+            NewTopic(name, number, replication)
+            for name, number in partitions.items()
+            if self._partitions(name, timeout_seconds) is None
+        ]
+
+    def _partitions(self, topic: str, timeout_seconds: float) -> list[OutputPartition] | None:
+        """Those of one topic; None: it does not exist."""
+        found = self._client.list_topics(topic, timeout_seconds).topics[topic]
+        if found.error is None:
+            return [(topic, number) for number in sorted(found.partitions)]
+        if found.error.code() == KafkaError.UNKNOWN_TOPIC_OR_PART:
+            return None
+        raise KafkaException(found.error)
+
+    def create(self, topics: list[NewTopic]) -> None:
+        """Create topics, unless somebody else has created them meanwhile.
+
+        Raises:
+            Fatal: the cluster can't create such a topic.
+        """
+        pending = self._client.create_topics(topics, request_timeout=self._request_seconds)
+        for name, created in pending.items():
+            try:
+                created.result()
+            except KafkaException as raised:
+                self._judge_creation(name, raised)
+            else:
+                log.info("created the topic %s", name)
+
+    def _judge_creation(self, name: str, raised: KafkaException) -> None:
+        error = raised.args[0]
+        if error.code() in (
+            KafkaError.INVALID_REPLICATION_FACTOR,
+            KafkaError.INVALID_PARTITIONS,
+            KafkaError.TOPIC_EXCEPTION,
+            KafkaError.POLICY_VIOLATION,
+            KafkaError.INVALID_CONFIG,
+        ):
+            raise Fatal(
+                f"can't create the topic {name}: {text_of(error, self._settings)}. Nothing was "
+                "published; check --kafka.partitions and --kafka.replication, or create the topic "
+                "yourself"
+            )
+        if error.code() != KafkaError.TOPIC_ALREADY_EXISTS:
+            raise raised
+
+    def try_creation(self, topic: NewTopic) -> None:
+        """Ask whether a topic could be created; does not create it."""
+        asked = self._client.create_topics(
+            [topic], validate_only=True, request_timeout=self._request_seconds
+        )
+        asked[topic.topic].result()
+
+    def describe(self, names: Iterable[str]) -> dict[str, Topic | KafkaError]:
+        """The topics of these names, or why each can't be seen."""
+        asked = self._client.describe_topics(
+            TopicCollection(list(names)),
+            include_authorized_operations=True,
+            request_timeout=self._request_seconds,
+        )
+        described: dict[str, Topic | KafkaError] = {}
+        for name, future in asked.items():
+            try:
+                described[name] = _topic(future.result())
+            except KafkaException as error:
+                described[name] = error.args[0]
+        return described
+
+    # ---- offsets ----
+
+    def ends(self, timeout_seconds: float = REQUEST_SECONDS) -> dict[OutputPartition, int]:
+        """Where each partition of both topics ends, uncommitted records of others included."""
+        # The partitions afresh: some may have been added.
+        partitions: list[OutputPartition] = []
+        for topic in (self.events, self.dead_letters):
+            found = self._partitions(topic, timeout_seconds)
+            if found is None:
+                raise KafkaException(KafkaError(KafkaError.UNKNOWN_TOPIC_OR_PART))
+            partitions += found
+        return self._offsets(partitions, OffsetSpec.latest(), timeout_seconds)  # type: ignore[no-untyped-call]
+
+    def starts(self, partitions: Iterable[OutputPartition]) -> dict[OutputPartition, int]:
+        """The first offset that each partition still has."""
+        return self._offsets(partitions, OffsetSpec.earliest())  # type: ignore[no-untyped-call]
+
+    def begins(
+        self, partitions: Iterable[OutputPartition], since_ms: int
+    ) -> dict[OutputPartition, int]:
+        """The first record of each partition that is dated at or after a time, committed or not.
+
+        Partitions without such records are left out. A consumer of committed records would find none
+        behind a transaction that is still open.
+        """
+        found = self._offsets(partitions, OffsetSpec.for_timestamp(max(since_ms, 0)))
+        return {at: offset for at, offset in found.items() if offset >= 0}
+
+    def _offsets(
+        self,
+        partitions: Iterable[OutputPartition],
+        spec: OffsetSpec,
+        timeout_seconds: float | None = None,
+    ) -> dict[OutputPartition, int]:
+        answers = self._client.list_offsets(
+            {TopicPartition(*at): spec for at in partitions},
+            isolation_level=IsolationLevel.READ_UNCOMMITTED,
+            request_timeout=timeout_seconds or self._request_seconds,
+        )
+        return {(at.topic, at.partition): answer.result().offset for at, answer in answers.items()}
+
+    # ---- configuration and rights ----
+
+    def limits(self, topic: str) -> Limits:
+        """What a topic accepts; the defaults where this user may not ask."""
+        try:
+            found = self.configuration(ConfigResource.Type.TOPIC, topic)
+        except KafkaException as error:
+            if error.args[0].code() != KafkaError.TOPIC_AUTHORIZATION_FAILED:
+                raise
+            log.info(
+                "this user may not read the configuration of %s (DescribeConfigs): assuming that it "
+                "accepts batches of %d bytes",
+                topic,
+                DEFAULT_MAX_BATCH_BYTES,
+            )
+            return Limits(DEFAULT_MAX_BATCH_BYTES)
+        behind_ms = int(found.get("message.timestamp.before.max.ms", MAX_MS))
+        return Limits(
+            int(found["max.message.bytes"]),
+            int(found.get("message.timestamp.after.max.ms", DEFAULT_AHEAD_MS)),
+            behind_ms if behind_ms < MAX_MS else None,
+        )
+
+    def configuration(self, kind: ConfigResource.Type, name: str) -> Configuration:
+        """The configuration of a topic or a broker, without secret values."""
+        resource = ConfigResource(kind, name)
+        asked = self._client.describe_configs([resource], request_timeout=self._request_seconds)
+        entries = asked[resource].result()
+        return {key: entry.value for key, entry in entries.items() if entry.value is not None}
+
+    def cluster(self, timeout_seconds: float) -> Cluster:
+        """The brokers of the cluster."""
+        found = self._client.describe_cluster(
+            include_authorized_operations=True, request_timeout=timeout_seconds
+        ).result()
+        rights = _rights(found) or ()
+        return Cluster(tuple(node.id for node in found.nodes), "ALTER" in rights)
+
+    # ---- the group ----
+
+    def group_rights(self) -> frozenset[str] | None:
+        """What this user may do with our group; None: the broker does not tell."""
+        group = group_of(self._settings)
+        asked = self._client.describe_consumer_groups(
+            [group], include_authorized_operations=True, request_timeout=self._request_seconds
+        )
+        return _rights(asked[group].result())
+
+    def offset_metadata(
+        self, partitions: Iterable[OutputPartition], stable: bool
+    ) -> dict[OutputPartition, str]:
+        """The metadata that is stored with the offsets of our group.
+
+        Args:
+            stable: refuse for now if an open transaction may change it; else it is not waited for.
+        """
+        group = group_of(self._settings)
+        wanted = [TopicPartition(*at) for at in partitions]
+        asked = self._client.list_consumer_group_offsets(
+            [ConsumerGroupTopicPartitions(group, wanted)],
+            require_stable=stable,
+            request_timeout=self._request_seconds,
+        )
+        metadata = {}
+        for stored in asked[group].result().topic_partitions:
+            if stored.error is not None:
+                raise KafkaException(stored.error)
+            if stored.offset >= 0 and stored.metadata:
+                metadata[stored.topic, stored.partition] = stored.metadata
+        return metadata
+
+
+def may_hold_groups(events: Topic | KafkaError, groups: Topic | KafkaError) -> bool | None:
+    """Whether our group may hold a position; None: unknown, and a question could create something.
+
+    Args:
+        events: the topic that the relay publishes to.
+        groups: the topic of all groups.
+    """
+    if isinstance(groups, Topic):
+        return True
+    if KafkaError.UNKNOWN_TOPIC_OR_PART in [
+        answer.code() for answer in (events, groups) if isinstance(answer, KafkaError)
+    ]:
+        # Kafka forgets the offsets of a deleted topic.
+        return False
+    # This user may not see the topic of all groups. It exists if ours does.
+    return True if isinstance(events, Topic) else None
+
+
+def _topic(found: Any) -> Topic:
+    partitions = tuple(
+        Partition(
+            each.id,
+            each.leader is not None and each.leader.id >= 0,
+            len(each.replicas),
+            len(each.isr),
+        )
+        for each in found.partitions
+    )
+    return Topic(found.name, partitions, _rights(found))
+
+
+def _rights(found: Any) -> frozenset[str] | None:
+    rights = found.authorized_operations
+    return None if rights is None else frozenset(right.name for right in rights)

@@ -1,0 +1,293 @@
+"""The metadata of the committed offsets: the position, and what a restart reads back.
+
+Kafka keeps at most 4,096 bytes with each offset (`offset.metadata.max.bytes`), and one offset for each
+output partition. Partition 0 has the position, and what the segments to be read have reached
+(`core.readback`); each partition has where in it they begin and end. So any number of partitions fits. All
+of them are committed in the transaction that holds the events.
+
+Usually the position is readable JSON of about 600 bytes. That of many streams is packed: zlib brings 128
+topic-partitions to about half of the bound. If that is not enough, the times that the segments have reached
+are rounded up, then segments are merged: a restart reads more, and forgets nothing.
+
+`core.position` has the fields that other destinations store, too. The version before reads
+`window_since_ms`.
+"""
+
+from __future__ import annotations
+
+import base64
+import re
+import zlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import orjson
+
+from pleiades.core.position import (
+    LEGACY_WINDOW_MS,
+    Checkpoint,
+    Position,
+    UnreadableCheckpoint,
+    check_version,
+    is_time,
+    listed,
+    read_common_fields,
+    read_listed,
+    unreadable_if_damaged,
+)
+from pleiades.core.readback import (
+    MAX_SEGMENTS,
+    UNKNOWN_LETTERS,
+    OutputPartition,
+    Readback,
+    Segment,
+)
+from pleiades.core.wire import MAX_TIMESTAMP_MS, UNKNOWN_SOURCE, is_source
+from pleiades.runtime.errors import Fatal
+
+MAX_METADATA_BYTES = 4096
+"""The broker's default for `offset.metadata.max.bytes`."""
+MAX_UNPACKED_BYTES = 1024 * 1024
+MAX_OFFSET = 2**63 - 1
+MAX_REACHED_MS = 2 * MAX_TIMESTAMP_MS
+_PACKED = "zlib:"
+_WRITER = re.compile(r"[0-9a-f]{1,32}")
+_FITS = ((MAX_SEGMENTS, 1), (MAX_SEGMENTS, 60_000), (6, 60_000), (3, 60_000), (1, 600_000))
+"""Tried until the metadata fits: the number of closed segments, and to how many ms times are rounded up."""
+
+
+class Stored(NamedTuple):
+    """Everything that is durable beside the events."""
+
+    checkpoint: Checkpoint
+    readback: Readback | None
+    """None: the version before wrote it, and reads back from a publish time on."""
+    writer: str
+    """The process that committed it. One that was fenced learns from it by whom."""
+    since_ms: int = 0
+    """That publish time."""
+
+
+def encode(stored: Stored, at: OutputPartition) -> dict[OutputPartition, str]:
+    """The metadata of the offset of each output partition.
+
+    Args:
+        at: the partition that has the position.
+
+    Raises:
+        Fatal: the position has more topic-partitions than fit.
+    """
+    if stored.readback is None:
+        raise AssertionError("this version always stores a readback")
+    for segments, unit_ms in _FITS:
+        readback = stored.readback.merged(segments)
+        offsets = _offsets(readback)
+        fields = _fields(stored, readback, unit_ms) | {"offsets": offsets.pop(at, None)}
+        plain = orjson.dumps(fields)
+        position = plain.decode()
+        if len(plain) > MAX_METADATA_BYTES:
+            position = _PACKED + base64.b85encode(zlib.compress(plain, 9)).decode()
+        if len(position) <= MAX_METADATA_BYTES:
+            others = {other: orjson.dumps(numbers).decode() for other, numbers in offsets.items()}
+            return {at: position} | others
+    raise Fatal(
+        f"the position of {len(stored.checkpoint.position)} upstream topics does not fit into the "
+        f"{MAX_METADATA_BYTES} bytes that Kafka keeps with an offset. Nothing is lost: all committed "
+        "events are safe. Give fewer streams to one instance (--upstream.stream) and start another one "
+        "for the rest"
+    )
+
+
+def _fields(stored: Stored, readback: Readback, unit_ms: int) -> dict[str, Any]:
+    checkpoint = stored.checkpoint
+    position = checkpoint.position
+    others = {*readback.reached, *(s for each in readback.closed for s in each.reached)}
+    others -= position.keys()
+    names = [*sorted(position), *sorted(others)]
+
+    def row(reached: Position) -> list[int | None]:
+        """What the position of each name has gained since: small numbers pack well."""
+        gained: list[int | None] = [
+            (position.get(name, 0) - reached[name]) // unit_ms if name in reached else None
+            for name in names
+        ]
+        while gained and gained[-1] is None:
+            gained.pop()
+        return gained
+
+    return checkpoint.common_fields() | {
+        "position": listed(position),
+        "known_from": _known_from(checkpoint),
+        "window_since_ms": readback.oldest_ms,
+        "mark": None,
+        "writer": stored.writer,
+        "others": sorted(others),
+        "unit_ms": unit_ms,
+        "open": [readback.since_ms, row(readback.first), row(readback.reached)],
+        "segments": [[each.since_ms, row(each.reached)] for each in readback.closed],
+    }
+
+
+def _known_from(checkpoint: Checkpoint) -> list[Any]:
+    """How far behind min(position, clock), usually one number for all; other sources; and whether the
+    unknown source follows from them.
+    """
+    known = dict(checkpoint.known_from)
+    behind = [
+        min(reached, checkpoint.clock_ms) - known[source] if source in known else None
+        for source, reached in sorted(checkpoint.position.items())
+    ]
+    follows = UNKNOWN_SOURCE in known and known[UNKNOWN_SOURCE] == _least_known(checkpoint, known)
+    others = {
+        source: ms
+        for source, ms in known.items()
+        if source not in checkpoint.position and not (follows and source == UNKNOWN_SOURCE)
+    }
+    return [behind[0] if len(set(behind)) == 1 else behind, listed(others), follows]
+
+
+def _least_known(checkpoint: Checkpoint, known: Position) -> int | None:
+    """What `Checkpoint.remembering` says of the unknown source."""
+    delivered = [source for source, reached in checkpoint.position.items() if reached]
+    return min((known.get(source, 0) for source in delivered), default=None)
+
+
+def _offsets(readback: Readback) -> dict[OutputPartition, list[Any]]:
+    """For each output partition: the begin of the open segment, and begin and end of the others."""
+    partitions = {*readback.begin, *(at for each in readback.closed for at in each.end)}
+    return {
+        at: [
+            readback.begin.get(at, 0),
+            *([each.begin[at], each.end[at]] if at in each.end else None for each in readback.closed),
+        ]
+        for at in sorted(partitions)
+    }
+
+
+# ---- reading ----
+
+
+def read_metadata(metadata: str) -> Stored:
+    """Read the position alone; its `readback` lacks the other partitions.
+
+    Raises:
+        UnreadableCheckpoint: see `read_stored`.
+    """
+    at = ("", 0)
+    return read_stored({at: metadata}, at)
+
+
+def read_stored(texts: Mapping[OutputPartition, str], at: OutputPartition) -> Stored:
+    """Read what `encode` gave. There is nothing of a partition that was added since.
+
+    Raises:
+        UnreadableCheckpoint: it is cut short, damaged, of another version, or somebody else's.
+    """
+    with unreadable_if_damaged(zlib.error):
+        fields = _unpacked(texts[at])
+        check_version(fields)
+        position = read_listed(fields["position"])
+        if len(position) != len(fields["position"]):
+            raise UnreadableCheckpoint("it holds values that are no position")
+        checkpoint = read_common_fields(fields, position)
+        writer, since_ms = fields["writer"], _time(fields["window_since_ms"])
+        if type(writer) is not str or _WRITER.fullmatch(writer) is None:
+            raise UnreadableCheckpoint("it does not say who wrote it")
+        if "segments" not in fields:
+            return Stored(checkpoint.remembering(LEGACY_WINDOW_MS), None, writer, since_ms)
+        known_from = _read_known_from(checkpoint, *fields["known_from"])
+        checkpoint = replace(checkpoint, known_from=known_from)
+        readback = _read_readback(fields, checkpoint, _read_offsets(fields, texts, at))
+        return Stored(checkpoint, readback, writer, since_ms)
+
+
+def _unpacked(metadata: str) -> Any:
+    if not metadata.startswith(_PACKED):
+        return orjson.loads(metadata)
+    unpacking = zlib.decompressobj()
+    packed = base64.b85decode(metadata.removeprefix(_PACKED))
+    plain = unpacking.decompress(packed, MAX_UNPACKED_BYTES)
+    if not unpacking.eof:
+        raise UnreadableCheckpoint("it is cut short or too large")
+    return orjson.loads(plain)
+
+
+def _time(number: Any) -> int:
+    if not is_time(number):
+        raise UnreadableCheckpoint("it holds values that are no position")
+    return int(number)
+
+
+def _read_known_from(checkpoint: Checkpoint, behind: Any, others: Any, follows: Any) -> Position:
+    position = checkpoint.position
+    each = behind if type(behind) is list else [behind] * len(position)
+    known = {
+        source: min(reached, checkpoint.clock_ms) - behind_ms
+        for (source, reached), behind_ms in zip(position.items(), each, strict=True)
+        if behind_ms is not None
+    }
+    least = _least_known(checkpoint, known)
+    if follows and least is not None:
+        known[UNKNOWN_SOURCE] = least
+    known |= read_listed(others)
+    for ms in known.values():
+        _time(ms)
+    return known
+
+
+def _read_offsets(
+    fields: Any, texts: Mapping[OutputPartition, str], at: OutputPartition
+) -> dict[OutputPartition, Sequence[Any]]:
+    offsets = {}
+    for partition, text in texts.items():
+        numbers = fields["offsets"] if partition == at else orjson.loads(text)
+        if numbers is None:
+            continue
+        flat = [numbers[0], *(one for pair in numbers[1:] if pair is not None for one in pair)]
+        if len(numbers) != len(fields["segments"]) + 1 or not all(
+            type(one) is int and 0 <= one <= MAX_OFFSET for one in flat
+        ):
+            raise UnreadableCheckpoint("it does not say where to read")
+        offsets[partition] = numbers
+    return offsets
+
+
+def _read_readback(
+    fields: Any, checkpoint: Checkpoint, offsets: Mapping[OutputPartition, Sequence[Any]]
+) -> Readback:
+    others = [(topic, number) for topic, number in fields["others"]]
+    names = [*checkpoint.position, *others]
+    unit_ms = fields["unit_ms"]
+    _require(type(unit_ms) is int and unit_ms >= 1)
+    _require(
+        all(is_source(name) or name in (UNKNOWN_SOURCE, UNKNOWN_LETTERS) for name in others)
+    )
+
+    def reached(row: list[int | None]) -> Position:
+        _require(len(row) <= len(names))
+        position = {
+            name: checkpoint.position.get(name, 0) - gained * unit_ms
+            for name, gained in zip(names, row, strict=False)
+            if gained is not None
+        }
+        _require(all(type(ms) is int and 0 <= ms <= MAX_REACHED_MS for ms in position.values()))
+        return position
+
+    closed = []
+    for number, (since_ms, row) in enumerate(fields["segments"], 1):
+        pairs = {at: numbers[number] for at, numbers in offsets.items() if numbers[number]}
+        begin = {at: begin for at, (begin, _) in pairs.items()}
+        end = {at: end for at, (_, end) in pairs.items()}
+        closed.append(Segment(begin, end, reached(row), since_ms))
+    since_ms, first, last = fields["open"]
+    _require(all(map(is_time, [since_ms, *(each.since_ms for each in closed)])))
+    opened = reached(first), reached(last)
+    _require(opened[0].keys() == opened[1].keys())
+    begins = {at: numbers[0] for at, numbers in offsets.items()}
+    return Readback(begins, since_ms, *opened, tuple(closed))
+
+
+def _require(sound: bool) -> None:
+    if not sound:
+        raise UnreadableCheckpoint("it does not say what to read")

@@ -1,0 +1,223 @@
+"""Recovers position and window from the records of a topic beside which no position is stored.
+
+Laws:
+- The position is the join of the ids. It skips nothing that an upstream topic had still to deliver: a
+  topic without a timestamp in the ids that were read is looked for further back, up to the whole topic.
+  If it never delivered anything, it is asked for from the oldest event on, less the window.
+- Where something stays unknown, the relay asks the upstream for more, and drops repeats of what it read.
+- Only events of an ingest count: a replay may be far behind it, or ahead.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+
+from pleiades.core.fingerprint import fingerprint
+from pleiades.core.position import Checkpoint, Position, join
+from pleiades.core.readback import UNKNOWN_LETTERS, Offsets, OutputPartition, Readback
+from pleiades.core.wire import UNKNOWN_SOURCE
+from pleiades.sinks.base import Remembered
+from pleiades.sinks.kafka.records import NO_STREAM, Published
+from pleiades.sinks.kafka.topic_reader import TopicReader
+
+log = logging.getLogger(__name__)
+
+FIRST_RECORDS = 50_000
+"""The first stretch that is read at the end of the topic; each further one is `GROWTH` times as long."""
+GROWTH = 4
+MAX_WINDOW_RECORDS = 1_000_000
+"""So many are read for the window, if the position is known: half a minute."""
+HEAD_RECORDS = 100
+"""The first records of an output partition that tell how far the upstream was then. One alone may be dated
+years back."""
+
+
+@dataclass(slots=True)
+class Evidence:
+    """What the records say that were read, in stretches from the end of the topic backwards."""
+
+    streams: tuple[str, ...]
+    overlap_ms: int
+    window_ms: int
+    several: Position = field(default_factory=dict)
+    """The join of the ids that name several topic-partitions."""
+    single: Position = field(default_factory=dict)
+    """The join of the others. If there are both, these may be an old replay's."""
+    heads: dict[OutputPartition, list[Published]] = field(default_factory=dict)
+    """The first events of the last stretch."""
+    seen: set[str] = field(default_factory=set)
+    """The streams of the events, also those that are not relayed."""
+    records: int = 0
+    events: int = 0
+    earliest_ms: int = 2**53
+    """When the first of the records was published."""
+
+    def read(self, stretch: Iterable[Published]) -> None:
+        """Take a stretch that lies before those that were read."""
+        self.heads = {}
+        for record in stretch:
+            self.records += 1
+            self.earliest_ms = min(self.earliest_ms, record.published_ms)
+            if record.replay or record.stream == NO_STREAM:
+                continue
+            self.events += 1
+            matching = [name for name in self.streams if is_of(record.stream, name)]
+            self.seen.update(matching or {record.stream})
+            if not matching:
+                continue
+            head = self.heads.setdefault(record.at, [])
+            if len(head) < HEAD_RECORDS:
+                head.append(record)
+            assignments = record.assignments
+            position = self.several if len(assignments) > 1 else self.single
+            for source, timestamp_ms in assignments:
+                if (timestamp_ms or 0) > position.get(source, -1):
+                    position[source] = timestamp_ms or 0
+
+    @property
+    def reached(self) -> Position:
+        """The position."""
+        return self.several or self.single
+
+    @property
+    def missing(self) -> set[str]:
+        """The relayed streams without an event in the records."""
+        return set(self.streams) - self.seen
+
+    @property
+    def complete(self) -> bool:
+        """Whether the position is known."""
+        return not self.missing and bool(self.reached) and all(self.reached.values())
+
+    @property
+    def covers_window(self) -> bool:
+        """Whether the records reach back behind everything that the upstream can repeat.
+
+        The beginning of each output partition tells.
+        """
+        reached = self.reached
+        begun: list[Position] = []
+        for head in self.heads.values():
+            position: Position = {}
+            for record in head:
+                position = join(position, _timestamps(record))
+            begun.append(position)
+        return bool(begun) and all(
+            0 < position.get(source, 0) < reached_ms - self.window_ms
+            for position in begun
+            for source, reached_ms in reached.items()
+        )
+
+    def checkpoint(self) -> Checkpoint | None:
+        """Where to go on; None: the topic does not tell."""
+        reached = self.reached
+        times = [timestamp_ms for timestamp_ms in reached.values() if timestamp_ms]
+        if not times:
+            return None
+        begin_ms = min(times) - self.overlap_ms
+        silent = sorted({topic for (topic, _), timestamp_ms in reached.items() if not timestamp_ms})
+        if silent:
+            heads = [record for head in self.heads.values() for record in head]
+            known = [ms for record in heads for ms in _timestamps(record).values()]
+            begin_ms = min(begin_ms, min(known, default=begin_ms) - self.window_ms)
+        begin_ms = max(begin_ms, 0)
+        if self.missing:
+            log.warning(
+                "the topic has events of %s, but none of %s: it does not tell where to go on. The relay "
+                "starts at --since; to leave no gap, start it again with --resume=false --since=%d",
+                ", ".join(sorted(self.seen)),
+                ", ".join(sorted(self.missing)),
+                begin_ms,
+            )
+            return None
+        if silent:
+            log.warning(
+                "no event of the topic tells how far %s was: the relay asks for it from the oldest event "
+                "of the topic on, less --dedup.window (%d ms). It skips no event; events of it that the "
+                "topic no longer has are published again",
+                ", ".join(silent),
+                begin_ms,
+            )
+        # It starts before every position: otherwise a topic would count as one that has delivered nothing
+        # since the start, and its repeats would be dropped as older than the start. It has a clock,
+        # because something had come: so --since does not count.
+        return Checkpoint(reached if len(reached) > 1 else {}, begin_ms, begin_ms)
+
+
+def recover(
+    reader: TopicReader, topic: str, starts: Offsets, ends: Offsets, found: Evidence, now_ms: int
+) -> tuple[Checkpoint | None, Iterator[Remembered], Readback]:
+    """Read as much of the end of a topic and its dead letters as is needed.
+
+    Args:
+        starts, ends: the first offset of each output partition, and its end.
+        found: takes what the records say.
+
+    Raises:
+        Fatal, GenerationLost, Fenced: see `TopicReader.read`.
+    """
+    partitions = max(sum(at[0] == topic for at in ends), 1)
+    wanted, until = FIRST_RECORDS, ends
+    while True:
+        each = math.ceil(wanted / partitions)
+        begins = {at: max(starts[at], end - each) for at, end in ends.items()}
+        found.read(reader.read(begins, until))
+        if begins == starts or (found.complete and found.covers_window):
+            break
+        if found.complete and wanted >= MAX_WINDOW_RECORDS:
+            log.warning(
+                "the last %d records of the topic do not reach back --dedup.window behind the position: "
+                "events from before them that the upstream repeats are published twice",
+                found.records,
+            )
+            break
+        if wanted > FIRST_RECORDS:
+            log.info(
+                "the last %d records of the topic do not tell where to go on: reading further back",
+                found.records,
+            )
+        until, wanted = begins, wanted * GROWTH
+    checkpoint = found.checkpoint()
+    if found.records and not found.events:
+        log.warning(
+            "all %d records of the topic are those of replays: they do not tell where to go on. The "
+            "relay starts at --since",
+            found.records,
+        )
+    reached = found.reached
+    if not reached:
+        return checkpoint, iter(()), Readback(ends, now_ms)
+    greatest = max(reached.values())
+    held = {**reached, UNKNOWN_SOURCE: greatest, UNKNOWN_LETTERS: greatest}
+    window = _window(reader.read(begins, ends), reached, found.window_ms)
+    return checkpoint, window, Readback(begins, min(found.earliest_ms, now_ms), held, held)
+
+
+def _window(
+    records: Iterable[Published], reached: Position, window_ms: int
+) -> Iterator[Remembered]:
+    """The events of an ingest that the upstream can repeat."""
+    greatest = max(reached.values())
+    passed: dict[OutputPartition, Position] = {}
+    for record in records:
+        if record.replay:
+            continue
+        before = passed.setdefault(record.at, {})
+        for source, timestamp_ms in _timestamps(record).items():
+            before[source] = max(timestamp_ms, before.get(source, 0))
+        source = record.source if record.source in reached else UNKNOWN_SOURCE
+        reached_ms = reached.get(source, greatest)
+        if before.get(source, reached_ms) >= reached_ms - window_ms:
+            yield Remembered(source, reached_ms, fingerprint(record.identity))
+
+
+def _timestamps(record: Published) -> Position:
+    return {source: timestamp_ms for source, timestamp_ms in record.assignments if timestamp_ms}
+
+
+def is_of(meta_stream: str, name: str) -> bool:
+    """`mediawiki.recentchange` is of the stream `recentchange`; old events do not name theirs."""
+    return not meta_stream or meta_stream == name or meta_stream.endswith("." + name)

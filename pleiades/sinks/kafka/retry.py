@@ -1,0 +1,271 @@
+"""Repeats calls to Kafka until they succeed.
+
+Laws:
+- A first start gives up within seconds: its error is the operator's to correct. Once this program has
+  reached the cluster, it waits for as long as an outage lasts.
+- Each step of a commit has a limit. One that is stuck is left to a new process (`GenerationLost`), which
+  finds the cluster afresh, and waits for it.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import NoReturn, TypeVar
+
+from confluent_kafka import KafkaError, KafkaException, Producer
+
+from pleiades.core.backoff import Backoff
+from pleiades.runtime.child import Life
+from pleiades.runtime.errors import GenerationLost
+from pleiades.runtime.logs import Seldom
+from pleiades.runtime.metrics import Metrics
+from pleiades.sinks.kafka.destination import KafkaDestination
+from pleiades.sinks.kafka.clients import Clients
+from pleiades.sinks.kafka.errors import NO_TOPIC, Kind, fatal, kind_of, text_of
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+CONNECT_SECONDS = 5.0
+"""How long a first start tries to reach the cluster. Within 10 s it reports the error."""
+PROPAGATION_SECONDS = 10.0
+"""How long brokers may not know a topic that was just created."""
+SLICE_SECONDS = 0.5
+"""How long one call may block. The process beats between two calls."""
+ANSWER_SECONDS = 10.0
+"""After that long librdkafka will not return from a call (its issues 5456 and 5511)."""
+STUCK_SECONDS = 30.0
+"""How long a commit may time out again and again while no message of it is delivered. After a broker has
+hung, librdkafka may wait for ever. A slow broker or line still delivers messages."""
+FAILING_SECONDS = 300.0
+"""How long one step of a commit is retried while it gets errors that should pass."""
+BACKOFF = Backoff(first_seconds=0.1, max_seconds=5.0)
+QUIET_SECONDS = 5.0
+"""A wait that is shorter is not logged."""
+WARNING_SECONDS = 30.0
+
+
+class Fenced(Exception):
+    """Another producer uses our transactional id, or the broker ended our transaction."""
+
+
+class Retry:
+    """Repeats calls, and reports what it waits for in the log, the metrics and the readiness.
+
+    Args:
+        reached: this program has reached the cluster before.
+    """
+
+    def __init__(
+        self,
+        settings: KafkaDestination,
+        clients: Clients,
+        life: Life,
+        metrics: Metrics,
+        reached: bool,
+    ) -> None:
+        self.life = life
+        self._settings = settings
+        self._clients = clients
+        self._metrics = metrics
+        self._deadline = None if reached else time.monotonic() + CONNECT_SECONDS
+        self._caller = ThreadPoolExecutor(1, "librdkafka")
+        self._waiting_since: float | None = None
+        self._reported = False
+        self._warnings = Seldom(WARNING_SECONDS)
+
+    def reached(self) -> None:
+        """The cluster is there: wait for it from now on."""
+        self._deadline = None
+
+    def until_done(
+        self, operation: str, attempt: Callable[[], T], most_seconds: float = math.inf
+    ) -> T:
+        """Repeat a call for as long as its errors may pass.
+
+        Args:
+            most_seconds: after that a new process has better prospects.
+
+        Raises:
+            Fatal, GenerationLost, Fenced: it will not succeed.
+        """
+        started = time.monotonic()
+
+        def may_pass(error: KafkaError) -> bool:
+            waited_seconds = time.monotonic() - started
+            if self._deadline is not None:
+                self._judge_first_start(operation, error, self._deadline)
+            elif waited_seconds >= most_seconds or not _passes(error, waited_seconds):
+                self.give_up(operation, error)
+            else:
+                self.report(operation, error)
+            return True
+
+        done = self._repeat(attempt, may_pass)
+        self.well()
+        return done
+
+    def commit_step(
+        self,
+        producer: Producer,
+        call: Callable[[], None],
+        report: Callable[[str, KafkaError], None],
+    ) -> None:
+        """Repeat one step of a commit for as long as its errors are transient.
+
+        Args:
+            report: called with each of them.
+
+        Raises:
+            KafkaException: another kind of error.
+            GenerationLost: the step is stuck.
+        """
+        started = moved = time.monotonic()
+        waiting = len(producer)
+
+        def may_pass(error: KafkaError) -> bool:
+            nonlocal moved, waiting
+            if kind_of(error) is not Kind.TRANSIENT:
+                return False
+            # The length counts messages, and events such as statistics that come and go. Only a new
+            # minimum shows that a message was delivered.
+            left = len(producer)
+            now = time.monotonic()
+            if error.code() != KafkaError._TIMED_OUT or left < waiting:
+                moved, waiting = now, min(waiting, left)
+            if now - moved >= STUCK_SECONDS:
+                raise GenerationLost(
+                    f"a commit to Kafka made no progress for {STUCK_SECONDS:.0f} s"
+                )
+            if now - started >= FAILING_SECONDS:
+                raise GenerationLost(
+                    f"a commit to Kafka failed for {FAILING_SECONDS:.0f} s: {error.name()}"
+                )
+            report("commit", error)
+            return True
+
+        self._repeat(lambda: self._in_thread(producer, call), may_pass)
+
+    def _repeat(self, attempt: Callable[[], T], may_pass: Callable[[KafkaError], bool]) -> T:
+        failures = 0
+        while True:
+            self.life.beat()
+            started = time.monotonic()
+            try:
+                return attempt()
+            except KafkaException as raised:
+                if not may_pass(raised.args[0]):
+                    raise
+            # A call that timed out has waited already.
+            if time.monotonic() - started < SLICE_SECONDS / 2:
+                failures += 1
+                self.life.pause(BACKOFF.pause_seconds(failures, jitter=1.0))
+
+    def _in_thread(self, producer: Producer, call: Callable[[], None]) -> None:
+        """Call in another thread: while a broker is away, librdkafka may ignore the timeout.
+
+        Raises:
+            GenerationLost: it did not return.
+        """
+        # librdkafka keeps its statistics until they are polled: 4 MB in a commit of half an hour.
+        producer.poll(0)
+        answer = self._caller.submit(call)
+        deadline = time.monotonic() + ANSWER_SECONDS
+        try:
+            while True:
+                self.life.beat()
+                try:
+                    return answer.result(2 * SLICE_SECONDS)
+                except TimeoutError:
+                    self.report("commit", KafkaError(KafkaError._TIMED_OUT))
+                producer.poll(0)
+                if time.monotonic() >= deadline:
+                    raise GenerationLost(
+                        f"librdkafka did not return for {ANSWER_SECONDS:.0f} s from a call that "
+                        "should take less than one"
+                    )
+        finally:
+            # As in `Life.aside`.
+            del answer
+
+    # ---- reporting ----
+
+    def report(self, operation: str, error: KafkaError) -> None:
+        """Report a call that failed and is repeated."""
+        if error.code() == KafkaError._TIMED_OUT:
+            # librdkafka's own report of the cause says more than that a call timed out.
+            self._wait(operation, text_of(self._clients.last_error or error, self._settings))
+            return
+        self._metrics.kafka_errors.inc()
+        # An aborted transaction is rare; other errors usually pass at once.
+        at_once = kind_of(error) is Kind.ABORT
+        self._wait(operation, text_of(error, self._settings), at_once)
+
+    def report_clock(self, advice: str) -> None:
+        """Report that the topic refuses the time of this machine."""
+        self._metrics.kafka_errors.inc()
+        self._wait("publish", advice, at_once=True)
+
+    def _wait(self, operation: str, why: str, at_once: bool = False) -> None:
+        now = time.monotonic()
+        self._waiting_since = self._waiting_since or now
+        if not at_once and now - self._waiting_since < QUIET_SECONDS:
+            log.debug("can't %s: %s", operation, why)
+            return
+        self._reported = True
+        self.life.ready = False
+        if self._warnings.due():
+            log.warning(
+                "can't %s: %s. Nothing is lost: the relay keeps the events in flight, pauses reading, "
+                "and retries until it succeeds",
+                operation,
+                why,
+            )
+
+    def well(self) -> None:
+        """Something worked: the trouble that was reported is over."""
+        self._clients.last_error = None
+        if self._reported and self._waiting_since is not None:
+            log.info("Kafka takes events again, after %.0f s", time.monotonic() - self._waiting_since)
+            self._reported = False
+            self.life.ready = True
+            self._warnings = Seldom(WARNING_SECONDS)
+        self._waiting_since = None
+
+    # ---- giving up ----
+
+    def give_up(self, operation: str, error: KafkaError) -> NoReturn:
+        """End the program or the process, depending on the error.
+
+        Raises:
+            Fatal, GenerationLost, Fenced: always one of them.
+        """
+        kind = kind_of(error)
+        if kind is Kind.FENCED:
+            raise Fenced
+        if kind is Kind.FATAL:
+            raise fatal(operation, error, self._settings)
+        raise GenerationLost(f"can't {operation}: {text_of(error, self._settings)}")
+
+    def _judge_first_start(self, operation: str, error: KafkaError, deadline: float) -> None:
+        # A refused log-in is not the error of a call: librdkafka reports it by itself, and retries.
+        self._clients.listen()
+        reported = self._clients.last_error
+        for each in (reported, error):
+            if each is not None and kind_of(each) is Kind.FATAL:
+                raise fatal(operation, each, self._settings)
+        if time.monotonic() >= deadline:
+            raise fatal(operation, reported or error, self._settings)
+        if kind_of(error) is not Kind.TRANSIENT:
+            self.give_up(operation, error)
+
+
+def _passes(error: KafkaError, waited_seconds: float) -> bool:
+    if error.code() in NO_TOPIC:
+        return waited_seconds < PROPAGATION_SECONDS
+    return kind_of(error) in (Kind.TRANSIENT, Kind.ABORT)
