@@ -12,10 +12,11 @@ Laws:
 from __future__ import annotations
 
 import contextlib
+import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import islice
-from typing import Any, NamedTuple
+from typing import Any
 
 import orjson
 
@@ -209,8 +210,8 @@ class Checkpoint:
 
 
 @contextlib.contextmanager
-def unreadable_if_damaged(*errors: type[Exception]) -> Iterator[None]:
-    """Around reading foreign bytes: errors that damage can cause, and those named, become one.
+def unreadable_if_damaged() -> Iterator[None]:
+    """Around reading foreign bytes: errors that damage can cause become one.
 
     Raises:
         UnreadableCheckpoint: the bytes are damaged.
@@ -219,7 +220,7 @@ def unreadable_if_damaged(*errors: type[Exception]) -> Iterator[None]:
         yield
     except UnreadableCheckpoint:
         raise
-    except (ValueError, LookupError, TypeError, *errors) as error:
+    except (ValueError, LookupError, TypeError, zlib.error) as error:
         raise UnreadableCheckpoint(f"it can't be read ({type(error).__name__})") from None
 
 
@@ -250,15 +251,13 @@ def check_version(fields: Any) -> None:
 
 def read_common_fields(fields: Any, position: Position) -> Checkpoint:
     """Read what `Checkpoint.common_fields` gave, within `unreadable_if_damaged`."""
-    times = [fields["started_ms"], fields["clock_ms"], *position.values()]
+    started_ms, clock_ms = fields["started_ms"], fields["clock_ms"]
+    times = [started_ms, clock_ms, *position.values()]
     if not all(map(is_source, position)) or not all(map(is_time, times)):
         raise UnreadableCheckpoint("it holds values that are no position")
-    return Checkpoint(
-        position,
-        *times[:2],
-        read_done(fields.get("done"), position),
-        coverage=read_coverage(fields.get("coverage", [])),
-    )
+    done = read_done(fields.get("done"), position)
+    coverage = read_coverage(fields.get("coverage", []))
+    return Checkpoint(position, started_ms, clock_ms, done, coverage=coverage)
 
 
 def listed(position: Mapping[TopicPartition, int]) -> list[tuple[str, int, int]]:

@@ -28,7 +28,7 @@ from confluent_kafka.cimpl import NewTopic
 
 from pleiades.core.position import Position, decode_checkpoint
 from pleiades.sinks.files.destination import OWN_FOLDER
-from pleiades.sinks.kafka.stored import read_metadata
+from pleiades.sinks.kafka.offset_metadata import read_metadata
 from tests.benchmarks.corpus import STREAM, Corpus
 from tests.benchmarks.serve import MAX_RECORD_BYTES
 from tests.harness.destinations import DEAD_LETTERS, Directory

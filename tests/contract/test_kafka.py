@@ -25,9 +25,9 @@ from pleiades.core.wire import Event, compose_id
 from pleiades.runtime.child import Life
 from pleiades.runtime.metrics import Metrics
 from pleiades.sinks.base import Sink
-from pleiades.sinks.kafka import found, history, records
+from pleiades.sinks.kafka import records, recovery, topic_reader
 from pleiades.sinks.kafka import sink as sinks
-from pleiades.sinks.kafka.topics import Topics
+from pleiades.sinks.kafka.admin import Admin
 from tests.contract.test_sinks import (
     SOURCE,
     START_MS,
@@ -57,7 +57,7 @@ def test_a_transaction_that_is_open_before_our_records_hides_none_of_them(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """As of a replay that was killed: the broker ends it only after minutes."""
-    monkeypatch.setattr(history, "WAITING_SECONDS", 0.0)
+    monkeypatch.setattr(topic_reader, "WAITING_SECONDS", 0.0)
     caplog.set_level(logging.INFO)
     first = place.sink()
     first.open(resume=True)
@@ -139,8 +139,8 @@ def test_what_stands_still_does_not_make_the_read_back_grow(
 ) -> None:
     """As the other data centre between its canaries, or a topic that has left the stream."""
     monkeypatch.setattr(sinks, "MARK_SECONDS", 0.0)
-    read = Mock(side_effect=records.read_named_event)
-    monkeypatch.setattr(history, "read_named_event", read)
+    read = Mock(side_effect=records.read_event)
+    monkeypatch.setattr(topic_reader, "read_event", read)
     sink = place.sink()
     sink.open(resume=True)
     sink.write([of_idle(number) for number in range(10_000, 10_030)])
@@ -170,12 +170,12 @@ def test_a_mark_that_the_broker_does_not_answer_is_made_later(
     monkeypatch.setattr(sinks, "MARK_RETRY_SECONDS", 0.0)
     sink = place.sink()
     sink.open(resume=True)
-    ends = Topics.ends
+    ends = Admin.ends
     no_answer = KafkaException(KafkaError(KafkaError._TIMED_OUT))
     with monkeypatch.context() as silent:
-        silent.setattr(Topics, "ends", Mock(side_effect=no_answer))
+        silent.setattr(Admin, "ends", Mock(side_effect=no_answer))
         steady(sink, range(400))
-    assert Topics.ends is ends
+    assert Admin.ends is ends
     steady(sink, range(400, 600))
     sink.close()
     sink = place.sink()
@@ -333,7 +333,7 @@ def test_where_no_position_is_stored_it_reads_back_until_each_topic_tells(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The last connection brought nothing of one: its position is further back."""
-    monkeypatch.setattr(found, "FIRST_RECORDS", 10)
+    monkeypatch.setattr(recovery, "FIRST_RECORDS", 10)
     sink = place.sink()
     sink.open(resume=True)
     sink.write([of_idle(0), *(event(number) for number in range(1, 20))])

@@ -22,10 +22,9 @@ from pleiades.sinks.files import retry
 from pleiades.sinks.files.destination import FilesDestination
 from pleiades.sinks.files.sink import FilesSink
 from pleiades.sinks.kafka.destination import DEAD_LETTERS_SUFFIX, KafkaDestination
-from pleiades.sinks.kafka.reporting import Reporting
-from pleiades.sinks.kafka.sink import KafkaSink
 from tests.harness.broker import topic_records
 from tests.harness.memory import MemorySink, MemoryStore
+from tests.harness.settings import settings_of
 from tests.unit.conftest import FakeLife
 
 SOURCE = ("eqiad.mediawiki.recentchange", 0)
@@ -98,15 +97,8 @@ def kafka_place(
     )
 
     def sink() -> Sink:
-        return KafkaSink(
-            settings,
-            ("recentchange",),
-            overlap_ms=60_000,
-            window_ms=600_000,
-            reached=False,
-            reporting=Reporting(life, metrics),
-            replay=replay,
-        )
+        relay = replace(settings_of("--kafka.enable"), replay=replay)
+        return settings.make_sink(SinkContext(life, metrics, relay, reached=False))
 
     def values(of: str) -> list[bytes]:
         return [record.value or b"" for record in topic_records(bootstrap, of)]

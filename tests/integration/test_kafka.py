@@ -22,7 +22,7 @@ from pleiades.core.framing import Framer
 from pleiades.core.wire import Event, Frames
 from pleiades.simulator.settings import Faults, SimulatorSettings
 from pleiades.simulator.simulator import Simulator
-from pleiades.sinks.kafka.stored import Stored, read_metadata
+from pleiades.sinks.kafka.offset_metadata import Stored, read_metadata
 from tests.harness.answers import Server
 from tests.harness.authority import authority
 from tests.harness.broker import topic_records

@@ -50,7 +50,7 @@ from pleiades.sinks.base import Committed, Opened, Remembered, Sink
 from pleiades.sinks.files import staging
 from pleiades.sinks.files.destination import SYNC_NONE, FilesDestination
 from pleiades.sinks.files.sink import FilesSink
-from pleiades.sinks.kafka.stored import Stored, encode, read_stored
+from pleiades.sinks.kafka.offset_metadata import Stored, encode, read_stored
 from tests.harness.memory import MemorySink, MemoryStore
 from tests.property.test_exactly_once import START, ModelConnection, ModelUpstream
 from tests.unit.conftest import FakeChannel, FakeLife

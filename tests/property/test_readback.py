@@ -20,7 +20,7 @@ from pleiades.core.readback import (
     runs,
 )
 from pleiades.core.wire import UNKNOWN_SOURCE, TopicPartition
-from pleiades.sinks.kafka.stored import Stored, encode, read_stored
+from pleiades.sinks.kafka.offset_metadata import Stored, encode, read_stored
 
 WINDOW_MS = 100
 START_MS = 1_000_000

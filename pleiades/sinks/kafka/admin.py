@@ -2,7 +2,7 @@
 
 Law: only `create` creates anything. Questions can create things, too: for a consumer, or for a question
 about a group, the broker creates the topic of all groups if that is missing; a producer that begins
-transactions ends those of a running instance. Hence `may_hold_groups`.
+transactions ends those of a running instance.
 """
 
 from __future__ import annotations
@@ -22,8 +22,10 @@ from confluent_kafka import (
 from confluent_kafka.admin import (  # type: ignore[attr-defined]  # its documented names
     AdminClient,
     ConfigResource,
+    DescribeClusterResult,
     NewTopic,
     OffsetSpec,
+    TopicDescription,
 )
 
 from pleiades.core.readback import OutputPartition
@@ -55,32 +57,6 @@ class Limits(NamedTuple):
     """How far behind it; None: no limit."""
 
 
-class Cluster(NamedTuple):
-    """The brokers that answered."""
-
-    broker_ids: tuple[int, ...]
-    may_alter: bool
-    """This user is an administrator, or the cluster checks no rights."""
-
-
-class Partition(NamedTuple):
-    """A partition of a topic."""
-
-    number: int
-    has_leader: bool
-    copies: int
-    copies_in_sync: int
-
-
-class Topic(NamedTuple):
-    """A topic that exists."""
-
-    name: str
-    partitions: tuple[Partition, ...]
-    rights: frozenset[str] | None
-    """Kafka's names of what this user may do with it, such as `READ`; None: unknown."""
-
-
 class Admin:
     """Asks the cluster about the topics and the group of one sink.
 
@@ -88,7 +64,10 @@ class Admin:
     """
 
     def __init__(
-        self, client: AdminClient, settings: KafkaDestination, request_seconds: float = REQUEST_SECONDS
+        self,
+        client: AdminClient,
+        settings: KafkaDestination,
+        request_seconds: float = REQUEST_SECONDS,
     ) -> None:
         self._client = client
         self._settings = settings
@@ -156,33 +135,40 @@ class Admin:
         )
         asked[topic.topic].result()
 
-    def describe(self, names: Iterable[str]) -> dict[str, Topic | KafkaError]:
-        """The topics of these names, or why each can't be seen."""
+    def describe(self, names: Iterable[str]) -> dict[str, TopicDescription | KafkaError]:
+        """The topics of these names, with this user's rights, or why each can't be seen."""
         asked = self._client.describe_topics(
             TopicCollection(list(names)),
             include_authorized_operations=True,
             request_timeout=self._request_seconds,
         )
-        described: dict[str, Topic | KafkaError] = {}
+        described: dict[str, TopicDescription | KafkaError] = {}
         for name, future in asked.items():
             try:
-                described[name] = _topic(future.result())
+                described[name] = future.result()
             except KafkaException as error:
                 described[name] = error.args[0]
         return described
 
     # ---- offsets ----
 
-    def ends(self, timeout_seconds: float = REQUEST_SECONDS) -> dict[OutputPartition, int]:
-        """Where each partition of both topics ends, uncommitted records of others included."""
-        # The partitions afresh: some may have been added.
-        partitions: list[OutputPartition] = []
-        for topic in (self.events, self.dead_letters):
-            found = self._partitions(topic, timeout_seconds)
-            if found is None:
-                raise KafkaException(KafkaError(KafkaError.UNKNOWN_TOPIC_OR_PART))
-            partitions += found
-        return self._offsets(partitions, OffsetSpec.latest(), timeout_seconds)  # type: ignore[no-untyped-call]
+    def ends(
+        self, timeout_seconds: float = REQUEST_SECONDS, of: Iterable[OutputPartition] | None = None
+    ) -> dict[OutputPartition, int]:
+        """Where partitions end, uncommitted records of others included.
+
+        Args:
+            of: the partitions; None: all of both topics.
+        """
+        if of is None:
+            of = []
+            # Afresh: some may have been added.
+            for topic in (self.events, self.dead_letters):
+                found = self._partitions(topic, timeout_seconds)
+                if found is None:
+                    raise KafkaException(KafkaError(KafkaError.UNKNOWN_TOPIC_OR_PART))
+                of += found
+        return self._offsets(of, OffsetSpec.latest(), timeout_seconds)  # type: ignore[no-untyped-call]
 
     def starts(self, partitions: Iterable[OutputPartition]) -> dict[OutputPartition, int]:
         """The first offset that each partition still has."""
@@ -235,20 +221,20 @@ class Admin:
             behind_ms if behind_ms < MAX_MS else None,
         )
 
-    def configuration(self, kind: ConfigResource.Type, name: str) -> Configuration:
+    def configuration(self, kind: Any, name: str) -> Configuration:
         """The configuration of a topic or a broker, without secret values."""
         resource = ConfigResource(kind, name)
         asked = self._client.describe_configs([resource], request_timeout=self._request_seconds)
         entries = asked[resource].result()
         return {key: entry.value for key, entry in entries.items() if entry.value is not None}
 
-    def cluster(self, timeout_seconds: float) -> Cluster:
-        """The brokers of the cluster."""
-        found = self._client.describe_cluster(
+    def cluster(self, timeout_seconds: float) -> DescribeClusterResult:
+        """The brokers of the cluster, with this user's rights."""
+        asked = self._client.describe_cluster(
             include_authorized_operations=True, request_timeout=timeout_seconds
-        ).result()
-        rights = _rights(found) or ()
-        return Cluster(tuple(node.id for node in found.nodes), "ALTER" in rights)
+        )
+        cluster: DescribeClusterResult = asked.result()
+        return cluster
 
     # ---- the group ----
 
@@ -258,7 +244,7 @@ class Admin:
         asked = self._client.describe_consumer_groups(
             [group], include_authorized_operations=True, request_timeout=self._request_seconds
         )
-        return _rights(asked[group].result())
+        return rights_in(asked[group].result())
 
     def offset_metadata(
         self, partitions: Iterable[OutputPartition], stable: bool
@@ -284,37 +270,7 @@ class Admin:
         return metadata
 
 
-def may_hold_groups(events: Topic | KafkaError, groups: Topic | KafkaError) -> bool | None:
-    """Whether our group may hold a position; None: unknown, and a question could create something.
-
-    Args:
-        events: the topic that the relay publishes to.
-        groups: the topic of all groups.
-    """
-    if isinstance(groups, Topic):
-        return True
-    if KafkaError.UNKNOWN_TOPIC_OR_PART in [
-        answer.code() for answer in (events, groups) if isinstance(answer, KafkaError)
-    ]:
-        # Kafka forgets the offsets of a deleted topic.
-        return False
-    # This user may not see the topic of all groups. It exists if ours does.
-    return True if isinstance(events, Topic) else None
-
-
-def _topic(found: Any) -> Topic:
-    partitions = tuple(
-        Partition(
-            each.id,
-            each.leader is not None and each.leader.id >= 0,
-            len(each.replicas),
-            len(each.isr),
-        )
-        for each in found.partitions
-    )
-    return Topic(found.name, partitions, _rights(found))
-
-
-def _rights(found: Any) -> frozenset[str] | None:
-    rights = found.authorized_operations
+def rights_in(description: Any) -> frozenset[str] | None:
+    """Kafka's names of what this user may do, such as `READ`; None: the broker does not tell."""
+    rights = description.authorized_operations
     return None if rights is None else frozenset(right.name for right in rights)

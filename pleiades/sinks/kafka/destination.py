@@ -152,20 +152,9 @@ class KafkaDestination(Destination):
 
     def make_sink(self, context: SinkContext) -> Sink:
         """See `Destination.make_sink`."""
-        from pleiades.sinks.kafka.reporting import Reporting
         from pleiades.sinks.kafka.sink import KafkaSink
 
-        settings = context.settings
-        overlap_ms = int(settings.upstream.overlap_seconds * 1000)
-        return KafkaSink(
-            self,
-            settings.upstream.streams,
-            overlap_ms,
-            max(int(settings.window_seconds * 1000), overlap_ms),
-            context.reached,
-            Reporting(context.life, context.metrics),
-            settings.replay,
-        )
+        return KafkaSink(self, context)
 
     @property
     def commit_policy(self) -> CommitPolicy:
@@ -180,9 +169,9 @@ class KafkaDestination(Destination):
 
     def inspect(self, settings: Settings) -> Iterator[Finding]:
         """See `Destination.inspect`."""
-        from pleiades.sinks.kafka.check import look
+        from pleiades.sinks.kafka.inspect import inspect
 
-        return look(settings, self)
+        return inspect(settings, self)
 
     def clock_refusal(self, apart_seconds: float) -> str:
         """See `Destination.clock_refusal`."""
@@ -195,6 +184,6 @@ class KafkaDestination(Destination):
 
     def stored_checkpoint(self) -> Checkpoint | None:
         """See `Destination.stored_checkpoint`."""
-        from pleiades.sinks.kafka.peek import stored_checkpoint
+        from pleiades.sinks.kafka.inspect import stored_checkpoint
 
         return stored_checkpoint(self)

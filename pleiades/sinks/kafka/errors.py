@@ -10,8 +10,8 @@ from confluent_kafka import KafkaError
 from pleiades.core.units import iso_time, rough_duration
 from pleiades.runtime.errors import Fatal
 from pleiades.runtime.logs import printable
-from pleiades.sinks.kafka.properties import without_values
 from pleiades.sinks.kafka.destination import KafkaDestination
+from pleiades.sinks.kafka.properties import without_values
 
 _ROUGH_MS = 120_000
 MAX_SHOWN = 300
@@ -126,8 +126,8 @@ _ADVICE: list[tuple[Container[int], str]] = [
     (
         {KafkaError._SSL},
         (
-            "the TLS handshake failed: check security.protocol and ssl.ca.location (--kafka.config), and "
-            "that the broker's certificate names the host in --kafka.broker {brokers}"
+            "the TLS handshake failed: check security.protocol and ssl.ca.location (--kafka.config), "
+            "and that the broker's certificate names the host in --kafka.broker {brokers}"
         ),
     ),
     (NO_TOPIC, "check --kafka.topic {topic}: somebody deleted it, or it never existed"),

@@ -2,12 +2,12 @@
 
 Kafka keeps at most 4,096 bytes with each offset (`offset.metadata.max.bytes`), and one offset for each
 output partition. Partition 0 has the position, and what the segments to be read have reached
-(`core.readback`); each partition has where in it they begin and end. So any number of partitions fits. All
-of them are committed in the transaction that holds the events.
+(`core.readback`); each partition has where in it they begin and end. So any number of partitions fits.
+All of them are committed in the transaction that holds the events.
 
 Usually the position is readable JSON of about 600 bytes. That of many streams is packed: zlib brings 128
-topic-partitions to about half of the bound. If that is not enough, the times that the segments have reached
-are rounded up, then segments are merged: a restart reads more, and forgets nothing.
+topic-partitions to about half of the bound. If that is not enough, the times that the segments have
+reached are rounded up, then segments are merged: a restart reads more, and forgets nothing.
 
 `core.position` has the fields that other destinations store, too. The version before reads
 `window_since_ms`.
@@ -18,7 +18,7 @@ from __future__ import annotations
 import base64
 import re
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -54,7 +54,7 @@ MAX_REACHED_MS = 2 * MAX_TIMESTAMP_MS
 _PACKED = "zlib:"
 _WRITER = re.compile(r"[0-9a-f]{1,32}")
 _FITS = ((MAX_SEGMENTS, 1), (MAX_SEGMENTS, 60_000), (6, 60_000), (3, 60_000), (1, 600_000))
-"""Tried until the metadata fits: the number of closed segments, and to how many ms times are rounded up."""
+"""Tried until the metadata fits: number of closed segments, and to how many ms times are rounded up."""
 
 
 class Stored(NamedTuple):
@@ -159,7 +159,10 @@ def _offsets(readback: Readback) -> dict[OutputPartition, list[Any]]:
     return {
         at: [
             readback.begin.get(at, 0),
-            *([each.begin[at], each.end[at]] if at in each.end else None for each in readback.closed),
+            *(
+                [each.begin[at], each.end[at]] if at in each.end else None
+                for each in readback.closed
+            ),
         ]
         for at in sorted(partitions)
     }
@@ -184,7 +187,7 @@ def read_stored(texts: Mapping[OutputPartition, str], at: OutputPartition) -> St
     Raises:
         UnreadableCheckpoint: it is cut short, damaged, of another version, or somebody else's.
     """
-    with unreadable_if_damaged(zlib.error):
+    with unreadable_if_damaged():
         fields = _unpacked(texts[at])
         check_version(fields)
         position = read_listed(fields["position"])
@@ -260,9 +263,7 @@ def _read_readback(
     names = [*checkpoint.position, *others]
     unit_ms = fields["unit_ms"]
     _require(type(unit_ms) is int and unit_ms >= 1)
-    _require(
-        all(is_source(name) or name in (UNKNOWN_SOURCE, UNKNOWN_LETTERS) for name in others)
-    )
+    _require(all(is_source(name) or name in (UNKNOWN_SOURCE, UNKNOWN_LETTERS) for name in others))
 
     def reached(row: list[int | None]) -> Position:
         _require(len(row) <= len(names))

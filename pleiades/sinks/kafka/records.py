@@ -1,10 +1,10 @@
 """Events as records of the topic, and back.
 
-The key is the SSE id and the value the data, both as received. With `--kafka.keyField` the key is the value
-of that field, and the header `id` has the SSE id. An event with a fallback identity has the headers
-`identity` and `source`, because key and value alone do not identify it (`core.occurrences`). A dead letter
-is a record of the topic `<topic>-dead-letters`; its headers describe it. The header `replay` names the
-replay that published a record; records of an ingest have none.
+The key is the SSE id and the value the data, both as received. With `--kafka.keyField` the key is the
+value of that field, and the header `id` has the SSE id. An event with a fallback identity has the
+headers `identity` and `source`, because key and value alone do not identify it (`core.occurrences`). A
+dead letter is a record of the topic `<topic>-dead-letters`; its headers describe it. The header `replay`
+names the replay that published a record; records of an ingest have none.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ NO_STREAM = "-"
 
 Headers: TypeAlias = list[tuple[str, str | bytes | None]]
 Record: TypeAlias = tuple[str, bytes, bytes, Headers]
-"""Topic, value, key and headers. `produce_batch` of confluent-kafka takes no headers, and is no faster."""
+"""Topic, value, key and headers. (`produce_batch` of confluent-kafka takes no headers.)"""
 
 
 class RecordForm:
@@ -102,9 +102,9 @@ def _naming_headers(event: Event) -> Headers:
 def key_by_field(path: tuple[str, ...]) -> Callable[[Event], bytes]:
     """A function that returns the key of an event: a field of its data, e.g. `("meta", "domain")`.
 
-    Text is the key as it is, anything else as JSON. An event without that field, with null in it, or with
-    more than `MAX_KEY_BYTES`, is keyed by its SSE id, because a compacted topic refuses records without a
-    key. It takes 1.3 µs for an event of 1 kB; to produce a record takes 2 µs.
+    Text is the key as it is, anything else as JSON. An event without that field, with null in it, or
+    with more than `MAX_KEY_BYTES`, is keyed by its SSE id, because a compacted topic refuses records
+    without a key. It takes 1.3 µs for an event of 1 kB; to produce a record takes 2 µs.
     """
     read = _field_reader(path)
 
@@ -126,9 +126,7 @@ def _field_reader(path: tuple[str, ...]) -> Callable[[bytes], msgspec.Raw]:
     level: Any = msgspec.Raw
     try:
         for name in reversed(path):
-            level = msgspec.defstruct(
-                "Level", [("field", level)], rename={"field": name}, gc=False
-            )
+            level = msgspec.defstruct("Level", [("field", level)], rename={"field": name}, gc=False)
     except ValueError:
         # JSON spells one of the names with escapes.
         fields = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode

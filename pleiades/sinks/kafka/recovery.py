@@ -31,8 +31,8 @@ GROWTH = 4
 MAX_WINDOW_RECORDS = 1_000_000
 """So many are read for the window, if the position is known: half a minute."""
 HEAD_RECORDS = 100
-"""The first records of an output partition that tell how far the upstream was then. One alone may be dated
-years back."""
+"""The first records of an output partition that tell how far the upstream was then. One alone may be
+dated years back."""
 
 
 @dataclass(slots=True)
@@ -135,15 +135,15 @@ class Evidence:
             return None
         if silent:
             log.warning(
-                "no event of the topic tells how far %s was: the relay asks for it from the oldest event "
-                "of the topic on, less --dedup.window (%d ms). It skips no event; events of it that the "
-                "topic no longer has are published again",
+                "no event of the topic tells how far %s was: the relay asks for it from the oldest "
+                "event of the topic on, less --dedup.window (%d ms). It skips no event; events of it "
+                "that the topic no longer has are published again",
                 ", ".join(silent),
                 begin_ms,
             )
-        # It starts before every position: otherwise a topic would count as one that has delivered nothing
-        # since the start, and its repeats would be dropped as older than the start. It has a clock,
-        # because something had come: so --since does not count.
+        # It starts before every position: otherwise a topic would count as one that has delivered
+        # nothing since the start, and its repeats would be dropped as older than the start. It has a
+        # clock, because something had come: so --since does not count.
         return Checkpoint(reached if len(reached) > 1 else {}, begin_ms, begin_ms)
 
 

@@ -19,12 +19,11 @@ from typing import NoReturn, TypeVar
 from confluent_kafka import KafkaError, KafkaException, Producer
 
 from pleiades.core.backoff import Backoff
-from pleiades.runtime.child import Life
 from pleiades.runtime.errors import GenerationLost
 from pleiades.runtime.logs import Seldom
-from pleiades.runtime.metrics import Metrics
-from pleiades.sinks.kafka.destination import KafkaDestination
+from pleiades.sinks.base import SinkContext
 from pleiades.sinks.kafka.clients import Clients
+from pleiades.sinks.kafka.destination import KafkaDestination
 from pleiades.sinks.kafka.errors import NO_TOPIC, Kind, fatal, kind_of, text_of
 
 log = logging.getLogger(__name__)
@@ -33,6 +32,8 @@ T = TypeVar("T")
 
 CONNECT_SECONDS = 5.0
 """How long a first start tries to reach the cluster. Within 10 s it reports the error."""
+REACH_SECONDS = 2.0
+"""How long it waits for each answer meanwhile."""
 PROPAGATION_SECONDS = 10.0
 """How long brokers may not know a topic that was just created."""
 SLICE_SECONDS = 0.5
@@ -55,25 +56,19 @@ class Fenced(Exception):
 
 
 class Retry:
-    """Repeats calls, and reports what it waits for in the log, the metrics and the readiness.
-
-    Args:
-        reached: this program has reached the cluster before.
-    """
+    """Repeats calls, and reports what it waits for in the log, the metrics and the readiness."""
 
     def __init__(
         self,
         settings: KafkaDestination,
         clients: Clients,
-        life: Life,
-        metrics: Metrics,
-        reached: bool,
+        context: SinkContext,
     ) -> None:
-        self.life = life
+        self.life = context.life
         self._settings = settings
         self._clients = clients
-        self._metrics = metrics
-        self._deadline = None if reached else time.monotonic() + CONNECT_SECONDS
+        self._metrics = context.metrics
+        self._deadline = None if context.reached else time.monotonic() + CONNECT_SECONDS
         self._caller = ThreadPoolExecutor(1, "librdkafka")
         self._waiting_since: float | None = None
         self._reported = False
@@ -231,7 +226,9 @@ class Retry:
         """Something worked: the trouble that was reported is over."""
         self._clients.last_error = None
         if self._reported and self._waiting_since is not None:
-            log.info("Kafka takes events again, after %.0f s", time.monotonic() - self._waiting_since)
+            log.info(
+                "Kafka takes events again, after %.0f s", time.monotonic() - self._waiting_since
+            )
             self._reported = False
             self.life.ready = True
             self._warnings = Seldom(WARNING_SECONDS)

@@ -7,9 +7,9 @@ Laws:
 - The topic is the window. The position says which parts of it a restart must read, as offsets of its
   partitions (`core.readback`). They are read after everything that an earlier producer of ours left open
   has ended (`init_transactions`).
-- The transactional id is the group's name, so a new instance fences the old one. A fenced instance looks
-  who committed last. If another did, it ends with a status of its own; otherwise the broker had ended its
-  transaction, and the pipeline restarts.
+- The transactional id is the group's name, so a new instance fences the old one. A fenced instance
+  looks who committed last. If another did, it ends with a status of its own; otherwise the broker had
+  ended its transaction, and the pipeline restarts.
 """
 
 from __future__ import annotations
@@ -27,31 +27,27 @@ from pleiades.core.range import Range
 from pleiades.core.readback import UNKNOWN_LETTERS, Offsets, OutputPartition, Readback
 from pleiades.core.wire import UNKNOWN_SOURCE, Event
 from pleiades.core.wire import TopicPartition as Source
-from pleiades.runtime.child import Life
 from pleiades.runtime.errors import DestinationHeld, GenerationLost
-from pleiades.runtime.metrics import Metrics
-from pleiades.config.settings import ReplaySettings
-from pleiades.sinks.kafka.destination import KafkaDestination
-from pleiades.sinks.base import Committed, Opened, Remembered
+from pleiades.sinks.base import Committed, Opened, Remembered, SinkContext
 from pleiades.sinks.kafka import recovery
 from pleiades.sinks.kafka.admin import Admin
 from pleiades.sinks.kafka.clients import Clients
+from pleiades.sinks.kafka.destination import KafkaDestination
 from pleiades.sinks.kafka.errors import group_of
 from pleiades.sinks.kafka.metrics import KafkaMetrics
 from pleiades.sinks.kafka.offset_metadata import Stored, encode, read_stored
 from pleiades.sinks.kafka.records import Published, RecordForm
-from pleiades.sinks.kafka.retry import SLICE_SECONDS, Fenced, Retry
+from pleiades.sinks.kafka.retry import REACH_SECONDS, SLICE_SECONDS, Fenced, Retry
 from pleiades.sinks.kafka.skip_existing import Existing, is_of, since_ms
 from pleiades.sinks.kafka.topic_reader import TopicReader
 from pleiades.sinks.kafka.transaction import Transactions
 
 log = logging.getLogger(__name__)
 
-REACH_SECONDS = 2.0
 REQUEST_SECONDS = 5.0
 BEGIN_SECONDS = 30.0
-"""How long a producer may take to begin transactions while the cluster is reachable. One that asked for its
-coordinator while that hung was seen to wait for it minutes after it ran again."""
+"""How long a producer may take to begin transactions while the cluster is reachable. One that asked for
+its coordinator while that hung was seen to wait for it minutes after it ran again."""
 OLD_SLACK_MS = 60_000
 """How far the broker's clock may be behind ours, where the version before stored a publish time."""
 MARK_SECONDS = 0.2
@@ -69,33 +65,20 @@ class KafkaSink:
     """Publishes into a topic.
 
     Args:
-        streams: the relayed streams, by the names they are requested by.
-        overlap_ms, window_ms: see `ResumeCursor` and `Window`; used where no position is stored.
-        reached: this program has reached the cluster before.
-        replay: what is replayed; None: this is an ingest.
+        settings: the topic.
+        context: the process, and what it relays.
     """
 
-    def __init__(
-        self,
-        settings: KafkaDestination,
-        streams: tuple[str, ...],
-        overlap_ms: int,
-        window_ms: int,
-        reached: bool,
-        life: Life,
-        metrics: Metrics,
-        replay: ReplaySettings | None = None,
-    ) -> None:
+    def __init__(self, settings: KafkaDestination, context: SinkContext) -> None:
         self._settings = settings
-        self._streams = streams
-        self._overlap_ms = overlap_ms
-        self._window_ms = window_ms
-        self._metrics = KafkaMetrics(metrics)
+        self._relay = context.settings
+        self._metrics = KafkaMetrics(context.metrics)
         self._clients = Clients(settings)
         self._admin = Admin(self._clients.admin(), settings)
-        self._retry = Retry(settings, self._clients, life, metrics, reached)
-        self._replay = replay
-        self._replay_name = b"" if replay is None else settings.position_name.encode()
+        self._retry = Retry(settings, self._clients, context)
+        self._replay = context.settings.replay
+        self._replay_name = b"" if self._replay is None else settings.position_name.encode()
+        """See `RecordForm`."""
         self._group = group_of(settings)
         self._position_at: OutputPartition = (settings.topic, 0)
         self._writer = secrets.token_hex(8)
@@ -121,10 +104,11 @@ class KafkaSink:
         """See `Sink.open`."""
         ask = self._retry.until_done
         self._create_topics()
-        self._begin_transactions()
+        self._consumer = consumer = self._clients.consumer()
+        self._begin_transactions(consumer)
         ends = ask("ask where the topic ends", self._admin.ends)
         stored = ask("read the stored position", lambda: self._stored(ends))
-        reader = TopicReader(self._consumer_of_topics(), self._admin, self._retry)
+        reader = TopicReader(consumer, self._admin, self._retry)
         self._readback = Readback(ends, _now_ms())
         if stored is not None:
             self._readback = stored.readback or self._converted(stored, ends)
@@ -143,7 +127,9 @@ class KafkaSink:
             window = self._window(reader, ends, from_before=stored.readback is None)
             return Opened(stored.checkpoint, window, all_told=all_told)
         starts = ask("ask where the topic begins", lambda: self._admin.starts(ends))
-        found = recovery.Evidence(self._streams, self._overlap_ms, self._window_ms)
+        overlap_ms = int(self._relay.upstream.overlap_seconds * 1000)
+        window_ms = max(int(self._relay.window_seconds * 1000), overlap_ms)
+        found = recovery.Evidence(self._relay.upstream.streams, overlap_ms, window_ms)
         checkpoint, window, self._readback = recovery.recover(
             reader, self._admin.events, starts, ends, found, _now_ms()
         )
@@ -198,14 +184,14 @@ class KafkaSink:
 
     def tend(self) -> None:
         """See `Sink.tend`."""
-        # librdkafka makes statistics also for an idle stream, 7 MB an hour, and keeps them until they are
-        # polled.
+        # librdkafka makes statistics for an idle stream, too, and keeps them until they are polled: 7 MB
+        # an hour.
         self._transactions.poll()
 
     def close(self) -> None:
         """See `Sink.close`."""
-        # Events in flight are neither flushed nor aborted: the next start ends the transaction, and closing
-        # must not wait for a broker that is away.
+        # Events in flight are neither flushed nor aborted: the next start ends the transaction, and
+        # closing must not wait for a broker that is away.
         if self._producer is not None:
             self._producer.purge()
             self._producer = None
@@ -228,7 +214,7 @@ class KafkaSink:
             ask("create the topic", lambda topics=missing: admin.create(topics))  # type: ignore[misc]
             missing = ask("see the topic", lambda: admin.missing(REQUEST_SECONDS))
 
-    def _begin_transactions(self) -> None:
+    def _begin_transactions(self, consumer: Consumer) -> None:
         admin, ask = self._admin, self._retry.until_done
         operation = "ask what the topic accepts"
         limits = ask(operation, lambda: admin.limits(admin.events))
@@ -247,14 +233,10 @@ class KafkaSink:
             self._replay_name,
             dead_limits.max_batch_bytes // 2,
         )
-        # The consumer never joins the group, so this does not change; asking takes half as long as a commit.
-        group = self._consumer_of_topics().consumer_group_metadata()
+        # The consumer never joins the group, so this does not change. It takes half as long as a commit.
+        group = consumer.consumer_group_metadata()
         self._producer = producer
         self._transactions = Transactions(producer, form, limits, group, self._retry)
-
-    def _consumer_of_topics(self) -> Consumer:
-        self._consumer = self._consumer or self._clients.consumer()
-        return self._consumer
 
     def _stored(self, partitions: Iterable[OutputPartition]) -> Stored | None:
         metadata = self._admin.offset_metadata(partitions, stable=True)
@@ -276,7 +258,9 @@ class KafkaSink:
             "ask where to read", lambda: self._admin.begins(ends, stored.since_ms - OLD_SLACK_MS)
         )
         checkpoint = stored.checkpoint
-        unknown = {source: checkpoint.reached(source) for source in (UNKNOWN_SOURCE, UNKNOWN_LETTERS)}
+        unknown = {
+            source: checkpoint.reached(source) for source in (UNKNOWN_SOURCE, UNKNOWN_LETTERS)
+        }
         # Any source may have records there.
         reached = {**checkpoint.position, **unknown}
         return Readback({**ends, **begins}, stored.since_ms, reached, reached)

@@ -1,7 +1,7 @@
 """The events of a range that a topic already has, for `replay --skipExisting`.
 
-Law: memory does not grow with their number. SQLite keeps the identities in a file that it removes as soon as
-it has opened it, so nothing remains, however the process ends.
+Law: memory does not grow with their number. SQLite keeps the identities in a file that it removes as
+soon as it has opened it, so nothing remains, however the process ends.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from pleiades.core.wire import UNKNOWN_SOURCE
 from pleiades.sinks.kafka.records import Published
 
 SLACK_MS = 2 * 3_600_000
-"""Records are read from so long before the begin of a range. An event is published after it happened, but
-another clock dates the record: one that is off by two hours would be noticed."""
+"""Records are read from so long before the begin of a range. An event is published after it happened,
+but another clock dates the record: one that is off by two hours would be noticed."""
 ROWS_AT_ONCE = 10_000
 CACHE_KIB = 16 * 1024
 

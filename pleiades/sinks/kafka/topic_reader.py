@@ -1,9 +1,9 @@
 """Reads parts of a topic and of its dead letters back.
 
 Laws:
-- A read ends where the topic ended when it began, so behind every record that an earlier producer of ours
-  committed. A consumer of committed records stops at the first open transaction. Ours have all ended by
-  then; a read waits for those of others, such as a replay into the same topic.
+- A read ends where the topic ended when it began, so behind every record that an earlier producer of
+  ours committed. A consumer of committed records stops at the first open transaction. Ours have all
+  ended by then; a read waits for those of others, such as a replay into the same topic.
 - Memory does not grow with the number of records.
 """
 

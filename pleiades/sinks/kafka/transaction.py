@@ -182,9 +182,7 @@ class Transactions:
         on_delivery = None if reports is None else reports.on(event)
         while True:
             try:
-                self._producer.produce(
-                    topic, value, key, headers=headers, on_delivery=on_delivery
-                )
+                self._producer.produce(topic, value, key, headers=headers, on_delivery=on_delivery)
             except BufferError:
                 self._retry.life.beat()
                 self._producer.poll(SLICE_SECONDS)

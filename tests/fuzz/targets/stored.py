@@ -21,16 +21,15 @@ from pleiades.core.wire import (
 from pleiades.runtime.errors import Fatal
 from pleiades.simulator.recorded import recorded_event, recorded_pairs
 from pleiades.sinks.files.names import folder_of, identity_in, is_event_folder
+from pleiades.sinks.kafka.offset_metadata import MAX_METADATA_BYTES, encode, read_stored
 from pleiades.sinks.kafka.records import (
     MAX_ID_BYTES,
     Published,
-    dead_letter_headers,
-    event_headers,
+    RecordForm,
     key_by_field,
     read_dead_letter,
     read_event,
 )
-from pleiades.sinks.kafka.stored import MAX_METADATA_BYTES, encode, read_stored
 from tests.fuzz.target import lossless, parts
 
 TIME_MS = 1_790_000_000_000
@@ -135,6 +134,18 @@ class Record:
         """Kind and time."""
         return 1, TIME_MS
 
+    def topic(self) -> str:
+        """Its topic."""
+        return AT[0]
+
+    def partition(self) -> int:
+        """Its partition."""
+        return AT[1]
+
+    def offset(self) -> int:
+        """Its offset."""
+        return 0
+
 
 def _event(record: Record) -> Published | None:
     return read_event(cast(Message, record))
@@ -174,19 +185,19 @@ def republished(raw: bytes) -> None:
     for event in batch.events:
         if event.reason:
             continue
-        field = key_by_field(("meta", "domain"))(event)
-        for key, by_field in ((event.key, False), (field, True)):
-            record = Record(key, event.data, event_headers(event, by_field))
-            read = _event(record)
+        for path in ((), ("meta", "domain")):
+            form = RecordForm("t", "d", path, b"", MAX_CUT_BYTES)
+            _, value, key, headers = form.record(event)
+            read = _event(Record(key, value, dict(headers)))
             assert read is not None
             assert (read.identity, read.source) == (event.identity, event.source)
     for letter in batch.events:
         if not letter.reason:
             continue
         for cut in (len(letter.data), MAX_CUT_BYTES):
-            headers = dead_letter_headers(letter, cut)
-            assert len(cast(bytes, headers["id"])) <= MAX_ID_BYTES
-            read = _dead_letter(Record(letter.key, letter.data[:cut], headers))
+            _, value, key, headers = RecordForm("t", "d", (), b"", cut).record(letter)
+            assert len(key) <= MAX_ID_BYTES
+            read = _dead_letter(Record(key, value, dict(headers)))
             assert read is not None
             assert (read.identity, read.source) == (letter.identity, letter.source)
 

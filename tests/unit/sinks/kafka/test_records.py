@@ -9,14 +9,14 @@ from confluent_kafka import Message
 
 from pleiades.core.identity import fallback_identity
 from pleiades.core.wire import UNKNOWN_SOURCE, Event
+from pleiades.sinks.kafka import records
 from pleiades.sinks.kafka.records import (
     MAX_ID_BYTES,
     MAX_KEY_BYTES,
-    dead_letter_headers,
-    event_headers,
+    Record,
+    RecordForm,
     key_by_field,
     read_event,
-    read_named_event,
 )
 
 
@@ -53,34 +53,59 @@ def test_a_field_as_key(path: str, data: bytes, key: bytes) -> None:
     assert key_by_field(tuple(path.split(".")))(event(data)) == key
 
 
+def record(written: Event, key_field: str = "", replay: bytes = b"", cut: int = 10) -> Record:
+    path = (key_field,) if key_field else ()
+    return RecordForm("topic", "dead", path, replay, cut).record(written)
+
+
+def headers_of(written: Event, key_field: str = "", cut: int = 10) -> dict[str, Any]:
+    return dict(record(written, key_field, cut=cut)[3])
+
+
+def test_an_event_is_key_and_value() -> None:
+    named = event(b'{"meta":{"id":"id"},"wiki":"x"}')
+    assert record(named) == ("topic", named.data, named.key, [])
+    assert record(named, "wiki") == ("topic", named.data, b"x", [("id", named.key)])
+    assert record(named, replay=b"r")[3] == [("replay", b"r")]
+    assert record(named, "wiki", b"r")[3] == [("id", named.key), ("replay", b"r")]
+
+
+LETTER = Event("sha256-0", ("eqiad.x", 3), 5, "", b"[id]", b"?" * 10, "not_json")
+
+
 def test_a_dead_letter_says_what_it_is() -> None:
-    letter = Event("sha256-0", ("eqiad.x", 3), 5, "", b"[id]", b"?" * 10, "not_json")
-    assert dead_letter_headers(letter, 10) == {
+    assert record(LETTER)[:3] == ("dead", LETTER.data, b"[id]")
+    assert headers_of(LETTER) == {
         "reason": b"not_json",
         "id": b"[id]",
         "identity": b"sha256-0",
         "source": b"eqiad.x:3",
     }
-    assert dead_letter_headers(letter, 9)["size"] == b"10"
+    assert record(LETTER, replay=b"r")[3][-1] == ("replay", b"r")
+
+
+def test_a_dead_letter_that_is_cut_says_its_size() -> None:
+    assert record(LETTER, cut=9)[1] == b"?" * 9
+    assert headers_of(LETTER, cut=9)["size"] == b"10"
 
 
 def test_a_dead_letter_of_unknown_source_and_a_giant_id() -> None:
-    letter = Event("sha256-0", UNKNOWN_SOURCE, 0, "", b"x" * 10**6, b"?", "not_json")
-    headers = dead_letter_headers(letter, 10)
+    letter = LETTER._replace(source=UNKNOWN_SOURCE, key=b"x" * 10**6)
+    headers = headers_of(letter)
     assert headers["source"] == b""
-    assert headers["id"] == b"x" * MAX_ID_BYTES
+    assert headers["id"] == record(letter)[2] == b"x" * MAX_ID_BYTES
 
 
 FIRST = fallback_identity(("t", 0), 1, b"{}")
 
 
-@pytest.mark.parametrize("keyed_by_field", [False, True])
-def test_an_event_with_a_fallback_identity_says_which_one_it_is(keyed_by_field: bool) -> None:
+@pytest.mark.parametrize("key_field", ["", "wiki"])
+def test_an_event_with_a_fallback_identity_says_which_one_it_is(key_field: str) -> None:
     named = event(b'{"meta":{"id":"id"}}')
-    assert event_headers(named, keyed_by_field).keys() == ({"id"} if keyed_by_field else set())
+    assert headers_of(named, key_field).keys() == ({"id"} if key_field else set())
     second = event(b"{}")._replace(identity=FIRST + "-2")
-    headers = event_headers(second, keyed_by_field)
-    assert headers.pop("id", b"") == (second.key if keyed_by_field else b"")
+    headers = headers_of(second, key_field)
+    assert headers.pop("id", b"") == (second.key if key_field else b"")
     assert headers == {"identity": second.identity.encode(), "source": b"t:0"}
 
 
@@ -132,6 +157,15 @@ class FakeMessage:
     def timestamp(self) -> tuple[int, int]:
         return 1, 7
 
+    def topic(self) -> str:
+        return "topic"
+
+    def partition(self) -> int:
+        return 2
+
+    def offset(self) -> int:
+        return 3
+
 
 @pytest.mark.parametrize(
     "value",
@@ -151,11 +185,11 @@ class FakeMessage:
         None,
     ],
 )
-def test_the_quick_reading_of_an_event_says_the_same(value: bytes | None) -> None:
+def test_the_quick_reading_of_an_event_says_the_same(
+    value: bytes | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     message: Any = FakeMessage(value, [("replay", b"r")])
-    quick, full = read_named_event(message), read_event(message)
-    if full is None:
-        assert quick is None
-        return
-    assert quick is not None
-    assert (quick.identity, quick.source, quick.replay) == (full.identity, full.source, b"r")
+    quick = read_event(message)
+    monkeypatch.setattr(records, "MAX_QUICK_BYTES", -1)
+    assert read_event(message) == quick
+    assert quick is None or (quick.at, quick.offset, quick.replay) == (("topic", 2), 3, b"r")

@@ -10,10 +10,12 @@ from typing import Any
 import pytest
 from confluent_kafka import KafkaError, KafkaException, TopicPartition
 
+from pleiades.core.wire import Event
 from pleiades.runtime.errors import GenerationLost
-from pleiades.sinks.kafka import insisting
-from pleiades.sinks.kafka.insisting import Around
+from pleiades.sinks.kafka import retry as retries
+from pleiades.sinks.kafka.admin import Limits
 from pleiades.sinks.kafka.records import RecordForm
+from pleiades.sinks.kafka.retry import Retry
 from pleiades.sinks.kafka.transaction import Transactions
 
 STUCK_SECONDS = 0.05
@@ -48,27 +50,37 @@ class SlowProducer:
 
 
 @pytest.fixture
-def commit(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any], None]:
-    monkeypatch.setattr(insisting, "STUCK_SECONDS", STUCK_SECONDS)
-    nothing = Around(lambda: None, lambda _: None, lambda _what, _why: None)
+def transactions_of(retry: Retry) -> Callable[[Any], Transactions]:
+    form = RecordForm("x", "x-dead-letters", (), b"", 10)
+
+    def transactions(producer: Any) -> Transactions:
+        return Transactions(producer, form, Limits(10_000), None, retry)
+
+    return transactions
+
+
+@pytest.fixture
+def commit(
+    monkeypatch: pytest.MonkeyPatch, transactions_of: Callable[[Any], Transactions]
+) -> Callable[[Any], None]:
+    monkeypatch.setattr(retries, "STUCK_SECONDS", STUCK_SECONDS)
 
     def commit_by(producer: Any) -> None:
-        transactions = Transactions(producer, "x", "x-dead-letters", RecordForm(), 1, 1, nothing)
-        assert transactions.commit([TopicPartition("x", 0)], None) == []
+        assert transactions_of(producer).commit([TopicPartition("x", 0)]) == []
 
     return commit_by
 
 
 def test_one_that_gets_no_further_is_given_up(commit: Callable[[Any], None]) -> None:
     producer = SlowProducer(iter(lambda: 7, None), lambda: False)
-    with pytest.raises(GenerationLost, match="no further"):
+    with pytest.raises(GenerationLost, match="no progress"):
         commit(producer)
     assert producer.commits > 1
 
 
 def test_statistics_that_come_and_go_are_no_progress(commit: Callable[[Any], None]) -> None:
     producer = SlowProducer(cycle([7, 8]), lambda: False)
-    with pytest.raises(GenerationLost, match="no further"):
+    with pytest.raises(GenerationLost, match="no progress"):
         commit(producer)
 
 
@@ -79,3 +91,120 @@ def test_one_that_delivers_is_waited_for(commit: Callable[[Any], None]) -> None:
     )
     commit(producer)
     assert producer.commits > 1
+
+
+# ---- aborted and begun again ----
+
+
+class Broker:
+    """A producer and its broker: refuses what it is told to, and keeps what is committed."""
+
+    def __init__(self, *refusals: KafkaError | None, max_bytes: int = 10_000) -> None:
+        self.refusals = list(refusals)
+        """Of one commit after the other; None: it is taken."""
+        self.max_bytes = max_bytes
+        self.open: list[tuple[str, bytes]] = []
+        self.committed: list[list[tuple[str, bytes]]] = []
+        self.aborted = 0
+        self._waiting: list[tuple[bytes, Callable[[KafkaError | None, Any], None]]] = []
+
+    def __len__(self) -> int:
+        return 0
+
+    def begin_transaction(self) -> None:
+        """As `Producer`."""
+        self.open = []
+
+    def produce(
+        self, topic: str, value: bytes, key: bytes, headers: object, on_delivery: Any
+    ) -> None:
+        """As `Producer`."""
+        self.open.append((topic, value))
+        if on_delivery is not None:
+            self._waiting.append((value, on_delivery))
+
+    def poll(self, _seconds: float) -> None:
+        """As `Producer`."""
+
+    def flush(self, _seconds: float) -> int:
+        """As `Producer`: a batch is refused as a whole."""
+        batch, self._waiting = self._waiting, []
+        too_large = sum(len(value) for value, _ in batch) > self.max_bytes
+        error = KafkaError(KafkaError.MSG_SIZE_TOO_LARGE) if too_large else None
+        for _, on_delivery in batch:
+            on_delivery(error, None)
+        return 0
+
+    def send_offsets_to_transaction(self, *_: object) -> None:
+        """As `Producer`."""
+
+    def commit_transaction(self, _seconds: float) -> None:
+        """As `Producer`."""
+        refusal = self.refusals.pop(0) if self.refusals else None
+        if refusal is not None:
+            raise KafkaException(refusal)
+        self.committed.append(self.open)
+
+    def abort_transaction(self, _seconds: float) -> None:
+        """As `Producer`."""
+        self.aborted += 1
+
+
+ABORTED = KafkaError(KafkaError.INVALID_RECORD, txn_requires_abort=True)
+MOVED = KafkaError(KafkaError.NOT_COORDINATOR, txn_requires_abort=True)
+FENCED = KafkaError(KafkaError.PRODUCER_FENCED)
+
+
+def event(number: int, size: int = 10) -> Event:
+    return Event(f"id-{number}", ("t", 0), number, "", b"", b"%d" % number * size)
+
+
+def test_an_aborted_transaction_begins_again_with_the_same_records_in_order(
+    transactions_of: Callable[[Any], Transactions],
+) -> None:
+    broker = Broker(MOVED, MOVED)
+    transactions = transactions_of(broker)
+    transactions.write([event(1), event(2)])
+    transactions.write([event(3)])
+    assert transactions.commit([]) == []
+    assert broker.aborted == 2
+    assert broker.committed == [[("x", event(number).data) for number in (1, 2, 3)]]
+    transactions.write([event(4)])
+    transactions.commit([])
+    assert broker.committed[1:] == [[("x", event(4).data)]]
+
+
+def test_what_can_never_be_committed_is_the_sinks_to_judge(
+    transactions_of: Callable[[Any], Transactions],
+) -> None:
+    with pytest.raises(KafkaException):
+        transactions_of(Broker(FENCED)).commit([])
+
+
+def test_a_record_that_stays_invalid_is_not_tried_for_ever(
+    transactions_of: Callable[[Any], Transactions],
+) -> None:
+    broker = Broker(*[ABORTED] * 100)
+    transactions = transactions_of(broker)
+    transactions.write([event(1)])
+    with pytest.raises(KafkaException):
+        transactions.commit([])
+
+
+def test_only_an_event_that_is_refused_alone_is_too_large(
+    transactions_of: Callable[[Any], Transactions],
+) -> None:
+    """In company, all of a batch are refused."""
+    broker = Broker(
+        KafkaError(KafkaError.MSG_SIZE_TOO_LARGE, txn_requires_abort=True), max_bytes=50
+    )
+    transactions = transactions_of(broker)
+    transactions.write([event(1, 30), event(2, 30), event(3, 90)])
+    (letter,) = transactions.commit([])
+    assert (letter.identity, letter.reason) == ("id-3", "too_large")
+    (committed,) = broker.committed
+    assert committed == [
+        ("x", event(1, 30).data),
+        ("x", event(2, 30).data),
+        ("x-dead-letters", event(3, 90).data[:10]),
+    ]

@@ -7,10 +7,9 @@ import logging
 import pytest
 
 from pleiades.core.position import Checkpoint
-from pleiades.core.wire import Assignment
-from pleiades.sinks.kafka.found import Look
-from pleiades.sinks.kafka.history import Found
 from pleiades.sinks.kafka.records import NO_STREAM, Published
+from pleiades.sinks.kafka.recovery import Evidence
+from tests.unit.sinks.kafka.ids import sse_id
 
 EQIAD = ("eqiad.mediawiki.recentchange", 0)
 CODFW = ("codfw.mediawiki.recentchange", 0)
@@ -24,8 +23,7 @@ def record(
     stream: str = "mediawiki.recentchange",
     replay: bytes = b"",
 ) -> Published:
-    assignments = tuple(Assignment(*each) for each in reached)
-    return Published("id", EQIAD, 1, assignments, stream, replay)
+    return Published("id", EQIAD, stream, sse_id(*reached), replay)
 
 
 def letter(*reached: tuple[tuple[str, int], int | None]) -> Published:
@@ -36,11 +34,11 @@ def looked(
     *records: Published,
     streams: tuple[str, ...] = ("recentchange",),
     earlier: list[Published] | None = None,
-) -> Look:
-    look = Look(streams, OVERLAP_MS, WINDOW_MS)
+) -> Evidence:
+    look = Evidence(streams, OVERLAP_MS, WINDOW_MS)
     for stretch in (records, earlier or ()):
         if stretch:
-            look.read(Found(("t", 0), offset, record) for offset, record in enumerate(stretch))
+            look.read(stretch)
     return look
 
 
@@ -50,7 +48,7 @@ def test_the_position_is_the_join_of_the_ids() -> None:
         record((EQIAD, NOW_MS + 9), (CODFW, NOW_MS)),
         record((EQIAD, NOW_MS + 7), (CODFW, None)),
     )
-    assert look.told
+    assert look.complete
     found = look.checkpoint()
     assert found is not None
     reached = {EQIAD: NOW_MS + 9, CODFW: NOW_MS}
@@ -61,9 +59,9 @@ def test_the_position_is_the_join_of_the_ids() -> None:
 
 def test_one_that_shows_no_timestamp_is_looked_for_further_back() -> None:
     look = looked(record((EQIAD, NOW_MS), (CODFW, None)))
-    assert not look.told
+    assert not look.complete
     look = looked(record((EQIAD, NOW_MS), (CODFW, None)), earlier=[record((EQIAD, 9), (CODFW, 7))])
-    assert look.told
+    assert look.complete
     assert look.reached == {EQIAD: NOW_MS, CODFW: 7}
 
 
@@ -110,7 +108,7 @@ def test_old_events_do_not_say_their_stream() -> None:
 
 def test_a_stream_that_is_missing_among_several_is_told(caplog: pytest.LogCaptureFixture) -> None:
     look = looked(record((EQIAD, NOW_MS)), streams=("recentchange", "page-create"))
-    assert not look.told, "it may be further back"
+    assert not look.complete, "it may be further back"
     with caplog.at_level(logging.WARNING):
         assert look.checkpoint() is None
     assert "none of page-create: it does not tell where to go on" in caplog.text
@@ -138,9 +136,9 @@ def test_what_is_read_must_reach_behind_what_can_be_repeated(
     dated_back = record((EQIAD, 5), (CODFW, 5))
     oldest = record((EQIAD, oldest_eqiad), (CODFW, oldest_codfw))
     stretch = [letter(), dated_back, oldest] if oldest_codfw else [oldest]
-    look.read(Found(("t", 0), offset, record) for offset, record in enumerate(stretch))
-    assert look.covers is enough
+    look.read(stretch)
+    assert look.covers_window is enough
 
 
 def test_no_records_cover_nothing() -> None:
-    assert not looked().covers
+    assert not looked().covers_window

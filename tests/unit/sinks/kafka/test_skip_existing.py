@@ -5,9 +5,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pleiades.core.range import Bound, Range
-from pleiades.core.wire import UNKNOWN_SOURCE, Assignment, TopicPartition
-from pleiades.sinks.kafka.existing import SLACK_MS, Existing, is_of, since_ms
+from pleiades.core.wire import UNKNOWN_SOURCE, TopicPartition
 from pleiades.sinks.kafka.records import Published
+from pleiades.sinks.kafka.skip_existing import SLACK_MS, Existing, is_of, since_ms
+from tests.unit.sinks.kafka.ids import sse_id
 
 A, B = ("eqiad.x", 0), ("codfw.x", 0)
 SPAN = Range(Bound(100, {B: 50}), Bound(200))
@@ -27,7 +28,7 @@ def test_it_holds_what_was_added_and_nothing_else(batches: list[list[str]], othe
 
 
 def record(source: TopicPartition, *reached: tuple[TopicPartition, int | None]) -> Published:
-    return Published("id", source, 1, tuple(Assignment(*each) for each in reached), "x")
+    return Published("id", source, "x", sse_id(*reached))
 
 
 @pytest.mark.parametrize(

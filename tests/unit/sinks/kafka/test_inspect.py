@@ -6,25 +6,29 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import pytest
-from confluent_kafka import KafkaError, KafkaException
+from confluent_kafka import KafkaError, KafkaException, Node, TopicPartitionInfo, Uuid
+from confluent_kafka.admin import (  # type: ignore[attr-defined]  # its documented names
+    AclOperation,
+    DescribeClusterResult,
+    TopicDescription,
+)
 
 from pleiades.config.settings import Settings
 from pleiades.core.position import Checkpoint
 from pleiades.core.readback import OutputPartition, Readback
 from pleiades.runtime.errors import Fatal
 from pleiades.runtime.findings import Finding, Kind, now_ms
-from pleiades.sinks.kafka import check, peek
-from pleiades.sinks.kafka.check import Found
-from pleiades.sinks.kafka.check_topics import look_at_topics
+from pleiades.sinks.kafka import inspect
+from pleiades.sinks.kafka.admin import Admin, Configuration
 from pleiades.sinks.kafka.clients import Clients
 from pleiades.sinks.kafka.destination import KafkaDestination
-from pleiades.sinks.kafka.peek import may_hold_groups, reach
-from pleiades.sinks.kafka.stored import Stored, encode
-from pleiades.sinks.kafka.view import Cluster, Configuration, Partition, Topic
+from pleiades.sinks.kafka.inspect import inspect_position, inspect_transactions, may_hold_groups
+from pleiades.sinks.kafka.inspect_topics import inspect_topics
+from pleiades.sinks.kafka.offset_metadata import Stored, encode
 from tests.harness.settings import kafka_of, settings_of
 
 ALL = frozenset({"DESCRIBE", "READ", "WRITE", "DELETE"})
-WELL = Partition(0, True, 3, 3)
+REFUSED = KafkaError(KafkaError.TOPIC_AUTHORIZATION_FAILED)
 DEFAULTS = {
     "max.message.bytes": "1048588",
     "cleanup.policy": "delete",
@@ -33,7 +37,29 @@ DEFAULTS = {
     "message.timestamp.type": "CreateTime",
 }
 
-AT = ("pleiades-events", 0)
+TOPIC = "pleiades-events"
+AT = (TOPIC, 0)
+
+
+def partition(number: int, leader: int = 1, in_sync: int = 3) -> TopicPartitionInfo:
+    nodes = [Node(each, "broker", 9092) for each in (1, 2, 3)]
+    return TopicPartitionInfo(number, Node(leader, "broker", 9092), nodes, nodes[:in_sync])
+
+
+def described(
+    *partitions: TopicPartitionInfo, rights: frozenset[str] | None = ALL, name: str = TOPIC
+) -> TopicDescription:
+    topic = TopicDescription(name, Uuid(0, 1), False, [*(partitions or [WELL])])
+    # Not by its arguments: there, no rights are the same as unknown ones.
+    if rights is not None:
+        topic.authorized_operations = [AclOperation[right] for right in sorted(rights)]
+    return topic
+
+
+WELL = partition(0)
+ADMINISTRATOR = DescribeClusterResult(
+    Node(1, "broker", 9092), [Node(1, "broker", 9092)], "c", ["ALTER"]
+)
 
 Look = Callable[..., list[Finding]]
 
@@ -55,17 +81,15 @@ def look(kafka_settings_of: SettingsOf) -> Look:
     """What is said of one topic."""
 
     def looked(
-        *partitions: Partition,
+        *partitions: TopicPartitionInfo,
         rights: frozenset[str] | None = ALL,
-        configuration: Configuration | KafkaError = DEFAULTS,
+        configuration: Configuration | None = DEFAULTS,
         flags: tuple[str, ...] = (),
     ) -> list[Finding]:
         settings, kafka = kafka_settings_of(*flags)
-        topic = Topic("t", partitions or (WELL,), rights)
+        topic = described(*partitions, rights=rights, name="t")
         nobody: Any = None
-        return list(
-            look_at_topics(settings, kafka, nobody, nobody, {"t": topic}, {"t": configuration})
-        )
+        return list(inspect_topics(settings, kafka, nobody, {"t": topic}, {"t": configuration}))
 
     return looked
 
@@ -74,16 +98,17 @@ def test_a_topic_that_is_well_is_one_line(look: Look) -> None:
     (finding,) = look()
     assert finding.kind is Kind.OK
     assert finding.text == (
-        "topic t: 1 partition, 3 copies of each, takes 1,048,588 bytes per batch, keeps them for 7 days"
+        "topic t: 1 partition, 3 copies of each, accepts batches of 1,048,588 bytes, "
+        "keeps them for 7 days"
     )
 
 
 def test_partitions_that_cannot_be_written_are_problems(look: Look) -> None:
-    _, *findings = look(WELL, Partition(1, False, 3, 0), Partition(2, True, 3, 1))
+    _, *findings = look(WELL, partition(1, leader=-1, in_sync=0), partition(2, in_sync=1))
     assert [finding.kind for finding in findings] == [Kind.PROBLEM, Kind.PROBLEM]
     leaderless, short = findings
-    assert "partition 1 of t can't be written: no broker leads it" in leaderless.text
-    assert "partition 2 of t can't be written: fewer copies are in sync" in short.text
+    assert "can't write to partition 1 of t: no broker leads it" in leaderless.text
+    assert "can't write to partition 2 of t: fewer copies are in sync" in short.text
 
 
 @pytest.mark.parametrize(
@@ -101,9 +126,8 @@ def test_missing_rights_are_named(look: Look, rights: frozenset[str] | None, say
 
 
 def test_settings_that_may_not_be_seen_are_no_problem(look: Look) -> None:
-    refused = KafkaError(KafkaError.TOPIC_AUTHORIZATION_FAILED)
-    described, unseen = look(configuration=refused)
-    assert described.text == "topic t: 1 partition, 3 copies of each"
+    topic, unseen = look(configuration=None)
+    assert topic.text == "topic t: 1 partition, 3 copies of each"
     assert unseen.kind is Kind.NOTE
     assert "1,000,000 bytes" in unseen.text
 
@@ -135,7 +159,7 @@ def test_the_brokers_time_is_mentioned(look: Look) -> None:
 # ---- the position ----
 
 
-class FakeView:
+class FakeAdmin:
     """Answers what it is told to."""
 
     def __init__(
@@ -145,32 +169,30 @@ class FakeView:
         rights: frozenset[str] | None = ALL,
         broker: Configuration | None = None,
     ) -> None:
-        self.asked_since: list[int | None] = []
         self._records = records
         self._metadata = list(metadata)
         self._rights = rights
         self._broker = broker or {}
 
-    def records(self, topic: Topic, since_ms: int | None) -> int | KafkaError:
-        self.asked_since.append(since_ms)
-        return self._records
+    def ends(self, _seconds: float, of: Iterable[OutputPartition]) -> dict[OutputPartition, int]:
+        if isinstance(self._records, KafkaError):
+            raise KafkaException(self._records)
+        return dict.fromkeys(of, self._records)
 
-    def texts(self, partitions: Iterable[OutputPartition]) -> dict[OutputPartition, str]:
-        text = self.metadata()
+    def starts(self, partitions: Iterable[OutputPartition]) -> dict[OutputPartition, int]:
+        return dict.fromkeys(partitions, 0)
+
+    def offset_metadata(
+        self, _partitions: Iterable[OutputPartition], stable: bool
+    ) -> dict[OutputPartition, str]:
+        assert not stable, "a running instance's open transaction is not waited for"
+        text = self._metadata.pop(0) if len(self._metadata) > 1 else self._metadata[0]
         return {AT: text} if text else {}
-
-    def ends(
-        self, partitions: Iterable[OutputPartition]
-    ) -> dict[OutputPartition, int] | KafkaError:
-        return self._records if isinstance(self._records, KafkaError) else {AT: self._records}
-
-    def metadata(self) -> str:
-        return self._metadata.pop(0) if len(self._metadata) > 1 else self._metadata[0]
 
     def group_rights(self) -> frozenset[str] | None:
         return self._rights
 
-    def broker_configuration(self, broker_id: int) -> Configuration:
+    def configuration(self, _kind: object, _name: str) -> Configuration:
         return self._broker
 
 
@@ -182,47 +204,47 @@ def stored(clock_ms: int) -> str:
 
 
 def position(
-    view: Any, of: tuple[Settings, KafkaDestination], configuration: Configuration = DEFAULTS
+    admin: Any, of: tuple[Settings, KafkaDestination], configuration: Configuration = DEFAULTS
 ) -> list[Finding]:
-    found = Found(Topic("t", (WELL,), ALL), configuration, True, (AT,))
-    return list(check._position(*of, view, found))
+    topics = {TOPIC: described()}
+    return list(inspect_position(*of, admin, topics, {TOPIC: configuration}, True))
 
 
 def test_a_position_that_moves_is_a_running_instances(kafka_settings_of: SettingsOf) -> None:
     at_ms = now_ms()
-    view = FakeView(metadata=(stored(at_ms), stored(at_ms), stored(at_ms + 1)))
-    *_, running = position(view, kafka_settings_of())
+    admin = FakeAdmin(metadata=(stored(at_ms), stored(at_ms), stored(at_ms + 1)))
+    *_, running = position(admin, kafka_settings_of())
     assert "an instance is running" in running.text
 
 
 def test_what_a_start_reads_back_is_counted_by_offsets(kafka_settings_of: SettingsOf) -> None:
-    findings = position(FakeView(metadata=(stored(100_000),)), kafka_settings_of())
+    findings = position(FakeAdmin(metadata=(stored(100_000),)), kafka_settings_of())
     assert any("reads about 5 records of the topic back" in each.text for each in findings)
 
 
 def test_a_recent_position_that_stands_still_may_be_one(
     kafka_settings_of: SettingsOf, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(check, "MOVE_SECONDS", 0.0)
-    *_, running = position(FakeView(metadata=(stored(now_ms()),)), kafka_settings_of())
+    monkeypatch.setattr(inspect, "MOVE_SECONDS", 0.0)
+    *_, running = position(FakeAdmin(metadata=(stored(now_ms()),)), kafka_settings_of())
     assert "an instance may be running" in running.text
 
 
 def test_an_older_position_is_nobodys(kafka_settings_of: SettingsOf) -> None:
-    view = FakeView(metadata=(stored(now_ms() - 31_000),))
-    findings = position(view, kafka_settings_of())
+    admin = FakeAdmin(metadata=(stored(now_ms() - 31_000),))
+    findings = position(admin, kafka_settings_of())
     assert not [finding for finding in findings if "running" in finding.text]
 
 
 def test_a_window_that_the_topic_no_longer_has_is_warned_of(kafka_settings_of: SettingsOf) -> None:
-    view = FakeView(metadata=(stored(now_ms() - 3_600_000),))
-    *_, gone = position(view, kafka_settings_of(), {**DEFAULTS, "retention.ms": "3600000"})
+    admin = FakeAdmin(metadata=(stored(now_ms() - 3_600_000),))
+    *_, gone = position(admin, kafka_settings_of(), {**DEFAULTS, "retention.ms": "3600000"})
     assert gone.kind is Kind.WARNING
     assert "may be published a second time" in gone.text
 
 
 def test_a_position_of_somebody_else_is_warned_of(kafka_settings_of: SettingsOf) -> None:
-    unusable, found = position(FakeView(metadata=("hello",)), kafka_settings_of())
+    unusable, found = position(FakeAdmin(metadata=("hello",)), kafka_settings_of())
     assert unusable.kind is Kind.WARNING
     assert "unusable" in unusable.text
     assert "the topic holds about 7 records" in found.text
@@ -233,14 +255,14 @@ def test_brokers_that_cannot_be_reached_by_their_own_addresses(
 ) -> None:
     lost = KafkaError(KafkaError._TIMED_OUT)
     for metadata in ("", stored(100_000)):
-        findings = position(FakeView(lost, (metadata,)), kafka_settings_of())
+        findings = position(FakeAdmin(lost, (metadata,)), kafka_settings_of())
         (problem,) = [finding for finding in findings if finding.kind is Kind.PROBLEM]
         assert "advertised.listeners" in problem.text
 
 
 def test_a_group_that_may_not_be_written_is_a_problem(kafka_settings_of: SettingsOf) -> None:
-    view = FakeView(rights=frozenset({"DESCRIBE"}))
-    refused, *_ = position(view, kafka_settings_of())
+    admin = FakeAdmin(rights=frozenset({"DESCRIBE"}))
+    refused, *_ = position(admin, kafka_settings_of())
     assert refused.kind is Kind.PROBLEM
     assert "Read on the group pleiades-pleiades-events-recentchange" in refused.text
 
@@ -260,7 +282,7 @@ def test_a_group_that_may_not_be_written_is_a_problem(kafka_settings_of: Setting
 def test_a_group_is_asked_for_only_where_there_can_be_one(
     events: int | None, groups: int | None, expected: bool | None
 ) -> None:
-    seen = Topic("t", (WELL,), ALL)
+    seen = described()
     answers = [seen if code is None else KafkaError(code) for code in (events, groups)]
     assert may_hold_groups(answers[0], answers[1]) is expected
 
@@ -281,33 +303,34 @@ def test_a_group_is_asked_for_only_where_there_can_be_one(
 def test_limits_of_the_brokers(
     kafka_settings_of: SettingsOf, broker: Configuration, kinds: list[Kind]
 ) -> None:
-    view: Any = FakeView(broker=broker)
+    admin: Any = FakeAdmin(broker=broker)
     _, kafka = kafka_settings_of()
-    findings = list(check._transactions(kafka, Cluster((1,), may_alter=True), view))
+    findings = list(inspect_transactions(kafka, admin, ADMINISTRATOR))
     assert [finding.kind for finding in findings] == kinds
 
 
 def test_a_timeout_of_the_users_own_counts(kafka_settings_of: SettingsOf) -> None:
-    view: Any = FakeView(broker={"transaction.max.timeout.ms": "900000"})
+    admin: Any = FakeAdmin(broker={"transaction.max.timeout.ms": "900000"})
     _, kafka = kafka_settings_of("--kafka.property=transaction.timeout.ms=900001")
-    (finding,) = check._transactions(kafka, Cluster((1,), may_alter=True), view)
+    (finding,) = inspect_transactions(kafka, admin, ADMINISTRATOR)
     assert finding.kind is Kind.PROBLEM
 
 
 def test_nobody_answers_and_what_librdkafka_reported_is_told(
     kafka_settings_of: SettingsOf, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(peek, "CONNECT_SECONDS", 0.0)
+    monkeypatch.setattr(inspect, "CONNECT_SECONDS", 0.0)
+
+    def report(clients: Clients) -> None:
+        clients.last_error = KafkaError(KafkaError._RESOLVE)
+
+    def silent(_admin: Admin, _seconds: float) -> None:
+        raise KafkaException(KafkaError(KafkaError._TIMED_OUT))
+
+    monkeypatch.setattr(Clients, "listen", report)
+    monkeypatch.setattr(Admin, "cluster", silent)
     _, kafka = kafka_settings_of("--kafka.broker=nowhere.invalid")
-    clients = Clients(kafka)
-
-    class Silent:
-        def cluster(self, timeout_seconds: float) -> Cluster:
-            clients.last_error = KafkaError(KafkaError._RESOLVE)
-            raise KafkaException(KafkaError(KafkaError._TIMED_OUT))
-
-    silent: Any = Silent()
     with pytest.raises(
         Fatal, match="can't reach Kafka at nowhere.invalid:9092.*check its spelling"
     ):
-        reach(clients, silent)
+        inspect.stored_checkpoint(kafka)

@@ -6,22 +6,7 @@ import pytest
 from confluent_kafka import KafkaError
 
 from pleiades.sinks.kafka.destination import KafkaDestination
-from pleiades.sinks.kafka.trouble import Kind, advice, fatal, kind_of, said
-
-
-@pytest.fixture
-def settings() -> KafkaDestination:
-    return KafkaDestination(
-        brokers="kafka.example:9092",
-        topic="events",
-        partitions=1,
-        replication=0,
-        compression="zstd",
-        commit_interval_seconds=0.2,
-        key_field=(),
-        properties=(("sasl.password", "hunter2"), ("security.protocol", "ssl")),
-        position_name="recentchange",
-    )
+from pleiades.sinks.kafka.errors import Kind, advice, fatal, kind_of, text_of
 
 
 @pytest.mark.parametrize(
@@ -74,22 +59,22 @@ def test_what_librdkafka_knows_counts() -> None:
     ],
 )
 def test_advice_names_what_to_check(
-    settings: KafkaDestination, code: int, names: list[str]
+    destination: KafkaDestination, code: int, names: list[str]
 ) -> None:
-    told = str(fatal("commit", KafkaError(code), settings))
+    told = str(fatal("commit", KafkaError(code), destination))
     assert told.startswith("can't commit: ")
     for name in names:
         assert name in told
 
 
-def test_no_advice_where_there_is_none(settings: KafkaDestination) -> None:
+def test_no_advice_where_there_is_none(destination: KafkaDestination) -> None:
     unknown = KafkaError(-1)
-    assert advice(unknown, settings) == ""
-    assert "None" not in str(fatal("commit", unknown, settings))
+    assert advice(unknown, destination) == ""
+    assert "None" not in str(fatal("commit", unknown, destination))
 
 
-def test_no_secret_and_one_line(settings: KafkaDestination) -> None:
+def test_no_secret_and_one_line(destination: KafkaDestination) -> None:
     error = KafkaError(KafkaError._AUTHENTICATION, "user x\nwith hunter2 was\x1b[31m refused")
-    shown = said(error, settings)
+    shown = text_of(error, destination)
     assert "hunter2" not in shown
     assert shown.isprintable()

@@ -15,7 +15,7 @@ from pleiades.core.position import Checkpoint, Done, UnreadableCheckpoint
 from pleiades.core.readback import MAX_SEGMENTS, UNKNOWN_LETTERS, Readback, Segment
 from pleiades.core.wire import UNKNOWN_SOURCE
 from pleiades.runtime.errors import Fatal
-from pleiades.sinks.kafka.stored import (
+from pleiades.sinks.kafka.offset_metadata import (
     MAX_METADATA_BYTES,
     Stored,
     encode,
@@ -221,7 +221,7 @@ def test_the_version_before_finds_from_where_on_to_read() -> None:
         ({"open": [0, [1.5], [1]]}, "what to read"),
         ({"others": [["/", 1]]}, "what to read"),
         ({"unit_ms": None}, "what to read"),
-        ({"coverage": [["a", 0, [[1]]]]}, "no coverage"),
+        ({"coverage": [["a", 0, [[1]]]]}, "can't be read"),
     ],
 )
 def test_what_is_wrong_is_said(change: dict[str, object], why: str) -> None:

@@ -1,0 +1,337 @@
+"""Looks at a cluster and the stored position as a start would find them; changes nothing.
+
+One thing can't be tried without disturbing a running instance: whether this user may begin transactions
+under our transactional id.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Generator, Iterator
+from dataclasses import replace
+from typing import Any
+
+from confluent_kafka import KafkaError, KafkaException
+from confluent_kafka.admin import (  # type: ignore[attr-defined]  # its documented names
+    ConfigResource,
+    DescribeClusterResult,
+    TopicDescription,
+)
+
+from pleiades.config.settings import Settings
+from pleiades.core.position import Checkpoint, UnreadableCheckpoint
+from pleiades.core.readback import OutputPartition
+from pleiades.core.units import iso_time, plural, rough_duration
+from pleiades.runtime.errors import Fatal
+from pleiades.runtime.findings import Finding, note, now_ms, ok, problem, warning
+from pleiades.sinks.inspection import no_position, stored_position
+from pleiades.sinks.kafka.admin import (
+    DEFAULT_MAX_BATCH_BYTES,
+    GROUPS_TOPIC,
+    Admin,
+    Configuration,
+    rights_in,
+)
+from pleiades.sinks.kafka.clients import TRANSACTION_TIMEOUT_MS, Clients
+from pleiades.sinks.kafka.destination import KafkaDestination
+from pleiades.sinks.kafka.errors import Kind, advice, fatal, group_of, kind_of
+from pleiades.sinks.kafka.inspect_topics import (
+    Configurations,
+    configuration,
+    inspect_topics,
+    retention_ms,
+)
+from pleiades.sinks.kafka.offset_metadata import (
+    MAX_METADATA_BYTES,
+    Stored,
+    read_metadata,
+    read_stored,
+)
+from pleiades.sinks.kafka.retry import CONNECT_SECONDS, REACH_SECONDS
+
+log = logging.getLogger(__name__)
+
+REQUEST_SECONDS = 3.0
+RETRY_SECONDS = 0.2
+RUNNING_SECONDS = 30.0
+"""A younger position may be that of a running instance."""
+MOVE_SECONDS = 3.0
+"""How long to wait for it to move."""
+MOVE_POLL_SECONDS = 0.1
+NOWHERE = "127.0.0.1:1"
+"""No broker is there: for clients that only check their properties."""
+
+
+def inspect(settings: Settings, kafka: KafkaDestination) -> Iterator[Finding]:
+    """Everything that a start would find.
+
+    Raises:
+        UsageError: librdkafka refuses the properties.
+        Fatal: the cluster can't be reached.
+    """
+    # The producer and the consumer refuse properties that the admin client does not know.
+    unused = Clients(replace(kafka, brokers=NOWHERE))
+    unused.producer(DEFAULT_MAX_BATCH_BYTES, lambda _: None).purge()
+    unused.consumer().close()
+    admin, cluster = _reach(kafka)
+    yield ok(f"Kafka at {kafka.brokers} answers: {plural(len(cluster.nodes), 'broker')}")
+    try:
+        topics = admin.describe([admin.events, admin.dead_letters, GROUPS_TOPIC])
+        groups = topics.pop(GROUPS_TOPIC)
+        configurations = {
+            name: configuration(admin, ConfigResource.Type.TOPIC, name)
+            for name, topic in topics.items()
+            if not isinstance(topic, KafkaError)
+        }
+        yield from inspect_topics(settings, kafka, admin, topics, configurations)
+        yield from inspect_transactions(kafka, admin, cluster)
+        events = topics[admin.events]
+        yield from inspect_position(
+            settings, kafka, admin, topics, configurations, may_hold_groups(events, groups)
+        )
+    except KafkaException as error:
+        raise fatal("inspect the topics", error.args[0], kafka) from None
+
+
+def stored_checkpoint(kafka: KafkaDestination) -> Checkpoint | None:
+    """The position that an earlier run left; None: there is none, or it is unreadable.
+
+    Raises:
+        Fatal: the cluster can't be asked.
+    """
+    admin, _ = _reach(kafka)
+    group = group_of(kafka)
+    operation = "inspect the topic"
+    try:
+        topics = admin.describe([kafka.topic, GROUPS_TOPIC])
+        if not may_hold_groups(topics[kafka.topic], topics[GROUPS_TOPIC]):
+            return None
+        operation = f"read the position of the group {group}"
+        stored = admin.offset_metadata([(kafka.topic, 0)], stable=False)
+    except KafkaException as error:
+        raise fatal(operation, error.args[0], kafka) from None
+    try:
+        return next((read_metadata(text).checkpoint for text in stored.values()), None)
+    except UnreadableCheckpoint as error:
+        log.warning(
+            "the position stored as the group %s is unusable (%s): beginning again. Events that the "
+            "topic already has come twice, unless with --skipExisting",
+            group,
+            error,
+        )
+        return None
+
+
+def _reach(kafka: KafkaDestination) -> tuple[Admin, DescribeClusterResult]:
+    """Wait for an answer, as long as a first start does.
+
+    Raises:
+        Fatal: no broker answers, or it refuses this user.
+    """
+    clients = Clients(kafka)
+    admin = Admin(clients.admin(), kafka, REQUEST_SECONDS)
+    deadline = time.monotonic() + CONNECT_SECONDS
+    while True:
+        try:
+            return admin, admin.cluster(REACH_SECONDS)
+        except KafkaException as raised:
+            error = raised.args[0]
+        # A refused log-in is not the error of a call: librdkafka reports it by itself, and retries.
+        clients.listen()
+        reported = clients.last_error or error
+        if Kind.FATAL in (kind_of(reported), kind_of(error)) or time.monotonic() >= deadline:
+            raise fatal(f"reach Kafka at {kafka.brokers}", reported, kafka)
+        time.sleep(RETRY_SECONDS)
+
+
+def may_hold_groups(
+    events: TopicDescription | KafkaError, groups: TopicDescription | KafkaError
+) -> bool | None:
+    """Whether our group may hold a position; None: unknown, and a question could create something.
+
+    Args:
+        events: the topic that the relay publishes to.
+        groups: the topic of all groups.
+    """
+    if not isinstance(groups, KafkaError):
+        return True
+    if KafkaError.UNKNOWN_TOPIC_OR_PART in [
+        answer.code() for answer in (events, groups) if isinstance(answer, KafkaError)
+    ]:
+        # Kafka forgets the offsets of a deleted topic.
+        return False
+    # This user may not see the topic of all groups. It exists if ours does.
+    return None if isinstance(events, KafkaError) else True
+
+
+def inspect_transactions(
+    kafka: KafkaDestination, admin: Admin, cluster: DescribeClusterResult
+) -> Iterator[Finding]:
+    """Whether the brokers allow our transactions and keep our position."""
+    own = dict(kafka.properties).get("transaction.timeout.ms", "")
+    timeout_ms = int(own) if own.isdecimal() else TRANSACTION_TIMEOUT_MS
+    wanted = f"transactions of up to {timeout_ms / 1000:g} s"
+    broker = configuration(admin, ConfigResource.Type.BROKER, str(cluster.nodes[0].id))
+    if broker is None:
+        yield note(
+            "this user may not read the brokers' configuration (DescribeConfigs on the cluster): only a "
+            f"start will tell whether they allow {wanted}"
+        )
+    else:
+        allowed_ms = int(broker.get("transaction.max.timeout.ms", timeout_ms))
+        refused = KafkaError(KafkaError.INVALID_TRANSACTION_TIMEOUT)
+        if timeout_ms > allowed_ms:
+            yield problem(
+                f"the brokers do not allow {wanted}, at most {allowed_ms / 1000:g} s: "
+                f"{advice(refused, kafka)}"
+            )
+        else:
+            yield ok(f"the brokers allow {wanted} (transaction.max.timeout.ms: {allowed_ms})")
+        stored_bytes = int(broker.get("offset.metadata.max.bytes", MAX_METADATA_BYTES))
+        if stored_bytes < MAX_METADATA_BYTES:
+            yield warning(
+                f"the brokers keep only {stored_bytes} bytes with an offset "
+                f"(offset.metadata.max.bytes): the position of many streams needs up to "
+                f"{MAX_METADATA_BYTES}"
+            )
+    if "ALTER" not in (rights_in(cluster) or ()):
+        yield note(
+            "not tried, because it would end a running instance: whether this user has Describe and "
+            f"Write on the transactional id {group_of(kafka)}"
+        )
+
+
+# ---- the position ----
+
+
+def inspect_position(
+    settings: Settings,
+    kafka: KafkaDestination,
+    admin: Admin,
+    topics: dict[str, Any],
+    configurations: Configurations,
+    groups: bool | None,
+) -> Iterator[Finding]:
+    """Where a start would go on, and how much it would read back.
+
+    Args:
+        groups: see `may_hold_groups`.
+    """
+    group, at = f"the group {group_of(kafka)}", (kafka.topic, 0)
+    seen = [topic for topic in topics.values() if not isinstance(topic, KafkaError)]
+    outputs = [(topic.name, partition.id) for topic in seen for partition in topic.partitions]
+    if groups is None:
+        yield note(f"did not ask whether {group} holds a position: this user can't see the topic")
+        return
+    metadata, stored = "", None
+    if groups:
+        try:
+            metadata, stored = yield from _stored(kafka, admin, at, outputs)
+        except Fatal as error:
+            yield problem(str(error))
+            return
+    if stored is not None:
+        checkpoint = stored.checkpoint
+        yield from stored_position(settings, checkpoint, checkpoint.clock_ms, f"as {group}")
+    events = [output for output in outputs if output[0] == kafka.topic]
+    records = 0
+    try:
+        records = _to_read(admin, stored, outputs, events) if events else 0
+    except KafkaException as error:
+        yield problem(
+            f"{fatal('ask the brokers that hold the topic', error.args[0], kafka)}. Also check the "
+            "brokers' advertised.listeners: each of their addresses must be reachable from here"
+        )
+    else:
+        if stored is not None and events:
+            yield from _read_back(records, stored.since_ms, configurations.get(kafka.topic) or {})
+    if stored is not None:
+        if now_ms() - stored.checkpoint.clock_ms < RUNNING_SECONDS * 1000:
+            yield _running(admin, at, metadata)
+    elif records and settings.resume:
+        yield note(
+            f"no position is stored as {group}, but the topic holds about {records:,} records: a start "
+            "goes on after the last ones, as far as their ids tell; otherwise it begins at --since"
+        )
+    else:
+        yield from no_position(settings, f"as {group}")
+
+
+def _stored(
+    kafka: KafkaDestination, admin: Admin, at: OutputPartition, outputs: list[OutputPartition]
+) -> Generator[Finding, None, tuple[str, Stored | None]]:
+    """Returns the metadata of the position, and what it says.
+
+    Raises:
+        Fatal: this user can't read it.
+    """
+    group = f"the group {group_of(kafka)}"
+    operation = f"see {group}"
+    try:
+        rights = admin.group_rights()
+        if rights is not None and "READ" not in rights:
+            refused = KafkaError(KafkaError.GROUP_AUTHORIZATION_FAILED)
+            yield problem(str(fatal(f"commit as {group}", refused, kafka)))
+        operation = f"read the position of {group}"
+        metadata = admin.offset_metadata({at, *outputs}, stable=False)
+    except KafkaException as error:
+        raise fatal(operation, error.args[0], kafka) from None
+    try:
+        return metadata.get(at, ""), read_stored(metadata, at) if at in metadata else None
+    except UnreadableCheckpoint as error:
+        yield warning(
+            f"the position stored as {group} is unusable ({error}): a start looks for it in the topic"
+        )
+        return "", None
+
+
+def _to_read(
+    admin: Admin,
+    stored: Stored | None,
+    outputs: list[OutputPartition],
+    events: list[OutputPartition],
+) -> int:
+    """About how many records a start reads, or could read where no position is stored."""
+    # The leader of each partition answers for itself: this shows that all can be reached.
+    ends = admin.ends(REQUEST_SECONDS, of=outputs)
+    if stored is not None and stored.readback is not None:
+        parts = stored.readback.parts(ends)
+        return sum(
+            max(end - part.begin.get(at, 0), 0) for part in parts for at, end in part.end.items()
+        )
+    begins = admin.starts(events) if stored is None else admin.begins(events, stored.since_ms)
+    return sum(max(ends[at] - begin, 0) for at, begin in begins.items())
+
+
+def _read_back(records: int, since_ms: int, topic: Configuration) -> Iterator[Finding]:
+    yield ok(
+        f"to recognise repeats a start reads about {records:,} records of the topic back, the oldest "
+        f"from {iso_time(since_ms)}"
+    )
+    kept_ms, age_ms = retention_ms(topic), now_ms() - since_ms
+    if kept_ms is not None and age_ms > kept_ms:
+        yield warning(
+            f"that is {rough_duration(age_ms / 1000)} ago, but the topic keeps its records for only "
+            f"{rough_duration(kept_ms / 1000)} (retention.ms): events of deleted records may be "
+            "published a second time"
+        )
+
+
+def _running(admin: Admin, at: OutputPartition, metadata: str) -> Finding:
+    """Whether the position moves, so that somebody publishes."""
+    instance = "an instance may be running, with nothing to publish at the moment"
+    deadline = time.monotonic() + MOVE_SECONDS
+    while time.monotonic() < deadline:
+        try:
+            moved = admin.offset_metadata([at], stable=False).get(at) != metadata
+        except KafkaException:
+            moved = False
+        if moved:
+            instance = "an instance is running, its position moves"
+            break
+        time.sleep(MOVE_POLL_SECONDS)
+    return note(
+        f"{instance}: a start would end it and go on in its place. Nothing is lost by that, but two "
+        "instances at once are of no use"
+    )

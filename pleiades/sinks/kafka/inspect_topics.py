@@ -1,0 +1,170 @@
+"""Looks at the topic and its dead letters: how they are set up, or whether they could be created."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, TypeAlias
+
+from confluent_kafka import KafkaError, KafkaException
+from confluent_kafka.admin import (  # type: ignore[attr-defined]  # its documented names
+    TopicDescription,
+)
+
+from pleiades.config.settings import Settings
+from pleiades.core.units import plural, rough_duration
+from pleiades.runtime.findings import Finding, note, ok, problem, warning
+from pleiades.sinks.kafka.admin import (
+    DEFAULT_MAX_BATCH_BYTES,
+    REQUEST_SECONDS,
+    Admin,
+    Configuration,
+    rights_in,
+)
+from pleiades.sinks.kafka.destination import KafkaDestination
+from pleiades.sinks.kafka.errors import Kind, fatal, kind_of, text_of
+
+NEEDED = ("DESCRIBE", "READ", "WRITE")
+MAX_LISTED = 10
+
+Configurations: TypeAlias = Mapping[str, Configuration | None]
+"""By the topic's name; None: this user may not read it."""
+
+
+def configuration(admin: Admin, kind: Any, name: str) -> Configuration | None:
+    """The configuration of a topic or a broker; None: this user may not read it."""
+    try:
+        return admin.configuration(kind, name)
+    except KafkaException:
+        return None
+
+
+def retention_ms(topic: Configuration) -> int | None:
+    """How long a topic keeps its records; None: for ever, or unknown."""
+    kept_ms = int(topic.get("retention.ms", -1))
+    return kept_ms if kept_ms >= 0 and "delete" in topic.get("cleanup.policy", "") else None
+
+
+def inspect_topics(
+    settings: Settings,
+    kafka: KafkaDestination,
+    admin: Admin,
+    topics: Mapping[str, TopicDescription | KafkaError],
+    configurations: Configurations,
+) -> Iterator[Finding]:
+    """Each topic as a start would find or create it."""
+    for name, topic in topics.items():
+        if not isinstance(topic, KafkaError):
+            yield from _topic(kafka, topic, configurations[name])
+            yield from _cleanup(settings, kafka, name, configurations[name] or {})
+        elif topic.code() == KafkaError.UNKNOWN_TOPIC_OR_PART:
+            yield _missing(kafka, admin, name)
+        else:
+            yield problem(str(fatal(f"see the topic {name}", topic, kafka)))
+
+
+def _missing(kafka: KafkaDestination, admin: Admin, name: str) -> Finding:
+    try:
+        wanted: dict[str, Any] = {topic.topic: topic for topic in admin.missing(REQUEST_SECONDS)}
+    except KafkaException:
+        # This user can't see the other topic, which has a finding of its own.
+        wanted = {}
+    if name not in wanted:
+        return note(f"the topic {name} is missing: a start would try to create it")
+    partitions = plural(wanted[name].num_partitions, "partition")
+    replication = wanted[name].replication_factor
+    copies = (
+        f"{plural(replication, 'copy', 'copies')} of each"
+        if replication > 0
+        else "the cluster's default number of copies"
+    )
+    would = f"the topic {name} is missing: a start would create it with {partitions} and {copies}"
+    try:
+        admin.try_creation(wanted[name])
+    except KafkaException as raised:
+        error = raised.args[0]
+    else:
+        return note(f"{would}; the cluster allows it")
+    if error.code() in (KafkaError._UNSUPPORTED_FEATURE, KafkaError.UNSUPPORTED_VERSION):
+        return note(f"{would}. The brokers are too old to tell whether they allow it")
+    if kind_of(error) is Kind.FATAL:
+        return problem(str(fatal(f"create the missing topic {name}", error, kafka)))
+    return problem(
+        f"can't create the missing topic {name}: {text_of(error, kafka).rstrip('.')}. Check "
+        "--kafka.partitions and --kafka.replication, or create the topic yourself"
+    )
+
+
+def _topic(
+    kafka: KafkaDestination, topic: TopicDescription, readable: Configuration | None
+) -> Iterator[Finding]:
+    found = readable or {}
+    partitions: list[Any] = topic.partitions
+    copies = min(len(partition.replicas) for partition in partitions)
+    described = (
+        f"{plural(len(partitions), 'partition')}, {plural(copies, 'copy', 'copies')} of each"
+    )
+    if "max.message.bytes" in found:
+        described += f", accepts batches of {int(found['max.message.bytes']):,} bytes"
+    if found.get("message.timestamp.type") == "LogAppendTime":
+        described += ", dates its records by the broker's time"
+    kept_ms = retention_ms(found)
+    if kept_ms is not None:
+        described += f", keeps them for {rough_duration(kept_ms / 1000)}"
+    yield ok(f"topic {topic.name}: {described}")
+    if readable is None:
+        yield note(
+            f"this user may not read the configuration of {topic.name} (DescribeConfigs): a start "
+            f"assumes that it accepts batches of {DEFAULT_MAX_BATCH_BYTES:,} bytes"
+        )
+    led = [each for each in partitions if each.leader is not None and each.leader.id >= 0]
+    leaderless = [each.id for each in partitions if each not in led]
+    if leaderless:
+        yield problem(
+            f"can't write to {_listed(leaderless)} of {topic.name}: no broker leads it. Start the "
+            "broker that holds it"
+        )
+    needed = int(found.get("min.insync.replicas", 1))
+    short = [each.id for each in led if len(each.isr) < needed]
+    if short:
+        yield problem(
+            f"can't write to {_listed(short)} of {topic.name}: fewer copies are in sync than "
+            f"min.insync.replicas ({needed}). Start the brokers that hold the others"
+        )
+    rights = rights_in(topic)
+    lacking = [right.title() for right in NEEDED if rights is not None and right not in rights]
+    if lacking:
+        refused = KafkaError(KafkaError.TOPIC_AUTHORIZATION_FAILED)
+        operation = f"use the topic {topic.name} ({' and '.join(lacking)})"
+        yield problem(str(fatal(operation, refused, kafka)))
+
+
+def _cleanup(
+    settings: Settings, kafka: KafkaDestination, name: str, topic: Configuration
+) -> Iterator[Finding]:
+    if "compact" in topic.get("cleanup.policy", ""):
+        why = (
+            "--kafka.keyField gives many the same"
+            if kafka.key_field
+            else "events of one millisecond have the same"
+        )
+        yield warning(
+            f"{name} is compacted (cleanup.policy): it keeps only the last event of each key, and "
+            f"{why}. The others are lost, and no longer recognised when the upstream repeats them. Set "
+            "cleanup.policy=delete"
+        )
+    kept_ms = retention_ms(topic)
+    # What a restart reads back of an active topic covers less than two windows (core.readback).
+    window_ms = 2000 * max(settings.window_seconds, settings.upstream.overlap_seconds)
+    if kept_ms is not None and kept_ms < window_ms:
+        yield warning(
+            f"{name} keeps its records for only {rough_duration(kept_ms / 1000)} (retention.ms). A "
+            f"restart recognises repeats by those of up to {rough_duration(window_ms / 1000)} (twice "
+            "--dedup.window): events of deleted records may be published a second time. Raise "
+            "retention.ms"
+        )
+
+
+def _listed(numbers: list[int]) -> str:
+    shown = ", ".join(map(str, numbers[:MAX_LISTED]))
+    more = ", …" if len(numbers) > MAX_LISTED else ""
+    return f"partition{'s' if len(numbers) > 1 else ''} {shown}{more}"

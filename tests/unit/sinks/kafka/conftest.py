@@ -1,0 +1,55 @@
+"""A Kafka destination of tests, without a cluster."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from pleiades.config.settings import Settings
+from pleiades.runtime.metrics import Metrics
+from pleiades.sinks.base import SinkContext
+from pleiades.sinks.kafka.clients import Clients
+from pleiades.sinks.kafka.destination import KafkaDestination
+from pleiades.sinks.kafka.retry import Retry
+from tests.unit.conftest import FakeLife
+
+
+@pytest.fixture
+def life() -> FakeLife:
+    life = FakeLife(0)
+    life.ready = True
+    return life
+
+
+@pytest.fixture
+def destination() -> KafkaDestination:
+    return KafkaDestination(
+        brokers="kafka.example:9092",
+        topic="events",
+        partitions=1,
+        replication=0,
+        compression="zstd",
+        commit_interval_seconds=0.2,
+        key_field=(),
+        properties=(("sasl.password", "hunter2"), ("security.protocol", "ssl")),
+        position_name="recentchange",
+    )
+
+
+@pytest.fixture
+def clients(destination: KafkaDestination) -> Clients:
+    return Clients(destination)
+
+
+@pytest.fixture
+def retry(
+    destination: KafkaDestination,
+    clients: Clients,
+    life: FakeLife,
+    metrics: Metrics,
+    settings_of: Callable[..., Settings],
+) -> Retry:
+    """Of a program that has reached the cluster."""
+    context = SinkContext(life, metrics, settings_of(), reached=True)
+    return Retry(destination, clients, context)
