@@ -17,7 +17,7 @@ from pleiades.core.wire import UNKNOWN_SOURCE, Event, compose_id
 from pleiades.runtime.child import Life
 from pleiades.runtime.errors import DestinationHeld
 from pleiades.runtime.metrics import Metrics
-from pleiades.sinks.base import Sink
+from pleiades.sinks.base import Sink, SinkContext
 from pleiades.sinks.files import retry
 from pleiades.sinks.files.destination import FilesDestination
 from pleiades.sinks.files.sink import FilesSink
