@@ -50,7 +50,7 @@ from pleiades.sinks.base import Committed, Opened, Remembered, Sink
 from pleiades.sinks.files import staging
 from pleiades.sinks.files.destination import SYNC_NONE, FilesDestination
 from pleiades.sinks.files.sink import FilesSink
-from pleiades.sinks.kafka.offset_metadata import Stored, encode, read_stored
+from pleiades.sinks.kafka.offset_metadata import encode, read_stored
 from tests.harness.memory import MemorySink, MemoryStore
 from tests.property.test_exactly_once import START, ModelConnection, ModelUpstream
 from tests.unit.conftest import FakeChannel, FakeLife
@@ -184,7 +184,7 @@ class TopicSink:
         world = self._world
         sources = {event.source for event in self._written}
         readback = self._readback.committed(checkpoint, sources, (), "letters")
-        texts = encode(Stored(checkpoint, readback, "ab"), ("out", 0))
+        texts = encode(checkpoint, readback, "ab", ("out", 0))
         faultpoints.passing(faultpoints.PRODUCED)
         for event in self._written:
             at = "out", len(event.identity + event.source[0]) * 7 % len(world.partitions)

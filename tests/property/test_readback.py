@@ -20,7 +20,7 @@ from pleiades.core.readback import (
     runs,
 )
 from pleiades.core.wire import UNKNOWN_SOURCE, TopicPartition
-from pleiades.sinks.kafka.offset_metadata import Stored, encode, read_stored
+from pleiades.sinks.kafka.offset_metadata import encode, read_stored
 
 WINDOW_MS = 100
 START_MS = 1_000_000
@@ -101,8 +101,7 @@ class Life:
 
     def restart(self) -> None:
         """Only what is stored is left."""
-        stored = Stored(self.checkpoint, self.readback, "ab")
-        texts = encode(stored, POSITION_AT)
+        texts = encode(self.checkpoint, self.readback, "ab", POSITION_AT)
         found = read_stored(texts, POSITION_AT)
         assert found.checkpoint == self.checkpoint
         assert found.readback is not None
@@ -203,9 +202,8 @@ def test_what_stands_still_costs_at_most_two_of_its_windows(seed: int, idle: int
         if readback.is_mark_due(checkpoint):
             readback = readback.marked({("out", 0): published}, clock_ms)
         if rng.random() < 0.1:
-            found = read_stored(
-                encode(Stored(checkpoint, readback, "ab"), POSITION_AT), POSITION_AT
-            )
+            texts = encode(checkpoint, readback, "ab", POSITION_AT)
+            found = read_stored(texts, POSITION_AT)
             assert found.readback is not None
             readback = found.readback
     assert awake == [busy]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Container
 
 from confluent_kafka import KafkaError
 
@@ -21,142 +20,64 @@ MAX_SHOWN = 300
 class Kind(enum.Enum):
     """How to react to an error."""
 
-    TRANSIENT = enum.auto()
-    """Retry until it passes."""
-    ABORT = enum.auto()
-    """Abort the open transaction and produce its records again."""
-    FENCED = enum.auto()
-    """Another producer uses our transactional id, or the broker ended our transaction."""
-    LOST = enum.auto()
-    """Restart the pipeline from the durable position: a new producer can go on, this one can't."""
-    FATAL = enum.auto()
-    """End the program: another try would fail, too."""
+    TRANSIENT = "retry until it passes"
+    ABORT = "abort the open transaction and produce its records again"
+    FENCED = "another producer uses our transactional id, or the broker ended our transaction"
+    LOST = "restart the pipeline: a new producer can go on, this one can't"
+    FATAL = "end the program: another try would fail, too"
 
 
-_FENCED = frozenset(
-    {
-        KafkaError._FENCED,
-        KafkaError.PRODUCER_FENCED,
-        KafkaError.INVALID_PRODUCER_EPOCH,
-        # The answer to a commit whose transaction the broker has ended.
-        KafkaError.INVALID_TXN_STATE,
-    }
+def _codes(names: str) -> frozenset[int]:
+    """By the names in `KafkaError`; those with an underscore are librdkafka's own."""
+    return frozenset(getattr(KafkaError, name) for name in names.split())
+
+
+# INVALID_TXN_STATE answers a commit whose transaction the broker has ended.
+_FENCED = _codes("_FENCED PRODUCER_FENCED INVALID_PRODUCER_EPOCH INVALID_TXN_STATE")
+# _BAD_MSG: the server does not speak Kafka but HTTP, or TLS.
+_UNREACHABLE = _codes("_TRANSPORT _ALL_BROKERS_DOWN _TIMED_OUT _BAD_MSG")
+# Those for which retriable() is false although they pass. INVALID_TIMESTAMP does when the clock is set.
+_TRANSIENT = _UNREACHABLE | _codes(
+    """
+    _RESOLVE _TIMED_OUT_QUEUE _WAIT_COORD _WAIT_CACHE _QUEUE_FULL _PURGE_QUEUE _PURGE_INFLIGHT
+    _MSG_TIMED_OUT BROKER_NOT_AVAILABLE COORDINATOR_LOAD_IN_PROGRESS COORDINATOR_NOT_AVAILABLE
+    NOT_COORDINATOR CONCURRENT_TRANSACTIONS LEADER_NOT_AVAILABLE NOT_LEADER_FOR_PARTITION
+    REPLICA_NOT_AVAILABLE NETWORK_EXCEPTION REQUEST_TIMED_OUT NOT_ENOUGH_REPLICAS
+    NOT_ENOUGH_REPLICAS_AFTER_APPEND NOT_CONTROLLER KAFKA_STORAGE_ERROR UNSTABLE_OFFSET_COMMIT
+    THROTTLING_QUOTA_EXCEEDED INVALID_TIMESTAMP
+    """
 )
-
-_UNREACHABLE = frozenset(
-    {
-        KafkaError._TRANSPORT,
-        KafkaError._ALL_BROKERS_DOWN,
-        KafkaError._TIMED_OUT,
-        # The server does not speak Kafka but HTTP, or TLS.
-        KafkaError._BAD_MSG,
-    }
+NO_TOPIC = _codes("UNKNOWN_TOPIC_OR_PART _UNKNOWN_TOPIC _UNKNOWN_PARTITION UNKNOWN_TOPIC_ID")
+_LOG_IN = _codes(
+    "_AUTHENTICATION SASL_AUTHENTICATION_FAILED UNSUPPORTED_SASL_MECHANISM ILLEGAL_SASL_STATE"
 )
+_RIGHTS = "this user lacks the rights: allow "
 
-_LOG_IN = frozenset(
-    {
-        KafkaError._AUTHENTICATION,
-        KafkaError.SASL_AUTHENTICATION_FAILED,
-        KafkaError.UNSUPPORTED_SASL_MECHANISM,
-        KafkaError.ILLEGAL_SASL_STATE,
-    }
-)
-
-# retriable() is false for these, although they pass.
-_TRANSIENT = _UNREACHABLE | {
-    KafkaError._RESOLVE,
-    KafkaError._TIMED_OUT_QUEUE,
-    KafkaError._WAIT_COORD,
-    KafkaError._WAIT_CACHE,
-    KafkaError._QUEUE_FULL,
-    KafkaError._PURGE_QUEUE,
-    KafkaError._PURGE_INFLIGHT,
-    KafkaError._MSG_TIMED_OUT,
-    KafkaError.BROKER_NOT_AVAILABLE,
-    KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
-    KafkaError.COORDINATOR_NOT_AVAILABLE,
-    KafkaError.NOT_COORDINATOR,
-    KafkaError.CONCURRENT_TRANSACTIONS,
-    KafkaError.LEADER_NOT_AVAILABLE,
-    KafkaError.NOT_LEADER_FOR_PARTITION,
-    KafkaError.REPLICA_NOT_AVAILABLE,
-    KafkaError.NETWORK_EXCEPTION,
-    KafkaError.REQUEST_TIMED_OUT,
-    KafkaError.NOT_ENOUGH_REPLICAS,
-    KafkaError.NOT_ENOUGH_REPLICAS_AFTER_APPEND,
-    KafkaError.NOT_CONTROLLER,
-    KafkaError.KAFKA_STORAGE_ERROR,
-    KafkaError.UNSTABLE_OFFSET_COMMIT,
-    KafkaError.THROTTLING_QUOTA_EXCEEDED,
-    # Passes when somebody sets the clock.
-    KafkaError.INVALID_TIMESTAMP,
-}
-
-NO_TOPIC = frozenset(
-    {
-        KafkaError.UNKNOWN_TOPIC_OR_PART,
-        KafkaError._UNKNOWN_TOPIC,
-        KafkaError._UNKNOWN_PARTITION,
-        KafkaError.UNKNOWN_TOPIC_ID,
-    }
-)
-
-_FORBIDDEN = {
-    KafkaError.TOPIC_AUTHORIZATION_FAILED: "Describe, Read and Write (and Create, where it is "
+_FATAL_ADVICE = {
+    _LOG_IN: "the broker refused the log-in: check sasl.mechanisms, sasl.username and sasl.password "
+    "(--kafka.config, --kafka.property)",
+    _codes("_SSL"): "the TLS handshake failed: check security.protocol and ssl.ca.location "
+    "(--kafka.config), and that the broker's certificate names the host in --kafka.broker {brokers}",
+    NO_TOPIC: "check --kafka.topic {topic}: somebody deleted it, or it never existed",
+    _codes("INVALID_TRANSACTION_TIMEOUT"): "the broker's transaction.max.timeout.ms is less than "
+    "transaction.timeout.ms: lower the latter (--kafka.property transaction.timeout.ms=60000)",
+    _codes("TOPIC_AUTHORIZATION_FAILED"): _RIGHTS
+    + "Describe, Read and Write (and Create, where it is "
     "missing) on the topics {topic} and {topic}-dead-letters",
-    KafkaError.GROUP_AUTHORIZATION_FAILED: "Read on the group {group}",
-    KafkaError.TRANSACTIONAL_ID_AUTHORIZATION_FAILED: "Describe and Write on the transactional "
-    "id {group}",
-    KafkaError.CLUSTER_AUTHORIZATION_FAILED: "Create on the topics {topic} and "
+    _codes("GROUP_AUTHORIZATION_FAILED"): _RIGHTS + "Read on the group {group}",
+    _codes("TRANSACTIONAL_ID_AUTHORIZATION_FAILED"): _RIGHTS
+    + "Describe and Write on the transactional id {group}",
+    _codes("CLUSTER_AUTHORIZATION_FAILED"): _RIGHTS + "Create on the topics {topic} and "
     "{topic}-dead-letters, or create them yourself; and IdempotentWrite on the cluster",
 }
-
-_ADVICE: list[tuple[Container[int], str]] = [
-    (
-        {KafkaError._RESOLVE},
-        "the host name in --kafka.broker {brokers} is unknown: check its spelling and the DNS",
-    ),
-    (
-        _LOG_IN,
-        (
-            "the broker refused the log-in: check sasl.mechanisms, sasl.username and sasl.password "
-            "(--kafka.config, --kafka.property)"
-        ),
-    ),
-    (
-        {KafkaError._SSL},
-        (
-            "the TLS handshake failed: check security.protocol and ssl.ca.location (--kafka.config), "
-            "and that the broker's certificate names the host in --kafka.broker {brokers}"
-        ),
-    ),
-    (NO_TOPIC, "check --kafka.topic {topic}: somebody deleted it, or it never existed"),
-    (
-        {KafkaError.INVALID_TRANSACTION_TIMEOUT},
-        (
-            "the broker's transaction.max.timeout.ms is less than transaction.timeout.ms: lower the "
-            "latter (--kafka.property transaction.timeout.ms=60000)"
-        ),
-    ),
-    (
-        _UNREACHABLE,
-        (
-            "check host and port in --kafka.broker {brokers}, that the broker runs and is reachable, "
-            "and whether it wants TLS or a log-in (--kafka.config)"
-        ),
-    ),
-    *(
-        ({code}, "this user lacks the rights: allow " + rights)
-        for code, rights in _FORBIDDEN.items()
-    ),
-]
-
-_FATAL = (
-    _LOG_IN
-    | NO_TOPIC
-    | _FORBIDDEN.keys()
-    | {KafkaError._SSL, KafkaError.INVALID_TRANSACTION_TIMEOUT}
-)
+_FATAL = frozenset[int]().union(*_FATAL_ADVICE)
+_ADVICE = _FATAL_ADVICE | {
+    _codes(
+        "_RESOLVE"
+    ): "the host name in --kafka.broker {brokers} is unknown: check its spelling and the DNS",
+    _UNREACHABLE: "check host and port in --kafka.broker {brokers}, that the broker runs and is "
+    "reachable, and whether it wants TLS or a log-in (--kafka.config)",
+}
 
 
 def kind_of(error: KafkaError) -> Kind:
@@ -188,13 +109,8 @@ def text_of(error: KafkaError, settings: KafkaDestination) -> str:
 
 def advice(error: KafkaError, settings: KafkaDestination) -> str:
     """What an operator should check; may be empty."""
-    code = error.code()
-    for codes, text in _ADVICE:
-        if code in codes:
-            return text.format(
-                brokers=settings.brokers, topic=settings.topic, group=group_of(settings)
-            )
-    return ""
+    found = next((text for codes, text in _ADVICE.items() if error.code() in codes), "")
+    return found.format(brokers=settings.brokers, topic=settings.topic, group=group_of(settings))
 
 
 def fatal(operation: str, error: KafkaError, settings: KafkaDestination) -> Fatal:
@@ -211,24 +127,18 @@ def clock_advice(now_ms: int, newest_ms: int, ahead_ms: int, behind_ms: int | No
 
     Args:
         now_ms: this machine's clock.
-        newest_ms: the upstream's time of the newest waiting event; 0: unknown.
+        newest_ms: the upstream's time of the newest waiting event.
         ahead_ms, behind_ms: how far a record's time may be from the broker's clock; None: no limit.
     """
-    limit = f"more than {_duration(ahead_ms)} ahead of the broker's"
-    if behind_ms is not None:
-        limit += f" or more than {_duration(behind_ms)} behind it"
-    newest = ""
-    if newest_ms:
-        apart_ms = now_ms - newest_ms
-        side = "ahead of" if apart_ms >= 0 else "behind"
-        newest = (
-            f". It is {_duration(abs(apart_ms))} {side} the newest waiting event, which is dated "
-            f"{iso_time(newest_ms)}"
-        )
+    apart_ms = now_ms - newest_ms
+    behind = "" if behind_ms is None else f" or more than {_duration(behind_ms)} behind it"
     return (
-        f"this machine's clock says {iso_time(now_ms)}, which is {limit}; the topic refuses records "
-        f"with such a time (message.timestamp.after.max.ms, message.timestamp.before.max.ms){newest}. "
-        "Set the clock of the machine that is wrong (NTP): publishing then resumes"
+        f"this machine's clock says {iso_time(now_ms)}, which is more than {_duration(ahead_ms)} ahead "
+        f"of the broker's{behind}; the topic refuses records with such a time "
+        f"(message.timestamp.after.max.ms, message.timestamp.before.max.ms). It is "
+        f"{_duration(abs(apart_ms))} {'ahead of' if apart_ms >= 0 else 'behind'} the newest waiting "
+        f"event, dated {iso_time(newest_ms)}. Set the clock of the machine that is wrong (NTP): "
+        "publishing then resumes"
     )
 
 

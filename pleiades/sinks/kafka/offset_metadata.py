@@ -36,14 +36,8 @@ from pleiades.core.position import (
     read_listed,
     unreadable_if_damaged,
 )
-from pleiades.core.readback import (
-    MAX_SEGMENTS,
-    UNKNOWN_LETTERS,
-    OutputPartition,
-    Readback,
-    Segment,
-)
-from pleiades.core.wire import MAX_TIMESTAMP_MS, UNKNOWN_SOURCE, is_source
+from pleiades.core.readback import MAX_SEGMENTS, UNKNOWN_LETTERS, OutputPartition, Readback, Segment
+from pleiades.core.wire import MAX_TIMESTAMP_MS, UNKNOWN_SOURCE, TopicPartition, is_source
 from pleiades.runtime.errors import Fatal
 
 MAX_METADATA_BYTES = 4096
@@ -69,21 +63,23 @@ class Stored(NamedTuple):
     """That publish time."""
 
 
-def encode(stored: Stored, at: OutputPartition) -> dict[OutputPartition, str]:
+def encode(
+    checkpoint: Checkpoint, readback: Readback, writer: str, at: OutputPartition
+) -> dict[OutputPartition, str]:
     """The metadata of the offset of each output partition.
 
     Args:
+        writer: names this process.
         at: the partition that has the position.
 
     Raises:
         Fatal: the position has more topic-partitions than fit.
     """
-    if stored.readback is None:
-        raise AssertionError("this version always stores a readback")
     for segments, unit_ms in _FITS:
-        readback = stored.readback.merged(segments)
-        offsets = _offsets(readback)
-        fields = _fields(stored, readback, unit_ms) | {"offsets": offsets.pop(at, None)}
+        merged = readback.merged(segments)
+        offsets = _offsets(merged)
+        fields = _fields(checkpoint, merged, unit_ms)
+        fields |= {"writer": writer, "offsets": offsets.pop(at, None)}
         plain = orjson.dumps(fields)
         position = plain.decode()
         if len(plain) > MAX_METADATA_BYTES:
@@ -92,16 +88,15 @@ def encode(stored: Stored, at: OutputPartition) -> dict[OutputPartition, str]:
             others = {other: orjson.dumps(numbers).decode() for other, numbers in offsets.items()}
             return {at: position} | others
     raise Fatal(
-        f"the position of {len(stored.checkpoint.position)} upstream topics does not fit into the "
+        f"the position of {len(checkpoint.position)} upstream topics does not fit into the "
         f"{MAX_METADATA_BYTES} bytes that Kafka keeps with an offset. Nothing is lost: all committed "
         "events are safe. Give fewer streams to one instance (--upstream.stream) and start another one "
         "for the rest"
     )
 
 
-def _fields(stored: Stored, readback: Readback, unit_ms: int) -> dict[str, Any]:
-    checkpoint = stored.checkpoint
-    position = checkpoint.position
+def _fields(checkpoint: Checkpoint, readback: Readback, unit_ms: int) -> dict[str, Any]:
+    position, known_from = checkpoint.position, checkpoint.known_from
     others = {*readback.reached, *(s for each in readback.closed for s in each.reached)}
     others -= position.keys()
     names = [*sorted(position), *sorted(others)]
@@ -116,41 +111,20 @@ def _fields(stored: Stored, readback: Readback, unit_ms: int) -> dict[str, Any]:
             gained.pop()
         return gained
 
+    known_behind = [
+        min(reached_ms, checkpoint.clock_ms) - known_from[source] if source in known_from else None
+        for source, reached_ms in sorted(position.items())
+    ]
+    known_others = {source: ms for source, ms in known_from.items() if source not in position}
     return checkpoint.common_fields() | {
         "position": listed(position),
-        "known_from": _known_from(checkpoint),
+        "known_from": [known_behind, listed(known_others), False],
         "window_since_ms": readback.oldest_ms,
-        "mark": None,
-        "writer": stored.writer,
         "others": sorted(others),
         "unit_ms": unit_ms,
         "open": [readback.since_ms, row(readback.first), row(readback.reached)],
         "segments": [[each.since_ms, row(each.reached)] for each in readback.closed],
     }
-
-
-def _known_from(checkpoint: Checkpoint) -> list[Any]:
-    """How far behind min(position, clock), usually one number for all; other sources; and whether the
-    unknown source follows from them.
-    """
-    known = dict(checkpoint.known_from)
-    behind = [
-        min(reached, checkpoint.clock_ms) - known[source] if source in known else None
-        for source, reached in sorted(checkpoint.position.items())
-    ]
-    follows = UNKNOWN_SOURCE in known and known[UNKNOWN_SOURCE] == _least_known(checkpoint, known)
-    others = {
-        source: ms
-        for source, ms in known.items()
-        if source not in checkpoint.position and not (follows and source == UNKNOWN_SOURCE)
-    }
-    return [behind[0] if len(set(behind)) == 1 else behind, listed(others), follows]
-
-
-def _least_known(checkpoint: Checkpoint, known: Position) -> int | None:
-    """What `Checkpoint.remembering` says of the unknown source."""
-    delivered = [source for source, reached in checkpoint.position.items() if reached]
-    return min((known.get(source, 0) for source in delivered), default=None)
 
 
 def _offsets(readback: Readback) -> dict[OutputPartition, list[Any]]:
@@ -191,18 +165,25 @@ def read_stored(texts: Mapping[OutputPartition, str], at: OutputPartition) -> St
         fields = _unpacked(texts[at])
         check_version(fields)
         position = read_listed(fields["position"])
-        if len(position) != len(fields["position"]):
-            raise UnreadableCheckpoint("it holds values that are no position")
+        writer, since_ms = fields["writer"], fields["window_since_ms"]
+        _require(
+            len(position) == len(fields["position"]) and is_time(since_ms), "holds no position"
+        )
         checkpoint = read_common_fields(fields, position)
-        writer, since_ms = fields["writer"], _time(fields["window_since_ms"])
-        if type(writer) is not str or _WRITER.fullmatch(writer) is None:
-            raise UnreadableCheckpoint("it does not say who wrote it")
+        _require(
+            type(writer) is str and bool(_WRITER.fullmatch(writer)), "does not say who wrote it"
+        )
         if "segments" not in fields:
             return Stored(checkpoint.remembering(LEGACY_WINDOW_MS), None, writer, since_ms)
         known_from = _read_known_from(checkpoint, *fields["known_from"])
         checkpoint = replace(checkpoint, known_from=known_from)
-        readback = _read_readback(fields, checkpoint, _read_offsets(fields, texts, at))
+        readback = _read_readback(fields, position, _read_offsets(fields, texts, at))
         return Stored(checkpoint, readback, writer, since_ms)
+
+
+def _require(sound: bool, otherwise: str) -> None:
+    if not sound:
+        raise UnreadableCheckpoint(f"it {otherwise}")
 
 
 def _unpacked(metadata: str) -> Any:
@@ -211,31 +192,28 @@ def _unpacked(metadata: str) -> Any:
     unpacking = zlib.decompressobj()
     packed = base64.b85decode(metadata.removeprefix(_PACKED))
     plain = unpacking.decompress(packed, MAX_UNPACKED_BYTES)
-    if not unpacking.eof:
-        raise UnreadableCheckpoint("it is cut short or too large")
+    _require(unpacking.eof, "is cut short or too large")
     return orjson.loads(plain)
 
 
-def _time(number: Any) -> int:
-    if not is_time(number):
-        raise UnreadableCheckpoint("it holds values that are no position")
-    return int(number)
-
-
 def _read_known_from(checkpoint: Checkpoint, behind: Any, others: Any, follows: Any) -> Position:
+    """How far each source is behind min(position, clock); and other sources.
+
+    The version before wrote one number where all have the same, and may have left out the unknown
+    source's, which follows from the others.
+    """
     position = checkpoint.position
     each = behind if type(behind) is list else [behind] * len(position)
     known = {
-        source: min(reached, checkpoint.clock_ms) - behind_ms
-        for (source, reached), behind_ms in zip(position.items(), each, strict=True)
+        source: min(reached_ms, checkpoint.clock_ms) - behind_ms
+        for (source, reached_ms), behind_ms in zip(position.items(), each, strict=True)
         if behind_ms is not None
     }
-    least = _least_known(checkpoint, known)
-    if follows and least is not None:
-        known[UNKNOWN_SOURCE] = least
+    delivered = [source for source, reached_ms in position.items() if reached_ms]
+    if follows and delivered:
+        known[UNKNOWN_SOURCE] = min(known.get(source, 0) for source in delivered)
     known |= read_listed(others)
-    for ms in known.values():
-        _time(ms)
+    _require(all(map(is_time, known.values())), "holds values that are no position")
     return known
 
 
@@ -248,47 +226,41 @@ def _read_offsets(
         if numbers is None:
             continue
         flat = [numbers[0], *(one for pair in numbers[1:] if pair is not None for one in pair)]
-        if len(numbers) != len(fields["segments"]) + 1 or not all(
-            type(one) is int and 0 <= one <= MAX_OFFSET for one in flat
-        ):
-            raise UnreadableCheckpoint("it does not say where to read")
+        sound = all(type(one) is int and 0 <= one <= MAX_OFFSET for one in flat)
+        _require(
+            sound and len(numbers) == len(fields["segments"]) + 1, "does not say where to read"
+        )
         offsets[partition] = numbers
     return offsets
 
 
 def _read_readback(
-    fields: Any, checkpoint: Checkpoint, offsets: Mapping[OutputPartition, Sequence[Any]]
+    fields: Any, position: Position, offsets: Mapping[OutputPartition, Sequence[Any]]
 ) -> Readback:
-    others = [(topic, number) for topic, number in fields["others"]]
-    names = [*checkpoint.position, *others]
-    unit_ms = fields["unit_ms"]
-    _require(type(unit_ms) is int and unit_ms >= 1)
-    _require(all(is_source(name) or name in (UNKNOWN_SOURCE, UNKNOWN_LETTERS) for name in others))
+    others: list[TopicPartition] = [(topic, number) for topic, number in fields["others"]]
+    names, unit_ms = [*position, *others], fields["unit_ms"]
+    known = all(is_source(name) or name in (UNKNOWN_SOURCE, UNKNOWN_LETTERS) for name in others)
+    _require(known and type(unit_ms) is int and unit_ms >= 1, "does not say what to read")
 
-    def reached(row: list[int | None]) -> Position:
-        _require(len(row) <= len(names))
-        position = {
-            name: checkpoint.position.get(name, 0) - gained * unit_ms
+    def reached(since_ms: Any, row: list[int | None]) -> Position:
+        found = {
+            name: position.get(name, 0) - gained * unit_ms
             for name, gained in zip(names, row, strict=False)
             if gained is not None
         }
-        _require(all(type(ms) is int and 0 <= ms <= MAX_REACHED_MS for ms in position.values()))
-        return position
+        sound = all(type(ms) is int and 0 <= ms <= MAX_REACHED_MS for ms in found.values())
+        fits = len(row) <= len(names) and is_time(since_ms)
+        _require(sound and fits, "does not say what to read")
+        return found
 
     closed = []
     for number, (since_ms, row) in enumerate(fields["segments"], 1):
         pairs = {at: numbers[number] for at, numbers in offsets.items() if numbers[number]}
         begin = {at: begin for at, (begin, _) in pairs.items()}
         end = {at: end for at, (_, end) in pairs.items()}
-        closed.append(Segment(begin, end, reached(row), since_ms))
-    since_ms, first, last = fields["open"]
-    _require(all(map(is_time, [since_ms, *(each.since_ms for each in closed)])))
-    opened = reached(first), reached(last)
-    _require(opened[0].keys() == opened[1].keys())
+        closed.append(Segment(begin, end, reached(since_ms, row), since_ms))
+    since_ms, first_row, last_row = fields["open"]
+    first, last = reached(since_ms, first_row), reached(since_ms, last_row)
+    _require(first.keys() == last.keys(), "does not say what to read")
     begins = {at: numbers[0] for at, numbers in offsets.items()}
-    return Readback(begins, since_ms, *opened, tuple(closed))
-
-
-def _require(sound: bool) -> None:
-    if not sound:
-        raise UnreadableCheckpoint("it does not say what to read")
+    return Readback(begins, since_ms, first, last, tuple(closed))

@@ -23,7 +23,6 @@ from pleiades.runtime.errors import GenerationLost
 from pleiades.runtime.logs import Seldom
 from pleiades.sinks.base import SinkContext
 from pleiades.sinks.kafka.clients import Clients
-from pleiades.sinks.kafka.destination import KafkaDestination
 from pleiades.sinks.kafka.errors import NO_TOPIC, Kind, fatal, kind_of, text_of
 
 log = logging.getLogger(__name__)
@@ -41,8 +40,8 @@ SLICE_SECONDS = 0.5
 ANSWER_SECONDS = 10.0
 """After that long librdkafka will not return from a call (its issues 5456 and 5511)."""
 STUCK_SECONDS = 30.0
-"""How long a commit may time out again and again while no message of it is delivered. After a broker has
-hung, librdkafka may wait for ever. A slow broker or line still delivers messages."""
+"""How long a commit may time out while no message of it is delivered. After a broker has hung,
+librdkafka may wait for ever. A slow broker or line still delivers messages."""
 FAILING_SECONDS = 300.0
 """How long one step of a commit is retried while it gets errors that should pass."""
 BACKOFF = Backoff(first_seconds=0.1, max_seconds=5.0)
@@ -58,25 +57,17 @@ class Fenced(Exception):
 class Retry:
     """Repeats calls, and reports what it waits for in the log, the metrics and the readiness."""
 
-    def __init__(
-        self,
-        settings: KafkaDestination,
-        clients: Clients,
-        context: SinkContext,
-    ) -> None:
+    def __init__(self, clients: Clients, context: SinkContext) -> None:
         self.life = context.life
-        self._settings = settings
-        self._clients = clients
         self._metrics = context.metrics
-        self._deadline = None if context.reached else time.monotonic() + CONNECT_SECONDS
+        self._clients = clients
+        self._settings = clients.settings
+        self.deadline = None if context.reached else time.monotonic() + CONNECT_SECONDS
+        """Monotonic time at which a first start gives up; None: the cluster was reached."""
         self._caller = ThreadPoolExecutor(1, "librdkafka")
         self._waiting_since: float | None = None
         self._reported = False
         self._warnings = Seldom(WARNING_SECONDS)
-
-    def reached(self) -> None:
-        """The cluster is there: wait for it from now on."""
-        self._deadline = None
 
     def until_done(
         self, operation: str, attempt: Callable[[], T], most_seconds: float = math.inf
@@ -93,8 +84,8 @@ class Retry:
 
         def may_pass(error: KafkaError) -> bool:
             waited_seconds = time.monotonic() - started
-            if self._deadline is not None:
-                self._judge_first_start(operation, error, self._deadline)
+            if self.deadline is not None:
+                self._judge_first_start(operation, error, self.deadline)
             elif waited_seconds >= most_seconds or not _passes(error, waited_seconds):
                 self.give_up(operation, error)
             else:
@@ -129,18 +120,13 @@ class Retry:
                 return False
             # The length counts messages, and events such as statistics that come and go. Only a new
             # minimum shows that a message was delivered.
-            left = len(producer)
-            now = time.monotonic()
+            now, left = time.monotonic(), len(producer)
             if error.code() != KafkaError._TIMED_OUT or left < waiting:
                 moved, waiting = now, min(waiting, left)
             if now - moved >= STUCK_SECONDS:
-                raise GenerationLost(
-                    f"a commit to Kafka made no progress for {STUCK_SECONDS:.0f} s"
-                )
+                raise GenerationLost(f"a commit made no progress for {STUCK_SECONDS:.0f} s")
             if now - started >= FAILING_SECONDS:
-                raise GenerationLost(
-                    f"a commit to Kafka failed for {FAILING_SECONDS:.0f} s: {error.name()}"
-                )
+                raise GenerationLost(f"a commit failed for {FAILING_SECONDS:.0f} s: {error.name()}")
             report("commit", error)
             return True
 
@@ -167,22 +153,20 @@ class Retry:
         Raises:
             GenerationLost: it did not return.
         """
-        # librdkafka keeps its statistics until they are polled: 4 MB in a commit of half an hour.
-        producer.poll(0)
         answer = self._caller.submit(call)
         deadline = time.monotonic() + ANSWER_SECONDS
         try:
             while True:
+                # librdkafka keeps statistics until they are polled: 4 MB in a commit of half an hour.
+                producer.poll(0)
                 self.life.beat()
                 try:
                     return answer.result(2 * SLICE_SECONDS)
                 except TimeoutError:
                     self.report("commit", KafkaError(KafkaError._TIMED_OUT))
-                producer.poll(0)
                 if time.monotonic() >= deadline:
                     raise GenerationLost(
-                        f"librdkafka did not return for {ANSWER_SECONDS:.0f} s from a call that "
-                        "should take less than one"
+                        f"librdkafka did not return from a short call for {ANSWER_SECONDS:.0f} s"
                     )
         finally:
             # As in `Life.aside`.
@@ -194,19 +178,18 @@ class Retry:
         """Report a call that failed and is repeated."""
         if error.code() == KafkaError._TIMED_OUT:
             # librdkafka's own report of the cause says more than that a call timed out.
-            self._wait(operation, text_of(self._clients.last_error or error, self._settings))
-            return
-        self._metrics.kafka_errors.inc()
+            error = self._clients.last_error or error
+        else:
+            self._metrics.kafka_errors.inc()
         # An aborted transaction is rare; other errors usually pass at once.
-        at_once = kind_of(error) is Kind.ABORT
-        self._wait(operation, text_of(error, self._settings), at_once)
+        self._wait(operation, text_of(error, self._settings), kind_of(error) is Kind.ABORT)
 
     def report_clock(self, advice: str) -> None:
         """Report that the topic refuses the time of this machine."""
         self._metrics.kafka_errors.inc()
         self._wait("publish", advice, at_once=True)
 
-    def _wait(self, operation: str, why: str, at_once: bool = False) -> None:
+    def _wait(self, operation: str, why: str, at_once: bool) -> None:
         now = time.monotonic()
         self._waiting_since = self._waiting_since or now
         if not at_once and now - self._waiting_since < QUIET_SECONDS:
@@ -226,9 +209,8 @@ class Retry:
         """Something worked: the trouble that was reported is over."""
         self._clients.last_error = None
         if self._reported and self._waiting_since is not None:
-            log.info(
-                "Kafka takes events again, after %.0f s", time.monotonic() - self._waiting_since
-            )
+            seconds = time.monotonic() - self._waiting_since
+            log.info("Kafka takes events again, after %.0f s", seconds)
             self._reported = False
             self.life.ready = True
             self._warnings = Seldom(WARNING_SECONDS)
@@ -237,11 +219,7 @@ class Retry:
     # ---- giving up ----
 
     def give_up(self, operation: str, error: KafkaError) -> NoReturn:
-        """End the program or the process, depending on the error.
-
-        Raises:
-            Fatal, GenerationLost, Fenced: always one of them.
-        """
+        """Raise what the error demands: `Fenced`, `Fatal` or `GenerationLost`."""
         kind = kind_of(error)
         if kind is Kind.FENCED:
             raise Fenced
@@ -252,12 +230,12 @@ class Retry:
     def _judge_first_start(self, operation: str, error: KafkaError, deadline: float) -> None:
         # A refused log-in is not the error of a call: librdkafka reports it by itself, and retries.
         self._clients.listen()
-        reported = self._clients.last_error
+        reported = self._clients.last_error or error
         for each in (reported, error):
-            if each is not None and kind_of(each) is Kind.FATAL:
+            if kind_of(each) is Kind.FATAL:
                 raise fatal(operation, each, self._settings)
         if time.monotonic() >= deadline:
-            raise fatal(operation, reported or error, self._settings)
+            raise fatal(operation, reported, self._settings)
         if kind_of(error) is not Kind.TRANSIENT:
             self.give_up(operation, error)
 

@@ -29,7 +29,6 @@ from pleiades.core.wire import UNKNOWN_SOURCE, Event
 from pleiades.core.wire import TopicPartition as Source
 from pleiades.runtime.errors import DestinationHeld, GenerationLost
 from pleiades.sinks.base import Committed, Opened, Remembered, SinkContext
-from pleiades.sinks.kafka import recovery
 from pleiades.sinks.kafka.admin import Admin
 from pleiades.sinks.kafka.clients import Clients
 from pleiades.sinks.kafka.destination import KafkaDestination
@@ -37,6 +36,7 @@ from pleiades.sinks.kafka.errors import group_of
 from pleiades.sinks.kafka.metrics import KafkaMetrics
 from pleiades.sinks.kafka.offset_metadata import Stored, encode, read_stored
 from pleiades.sinks.kafka.records import Published, RecordForm
+from pleiades.sinks.kafka.recovery import Evidence, recover
 from pleiades.sinks.kafka.retry import REACH_SECONDS, SLICE_SECONDS, Fenced, Retry
 from pleiades.sinks.kafka.skip_existing import Existing, is_of, since_ms
 from pleiades.sinks.kafka.topic_reader import TopicReader
@@ -62,24 +62,17 @@ CLAIM_SECONDS = 5.0
 
 
 class KafkaSink:
-    """Publishes into a topic.
-
-    Args:
-        settings: the topic.
-        context: the process, and what it relays.
-    """
+    """Publishes into a topic."""
 
     def __init__(self, settings: KafkaDestination, context: SinkContext) -> None:
         self._settings = settings
         self._relay = context.settings
+        self._replay = context.settings.replay
+        self._replay_name = b"" if self._replay is None else settings.position_name.encode()
         self._metrics = KafkaMetrics(context.metrics)
         self._clients = Clients(settings)
         self._admin = Admin(self._clients.admin(), settings)
-        self._retry = Retry(settings, self._clients, context)
-        self._replay = context.settings.replay
-        self._replay_name = b"" if self._replay is None else settings.position_name.encode()
-        """See `RecordForm`."""
-        self._group = group_of(settings)
+        self._retry = Retry(self._clients, context)
         self._position_at: OutputPartition = (settings.topic, 0)
         self._writer = secrets.token_hex(8)
         """Names this process in the stored position."""
@@ -104,18 +97,18 @@ class KafkaSink:
         """See `Sink.open`."""
         ask = self._retry.until_done
         self._create_topics()
-        self._consumer = consumer = self._clients.consumer()
-        self._begin_transactions(consumer)
+        self._consumer = self._clients.consumer()
+        self._begin_transactions(self._consumer)
+        reader = TopicReader(self._consumer, self._admin, self._retry)
         ends = ask("ask where the topic ends", self._admin.ends)
         stored = ask("read the stored position", lambda: self._stored(ends))
-        reader = TopicReader(consumer, self._admin, self._retry)
         self._readback = Readback(ends, _now_ms())
         if stored is not None:
             self._readback = stored.readback or self._converted(stored, ends)
             if self._readback.is_mark_due(stored.checkpoint):
                 self._readback = self._readback.marked(ends, _now_ms())
             # The old instance, once it is fenced, looks for who did it.
-            self._commit(Stored(stored.checkpoint, self._readback, self._writer))
+            self._commit(stored.checkpoint, self._readback)
         if self._replay is not None and self._replay.skip_existing:
             self._existing = self._look_for_existing(reader, ends, self._replay.range)
         all_told = self._existing is None
@@ -129,15 +122,15 @@ class KafkaSink:
         starts = ask("ask where the topic begins", lambda: self._admin.starts(ends))
         overlap_ms = int(self._relay.upstream.overlap_seconds * 1000)
         window_ms = max(int(self._relay.window_seconds * 1000), overlap_ms)
-        found = recovery.Evidence(self._relay.upstream.streams, overlap_ms, window_ms)
-        checkpoint, window, self._readback = recovery.recover(
+        found = Evidence(self._relay.upstream.streams, overlap_ms, window_ms)
+        checkpoint, window, self._readback = recover(
             reader, self._admin.events, starts, ends, found, _now_ms()
         )
         if checkpoint is not None and resume:
             log.warning(
                 "no position is stored as the group %s, but the topic is not empty: going on after its "
                 "last events, as far as their ids tell",
-                self._group,
+                group_of(self._settings),
             )
         return Opened(checkpoint, window, all_told=all_told)
 
@@ -158,7 +151,7 @@ class KafkaSink:
             checkpoint, self._events_of, self._letters_of, self._admin.dead_letters
         )
         with self._metrics.committing():
-            letters = self._commit(Stored(checkpoint, readback, self._writer))
+            letters = self._commit(checkpoint, readback)
             self._retry.well()
         self._readback = readback
         self._events_of, self._letters_of = set(), set()
@@ -186,7 +179,7 @@ class KafkaSink:
         """See `Sink.tend`."""
         # librdkafka makes statistics for an idle stream, too, and keeps them until they are polled: 7 MB
         # an hour.
-        self._transactions.poll()
+        self._transactions.write([])
 
     def close(self) -> None:
         """See `Sink.close`."""
@@ -194,22 +187,18 @@ class KafkaSink:
         # closing must not wait for a broker that is away.
         if self._producer is not None:
             self._producer.purge()
-            self._producer = None
-        if self._consumer is not None:
-            self._consumer.close()
-            self._consumer = None
-        if self._existing is not None:
-            self._existing.close()
-            self._existing = None
+        for opened in (self._consumer, self._existing):
+            if opened is not None:
+                opened.close()
+        self._producer = self._consumer = self._existing = None
 
     # ---- opening ----
 
     def _create_topics(self) -> None:
         admin, ask = self._admin, self._retry.until_done
-        missing = ask(
-            f"reach Kafka at {self._settings.brokers}", lambda: admin.missing(REACH_SECONDS)
-        )
-        self._retry.reached()
+        operation = f"reach Kafka at {self._settings.brokers}"
+        missing = ask(operation, lambda: admin.missing(REACH_SECONDS))
+        self._retry.deadline = None
         while missing:
             ask("create the topic", lambda topics=missing: admin.create(topics))  # type: ignore[misc]
             missing = ask("see the topic", lambda: admin.missing(REQUEST_SECONDS))
@@ -221,11 +210,7 @@ class KafkaSink:
         dead_limits = ask(operation, lambda: admin.limits(admin.dead_letters))
         producer = self._clients.producer(limits.max_batch_bytes, self._metrics.statistics)
         # Ends what an earlier producer left open, and fences it.
-        ask(
-            "begin transactions",
-            lambda: producer.init_transactions(SLICE_SECONDS),
-            most_seconds=BEGIN_SECONDS,
-        )
+        ask("begin transactions", lambda: producer.init_transactions(SLICE_SECONDS), BEGIN_SECONDS)
         form = RecordForm(
             admin.events,
             admin.dead_letters,
@@ -247,7 +232,7 @@ class KafkaSink:
         except UnreadableCheckpoint as error:
             log.warning(
                 "the position stored as the group %s is unusable (%s): looking for it in the topic",
-                self._group,
+                group_of(self._settings),
                 error,
             )
             return None
@@ -258,9 +243,9 @@ class KafkaSink:
             "ask where to read", lambda: self._admin.begins(ends, stored.since_ms - OLD_SLACK_MS)
         )
         checkpoint = stored.checkpoint
-        unknown = {
-            source: checkpoint.reached(source) for source in (UNKNOWN_SOURCE, UNKNOWN_LETTERS)
-        }
+        unknown = dict.fromkeys(
+            (UNKNOWN_SOURCE, UNKNOWN_LETTERS), checkpoint.reached(UNKNOWN_SOURCE)
+        )
         # Any source may have records there.
         reached = {**checkpoint.position, **unknown}
         return Readback({**ends, **begins}, stored.since_ms, reached, reached)
@@ -289,11 +274,8 @@ class KafkaSink:
         for remembered in reader.window(self._readback.parts(ends), is_own):
             count += 1
             yield remembered
-        log.info(
-            "read %d events of the topic back in %.1f s to recognise repeats",
-            count,
-            time.monotonic() - started,
-        )
+        seconds = time.monotonic() - started
+        log.info("read %d events of the topic back in %.1f s to recognise repeats", count, seconds)
 
     def _look_for_existing(self, reader: TopicReader, ends: Offsets, span: Range) -> Existing:
         started = time.monotonic()
@@ -301,12 +283,8 @@ class KafkaSink:
             "ask where to read", lambda: self._admin.begins(ends, since_ms(span))
         )
         existing = Existing()
-        try:
-            records = reader.read({**ends, **begins}, ends)
-            existing.add(record.identity for record in records if is_of(span, record))
-        except BaseException:
-            existing.close()
-            raise
+        records = reader.read({**ends, **begins}, ends)
+        existing.add(record.identity for record in records if is_of(span, record))
         log.info(
             "the topic has %d events of the range already, read in %.1f s: adding the missing ones",
             len(existing),
@@ -316,13 +294,12 @@ class KafkaSink:
 
     # ---- committing ----
 
-    def _commit(self, stored: Stored) -> list[Event]:
-        metadata = encode(stored, self._position_at)
+    def _commit(self, checkpoint: Checkpoint, readback: Readback) -> list[Event]:
+        metadata = encode(checkpoint, readback, self._writer, self._position_at)
         now = time.monotonic()
         refreshing = now >= self._refresh_at
-        begin = {} if stored.readback is None else stored.readback.begin
         offsets = [
-            TopicPartition(*at, begin.get(at, 0), text)
+            TopicPartition(*at, readback.begin.get(at, 0), text)
             for at, text in metadata.items()
             if refreshing or text != self._metadata.get(at)
         ]
@@ -347,8 +324,8 @@ class KafkaSink:
             if stored is not None and stored.writer != self._writer:
                 raise DestinationHeld(
                     f"another instance has taken over the topic {self._settings.topic} (transactional "
-                    f"id {self._group}). It goes on where this one stopped, and nothing is lost. Two "
-                    "instances at once are of no use: find out who starts the other one"
+                    f"id {group_of(self._settings)}). It goes on where this one stopped, and nothing is "
+                    "lost. Two instances at once are of no use: find out who starts the other one"
                 )
             self._retry.life.pause(SLICE_SECONDS)
         raise GenerationLost(

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from typing import TypeAlias
 
 from confluent_kafka import KafkaError, KafkaException, Message, Producer, TopicPartition
 
@@ -26,32 +27,9 @@ from pleiades.sinks.kafka.retry import BACKOFF, SLICE_SECONDS, Retry
 
 MAX_INVALID = 5
 """How often a transaction may be refused because a record is invalid, without a known reason."""
+INVALID, TOO_LARGE_CODE = KafkaError.INVALID_RECORD, KafkaError.MSG_SIZE_TOO_LARGE
 
-
-class Reports:
-    """Delivery reports of one try."""
-
-    def __init__(self) -> None:
-        self.expected = 0
-        self.delivered = 0
-        self.failed: list[tuple[Event, KafkaError]] = []
-
-    @property
-    def complete(self) -> bool:
-        """Whether there is nothing left to wait for; after a failure the rest is not sent."""
-        return bool(self.failed) or self.delivered == self.expected
-
-    def on(self, event: Event) -> Callable[[KafkaError | None, Message], None]:
-        """The delivery callback of one message."""
-        self.expected += 1
-
-        def note(error: KafkaError | None, _message: Message) -> None:
-            if error is None:
-                self.delivered += 1
-            else:
-                self.failed.append((event, error))
-
-        return note
+Failed: TypeAlias = list[tuple[Event, KafkaError]]
 
 
 class Transactions:
@@ -77,25 +55,19 @@ class Transactions:
         """Identities of events that may be too large: their batches were refused."""
 
     def write(self, events: list[Event]) -> None:
-        """Produce events and dead letters in the open transaction or a new one."""
+        """Produce events and dead letters in the open transaction or a new one.
+
+        Also without any, librdkafka's reports are taken.
+        """
         self._written += events
-        if self._spoilt is not None:
-            return
         try:
-            self._begin()
-            for event in events:
-                self._produce(event)
+            if events and self._spoilt is None:
+                self._begin()
+                for event in events:
+                    self._produce(event)
             self._producer.poll(0)
         except KafkaException as error:
             # The commit meets the error, too, and handles it.
-            self._spoilt = error.args[0]
-
-    def poll(self) -> None:
-        """Take librdkafka's reports while nothing is written."""
-        try:
-            self._producer.poll(0)
-        except KafkaException as error:
-            # As in `write`.
             self._spoilt = error.args[0]
 
     def commit(self, offsets: list[TopicPartition]) -> list[Event]:
@@ -109,13 +81,13 @@ class Transactions:
         """
         failures = invalid = 0
         while not self._try_to_commit(offsets):
-            if _is_invalid(self._spoilt):
+            if self._is_spoilt_by(INVALID):
                 self._find_cause(offsets)
-                invalid += _is_invalid(self._spoilt)
+                invalid += self._is_spoilt_by(INVALID)
                 if self._spoilt is not None and invalid > MAX_INVALID:
                     raise KafkaException(self._spoilt)
             # Events that are too large are found one after the other, without waiting.
-            failures = 0 if _is_size(self._spoilt) else failures + 1
+            failures = 0 if self._is_spoilt_by(TOO_LARGE_CODE) else failures + 1
             if failures > 1:
                 self._retry.life.pause(BACKOFF.pause_seconds(failures - 1, jitter=1.0))
         letters = [event for event in self._written if event.reason]
@@ -161,25 +133,39 @@ class Transactions:
         except KafkaException as error:
             self._spoil(error.args[0])
 
+    def _is_spoilt_by(self, code: int) -> bool:
+        return self._spoilt is not None and self._spoilt.code() == code
+
     def _spoil(self, error: KafkaError) -> None:
         self._spoilt = error
-        if not _is_size(error):
+        if error.code() != TOO_LARGE_CODE:
             self._report("commit a transaction, which begins again", error)
 
     def _report(self, operation: str, error: KafkaError) -> None:
-        if error.code() != KafkaError.INVALID_TIMESTAMP:
+        if error.code() == KafkaError.INVALID_TIMESTAMP and self._written:
+            now_ms, limits = time.time_ns() // 1_000_000, self._limits
+            newest_ms = self._written[-1].timestamp_ms
+            advice = clock_advice(now_ms, newest_ms, limits.ahead_ms, limits.behind_ms)
+            self._retry.report_clock(advice)
+        else:
             self._retry.report(operation, error)
-            return
-        newest_ms = self._written[-1].timestamp_ms if self._written else 0
-        ahead_ms, behind_ms = self._limits.ahead_ms, self._limits.behind_ms
-        now_ms = time.time_ns() // 1_000_000
-        self._retry.report_clock(clock_advice(now_ms, newest_ms, ahead_ms, behind_ms))
 
     # ---- producing ----
 
-    def _produce(self, event: Event, reports: Reports | None = None) -> None:
+    def _produce(self, event: Event, failed: Failed | None = None) -> None:
+        """Produce one event.
+
+        Args:
+            failed: takes its report, if it can't be delivered.
+        """
         topic, value, key, headers = self._form.record(event)
-        on_delivery = None if reports is None else reports.on(event)
+        on_delivery = None
+        if failed is not None:
+
+            def on_delivery(error: KafkaError | None, _message: Message) -> None:
+                if error is not None:
+                    failed.append((event, error))
+
         while True:
             try:
                 self._producer.produce(topic, value, key, headers=headers, on_delivery=on_delivery)
@@ -198,71 +184,65 @@ class Transactions:
         if self._begun:
             self._step(lambda: self._producer.abort_transaction(SLICE_SECONDS))
             self._begun = False
-        reports = Reports()
+        failed: Failed = []
         try:
             self._begin()
             for event in self._written:
                 alone = self._is_suspect(event)
                 if alone:
-                    self._await(reports)
-                self._produce(event, reports)
+                    self._deliver(failed)
+                self._produce(event, failed)
                 self._producer.poll(0)
                 if alone:
-                    self._await(reports)
-                if reports.failed:
+                    self._deliver(failed)
+                if failed:
                     break
         except KafkaException as error:
-            # The transaction failed in the background. If a message was the cause, the reports name it.
+            # The transaction failed in the background. If a message was the cause, a report names it.
             self._spoilt = error.args[0]
             self._producer.poll(SLICE_SECONDS)
-            if not reports.failed:
+            if not failed:
                 self._spoil(error.args[0])
                 return False
-        self._await(reports)
-        if reports.failed:
-            self._learn(reports.failed)
+        self._deliver(failed)
+        if failed:
+            self._learn(failed)
             return False
         self._spoilt = None
         return True
+
+    def _deliver(self, failed: Failed) -> None:
+        """Wait until all messages are delivered; after a failure the others are not sent."""
+        while not failed and self._producer.flush(SLICE_SECONDS):
+            self._retry.life.beat()
 
     def _is_suspect(self, event: Event) -> bool:
         size_bytes = len(event.key) + len(event.data)
         surely_taken_bytes = self._limits.max_batch_bytes - BATCH_OVERHEAD_BYTES
         return size_bytes > surely_taken_bytes or event.identity in self._suspects
 
-    def _await(self, reports: Reports) -> None:
-        while not reports.complete:
-            self._retry.life.beat()
-            self._producer.flush(SLICE_SECONDS)
-
-    def _learn(self, failed: list[tuple[Event, KafkaError]]) -> None:
-        too_large = [event for event, error in failed if _is_size(error)]
-        if not too_large:
+    def _learn(self, failed: Failed) -> None:
+        codes = {error.code() for _, error in failed}
+        if TOO_LARGE_CODE in codes:
+            # All others failed with them.
+            self._spoilt = KafkaError(TOO_LARGE_CODE)
+            for event in [event for event, error in failed if error.code() == TOO_LARGE_CODE]:
+                self._set_apart(event)
+        elif INVALID in codes:
+            # The others may have failed because of these.
+            self._spoilt = KafkaError(INVALID)
+        else:
             self._spoilt = failed[0][1]
-            if any(_is_invalid(error) for _, error in failed):
-                # The others may have failed because of these.
-                self._spoilt = KafkaError(KafkaError.INVALID_RECORD)
-                return
             for _, error in failed:
                 if kind_of(error) is not Kind.TRANSIENT:
                     raise KafkaException(error)
             self._report("deliver events", failed[0][1])
-            return
-        # All others failed with them.
-        self._spoilt = KafkaError(KafkaError.MSG_SIZE_TOO_LARGE)
-        for event in too_large:
-            if event.reason:
-                self._form.max_dead_letter_bytes = max(self._form.max_dead_letter_bytes // 2, 1)
-            elif self._is_suspect(event):
-                place = self._written.index(event)
-                self._written[place] = event._replace(reason=TOO_LARGE)
-            else:
-                self._suspects.add(event.identity)
 
-
-def _is_invalid(error: KafkaError | None) -> bool:
-    return error is not None and error.code() == KafkaError.INVALID_RECORD
-
-
-def _is_size(error: KafkaError | None) -> bool:
-    return error is not None and error.code() == KafkaError.MSG_SIZE_TOO_LARGE
+    def _set_apart(self, event: Event) -> None:
+        """An event whose batch was too large: is it that alone?"""
+        if event.reason:
+            self._form.max_dead_letter_bytes = max(self._form.max_dead_letter_bytes // 2, 1)
+        elif self._is_suspect(event):
+            self._written[self._written.index(event)] = event._replace(reason=TOO_LARGE)
+        else:
+            self._suspects.add(event.identity)

@@ -68,7 +68,7 @@ def metadata(raw: bytes) -> None:
         assert all(type(offset) is int and offset >= 0 for offset in part.end.values())
     readback.is_mark_due(read.checkpoint)
     try:
-        again = encode(read, AT)
+        again = encode(read.checkpoint, readback, read.writer, AT)
     except Fatal:
         return  # It was packed better than we do.
     assert len(again[AT].encode()) <= MAX_METADATA_BYTES

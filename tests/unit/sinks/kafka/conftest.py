@@ -44,7 +44,6 @@ def clients(destination: KafkaDestination) -> Clients:
 
 @pytest.fixture
 def retry(
-    destination: KafkaDestination,
     clients: Clients,
     life: FakeLife,
     metrics: Metrics,
@@ -52,4 +51,4 @@ def retry(
 ) -> Retry:
     """Of a program that has reached the cluster."""
     context = SinkContext(life, metrics, settings_of(), reached=True)
-    return Retry(destination, clients, context)
+    return Retry(clients, context)

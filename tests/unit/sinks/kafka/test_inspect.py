@@ -24,7 +24,7 @@ from pleiades.sinks.kafka.clients import Clients
 from pleiades.sinks.kafka.destination import KafkaDestination
 from pleiades.sinks.kafka.inspect import inspect_position, inspect_transactions, may_hold_groups
 from pleiades.sinks.kafka.inspect_topics import inspect_topics
-from pleiades.sinks.kafka.offset_metadata import Stored, encode
+from pleiades.sinks.kafka.offset_metadata import encode
 from tests.harness.settings import kafka_of, settings_of
 
 ALL = frozenset({"DESCRIBE", "READ", "WRITE", "DELETE"})
@@ -200,7 +200,7 @@ def stored(clock_ms: int) -> str:
     checkpoint = Checkpoint({("t", 0): clock_ms}, 0, clock_ms)
     reached = {("t", 0): clock_ms}
     readback = Readback({AT: 2}, clock_ms - 60_000, reached, reached)
-    return encode(Stored(checkpoint, readback, "ab"), AT)[AT]
+    return encode(checkpoint, readback, "ab", AT)[AT]
 
 
 def position(

@@ -12,7 +12,13 @@ from hypothesis import strategies as st
 
 from pleiades.core.coverage import Interval
 from pleiades.core.position import Checkpoint, Done, UnreadableCheckpoint
-from pleiades.core.readback import MAX_SEGMENTS, UNKNOWN_LETTERS, Readback, Segment
+from pleiades.core.readback import (
+    MAX_SEGMENTS,
+    UNKNOWN_LETTERS,
+    OutputPartition,
+    Readback,
+    Segment,
+)
 from pleiades.core.wire import UNKNOWN_SOURCE
 from pleiades.runtime.errors import Fatal
 from pleiades.sinks.kafka.offset_metadata import (
@@ -77,13 +83,18 @@ def all_stored(draw: st.DrawFn) -> Stored:
     )
 
 
+def texts_of(stored: Stored) -> dict[OutputPartition, str]:
+    assert stored.readback is not None
+    return encode(stored.checkpoint, stored.readback, stored.writer, AT)
+
+
 def encoded(stored: Stored) -> str:
-    return encode(stored, AT)[AT]
+    return texts_of(stored)[AT]
 
 
 @given(all_stored())
 def test_what_is_stored_is_read(stored: Stored) -> None:
-    texts = encode(stored, AT)
+    texts = texts_of(stored)
     assert all(len(text.encode()) <= MAX_METADATA_BYTES for text in texts.values())
     read = read_stored(texts, AT)
     assert read.checkpoint == stored.checkpoint
@@ -136,7 +147,7 @@ def test_many_streams_are_packed_and_what_is_read_back_only_grows(streams: int) 
     metadata = encoded(stored)
     assert len(metadata) <= MAX_METADATA_BYTES
     assert not metadata.startswith("{")
-    read = read_stored(encode(stored, AT), AT)
+    read = read_stored(texts_of(stored), AT)
     assert read.checkpoint == stored.checkpoint
     assert read.readback is not None
     assert stored.readback is not None
@@ -161,7 +172,7 @@ def test_any_number_of_output_partitions_fits() -> None:
     stored = many(1)
     assert stored.readback is not None
     begins = {("out", number): 10**12 + number for number in range(5_000)}
-    texts = encode(stored._replace(readback=replace(stored.readback, begin=begins)), AT)
+    texts = texts_of(stored._replace(readback=replace(stored.readback, begin=begins)))
     assert max(map(len, texts.values())) < 1_500
     read = read_stored(texts, AT)
     assert read.readback is not None
@@ -181,6 +192,32 @@ def test_a_position_of_the_version_before_is_read() -> None:
     assert stored.checkpoint.known_from["eqiad.x", 0] == NOW_MS - 600_000
 
 
+def test_what_the_version_before_wrote_shorter_is_read() -> None:
+    """One number where all sources know as much, and an unknown source that follows from them."""
+    before = (
+        '{"version":1,"position":[["eqiad.x",0,1789992469958]],"started_ms":1789900000000,'
+        '"clock_ms":1790000000000,"window_since_ms":1789999999998,"mark":null,"writer":"ab",'
+        '"known_from":[600000,[["gone",1,5]],true],"others":[["",-2],["",-1]],"unit_ms":1,'
+        '"open":[1790000000000,[null,-1789990975581],[null,-1790000000000]],'
+        '"segments":[[1789999999998,[-3547186,null,-1789997164179]]],"offsets":[37,[2,3]]}'
+    )
+    stored = read_stored({AT: before, ("out", 1): "[7,null]"}, AT)
+    eqiad = ("eqiad.x", 0)
+    assert stored.checkpoint.known_from == {
+        eqiad: 1789992469958 - 600_000,
+        UNKNOWN_SOURCE: 1789992469958 - 600_000,
+        ("gone", 1): 5,
+    }
+    reached = {eqiad: 1789992469958 + 3547186, UNKNOWN_SOURCE: 1789997164179}
+    assert stored.readback == Readback(
+        {AT: 37, ("out", 1): 7},
+        NOW_MS,
+        {UNKNOWN_LETTERS: 1789990975581},
+        {UNKNOWN_LETTERS: NOW_MS},
+        (Segment({AT: 2}, {AT: 3}, reached, 1789999999998),),
+    )
+
+
 def test_the_version_before_finds_from_where_on_to_read() -> None:
     stored = many(1, segments=2)
     assert stored.readback is not None
@@ -188,7 +225,6 @@ def test_the_version_before_finds_from_where_on_to_read() -> None:
     readback = replace(stored.readback, closed=(begun, *stored.readback.closed[1:]))
     fields = orjson.loads(encoded(stored._replace(readback=readback)))
     assert fields["window_since_ms"] == NOW_MS - 7
-    assert fields["mark"] is None
 
 
 @pytest.mark.parametrize(
