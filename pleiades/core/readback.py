@@ -1,19 +1,19 @@
-"""Which parts of an output topic a restart must read to know all that can be repeated.
+"""Which parts of an output topic a restart must read to recognise everything that can be repeated.
 
-A topic that holds what was published is its own window. It is divided into segments, from one mark to
-the next. A mark is made between two transactions of ours: the end offsets of all output partitions.
+The topic is divided into segments, from one mark to the next. A mark is the end offsets of all output
+partitions, taken between two transactions of ours.
 
 Laws:
-- All that was published before a mark lies below its offsets, and all that is published after it at or
-  above them. Neither record timestamps nor clocks come into this.
-- Of each upstream topic-partition with records in it, a segment says what that had reached when the last
-  of them was published (`Remembered.reached_ms` of none is more). Once `Checkpoint.known_from` is beyond
-  that, those records are not needed any more; once that is so for all of them, the segment is not.
+- Everything published before a mark lies below its offsets, everything published later at or above
+  them. Neither record timestamps nor clocks matter.
+- For each upstream topic-partition with records in it, a segment says what that had reached when the
+  last of them was published (`Remembered.reached_ms` of none is more). Once `Checkpoint.known_from` is
+  beyond that, those records are not needed any more; a segment without any that are is dropped.
 - Segments are short: an active topic-partition makes a mark each time it has moved on by a part of its
-  window. One that stands still keeps the few segments in which its last window lies, however long it
-  stands still and whatever is published meanwhile. All of this is stored, so that restarts add nothing.
-- To merge two segments is always safe: what lies between them is read, too, and all of it is held to
-  have come as late as the last.
+  window. One that stands still keeps the few segments with its last window, however long it stands still
+  and whatever else is published. All of this is stored, so that restarts add nothing.
+- Merging two segments is always safe: what lies between them is read, too, and all of it counts as
+  published as late as the last.
 - Records of an earlier start came at positions of that start. They keep their segments until this start
   has moved beyond those.
 """
@@ -29,12 +29,12 @@ from pleiades.core.position import Checkpoint, Position, join
 from pleiades.core.wire import UNKNOWN_SOURCE, TopicPartition
 
 MAX_SEGMENTS = 16
-"""Closed ones. An active topic-partition needs five; what is above is for those that stand still."""
+"""Closed ones. An active topic-partition needs five; the others are for those that stand still."""
 MARKS_PER_WINDOW = 4
-"""An active topic-partition reads up to a window and one such part of it."""
+"""A restart reads up to one such part more than the window of an active topic-partition."""
 UNKNOWN_LETTERS: TopicPartition = ("", -2)
-"""Stands for the unknown source of dead letters. Those are kept for as long as any topic-partition
-stands still; but nothing except the dead letters' own topic is read for them."""
+"""Stands for the unknown source of dead letters. They are kept for as long as any topic-partition stands
+still, but only the dead letters' own topic is read for them."""
 
 OutputPartition = tuple[str, int]
 Offsets = Mapping[OutputPartition, int]
@@ -42,20 +42,19 @@ Offsets = Mapping[OutputPartition, int]
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """A part of each output partition, from one mark to another."""
+    """A part of each output partition that is needed, from one mark to another."""
 
     begin: Offsets
     end: Offsets
-    """As `begin`, of the output partitions of which anything is needed."""
     reached: Position
     """For each upstream topic-partition with records that are needed: what it had reached when the last
     of them was published, or more."""
     since_ms: int
-    """What this machine's clock said at the beginning; for the version before only."""
+    """This machine's clock at the beginning; only shown, and for the version before."""
 
 
 class Part(NamedTuple):
-    """What a restart reads of the output, in one go."""
+    """A part of the output that a restart reads."""
 
     begin: Offsets
     end: Offsets
@@ -65,20 +64,17 @@ class Part(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Readback:
-    """What a restart must read, kept up to date with each commit.
-
-    After the last of the closed segments comes the open one, in which is published.
-    """
+    """What a restart must read: the closed segments, and the open one, which is written to."""
 
     begin: Offsets
-    """Of the open segment. An output partition that is missing was added later: all of it is in it."""
+    """Of the open segment. It contains all of a partition that is missing here: that was added later."""
     since_ms: int
     """As `Segment.since_ms`, of the open one."""
     first: Position = field(default_factory=dict)
     """For each upstream topic-partition with records in the open segment: what it had reached when the
     first of them was published."""
     reached: Position = field(default_factory=dict)
-    """The same of the last of them."""
+    """The same for the last of them."""
     closed: tuple[Segment, ...] = ()
 
     def committed(
@@ -88,17 +84,16 @@ class Readback:
         letters: Iterable[TopicPartition],
         letters_topic: str,
     ) -> Readback:
-        """To be committed with a checkpoint.
+        """The readback to commit with a checkpoint.
 
         Args:
-            events: sources of events that are committed with it.
-            letters: the same of dead letters.
-            letters_topic: where these go.
+            events, letters: sources of the events and dead letters that are committed with it.
+            letters_topic: where dead letters go.
         """
         named = {remembered_as(source, checkpoint.position, False) for source in events}
         named |= {remembered_as(source, checkpoint.position, True) for source in letters}
         if UNKNOWN_SOURCE in named:
-            # It may be too large, and become a dead letter.
+            # It may be too large and become a dead letter.
             named.add(UNKNOWN_LETTERS)
         first, reached = dict(self.first), dict(self.reached)
         for source in named:
@@ -110,7 +105,7 @@ class Readback:
         return replace(self, first=first, reached=reached, closed=closed)
 
     def is_mark_due(self, checkpoint: Checkpoint) -> bool:
-        """Whether the open segment should end where the output ends now."""
+        """Whether the open segment should end here."""
         for source, first_ms in self.first.items():
             known_ms = _known_from(checkpoint, source)
             reached_ms = checkpoint.reached(source)
@@ -123,19 +118,19 @@ class Readback:
         return False
 
     def marked(self, ends: Offsets, now_ms: int) -> Readback:
-        """With a mark where the output ends now; nothing is written and not committed."""
+        """With a mark where the output ends now. Nothing is written and not committed."""
         closed = self.closed
         if self.reached:
             closed = (*closed, Segment(_begin(self.begin, ends), ends, self.reached, self.since_ms))
         return Readback(ends, now_ms, closed=closed).merged(MAX_SEGMENTS)
 
     def merged(self, most: int) -> Readback:
-        """With so many closed segments at most, such that as little as possible is read in addition."""
+        """With at most so many closed segments, such that as little as possible is read in addition."""
         segments = list(self.closed)
         while len(segments) > max(most, 1):
             joined = [_join(*pair) for pair in pairwise(segments)]
-            # The last two are those of active topic-partitions, and soon not needed any more; with what
-            # comes after them they would grow without end.
+            # The last two belong to active topic-partitions and are soon dropped. Merged with those that
+            # follow they would grow without end.
             candidates = range(max(len(joined) - 2, 1))
             at = min(
                 candidates,
@@ -145,11 +140,7 @@ class Readback:
         return replace(self, closed=tuple(segments))
 
     def parts(self, ends: Offsets) -> Iterator[Part]:
-        """What to read, in the order in which it was published.
-
-        Args:
-            ends: where the output ends now.
-        """
+        """What to read, in the order of publishing, if the output ends at `ends`."""
         for segment in self.closed:
             end = {at: min(offset, ends.get(at, 0)) for at, offset in segment.end.items()}
             yield Part(segment.begin, end, segment.reached)
@@ -158,21 +149,21 @@ class Readback:
 
     @property
     def oldest_ms(self) -> int:
-        """What this machine's clock said where reading begins."""
+        """This machine's clock where reading begins."""
         return min((segment.since_ms for segment in self.closed), default=self.since_ms)
 
 
 def remembered_as(
     source: TopicPartition, known: Container[TopicPartition], letter: bool
 ) -> TopicPartition:
-    """Under which name records of a source are remembered: one that is not known is as good as none."""
+    """The name under which records of a source are remembered: an unknown one is as good as none."""
     if source in known and source != UNKNOWN_SOURCE:
         return source
     return UNKNOWN_LETTERS if letter else UNKNOWN_SOURCE
 
 
 def runs(parts: Iterable[Part]) -> Iterator[list[Part]]:
-    """Parts that follow each other without a gap, and can be read as one."""
+    """Groups of parts that follow each other without a gap, and can be read as one."""
     run: list[Part] = []
     for part in parts:
         if run and not _follows(run[-1], part):
@@ -191,7 +182,7 @@ def _follows(part: Part, following: Part) -> bool:
 
 
 def _begin(begin: Offsets, ends: Offsets) -> Offsets:
-    """Where all partitions begin. One that ends before that was made anew: all of it is needed."""
+    """Where all partitions begin. One that ends before that was created anew: all of it is needed."""
     return {at: begin[at] if begin.get(at, end + 1) <= end else 0 for at, end in ends.items()}
 
 
@@ -226,5 +217,5 @@ def _join(first: Segment, second: Segment) -> Segment:
 
 
 def _size(segment: Segment) -> int:
-    """How many records are read for it."""
+    """The number of records that are read for it."""
     return sum(max(end - segment.begin[at], 0) for at, end in segment.end.items())

@@ -184,7 +184,7 @@ def test_a_running_instance_of_kafka_is_seen_and_left_alone(
     ours = f"pleiades-{topic}-recentchange"
     status, lines = with_flags(to_topic(upstream), "--kafka.partitions=3")
     assert (status, problems(lines)) == (0, [])
-    assert f"the topic {topic} is missing: a start would make it, with 3 partitions" in said(
+    assert f"the topic {topic} is missing: a start would create it with 3 partitions" in said(
         lines, "note", "destination"
     )
     assert "no position is stored" in said(lines, "ok", "destination")
@@ -243,7 +243,7 @@ def test_what_kafka_would_refuse_is_a_problem(simulate: Simulate, to_topic: Flag
     assert "only 1 broker" in said(lines, "problem", "destination")
     status, lines = with_flags(to_topic(upstream), "--kafka.property=transaction.timeout.ms=900001")
     assert status == 1
-    assert "are not allowed, at most 900 s" in said(lines, "problem", "destination")
+    assert "do not allow transactions of up to 900.001 s, at most 900 s" in said(lines, "problem", "destination")
     # Only the producer knows that these two don't go together.
     status, lines = with_flags(
         to_topic(upstream),
@@ -313,7 +313,7 @@ def test_a_cluster_is_left_as_it_was_found_whoever_asks(
     # Not even Kafka's own topics, which it makes for the first who asks for a group or a transaction.
     assert contents(admin) == set()
     assert (status, problems(lines)) == (0, [])
-    assert "is missing: a start would make it" in said(lines, "note", "destination")
+    assert "is missing: a start would create it" in said(lines, "note", "destination")
 
     status, lines = check(*secure_flags(upstream, strict.nobody_config))
     assert status == 1

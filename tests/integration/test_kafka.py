@@ -397,7 +397,7 @@ def test_a_topic_that_is_deleted_meanwhile_gets_all_that_comes_after(
         delete_topic(kafka, topic)
         forget_position(kafka, topic)
         publisher.kill()
-        relay.wait_for("Going on from the last position that was stored")
+        relay.wait_for("resuming from the last committed position")
         until_published(relay, 500)
         assert relay.stop() == 0
     verdict = judge_topic(kafka, topic, upstream.journal(), stopped_ms, finished=False)

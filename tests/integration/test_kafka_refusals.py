@@ -39,7 +39,7 @@ def test_a_wrong_address_names_what_to_check() -> None:
 
 def test_an_unknown_host_names_what_to_check() -> None:
     said = refused("--kafka.broker=name.invalid:9092")
-    assert "the host name in --kafka.broker name.invalid:9092 is not known" in said
+    assert "the host name in --kafka.broker name.invalid:9092 is unknown" in said
 
 
 def test_a_port_of_another_kind_names_what_to_check(
@@ -71,7 +71,7 @@ def test_an_unknown_certificate_names_what_to_check(secure: Broker, tmp_path: Pa
         secure.secure_config.read_text().replace(str(secure.folder / "tls" / "ca.pem"), other)
     )
     said = refused(f"--kafka.config={properties}")
-    assert "TLS did not come about: check security.protocol and ssl.ca.location" in said
+    assert "the TLS handshake failed: check security.protocol and ssl.ca.location" in said
 
 
 def test_a_misspelled_property_is_a_usage_error() -> None:
@@ -119,5 +119,5 @@ def test_a_user_without_rights_is_told_which(secure: Broker) -> None:
 
 def test_a_replication_that_the_cluster_has_no_brokers_for(kafka: str, topic: str) -> None:
     said = refused(*kafka_flags(kafka, topic), "--kafka.replication=3")
-    assert f"can't make the topic {topic}" in said
-    assert "look at --kafka.partitions and --kafka.replication" in said
+    assert f"can't create the topic {topic}" in said
+    assert "check --kafka.partitions and --kafka.replication" in said

@@ -29,9 +29,8 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]  # its documen
 )
 
 from pleiades.core.readback import OutputPartition
-from pleiades.runtime.errors import Fatal
 from pleiades.sinks.kafka.destination import DEAD_LETTERS_SUFFIX, KafkaDestination
-from pleiades.sinks.kafka.errors import group_of, text_of
+from pleiades.sinks.kafka.errors import group_of
 
 log = logging.getLogger(__name__)
 
@@ -64,88 +63,61 @@ class Admin:
     """
 
     def __init__(
-        self,
-        client: AdminClient,
-        settings: KafkaDestination,
-        request_seconds: float = REQUEST_SECONDS,
+        self, client: AdminClient, settings: KafkaDestination, seconds: float = REQUEST_SECONDS
     ) -> None:
         self._client = client
         self._settings = settings
-        self._request_seconds = request_seconds
+        self._seconds = seconds
+        """How long each request may take."""
+        self._group = group_of(settings)
         self.events = settings.topic
         self.dead_letters = settings.topic + DEAD_LETTERS_SUFFIX
 
     # ---- topics ----
 
-    def missing(self, timeout_seconds: float) -> list[NewTopic]:
+    def missing(self, seconds: float) -> list[NewTopic]:
         """The topics that must be created."""
-        replication = self._settings.replication or -1
         partitions = {self.events: self._settings.partitions, self.dead_letters: 1}
         return [
-            NewTopic(name, number, replication)
+            NewTopic(name, number, self._settings.replication or -1)
             for name, number in partitions.items()
-            if self._partitions(name, timeout_seconds) is None
+            if not self._partitions(name, seconds)
         ]
 
-    def _partitions(self, topic: str, timeout_seconds: float) -> list[OutputPartition] | None:
-        """Those of one topic; None: it does not exist."""
-        found = self._client.list_topics(topic, timeout_seconds).topics[topic]
-        if found.error is None:
+    def _partitions(self, topic: str, seconds: float) -> list[OutputPartition]:
+        """Those of one topic; none if it does not exist."""
+        found = self._client.list_topics(topic, seconds).topics[topic]
+        if found.error is None or found.error.code() == KafkaError.UNKNOWN_TOPIC_OR_PART:
             return [(topic, number) for number in sorted(found.partitions)]
-        if found.error.code() == KafkaError.UNKNOWN_TOPIC_OR_PART:
-            return None
         raise KafkaException(found.error)
 
-    def create(self, topics: list[NewTopic]) -> None:
-        """Create topics, unless somebody else has created them meanwhile.
-
-        Raises:
-            Fatal: the cluster can't create such a topic.
-        """
-        pending = self._client.create_topics(topics, request_timeout=self._request_seconds)
-        for name, created in pending.items():
-            try:
-                created.result()
-            except KafkaException as raised:
-                self._judge_creation(name, raised)
-            else:
-                log.info("created the topic %s", name)
-
-    def _judge_creation(self, name: str, raised: KafkaException) -> None:
-        error = raised.args[0]
-        if error.code() in (
-            KafkaError.INVALID_REPLICATION_FACTOR,
-            KafkaError.INVALID_PARTITIONS,
-            KafkaError.TOPIC_EXCEPTION,
-            KafkaError.POLICY_VIOLATION,
-            KafkaError.INVALID_CONFIG,
-        ):
-            raise Fatal(
-                f"can't create the topic {name}: {text_of(error, self._settings)}. Nothing was "
-                "published; check --kafka.partitions and --kafka.replication, or create the topic "
-                "yourself"
-            )
-        if error.code() != KafkaError.TOPIC_ALREADY_EXISTS:
-            raise raised
-
-    def try_creation(self, topic: NewTopic) -> None:
-        """Ask whether a topic could be created; does not create it."""
-        asked = self._client.create_topics(
-            [topic], validate_only=True, request_timeout=self._request_seconds
+    def create(self, topics: list[NewTopic], only_validate: bool = False) -> None:
+        """Create topics, unless somebody else has done so meanwhile; or only ask whether one may."""
+        created = self._client.create_topics(
+            topics, validate_only=only_validate, request_timeout=self._seconds
         )
-        asked[topic.topic].result()
+        for name, answer in created.items():
+            try:
+                answer.result()
+            except KafkaException as error:
+                if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
+                    raise
+            else:
+                log.log(
+                    logging.DEBUG if only_validate else logging.INFO, "created the topic %s", name
+                )
 
-    def describe(self, names: Iterable[str]) -> dict[str, TopicDescription | KafkaError]:
+    def describe(self, names: list[str]) -> dict[str, TopicDescription | KafkaError]:
         """The topics of these names, with this user's rights, or why each can't be seen."""
         asked = self._client.describe_topics(
-            TopicCollection(list(names)),
+            TopicCollection(names),
             include_authorized_operations=True,
-            request_timeout=self._request_seconds,
+            request_timeout=self._seconds,
         )
         described: dict[str, TopicDescription | KafkaError] = {}
-        for name, future in asked.items():
+        for name, answer in asked.items():
             try:
-                described[name] = future.result()
+                described[name] = answer.result()
             except KafkaException as error:
                 described[name] = error.args[0]
         return described
@@ -153,7 +125,7 @@ class Admin:
     # ---- offsets ----
 
     def ends(
-        self, timeout_seconds: float = REQUEST_SECONDS, of: Iterable[OutputPartition] | None = None
+        self, seconds: float = REQUEST_SECONDS, of: Iterable[OutputPartition] | None = None
     ) -> dict[OutputPartition, int]:
         """Where partitions end, uncommitted records of others included.
 
@@ -161,18 +133,15 @@ class Admin:
             of: the partitions; None: all of both topics.
         """
         if of is None:
-            of = []
             # Afresh: some may have been added.
-            for topic in (self.events, self.dead_letters):
-                found = self._partitions(topic, timeout_seconds)
-                if found is None:
-                    raise KafkaException(KafkaError(KafkaError.UNKNOWN_TOPIC_OR_PART))
-                of += found
-        return self._offsets(of, OffsetSpec.latest(), timeout_seconds)  # type: ignore[no-untyped-call]
+            of = [
+                at for t in (self.events, self.dead_letters) for at in self._partitions(t, seconds)
+            ]
+        return self._offsets(of, OffsetSpec.latest(), seconds)  # type: ignore[no-untyped-call]
 
     def starts(self, partitions: Iterable[OutputPartition]) -> dict[OutputPartition, int]:
         """The first offset that each partition still has."""
-        return self._offsets(partitions, OffsetSpec.earliest())  # type: ignore[no-untyped-call]
+        return self._offsets(partitions, OffsetSpec.earliest(), self._seconds)  # type: ignore[no-untyped-call]
 
     def begins(
         self, partitions: Iterable[OutputPartition], since_ms: int
@@ -182,21 +151,41 @@ class Admin:
         Partitions without such records are left out. A consumer of committed records would find none
         behind a transaction that is still open.
         """
-        found = self._offsets(partitions, OffsetSpec.for_timestamp(max(since_ms, 0)))
+        since = OffsetSpec.for_timestamp(max(since_ms, 0))
+        found = self._offsets(partitions, since, self._seconds)
         return {at: offset for at, offset in found.items() if offset >= 0}
 
     def _offsets(
-        self,
-        partitions: Iterable[OutputPartition],
-        spec: OffsetSpec,
-        timeout_seconds: float | None = None,
+        self, partitions: Iterable[OutputPartition], spec: OffsetSpec, seconds: float
     ) -> dict[OutputPartition, int]:
-        answers = self._client.list_offsets(
+        asked = self._client.list_offsets(
             {TopicPartition(*at): spec for at in partitions},
             isolation_level=IsolationLevel.READ_UNCOMMITTED,
-            request_timeout=timeout_seconds or self._request_seconds,
+            request_timeout=seconds,
         )
-        return {(at.topic, at.partition): answer.result().offset for at, answer in answers.items()}
+        return {(at.topic, at.partition): answer.result().offset for at, answer in asked.items()}
+
+    def offset_metadata(
+        self, partitions: Iterable[OutputPartition], stable: bool
+    ) -> dict[OutputPartition, str]:
+        """The metadata that is stored with the offsets of our group.
+
+        Args:
+            stable: refuse for now if an open transaction may change it; else it is not waited for.
+        """
+        wanted = [TopicPartition(*at) for at in partitions]
+        asked = self._client.list_consumer_group_offsets(
+            [ConsumerGroupTopicPartitions(self._group, wanted)],
+            require_stable=stable,
+            request_timeout=self._seconds,
+        )
+        metadata = {}
+        for stored in asked[self._group].result().topic_partitions:
+            if stored.error is not None:
+                raise KafkaException(stored.error)
+            if stored.offset >= 0 and stored.metadata:
+                metadata[stored.topic, stored.partition] = stored.metadata
+        return metadata
 
     # ---- configuration and rights ----
 
@@ -224,50 +213,23 @@ class Admin:
     def configuration(self, kind: Any, name: str) -> Configuration:
         """The configuration of a topic or a broker, without secret values."""
         resource = ConfigResource(kind, name)
-        asked = self._client.describe_configs([resource], request_timeout=self._request_seconds)
+        asked = self._client.describe_configs([resource], request_timeout=self._seconds)
         entries = asked[resource].result()
         return {key: entry.value for key, entry in entries.items() if entry.value is not None}
 
-    def cluster(self, timeout_seconds: float) -> DescribeClusterResult:
+    def cluster(self, seconds: float) -> DescribeClusterResult:
         """The brokers of the cluster, with this user's rights."""
-        asked = self._client.describe_cluster(
-            include_authorized_operations=True, request_timeout=timeout_seconds
-        )
-        cluster: DescribeClusterResult = asked.result()
-        return cluster
-
-    # ---- the group ----
+        found: DescribeClusterResult = self._client.describe_cluster(
+            include_authorized_operations=True, request_timeout=seconds
+        ).result()
+        return found
 
     def group_rights(self) -> frozenset[str] | None:
         """What this user may do with our group; None: the broker does not tell."""
-        group = group_of(self._settings)
         asked = self._client.describe_consumer_groups(
-            [group], include_authorized_operations=True, request_timeout=self._request_seconds
+            [self._group], include_authorized_operations=True, request_timeout=self._seconds
         )
-        return rights_in(asked[group].result())
-
-    def offset_metadata(
-        self, partitions: Iterable[OutputPartition], stable: bool
-    ) -> dict[OutputPartition, str]:
-        """The metadata that is stored with the offsets of our group.
-
-        Args:
-            stable: refuse for now if an open transaction may change it; else it is not waited for.
-        """
-        group = group_of(self._settings)
-        wanted = [TopicPartition(*at) for at in partitions]
-        asked = self._client.list_consumer_group_offsets(
-            [ConsumerGroupTopicPartitions(group, wanted)],
-            require_stable=stable,
-            request_timeout=self._request_seconds,
-        )
-        metadata = {}
-        for stored in asked[group].result().topic_partitions:
-            if stored.error is not None:
-                raise KafkaException(stored.error)
-            if stored.offset >= 0 and stored.metadata:
-                metadata[stored.topic, stored.partition] = stored.metadata
-        return metadata
+        return rights_in(asked[self._group].result())
 
 
 def rights_in(description: Any) -> frozenset[str] | None:

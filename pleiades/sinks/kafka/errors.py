@@ -59,6 +59,9 @@ _FATAL_ADVICE = {
     _codes("_SSL"): "the TLS handshake failed: check security.protocol and ssl.ca.location "
     "(--kafka.config), and that the broker's certificate names the host in --kafka.broker {brokers}",
     NO_TOPIC: "check --kafka.topic {topic}: somebody deleted it, or it never existed",
+    _codes(
+        "INVALID_REPLICATION_FACTOR INVALID_PARTITIONS TOPIC_EXCEPTION POLICY_VIOLATION INVALID_CONFIG"
+    ): "check --kafka.partitions and --kafka.replication, or create the topic yourself",
     _codes("INVALID_TRANSACTION_TIMEOUT"): "the broker's transaction.max.timeout.ms is less than "
     "transaction.timeout.ms: lower the latter (--kafka.property transaction.timeout.ms=60000)",
     _codes("TOPIC_AUTHORIZATION_FAILED"): _RIGHTS

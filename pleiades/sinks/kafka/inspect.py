@@ -35,7 +35,7 @@ from pleiades.sinks.kafka.admin import (
 )
 from pleiades.sinks.kafka.clients import TRANSACTION_TIMEOUT_MS, Clients
 from pleiades.sinks.kafka.destination import KafkaDestination
-from pleiades.sinks.kafka.errors import Kind, advice, fatal, group_of, kind_of
+from pleiades.sinks.kafka.errors import advice, fatal, group_of
 from pleiades.sinks.kafka.inspect_topics import (
     Configurations,
     configuration,
@@ -48,7 +48,7 @@ from pleiades.sinks.kafka.offset_metadata import (
     read_metadata,
     read_stored,
 )
-from pleiades.sinks.kafka.retry import CONNECT_SECONDS, REACH_SECONDS
+from pleiades.sinks.kafka.retry import CONNECT_SECONDS, REACH_SECONDS, check_first_start
 
 log = logging.getLogger(__name__)
 
@@ -135,13 +135,8 @@ def _reach(kafka: KafkaDestination) -> tuple[Admin, DescribeClusterResult]:
     while True:
         try:
             return admin, admin.cluster(REACH_SECONDS)
-        except KafkaException as raised:
-            error = raised.args[0]
-        # A refused log-in is not the error of a call: librdkafka reports it by itself, and retries.
-        clients.listen()
-        reported = clients.last_error or error
-        if Kind.FATAL in (kind_of(reported), kind_of(error)) or time.monotonic() >= deadline:
-            raise fatal(f"reach Kafka at {kafka.brokers}", reported, kafka)
+        except KafkaException as error:
+            check_first_start(clients, f"reach Kafka at {kafka.brokers}", error.args[0], deadline)
         time.sleep(RETRY_SECONDS)
 
 

@@ -21,7 +21,7 @@ from pleiades.sinks.kafka.admin import (
     rights_in,
 )
 from pleiades.sinks.kafka.destination import KafkaDestination
-from pleiades.sinks.kafka.errors import Kind, fatal, kind_of, text_of
+from pleiades.sinks.kafka.errors import fatal
 
 NEEDED = ("DESCRIBE", "READ", "WRITE")
 MAX_LISTED = 10
@@ -79,19 +79,14 @@ def _missing(kafka: KafkaDestination, admin: Admin, name: str) -> Finding:
     )
     would = f"the topic {name} is missing: a start would create it with {partitions} and {copies}"
     try:
-        admin.try_creation(wanted[name])
+        admin.create([wanted[name]], only_validate=True)
     except KafkaException as raised:
         error = raised.args[0]
     else:
         return note(f"{would}; the cluster allows it")
     if error.code() in (KafkaError._UNSUPPORTED_FEATURE, KafkaError.UNSUPPORTED_VERSION):
         return note(f"{would}. The brokers are too old to tell whether they allow it")
-    if kind_of(error) is Kind.FATAL:
-        return problem(str(fatal(f"create the missing topic {name}", error, kafka)))
-    return problem(
-        f"can't create the missing topic {name}: {text_of(error, kafka).rstrip('.')}. Check "
-        "--kafka.partitions and --kafka.replication, or create the topic yourself"
-    )
+    return problem(str(fatal(f"create the missing topic {name}", error, kafka)))
 
 
 def _topic(

@@ -85,7 +85,9 @@ class Retry:
         def may_pass(error: KafkaError) -> bool:
             waited_seconds = time.monotonic() - started
             if self.deadline is not None:
-                self._judge_first_start(operation, error, self.deadline)
+                check_first_start(self._clients, operation, error, self.deadline)
+                if kind_of(error) is not Kind.TRANSIENT:
+                    self.give_up(operation, error)
             elif waited_seconds >= most_seconds or not _passes(error, waited_seconds):
                 self.give_up(operation, error)
             else:
@@ -227,17 +229,17 @@ class Retry:
             raise fatal(operation, error, self._settings)
         raise GenerationLost(f"can't {operation}: {text_of(error, self._settings)}")
 
-    def _judge_first_start(self, operation: str, error: KafkaError, deadline: float) -> None:
-        # A refused log-in is not the error of a call: librdkafka reports it by itself, and retries.
-        self._clients.listen()
-        reported = self._clients.last_error or error
-        for each in (reported, error):
-            if kind_of(each) is Kind.FATAL:
-                raise fatal(operation, each, self._settings)
-        if time.monotonic() >= deadline:
-            raise fatal(operation, reported, self._settings)
-        if kind_of(error) is not Kind.TRANSIENT:
-            self.give_up(operation, error)
+
+def check_first_start(clients: Clients, operation: str, error: KafkaError, deadline: float) -> None:
+    """Raise `Fatal` for an error that does not pass, or once the deadline (monotonic time) is over."""
+    # A refused log-in is not the error of a call: librdkafka reports it by itself, and retries.
+    clients.listen()
+    reported = clients.last_error or error
+    for each in (reported, error):
+        if kind_of(each) is Kind.FATAL:
+            raise fatal(operation, each, clients.settings)
+    if time.monotonic() >= deadline:
+        raise fatal(operation, reported, clients.settings)
 
 
 def _passes(error: KafkaError, waited_seconds: float) -> bool:

@@ -200,7 +200,8 @@ class KafkaSink:
         missing = ask(operation, lambda: admin.missing(REACH_SECONDS))
         self._retry.deadline = None
         while missing:
-            ask("create the topic", lambda topics=missing: admin.create(topics))  # type: ignore[misc]
+            names = " and ".join(topic.topic for topic in missing)
+            ask(f"create the topic {names}", lambda topics=missing: admin.create(topics))  # type: ignore[misc]
             missing = ask("see the topic", lambda: admin.missing(REQUEST_SECONDS))
 
     def _begin_transactions(self, consumer: Consumer) -> None:
