@@ -243,7 +243,9 @@ def test_what_kafka_would_refuse_is_a_problem(simulate: Simulate, to_topic: Flag
     assert "only 1 broker" in said(lines, "problem", "destination")
     status, lines = with_flags(to_topic(upstream), "--kafka.property=transaction.timeout.ms=900001")
     assert status == 1
-    assert "do not allow transactions of up to 900.001 s, at most 900 s" in said(lines, "problem", "destination")
+    assert "do not allow transactions of up to 900.001 s, at most 900 s" in said(
+        lines, "problem", "destination"
+    )
     # Only the producer knows that these two don't go together.
     status, lines = with_flags(
         to_topic(upstream),
