@@ -43,6 +43,8 @@ DEFAULT_AHEAD_MS = 3_600_000
 MAX_MS = 2**53
 """A longer time is no limit."""
 
+REFUSED = (KafkaError.TOPIC_AUTHORIZATION_FAILED, KafkaError.CLUSTER_AUTHORIZATION_FAILED)
+
 Configuration: TypeAlias = Mapping[str, str]
 
 
@@ -67,7 +69,7 @@ class Admin:
     ) -> None:
         self._client = client
         self._settings = settings
-        self._seconds = seconds
+        self.seconds = seconds
         """How long each request may take."""
         self._group = group_of(settings)
         self.events = settings.topic
@@ -94,7 +96,7 @@ class Admin:
     def create(self, topics: list[NewTopic], only_validate: bool = False) -> None:
         """Create topics, unless somebody else has done so meanwhile; or only ask whether one may."""
         created = self._client.create_topics(
-            topics, validate_only=only_validate, request_timeout=self._seconds
+            topics, validate_only=only_validate, request_timeout=self.seconds
         )
         for name, answer in created.items():
             try:
@@ -112,7 +114,7 @@ class Admin:
         asked = self._client.describe_topics(
             TopicCollection(names),
             include_authorized_operations=True,
-            request_timeout=self._seconds,
+            request_timeout=self.seconds,
         )
         described: dict[str, TopicDescription | KafkaError] = {}
         for name, answer in asked.items():
@@ -141,7 +143,7 @@ class Admin:
 
     def starts(self, partitions: Iterable[OutputPartition]) -> dict[OutputPartition, int]:
         """The first offset that each partition still has."""
-        return self._offsets(partitions, OffsetSpec.earliest(), self._seconds)  # type: ignore[no-untyped-call]
+        return self._offsets(partitions, OffsetSpec.earliest(), self.seconds)  # type: ignore[no-untyped-call]
 
     def begins(
         self, partitions: Iterable[OutputPartition], since_ms: int
@@ -152,7 +154,7 @@ class Admin:
         behind a transaction that is still open.
         """
         since = OffsetSpec.for_timestamp(max(since_ms, 0))
-        found = self._offsets(partitions, since, self._seconds)
+        found = self._offsets(partitions, since, self.seconds)
         return {at: offset for at, offset in found.items() if offset >= 0}
 
     def _offsets(
@@ -177,7 +179,7 @@ class Admin:
         asked = self._client.list_consumer_group_offsets(
             [ConsumerGroupTopicPartitions(self._group, wanted)],
             require_stable=stable,
-            request_timeout=self._seconds,
+            request_timeout=self.seconds,
         )
         metadata = {}
         for stored in asked[self._group].result().topic_partitions:
@@ -191,11 +193,8 @@ class Admin:
 
     def limits(self, topic: str) -> Limits:
         """What a topic accepts; the defaults where this user may not ask."""
-        try:
-            found = self.configuration(ConfigResource.Type.TOPIC, topic)
-        except KafkaException as error:
-            if error.args[0].code() != KafkaError.TOPIC_AUTHORIZATION_FAILED:
-                raise
+        found = self.configuration(ConfigResource.Type.TOPIC, topic)
+        if found is None:
             log.info(
                 "this user may not read the configuration of %s (DescribeConfigs): assuming that it "
                 "accepts batches of %d bytes",
@@ -210,11 +209,16 @@ class Admin:
             behind_ms if behind_ms < MAX_MS else None,
         )
 
-    def configuration(self, kind: Any, name: str) -> Configuration:
-        """The configuration of a topic or a broker, without secret values."""
+    def configuration(self, kind: Any, name: str) -> Configuration | None:
+        """The configuration of a topic or a broker, without secrets; None: this user may not read it."""
         resource = ConfigResource(kind, name)
-        asked = self._client.describe_configs([resource], request_timeout=self._seconds)
-        entries = asked[resource].result()
+        asked = self._client.describe_configs([resource], request_timeout=self.seconds)
+        try:
+            entries = asked[resource].result()
+        except KafkaException as error:
+            if error.args[0].code() in REFUSED:
+                return None
+            raise
         return {key: entry.value for key, entry in entries.items() if entry.value is not None}
 
     def cluster(self, seconds: float) -> DescribeClusterResult:
@@ -227,7 +231,7 @@ class Admin:
     def group_rights(self) -> frozenset[str] | None:
         """What this user may do with our group; None: the broker does not tell."""
         asked = self._client.describe_consumer_groups(
-            [self._group], include_authorized_operations=True, request_timeout=self._seconds
+            [self._group], include_authorized_operations=True, request_timeout=self.seconds
         )
         return rights_in(asked[self._group].result())
 

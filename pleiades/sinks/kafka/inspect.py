@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Mapping
 from dataclasses import replace
-from typing import Any
 
 from confluent_kafka import KafkaError, KafkaException
 from confluent_kafka.admin import (  # type: ignore[attr-defined]  # its documented names
@@ -23,7 +22,6 @@ from pleiades.config.settings import Settings
 from pleiades.core.position import Checkpoint, UnreadableCheckpoint
 from pleiades.core.readback import OutputPartition
 from pleiades.core.units import iso_time, plural, rough_duration
-from pleiades.runtime.errors import Fatal
 from pleiades.runtime.findings import Finding, note, now_ms, ok, problem, warning
 from pleiades.sinks.inspection import no_position, stored_position
 from pleiades.sinks.kafka.admin import (
@@ -36,12 +34,7 @@ from pleiades.sinks.kafka.admin import (
 from pleiades.sinks.kafka.clients import TRANSACTION_TIMEOUT_MS, Clients
 from pleiades.sinks.kafka.destination import KafkaDestination
 from pleiades.sinks.kafka.errors import advice, fatal, group_of
-from pleiades.sinks.kafka.inspect_topics import (
-    Configurations,
-    configuration,
-    inspect_topics,
-    retention_ms,
-)
+from pleiades.sinks.kafka.inspect_topics import inspect_topics, retention_ms
 from pleiades.sinks.kafka.offset_metadata import (
     MAX_METADATA_BYTES,
     Stored,
@@ -78,18 +71,16 @@ def inspect(settings: Settings, kafka: KafkaDestination) -> Iterator[Finding]:
     yield ok(f"Kafka at {kafka.brokers} answers: {plural(len(cluster.nodes), 'broker')}")
     try:
         topics = admin.describe([admin.events, admin.dead_letters, GROUPS_TOPIC])
-        groups = topics.pop(GROUPS_TOPIC)
+        may_ask = may_hold_groups(topics[admin.events], topics.pop(GROUPS_TOPIC))
         configurations = {
-            name: configuration(admin, ConfigResource.Type.TOPIC, name)
+            name: admin.configuration(ConfigResource.Type.TOPIC, name)
             for name, topic in topics.items()
             if not isinstance(topic, KafkaError)
         }
         yield from inspect_topics(settings, kafka, admin, topics, configurations)
         yield from inspect_transactions(kafka, admin, cluster)
-        events = topics[admin.events]
-        yield from inspect_position(
-            settings, kafka, admin, topics, configurations, may_hold_groups(events, groups)
-        )
+        topic = configurations.get(admin.events) or {}
+        yield from inspect_position(settings, kafka, admin, topics, topic, may_ask)
     except KafkaException as error:
         raise fatal("inspect the topics", error.args[0], kafka) from None
 
@@ -101,23 +92,20 @@ def stored_checkpoint(kafka: KafkaDestination) -> Checkpoint | None:
         Fatal: the cluster can't be asked.
     """
     admin, _ = _reach(kafka)
-    group = group_of(kafka)
-    operation = "inspect the topic"
     try:
-        topics = admin.describe([kafka.topic, GROUPS_TOPIC])
-        if not may_hold_groups(topics[kafka.topic], topics[GROUPS_TOPIC]):
+        topics = admin.describe([admin.events, GROUPS_TOPIC])
+        if not may_hold_groups(topics[admin.events], topics[GROUPS_TOPIC]):
             return None
-        operation = f"read the position of the group {group}"
         stored = admin.offset_metadata([(kafka.topic, 0)], stable=False)
-    except KafkaException as error:
-        raise fatal(operation, error.args[0], kafka) from None
-    try:
         return next((read_metadata(text).checkpoint for text in stored.values()), None)
+    except KafkaException as error:
+        operation = f"read the position of the group {group_of(kafka)}"
+        raise fatal(operation, error.args[0], kafka) from None
     except UnreadableCheckpoint as error:
         log.warning(
             "the position stored as the group %s is unusable (%s): beginning again. Events that the "
             "topic already has come twice, unless with --skipExisting",
-            group,
+            group_of(kafka),
             error,
         )
         return None
@@ -146,14 +134,12 @@ def may_hold_groups(
     """Whether our group may hold a position; None: unknown, and a question could create something.
 
     Args:
-        events: the topic that the relay publishes to.
-        groups: the topic of all groups.
+        events, groups: the topic that the relay publishes to, and that of all groups.
     """
     if not isinstance(groups, KafkaError):
         return True
-    if KafkaError.UNKNOWN_TOPIC_OR_PART in [
-        answer.code() for answer in (events, groups) if isinstance(answer, KafkaError)
-    ]:
+    refusals = [answer.code() for answer in (events, groups) if isinstance(answer, KafkaError)]
+    if KafkaError.UNKNOWN_TOPIC_OR_PART in refusals:
         # Kafka forgets the offsets of a deleted topic.
         return False
     # This user may not see the topic of all groups. It exists if ours does.
@@ -167,7 +153,7 @@ def inspect_transactions(
     own = dict(kafka.properties).get("transaction.timeout.ms", "")
     timeout_ms = int(own) if own.isdecimal() else TRANSACTION_TIMEOUT_MS
     wanted = f"transactions of up to {timeout_ms / 1000:g} s"
-    broker = configuration(admin, ConfigResource.Type.BROKER, str(cluster.nodes[0].id))
+    broker = admin.configuration(ConfigResource.Type.BROKER, str(cluster.nodes[0].id))
     if broker is None:
         yield note(
             "this user may not read the brokers' configuration (DescribeConfigs on the cluster): only a "
@@ -176,18 +162,16 @@ def inspect_transactions(
     else:
         allowed_ms = int(broker.get("transaction.max.timeout.ms", timeout_ms))
         refused = KafkaError(KafkaError.INVALID_TRANSACTION_TIMEOUT)
-        if timeout_ms > allowed_ms:
-            yield problem(
-                f"the brokers do not allow {wanted}, at most {allowed_ms / 1000:g} s: "
-                f"{advice(refused, kafka)}"
-            )
-        else:
+        if timeout_ms <= allowed_ms:
             yield ok(f"the brokers allow {wanted} (transaction.max.timeout.ms: {allowed_ms})")
+        else:
+            allowed = f"at most {allowed_ms / 1000:g} s: {advice(refused, kafka)}"
+            yield problem(f"the brokers do not allow {wanted}, {allowed}")
         stored_bytes = int(broker.get("offset.metadata.max.bytes", MAX_METADATA_BYTES))
         if stored_bytes < MAX_METADATA_BYTES:
             yield warning(
                 f"the brokers keep only {stored_bytes} bytes with an offset "
-                f"(offset.metadata.max.bytes): the position of many streams needs up to "
+                "(offset.metadata.max.bytes): the position of many streams needs up to "
                 f"{MAX_METADATA_BYTES}"
             )
     if "ALTER" not in (rights_in(cluster) or ()):
@@ -204,43 +188,47 @@ def inspect_position(
     settings: Settings,
     kafka: KafkaDestination,
     admin: Admin,
-    topics: dict[str, Any],
-    configurations: Configurations,
-    groups: bool | None,
+    topics: Mapping[str, TopicDescription | KafkaError],
+    topic: Configuration,
+    may_ask: bool | None,
 ) -> Iterator[Finding]:
     """Where a start would go on, and how much it would read back.
 
     Args:
-        groups: see `may_hold_groups`.
+        topics: those of the sink.
+        topic: the configuration of the one that it publishes to.
+        may_ask: see `may_hold_groups`.
     """
     group, at = f"the group {group_of(kafka)}", (kafka.topic, 0)
     seen = [topic for topic in topics.values() if not isinstance(topic, KafkaError)]
     outputs = [(topic.name, partition.id) for topic in seen for partition in topic.partitions]
-    if groups is None:
+    if may_ask is None:
         yield note(f"did not ask whether {group} holds a position: this user can't see the topic")
         return
-    metadata, stored = "", None
-    if groups:
-        try:
-            metadata, stored = yield from _stored(kafka, admin, at, outputs)
-        except Fatal as error:
-            yield problem(str(error))
-            return
-    if stored is not None:
-        checkpoint = stored.checkpoint
-        yield from stored_position(settings, checkpoint, checkpoint.clock_ms, f"as {group}")
-    events = [output for output in outputs if output[0] == kafka.topic]
-    records = 0
+    operation, metadata = f"see {group}", dict[OutputPartition, str]()
+    stored, records = None, 0
     try:
-        records = _to_read(admin, stored, outputs, events) if events else 0
+        if may_ask:
+            rights = admin.group_rights()
+            if rights is not None and "READ" not in rights:
+                refused = KafkaError(KafkaError.GROUP_AUTHORIZATION_FAILED)
+                yield problem(str(fatal(f"commit as {group}", refused, kafka)))
+            operation = f"read the position of {group}"
+            metadata = admin.offset_metadata({at, *outputs}, stable=False)
     except KafkaException as error:
-        yield problem(
-            f"{fatal('ask the brokers that hold the topic', error.args[0], kafka)}. Also check the "
-            "brokers' advertised.listeners: each of their addresses must be reachable from here"
+        yield problem(str(fatal(operation, error.args[0], kafka)))
+        return
+    try:
+        stored = read_stored(metadata, at) if at in metadata else None
+    except UnreadableCheckpoint as error:
+        yield warning(
+            f"the position stored as {group} is unusable ({error}): a start looks for it in the topic"
         )
-    else:
-        if stored is not None and events:
-            yield from _read_back(records, stored.since_ms, configurations.get(kafka.topic) or {})
+    if stored is not None:
+        clock_ms = stored.checkpoint.clock_ms
+        yield from stored_position(settings, stored.checkpoint, clock_ms, f"as {group}")
+    if kafka.topic in [topic.name for topic in seen]:
+        records = yield from _inspect_records(kafka, admin, stored, outputs, topic)
     if stored is not None:
         if now_ms() - stored.checkpoint.clock_ms < RUNNING_SECONDS * 1000:
             yield _running(admin, at, metadata)
@@ -253,73 +241,55 @@ def inspect_position(
         yield from no_position(settings, f"as {group}")
 
 
-def _stored(
-    kafka: KafkaDestination, admin: Admin, at: OutputPartition, outputs: list[OutputPartition]
-) -> Generator[Finding, None, tuple[str, Stored | None]]:
-    """Returns the metadata of the position, and what it says.
-
-    Raises:
-        Fatal: this user can't read it.
-    """
-    group = f"the group {group_of(kafka)}"
-    operation = f"see {group}"
-    try:
-        rights = admin.group_rights()
-        if rights is not None and "READ" not in rights:
-            refused = KafkaError(KafkaError.GROUP_AUTHORIZATION_FAILED)
-            yield problem(str(fatal(f"commit as {group}", refused, kafka)))
-        operation = f"read the position of {group}"
-        metadata = admin.offset_metadata({at, *outputs}, stable=False)
-    except KafkaException as error:
-        raise fatal(operation, error.args[0], kafka) from None
-    try:
-        return metadata.get(at, ""), read_stored(metadata, at) if at in metadata else None
-    except UnreadableCheckpoint as error:
-        yield warning(
-            f"the position stored as {group} is unusable ({error}): a start looks for it in the topic"
-        )
-        return "", None
-
-
-def _to_read(
+def _inspect_records(
+    kafka: KafkaDestination,
     admin: Admin,
     stored: Stored | None,
     outputs: list[OutputPartition],
-    events: list[OutputPartition],
-) -> int:
-    """About how many records a start reads, or could read where no position is stored."""
-    # The leader of each partition answers for itself: this shows that all can be reached.
-    ends = admin.ends(REQUEST_SECONDS, of=outputs)
-    if stored is not None and stored.readback is not None:
-        parts = stored.readback.parts(ends)
-        return sum(
-            max(end - part.begin.get(at, 0), 0) for part in parts for at, end in part.end.items()
+    topic: Configuration,
+) -> Generator[Finding, None, int]:
+    """Returns about how many records a start reads, or could read where no position is stored."""
+    events = [output for output in outputs if output[0] == kafka.topic]
+    try:
+        # The leader of each partition answers for itself: this shows that all can be reached.
+        ends = admin.ends(REQUEST_SECONDS, of=outputs)
+        if stored is None:
+            read = [(begin, ends[at]) for at, begin in admin.starts(events).items()]
+        elif stored.readback is None:
+            begins = admin.begins(events, stored.since_ms)
+            read = [(begin, ends[at]) for at, begin in begins.items()]
+        else:
+            parts = stored.readback.parts(ends)
+            read = [(part.begin.get(at, 0), end) for part in parts for at, end in part.end.items()]
+    except KafkaException as error:
+        yield problem(
+            f"{fatal('ask the brokers that hold the topic', error.args[0], kafka)}. Also check the "
+            "brokers' advertised.listeners: each of their addresses must be reachable from here"
         )
-    begins = admin.starts(events) if stored is None else admin.begins(events, stored.since_ms)
-    return sum(max(ends[at] - begin, 0) for at, begin in begins.items())
-
-
-def _read_back(records: int, since_ms: int, topic: Configuration) -> Iterator[Finding]:
-    yield ok(
-        f"to recognise repeats a start reads about {records:,} records of the topic back, the oldest "
-        f"from {iso_time(since_ms)}"
-    )
-    kept_ms, age_ms = retention_ms(topic), now_ms() - since_ms
-    if kept_ms is not None and age_ms > kept_ms:
-        yield warning(
-            f"that is {rough_duration(age_ms / 1000)} ago, but the topic keeps its records for only "
-            f"{rough_duration(kept_ms / 1000)} (retention.ms): events of deleted records may be "
-            "published a second time"
+        return 0
+    records = sum(max(end - begin, 0) for begin, end in read)
+    if stored is not None:
+        yield ok(
+            f"to recognise repeats a start reads about {records:,} records of the topic back, the "
+            f"oldest from {iso_time(stored.since_ms)}"
         )
+        kept_ms, age_ms = retention_ms(topic), now_ms() - stored.since_ms
+        if kept_ms is not None and age_ms > kept_ms:
+            yield warning(
+                f"that is {rough_duration(age_ms / 1000)} ago, but the topic keeps its records for only "
+                f"{rough_duration(kept_ms / 1000)} (retention.ms): events of deleted records may be "
+                "published a second time"
+            )
+    return records
 
 
-def _running(admin: Admin, at: OutputPartition, metadata: str) -> Finding:
+def _running(admin: Admin, at: OutputPartition, before: Mapping[OutputPartition, str]) -> Finding:
     """Whether the position moves, so that somebody publishes."""
     instance = "an instance may be running, with nothing to publish at the moment"
     deadline = time.monotonic() + MOVE_SECONDS
     while time.monotonic() < deadline:
         try:
-            moved = admin.offset_metadata([at], stable=False).get(at) != metadata
+            moved = admin.offset_metadata([at], stable=False).get(at) != before[at]
         except KafkaException:
             moved = False
         if moved:

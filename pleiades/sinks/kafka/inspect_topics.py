@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any, TypeAlias
+from typing import Any
 
 from confluent_kafka import KafkaError, KafkaException
 from confluent_kafka.admin import (  # type: ignore[attr-defined]  # its documented names
@@ -13,29 +13,12 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]  # its documen
 from pleiades.config.settings import Settings
 from pleiades.core.units import plural, rough_duration
 from pleiades.runtime.findings import Finding, note, ok, problem, warning
-from pleiades.sinks.kafka.admin import (
-    DEFAULT_MAX_BATCH_BYTES,
-    REQUEST_SECONDS,
-    Admin,
-    Configuration,
-    rights_in,
-)
+from pleiades.sinks.kafka.admin import DEFAULT_MAX_BATCH_BYTES, Admin, Configuration, rights_in
 from pleiades.sinks.kafka.destination import KafkaDestination
 from pleiades.sinks.kafka.errors import fatal
 
 NEEDED = ("DESCRIBE", "READ", "WRITE")
 MAX_LISTED = 10
-
-Configurations: TypeAlias = Mapping[str, Configuration | None]
-"""By the topic's name; None: this user may not read it."""
-
-
-def configuration(admin: Admin, kind: Any, name: str) -> Configuration | None:
-    """The configuration of a topic or a broker; None: this user may not read it."""
-    try:
-        return admin.configuration(kind, name)
-    except KafkaException:
-        return None
 
 
 def retention_ms(topic: Configuration) -> int | None:
@@ -49,7 +32,7 @@ def inspect_topics(
     kafka: KafkaDestination,
     admin: Admin,
     topics: Mapping[str, TopicDescription | KafkaError],
-    configurations: Configurations,
+    configurations: Mapping[str, Configuration | None],
 ) -> Iterator[Finding]:
     """Each topic as a start would find or create it."""
     for name, topic in topics.items():
@@ -64,7 +47,7 @@ def inspect_topics(
 
 def _missing(kafka: KafkaDestination, admin: Admin, name: str) -> Finding:
     try:
-        wanted: dict[str, Any] = {topic.topic: topic for topic in admin.missing(REQUEST_SECONDS)}
+        wanted: dict[str, Any] = {topic.topic: topic for topic in admin.missing(admin.seconds)}
     except KafkaException:
         # This user can't see the other topic, which has a finding of its own.
         wanted = {}

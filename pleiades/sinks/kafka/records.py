@@ -16,7 +16,13 @@ import msgspec
 import orjson
 from confluent_kafka import Message
 
-from pleiades.core.identity import identify, identity_of, is_fallback, is_legal_fallback
+from pleiades.core.identity import (
+    any_fallback,
+    identify,
+    identity_of,
+    is_fallback,
+    is_legal_fallback,
+)
 from pleiades.core.readback import OutputPartition
 from pleiades.core.wire import (
     UNKNOWN_SOURCE,
@@ -24,6 +30,7 @@ from pleiades.core.wire import (
     Event,
     MalformedId,
     TopicPartition,
+    all_published,
     is_source,
     parse_id,
 )
@@ -44,7 +51,7 @@ NO_STREAM = "-"
 
 Headers: TypeAlias = list[tuple[str, str | bytes | None]]
 Record: TypeAlias = tuple[str, bytes, bytes, Headers]
-"""Topic, value, key and headers. (`produce_batch` of confluent-kafka takes no headers.)"""
+"""Topic, value, key and headers."""
 
 
 class RecordForm:
@@ -66,10 +73,19 @@ class RecordForm:
         max_dead_letter_bytes: int,
     ) -> None:
         self.max_dead_letter_bytes = max_dead_letter_bytes
-        self._topic = topic
+        self.topic = topic
         self._dead_letters_topic = dead_letters_topic
         self._key_of = key_by_field(key_field) if key_field else None
         self._common: Headers = [(REPLAY_HEADER, replay)] if replay else []
+
+    def have_no_headers(self, events: list[Event]) -> bool:
+        """Whether key and value are all there is of each: usually so."""
+        return (
+            self._key_of is None
+            and not self._common
+            and all_published(events)
+            and not any_fallback([event.identity for event in events])
+        )
 
     def record(self, event: Event) -> Record:
         """The record of an event or a dead letter."""
@@ -82,7 +98,7 @@ class RecordForm:
             key = self._key_of(event)
         if is_fallback(identity):
             headers = [*headers, *_naming_headers(event)]
-        return self._topic, data, key, headers
+        return self.topic, data, key, headers
 
     def _dead_letter(self, letter: Event) -> Record:
         data, sse_id = letter.data[: self.max_dead_letter_bytes], letter.key[:MAX_ID_BYTES]

@@ -207,7 +207,7 @@ def position(
     admin: Any, of: tuple[Settings, KafkaDestination], configuration: Configuration = DEFAULTS
 ) -> list[Finding]:
     topics = {TOPIC: described()}
-    return list(inspect_position(*of, admin, topics, {TOPIC: configuration}, True))
+    return list(inspect_position(*of, admin, topics, configuration, True))
 
 
 def test_a_position_that_moves_is_a_running_instances(kafka_settings_of: SettingsOf) -> None:

@@ -123,6 +123,11 @@ class Broker:
         if on_delivery is not None:
             self._waiting.append((value, on_delivery))
 
+    def produce_batch(self, topic: str, messages: list[dict[str, bytes]]) -> int:
+        """As `Producer`."""
+        self.open += [(topic, message["value"]) for message in messages]
+        return len(messages)
+
     def poll(self, _seconds: float) -> None:
         """As `Producer`."""
 
