@@ -122,7 +122,9 @@ def peak_kibibytes() -> int:
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_a_large_frame_costs_no_more_than_its_length(shape: str) -> None:
-    context = multiprocessing.get_context("spawn")
+    # Forked from a process that has imported this and nothing else.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
     ours, theirs = context.Pipe(duplex=False)
     process = context.Process(target=relay, args=(shape, theirs))
     process.start()
