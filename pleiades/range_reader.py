@@ -14,13 +14,13 @@ from itertools import count
 from typing import TypeAlias
 
 from pleiades.config.settings import ReplaySettings
-from pleiades.core.position import Checkpoint, Done
+from pleiades.core.position import Checkpoint, Done, ResumeCursor
 from pleiades.core.wire import TopicPartition
 from pleiades.reader import BaseReader
 from pleiades.runtime.channel import POLL_SECONDS
 from pleiades.upstream.frames import NOTHING, Received
 from pleiades.upstream.http import Upstream
-from pleiades.upstream.partition import PartitionReader, Plan
+from pleiades.upstream.partition import PartitionReader
 from pleiades.upstream.session import Finished, Item, Opened
 
 INBOX = 4
@@ -101,18 +101,22 @@ class RangeReader(BaseReader):
         self, source: TopicPartition, checkpoint: Checkpoint, replay: ReplaySettings
     ) -> PartitionReader:
         upstream = self._settings.upstream
-        plan = Plan(
-            source,
+        cursor = ResumeCursor(
             replay.range.begin.of(source),
-            replay.range.end.of(source),
-            checkpoint.position[source],
-            replay.first_ms.get(source),
             int(upstream.overlap_seconds * 1000),
+            {source: checkpoint.position[source]},
+            {source: checkpoint.known_from.get(source, 0)},
+            {source: replay.first_ms.get(source) or 0},
+        )
+        return PartitionReader(
+            source,
+            cursor,
+            replay.range.end.of(source),
             checkpoint.clock_ms,
             replay.allow_gap,
-            checkpoint.known_from.get(source, 0),
+            Upstream(upstream),
+            upstream.idle_timeout_seconds,
         )
-        return PartitionReader(plan, Upstream(upstream), upstream.idle_timeout_seconds)
 
     def _alive(self) -> None:
         now = time.monotonic()

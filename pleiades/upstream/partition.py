@@ -19,7 +19,6 @@ import math
 import time
 from collections.abc import Iterator
 from contextlib import closing
-from typing import NamedTuple
 
 from pleiades.core.position import ResumeCursor
 from pleiades.core.range import Ending
@@ -39,51 +38,37 @@ SILENT_CONNECTIONS = 2
 WARNING_SECONDS = 300.0
 
 
-class Plan(NamedTuple):
-    """What is wanted from one topic-partition; times in ms since 1970."""
-
-    source: TopicPartition
-    begin_ms: int
-    end_ms: int
-    reached_ms: int
-    """The greatest timestamp that it has delivered; 0: nothing yet."""
-    first_ms: int | None
-    """The timestamp in the id of its first event in the range, if one was found before."""
-    overlap_ms: int
-    """Also how far its timestamps may run backwards."""
-    clock_ms: int
-    """No request asks for times further ahead than this, less the overlap."""
-    allow_gap: bool
-    floor_ms: int = 0
-    """See `ResumeCursor.floors`."""
-
-
 class PartitionReader:
-    """Reads one topic-partition, in a thread of its own."""
+    """Reads one topic-partition, in a thread of its own.
 
-    def __init__(self, plan: Plan, upstream: Upstream, idle_seconds: float) -> None:
+    Args:
+        cursor: where the range begins and how far it was read; its overlap is also how far timestamps
+            may run backwards.
+        end_ms: where the range ends, ms since 1970.
+        clock_ms: no request asks for times further ahead than this, less the overlap.
+    """
+
+    def __init__(
+        self,
+        source: TopicPartition,
+        cursor: ResumeCursor,
+        end_ms: int,
+        clock_ms: int,
+        allow_gap: bool,
+        upstream: Upstream,
+        idle_seconds: float,
+    ) -> None:
+        self.source = source
         self.due_at = math.inf
         """Monotonic time by which its blocking call must have returned."""
-        self.source = plan.source
-        self._plan = plan
-        self._name = "{}/{}: ".format(*plan.source)
+        self._cursor = cursor
+        self._end_ms = end_ms
+        self._allow_gap = allow_gap
         self._idle_seconds = idle_seconds
-        cursor = ResumeCursor(
-            plan.begin_ms,
-            plan.overlap_ms,
-            {plan.source: plan.reached_ms},
-            {plan.source: plan.floor_ms},
-            found={plan.source: plan.first_ms or 0},
-        )
         self._session = Session(
-            upstream,
-            cursor,
-            idle_seconds,
-            lambda: plan.clock_ms,
-            self._waiting,
-            self._pause,
-            plan.source,
+            upstream, cursor, idle_seconds, lambda: clock_ms, self._waiting, self._pause, source
         )
+        self._name = self._session.name
         self._silent = 0
         """Silent connections in a row that brought nothing new."""
         self._unanswered = 0
@@ -116,18 +101,16 @@ class PartitionReader:
         yield Finished(gap)
 
     def _until_complete(self, items: Iterator[Item]) -> Iterator[Item]:
-        plan = self._plan
-        ending = Ending(plan.end_ms, plan.overlap_ms)
         for item in items:
             is_complete = False
             if isinstance(item, Opened):
-                ending = Ending(plan.end_ms, plan.overlap_ms)
+                ending = Ending(self._end_ms, self._cursor.overlap_ms)
             elif isinstance(item, Received):
                 for gap in item.gaps:
                     self._refuse_gap(str(gap))
                     log.warning("%s: those events are missing", gap)
-                for timestamp_ms in item.parsed.timestamps_ms.get(plan.source, ()):
-                    is_complete = ending.observe(timestamp_ms or 0) or is_complete
+                for timestamp_ms in filter(None, item.parsed.timestamps_ms.get(self.source, ())):
+                    is_complete = ending.observe(timestamp_ms) or is_complete
             elif isinstance(item, Closed) and item.is_silent:
                 is_complete = self._is_silence_complete(item)
             else:
@@ -137,17 +120,14 @@ class PartitionReader:
                 return
 
     @property
-    def _reached_ms(self) -> int:
-        return self._session.cursor.position[self._plan.source]
-
-    @property
     def _reached(self) -> str:
-        return iso_time(self._reached_ms or self._plan.begin_ms)
+        return iso_time(self._cursor.position[self.source] or self._cursor.started_ms)
 
     def _is_silence_complete(self, closed: Closed) -> bool:
         """Return whether a silent connection was the last one."""
         # What the topic-partition delivered before, or was found to have, must come again.
-        answered = closed.events > 0 or not (self._reached_ms or self._plan.first_ms)
+        known_ms = self._cursor.position[self.source] or self._cursor.found[self.source]
+        answered = closed.events > 0 or not known_ms
         self._silent = self._silent + 1 if answered and not closed.brought_new else 1
         self._unanswered = 0 if answered else self._unanswered + 1
         if self._unanswered > 1 and self._warnings.due():
@@ -167,7 +147,7 @@ class PartitionReader:
 
     def _known_is_missing(self) -> bool:
         """At the end of the range: the known event must have come again, also if it is dated ahead."""
-        if self._plan.source not in self._session.landmarks:
+        if self.source not in self._session.landmarks:
             return False
         missing = f"{self._name}the upstream no longer has the event of {self._reached}"
         self._refuse_gap(f"{missing}, nor perhaps those after it")
@@ -175,7 +155,7 @@ class PartitionReader:
         return True
 
     def _refuse_gap(self, missing: str) -> None:
-        if not self._plan.allow_gap:
+        if not self._allow_gap:
             raise HistoryMissing(
                 f"{missing}. Everything published before it is safe. To go on behind the gap, run the "
                 "same command with --allow-gap"

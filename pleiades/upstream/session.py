@@ -92,7 +92,8 @@ class Session:
         self._waiting = waiting
         self._pause = pause
         self._only = only
-        self._name = "" if only is None else "{}/{}: ".format(*only)
+        self.name = "" if only is None else "{}/{}: ".format(*only)
+        """Begins every log line."""
         # A replay's own positions are exact. Another program may have stored an ingest's.
         self._slack_ms = cursor.overlap_ms if only is None else 0
         self._reconnect = Reconnect()
@@ -117,7 +118,7 @@ class Session:
                 yield from self._one_connection()
             except Transient as error:
                 seconds = self._reconnect.after_failure(error.retry_after_seconds)
-                log.warning("%s%s; trying again in %.1f s", self._name, error, seconds)
+                log.warning("%s%s; trying again in %.1f s", self.name, error, seconds)
                 yield Failed(error.kind)
             else:
                 seconds = self._reconnect.after_end()
@@ -143,7 +144,7 @@ class Session:
             log.log(
                 logging.DEBUG if self._was_silent else logging.INFO,
                 "%sconnected to %s%s",
-                self._name,
+                self.name,
                 self._upstream.address,
                 "" if asked is None else ", resuming",
             )
@@ -158,7 +159,7 @@ class Session:
                 if known_ms
             }
             for item in read(
-                connection, self._idle_seconds, self._past_end, self._waiting, self._name
+                connection, self._idle_seconds, self._past_end, self._waiting, self.name
             ):
                 if isinstance(item, Received):
                     yield self._noted(item, asked is None)
@@ -170,14 +171,14 @@ class Session:
 
     def _report_end(self, closed: Closed, is_useful: bool) -> None:
         if closed.is_silent:
-            log.debug("%sno events for %.0f s: reconnecting", self._name, self._idle_seconds)
+            log.debug("%sno events for %.0f s: reconnecting", self.name, self._idle_seconds)
         elif closed.reason == PAST_END:
             log.info(
                 "%sreceived the first event of a topic: reconnecting, to miss none before it",
-                self._name,
+                self.name,
             )
         elif is_useful:
-            log.info("%sthe connection ended (%s): reconnecting", self._name, closed.reason)
+            log.info("%sthe connection ended (%s): reconnecting", self.name, closed.reason)
         else:
             raise Transient(
                 f"the connection ended ({closed.reason}) and brought nothing new", "empty"
@@ -204,7 +205,7 @@ class Session:
             if returned:
                 log.info(
                     "%sthe upstream has %s again: resuming from the position",
-                    self._name,
+                    self.name,
                     named(returned),
                 )
             self._missing = frozenset(cursor.left_out)
@@ -272,7 +273,7 @@ class Session:
                 "%sthe upstream does not have %s at present: the other topics go on. Their positions "
                 "are kept and every new connection asks again, so nothing is lost that the upstream "
                 "still has when they return. If they were dropped for good, nothing is to be done",
-                self._name,
+                self.name,
                 named(new),
             )
 

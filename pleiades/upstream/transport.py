@@ -67,20 +67,14 @@ class _Head(io.RawIOBase):
         super().close()
 
 
-class _PlainConnection(HTTPConnection):
-    response_class = Answer
-
-
-class _TLSConnection(HTTPSConnection):
-    response_class = Answer
-
-
 class _PlainPool(urllib3.HTTPConnectionPool):
-    ConnectionCls = _PlainConnection
+    class ConnectionCls(HTTPConnection):
+        response_class = Answer
 
 
 class _TLSPool(urllib3.HTTPSConnectionPool):
-    ConnectionCls = _TLSConnection
+    class ConnectionCls(HTTPSConnection):
+        response_class = Answer
 
 
 _POOLS = {"http": _PlainPool, "https": _TLSPool}

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 
 from pleiades.config.settings import ReplaySettings, Settings
 from pleiades.core.decoding import decode
-from pleiades.core.position import Checkpoint
+from pleiades.core.position import Checkpoint, ResumeCursor
 from pleiades.core.range import PAST_EVENTS, Bound, Range, within
 from pleiades.core.wire import Batch, End, Frames, TopicPartition, parse_id
 from pleiades.publisher import Publisher
@@ -32,7 +32,7 @@ from pleiades.runtime.metrics import Metrics
 from pleiades.upstream.body import Connection
 from pleiades.upstream.frames import Received
 from pleiades.upstream.http import Upstream
-from pleiades.upstream.partition import PartitionReader, Plan
+from pleiades.upstream.partition import PartitionReader
 from pleiades.upstream.session import Finished, Item, Opened
 from tests.harness.memory import MemorySink, MemoryStore
 from tests.harness.settings import settings_of
@@ -143,18 +143,16 @@ class Replay:
             self.finished = True
             return
         said: list[Item | Finished] = []
-        plan = Plan(
-            SOURCE,
+        cursor = ResumeCursor(
             self.span.begin.of(SOURCE),
-            self.span.end.of(SOURCE),
-            checkpoint.position[SOURCE],
-            None if first is None else self.log.times[first] + 1,
             OVERLAP,
-            self.now_ms,
-            allow_gap,
-            checkpoint.known_from.get(SOURCE, 0),
+            {SOURCE: checkpoint.position[SOURCE]},
+            {SOURCE: checkpoint.known_from.get(SOURCE, 0)},
+            {SOURCE: 0 if first is None else self.log.times[first] + 1},
         )
-        reader = PartitionReader(plan, cast("Upstream", self.log), 60.0)
+        end_ms = self.span.end.of(SOURCE)
+        upstream = cast("Upstream", self.log)
+        reader = PartitionReader(SOURCE, cursor, end_ms, self.now_ms, allow_gap, upstream, 60.0)
         missing = None
         try:
             for item in islice(reader.items(), messages):

@@ -4,24 +4,36 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import orjson
 import pytest
 
 from pleiades.config.settings import Settings
+from pleiades.core.position import ResumeCursor
 from pleiades.core.range import PAST_EVENTS
 from pleiades.runtime.errors import HistoryMissing, RefusedByUpstream
 from pleiades.upstream.frames import Closed, Received
 from pleiades.upstream.http import Upstream
-from pleiades.upstream.partition import PartitionReader, Plan
+from pleiades.upstream.partition import PartitionReader
 from pleiades.upstream.session import Failed, Finished, Item, Opened
 from tests.harness.answers import Held, Server
 
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n"
 SOURCE = ("eqiad.x", 0)
 BEGIN, END, OVERLAP = 1_000_000, 2_000_000, 10_000
-PLAN = Plan(SOURCE, BEGIN, END, 0, None, OVERLAP, 3_000_000, allow_gap=False)
+
+
+class Plan(NamedTuple):
+    """How far the range was read, what was found of it, and what is allowed."""
+
+    reached_ms: int = 0
+    first_ms: int | None = None
+    clock_ms: int = 3_000_000
+    allow_gap: bool = False
+
+
+PLAN = Plan()
 KNOWN = PLAN._replace(first_ms=BEGIN + 1)
 """Its first event was found before: so it is not asked for from past its end."""
 PAST = END + OVERLAP + 1
@@ -61,7 +73,19 @@ def run(settings_of: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch) -
                 threading.Event().wait(taking_seconds)
             said.append(message)
 
-        for item in PartitionReader(plan, Upstream(settings.upstream), IDLE_SECONDS).items():
+        cursor = ResumeCursor(
+            BEGIN, OVERLAP, {SOURCE: plan.reached_ms}, found={SOURCE: plan.first_ms or 0}
+        )
+        reader = PartitionReader(
+            SOURCE,
+            cursor,
+            END,
+            plan.clock_ms,
+            plan.allow_gap,
+            Upstream(settings.upstream),
+            IDLE_SECONDS,
+        )
+        for item in reader.items():
             take(item)
         asked = []
         for request in servers[-1].requests:
