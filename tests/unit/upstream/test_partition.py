@@ -289,6 +289,12 @@ def test_what_can_not_be_read_is_passed_on_all_the_same(run: Run) -> None:
     assert odd in blobs
 
 
+def test_ids_of_other_topics_are_never_asked_for(run: Run) -> None:
+    other = b'id: [{"topic":"other","partition":0,"timestamp":1000005}]\ndata: {}\n\n'
+    _, asked, _ = run(HEAD + frame(BEGIN + 1) + other, frames(BEGIN + 1, *OVER), plan=KNOWN)
+    assert asked == [{"eqiad.x": BEGIN}, {"eqiad.x": BEGIN}]
+
+
 def test_the_first_event_of_a_topic_that_was_past_its_end_is_asked_for_again(run: Run) -> None:
     """Another one may have come before it, in the time in which the connection was deaf."""
     both = frames(BEGIN + 1, BEGIN + 2, *OVER)
