@@ -464,3 +464,28 @@ def test_help_tells_default_environment_and_unit_of_each_flag() -> None:
     for name in ("PLEIADES_FILE_PUBLISH_DIR", "PLEIADES_RESUME", "PLEIADES_LOG_FORMAT"):
         assert f"${name}" in text
     assert "[default: ./events; $PLEIADES_FILE_PUBLISH_DIR]" in text
+
+
+@pytest.mark.parametrize(
+    ("command", "metrics_port", "resume"),
+    [("ingest", 9000, True), ("check", 9000, True), ("replay", 0, True), ("demo", 9000, False)],
+)
+def test_some_commands_have_other_defaults(command: str, metrics_port: int, resume: bool) -> None:
+    parsed = vars(relay_parser(command).parse_args([]))
+    assert (parsed["metricsPort"], parsed["resume"]) == (metrics_port, resume)
+    assert f"[default: {metrics_port};" in relay_parser(command).format_help()
+
+
+@pytest.mark.parametrize(
+    ("command", "flag"),
+    [
+        *(("replay", "--resume"), ("replay", "--since=now"), ("demo", "--upstream.url=http://x")),
+        *(("ingest", "--dry-run"), ("ingest", "--from=now"), ("demo", "--file.enable")),
+    ],
+)
+def test_some_commands_lack_a_flag(
+    capsys: pytest.CaptureFixture[str], command: str, flag: str
+) -> None:
+    with pytest.raises(SystemExit):
+        relay_parser(command).parse_args([flag])
+    assert f"unrecognized arguments: {flag.partition('=')[0]}" in capsys.readouterr().err
