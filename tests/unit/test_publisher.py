@@ -124,6 +124,21 @@ def test_the_reader_need_not_wait_for_the_window_of_a_stored_position(
     assert published(store) == [1, 2, 3]
 
 
+@pytest.mark.parametrize(
+    ("flags", "events", "lag"),
+    [
+        ((), "file_events", False),
+        (("--file.enable=false", "--kafka.enable"), "kafka_events", True),
+    ],
+)
+def test_the_destination_counts_what_is_published(
+    run: Run, metrics: Metrics, flags: tuple[str, ...], events: str, lag: bool
+) -> None:
+    run([batch(0, 1, 2, 3), batch(1, 2, 3, 4, connection=2)], flags=flags)
+    assert getattr(metrics, events)._value.get() == 4
+    assert (metrics.kafka_lag_ms._value.get() > 0) is lag
+
+
 def test_several_parsers_are_read_in_turn(run: Run, store: MemoryStore) -> None:
     run([batch(0, 1), batch(2, 3)], [batch(1, 2), batch(3, 4)])
     assert published(store) == [1, 2, 3, 4]

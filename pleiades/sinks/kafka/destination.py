@@ -108,7 +108,7 @@ class KafkaDestination(Destination):
     )
     """All of them, those of the file included. They may hold secrets."""
 
-    modules = ("pleiades.sinks.kafka.sink", "pleiades.sinks.kafka.reporting")
+    modules = ("pleiades.sinks.kafka.sink",)
     prefix = "kafka."
     enable = Flag(
         "kafka.enable", "false", "publish to Kafka (exactly one publisher must be enabled)", BOOLEAN

@@ -389,6 +389,8 @@ def test_a_contradiction_says_where_the_flags_are_explained(
         "add --file.enable or --kafka.enable\nTry: pleiades help ingest\n"
         in capsys.readouterr().err
     )
+    assert cli.main(["help", "nonsense"]) == cli.main(["nonsense"]) == 2
+    assert capsys.readouterr().err.endswith("\nTry: pleiades help\n")
 
 
 def test_a_file_with_a_byte_order_mark_is_read(tmp_path: Path) -> None:
