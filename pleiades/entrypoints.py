@@ -7,7 +7,7 @@ imports only what it needs.
 from __future__ import annotations
 
 from pleiades.config.settings import Settings
-from pleiades.core.position import Checkpoint
+from pleiades.core.checkpoint import Checkpoint
 from pleiades.core.range import Part
 from pleiades.core.wire import Batch, End, Frames
 from pleiades.runtime.channel import Channel

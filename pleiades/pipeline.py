@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from pleiades import entrypoints
 from pleiades.config.settings import Settings
-from pleiades.core.position import Checkpoint
+from pleiades.core.checkpoint import Checkpoint
 from pleiades.core.range import Part
 from pleiades.core.wire import Batch, End, Frames
 from pleiades.runtime.channel import Channel

@@ -10,8 +10,9 @@ from dataclasses import dataclass, field, replace
 
 from pleiades.config.settings import Settings
 from pleiades.core.admission import Admission
+from pleiades.core.checkpoint import Checkpoint
 from pleiades.core.occurrences import Occurrences, is_recognisable
-from pleiades.core.position import Checkpoint, Position, join
+from pleiades.core.position import Position, join
 from pleiades.core.range import halves
 from pleiades.core.start import Start, choose_replay_start, choose_start
 from pleiades.core.window import Window

@@ -14,7 +14,8 @@ from itertools import count
 from typing import TypeAlias
 
 from pleiades.config.settings import ReplaySettings
-from pleiades.core.position import Checkpoint, Done, ResumeCursor
+from pleiades.core.checkpoint import Checkpoint, ReplayProgress
+from pleiades.core.resume_cursor import ResumeCursor
 from pleiades.core.wire import TopicPartition
 from pleiades.reader import BaseReader
 from pleiades.runtime.channel import POLL_SECONDS
@@ -58,7 +59,7 @@ class RangeReader(BaseReader):
         replay = self._settings.replay
         if replay is None:
             raise AssertionError("only a replay has a range")  # a bug
-        done = checkpoint.done or Done()
+        done = checkpoint.done or ReplayProgress()
         unfinished = set(checkpoint.position) - done.finished
         self._readers = tuple(
             self._partition_reader(source, checkpoint, replay) for source in sorted(unfinished)

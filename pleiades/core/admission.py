@@ -32,10 +32,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple, TypeAlias
 
+from pleiades.core.checkpoint import Checkpoint
 from pleiades.core.coverage import Covered
 from pleiades.core.fingerprint import fingerprint, fingerprints
 from pleiades.core.identity import is_fallback
-from pleiades.core.position import Checkpoint
 from pleiades.core.window import Window
 from pleiades.core.wire import UNPUBLISHED, Batch, Event, TopicPartition, all_published
 

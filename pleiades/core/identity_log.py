@@ -17,8 +17,8 @@ from typing import Any, NamedTuple
 
 import orjson
 
+from pleiades.core.checkpoint import Checkpoint, UnreadableCheckpoint, decode_checkpoint
 from pleiades.core.fingerprint import FINGERPRINT_BYTES
-from pleiades.core.position import Checkpoint, UnreadableCheckpoint, decode_checkpoint
 from pleiades.core.wire import UNKNOWN_SOURCE, TopicPartition, is_source
 
 MAX_RUNS = 10_000

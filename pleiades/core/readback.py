@@ -25,7 +25,8 @@ from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import NamedTuple
 
-from pleiades.core.position import Checkpoint, Position, join
+from pleiades.core.checkpoint import Checkpoint
+from pleiades.core.position import Position, join
 from pleiades.core.wire import UNKNOWN_SOURCE, TopicPartition
 
 MAX_SEGMENTS = 16

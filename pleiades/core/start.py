@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import NamedTuple
 
-from pleiades.core.position import Checkpoint, Done
+from pleiades.core.checkpoint import Checkpoint, ReplayProgress
 from pleiades.core.wire import TopicPartition, compose_id
 
 
@@ -90,9 +90,9 @@ def choose_replay_start(
     checkpoint = (
         stored
         if resumed and stored is not None
-        else Checkpoint(dict.fromkeys(sources, 0), 0, resolved_ms, Done())
+        else Checkpoint(dict.fromkeys(sources, 0), 0, resolved_ms, ReplayProgress())
     )
-    done = checkpoint.done or Done()
+    done = checkpoint.done or ReplayProgress()
     message = (
         f"resuming from the stored position {compose_id(checkpoint.position)}, "
         f"{done.total} events are published"

@@ -12,7 +12,7 @@ from dataclasses import replace
 from types import FrameType
 
 from pleiades.config.settings import ReplaySettings, Settings
-from pleiades.core.position import Checkpoint
+from pleiades.core.checkpoint import Checkpoint
 from pleiades.core.range import Range
 from pleiades.core.units import iso_time
 from pleiades.core.wire import TopicPartition

@@ -14,7 +14,7 @@ from rich.control import Control
 from rich.segment import ControlType
 from rich.text import Text
 
-from pleiades.core.position import Checkpoint
+from pleiades.core.checkpoint import Checkpoint
 from pleiades.core.range import Range
 from pleiades.core.units import iso_time, rough_duration
 from pleiades.core.wire import TopicPartition

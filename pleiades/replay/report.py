@@ -12,7 +12,7 @@ from typing import Any
 import orjson
 from prometheus_client import CollectorRegistry
 
-from pleiades.core.position import Checkpoint, Done
+from pleiades.core.checkpoint import Checkpoint, ReplayProgress
 from pleiades.core.range import Range
 from pleiades.core.units import iso_time, plural, rough_duration
 from pleiades.core.wire import TopicPartition
@@ -72,8 +72,8 @@ class Report:
         }
 
     @property
-    def _done(self) -> Done:
-        return (None if self.checkpoint is None else self.checkpoint.done) or Done()
+    def _done(self) -> ReplayProgress:
+        return (None if self.checkpoint is None else self.checkpoint.done) or ReplayProgress()
 
     @property
     def _position(self) -> Mapping[TopicPartition, int]:

@@ -23,7 +23,7 @@ from typing import Any, ClassVar, NamedTuple, Protocol, Self
 
 from pleiades.config.flags import Flag, flags_of, values_of
 from pleiades.config.settings import Settings
-from pleiades.core.position import Checkpoint
+from pleiades.core.checkpoint import Checkpoint
 from pleiades.core.wire import Event, TopicPartition
 from pleiades.runtime.child import Life
 from pleiades.runtime.findings import Finding

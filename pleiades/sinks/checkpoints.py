@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import orjson
 
-from pleiades.core.position import Checkpoint, UnreadableCheckpoint, decode_checkpoint
+from pleiades.core.checkpoint import Checkpoint, UnreadableCheckpoint, decode_checkpoint
 from pleiades.sinks.disk import open_own, replace_file
 
 log = logging.getLogger(__name__)

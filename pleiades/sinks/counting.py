@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import NamedTuple, TypeAlias
 
 from pleiades.config.flags import BOOLEAN, Flag
-from pleiades.core.position import Checkpoint
+from pleiades.core.checkpoint import Checkpoint
 from pleiades.core.wire import Event
 from pleiades.runtime.channel import POLL_SECONDS
 from pleiades.sinks.base import Committed, Destination, Opened, SinkContext

@@ -20,8 +20,8 @@ import time
 from collections.abc import Iterator
 from contextlib import closing
 
-from pleiades.core.position import ResumeCursor
 from pleiades.core.range import Ending
+from pleiades.core.resume_cursor import ResumeCursor
 from pleiades.core.units import iso_time
 from pleiades.core.wire import TopicPartition
 from pleiades.runtime.errors import HistoryMissing

@@ -21,7 +21,7 @@ from typing import NamedTuple, TypeAlias
 from pleiades.core.ids import ParsedIds
 from pleiades.core.landmark import Landmark
 from pleiades.core.past_end import PastEnd
-from pleiades.core.position import MAX_LAST_EVENT_ID_BYTES, ResumeCursor
+from pleiades.core.resume_cursor import MAX_LAST_EVENT_ID_BYTES, ResumeCursor
 from pleiades.core.units import iso_time
 from pleiades.core.wire import TopicPartition, compose_id
 from pleiades.runtime.errors import Transient

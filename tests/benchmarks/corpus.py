@@ -19,7 +19,7 @@ import orjson
 
 from pleiades.core.framing import columnar_frames
 from pleiades.core.ids import read_ids
-from pleiades.core.position import ResumeCursor
+from pleiades.core.resume_cursor import ResumeCursor
 from pleiades.simulator.feed import Feed
 from pleiades.simulator.generator import generated
 from pleiades.simulator.log import Cluster, Fresh, UpstreamLog, sources_of

@@ -26,7 +26,8 @@ from confluent_kafka import Consumer, TopicPartition
 from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewTopic
 
-from pleiades.core.position import Position, decode_checkpoint
+from pleiades.core.checkpoint import decode_checkpoint
+from pleiades.core.position import Position
 from pleiades.sinks.files.destination import OWN_FOLDER
 from pleiades.sinks.kafka.offset_metadata import read_metadata
 from tests.benchmarks.corpus import STREAM, Corpus

@@ -18,8 +18,8 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]  # its documen
 )
 
 from pleiades.config.settings import ReplaySettings
+from pleiades.core.checkpoint import Checkpoint, ReplayProgress
 from pleiades.core.fingerprint import fingerprints
-from pleiades.core.position import Checkpoint, Done
 from pleiades.core.range import Bound, Range
 from pleiades.core.wire import Event, compose_id
 from pleiades.runtime.child import Life
@@ -273,9 +273,9 @@ def test_an_ingest_knows_what_it_published_before_a_partition_was_added(
     sink.commit(Checkpoint({SOURCE: START_MS + 10}, START_MS, START_MS))
     replayed = replay_of(kafka, topic, life, metrics).sink()
     replayed.open(resume=True)
-    replayed.commit(Checkpoint({SOURCE: 0}, 0, 0, Done()))
+    replayed.commit(Checkpoint({SOURCE: 0}, 0, 0, ReplayProgress()))
     replayed.write([*(one_entry(number) for number in range(100, 110)), letter(5)])
-    replayed.commit(Checkpoint({SOURCE: START_MS + 110}, 0, 0, Done()))
+    replayed.commit(Checkpoint({SOURCE: START_MS + 110}, 0, 0, ReplayProgress()))
     sink.write([event(10)])
     sink.commit(Checkpoint({SOURCE: START_MS + 11, ("eqiad.x", 1): 0}, START_MS, START_MS))
     sink.close()

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from pleiades.config.settings import ReplaySettings
+from pleiades.core.checkpoint import Checkpoint
 from pleiades.core.fingerprint import fingerprint
 from pleiades.core.identity import fallback_identity
-from pleiades.core.position import Checkpoint
 from pleiades.core.units import iso_time
 from pleiades.core.wire import UNKNOWN_SOURCE, Event, compose_id
 from pleiades.runtime.child import Life

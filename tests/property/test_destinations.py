@@ -28,9 +28,11 @@ import pytest
 
 from pleiades.config.settings import Settings
 from pleiades.core.admission import young
+from pleiades.core.checkpoint import Checkpoint
 from pleiades.core.fingerprint import fingerprint
-from pleiades.core.position import Checkpoint, Position, ResumeCursor, join
+from pleiades.core.position import Position, join
 from pleiades.core.readback import OutputPartition, Part, Readback, remembered_as
+from pleiades.core.resume_cursor import ResumeCursor
 from pleiades.core.wire import (
     CANARY,
     Assignment,

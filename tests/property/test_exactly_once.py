@@ -30,9 +30,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pleiades.core.admission import Admission
+from pleiades.core.checkpoint import Checkpoint
 from pleiades.core.fingerprint import fingerprint
-from pleiades.core.position import Checkpoint, ResumeCursor
 from pleiades.core.readback import Readback, remembered_as
+from pleiades.core.resume_cursor import ResumeCursor
 from pleiades.core.window import Window
 from pleiades.core.wire import (
     CANARY,

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pleiades.core.checkpoint import Checkpoint
 from pleiades.core.identity_log import DamagedLog, Group, Run, merged, read_groups
-from pleiades.core.position import Checkpoint
 from pleiades.core.wire import UNKNOWN_SOURCE
 from tests.property.test_position import checkpoints
 

@@ -19,11 +19,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pleiades.core.admission import Admission
+from pleiades.core.checkpoint import Checkpoint
 from pleiades.core.decoding import decode
 from pleiades.core.fingerprint import fingerprint
 from pleiades.core.framing import split_columns
 from pleiades.core.occurrences import Occurrences, is_recognisable
-from pleiades.core.position import Checkpoint, ResumeCursor
+from pleiades.core.resume_cursor import ResumeCursor
 from pleiades.core.window import Window
 from pleiades.core.wire import Batch, Frames, TopicPartition
 

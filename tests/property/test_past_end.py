@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from pleiades.core.ids import ParsedIds, read_ids
 from pleiades.core.past_end import PastEnd
-from pleiades.core.position import ResumeCursor
+from pleiades.core.resume_cursor import ResumeCursor
 from pleiades.core.wire import TopicPartition
 
 A, B = ("a", 0), ("b", 0)

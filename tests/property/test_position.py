@@ -4,17 +4,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pleiades.core.position import (
-    MAX_LAST_EVENT_ID_BYTES,
-    MAX_SOURCES,
+from pleiades.core.checkpoint import (
     Checkpoint,
-    Done,
-    Position,
-    ResumeCursor,
+    ReplayProgress,
     UnreadableCheckpoint,
     decode_checkpoint,
-    join,
 )
+from pleiades.core.position import MAX_SOURCES, Position, join
+from pleiades.core.resume_cursor import MAX_LAST_EVENT_ID_BYTES, ResumeCursor
 from pleiades.core.wire import MAX_TIMESTAMP_MS, Batch, parse_id
 
 few_sources = st.tuples(st.sampled_from(["a", "b", "c.d"]), st.integers(0, 1))
@@ -32,7 +29,7 @@ def all_checkpoints(draw: st.DrawFn) -> Checkpoint:
     finished = (
         st.frozensets(st.sampled_from(sorted(position))) if position else st.just(frozenset())
     )
-    done = draw(st.none() | st.builds(Done, counts, finished, st.booleans()))
+    done = draw(st.none() | st.builds(ReplayProgress, counts, finished, st.booleans()))
     return Checkpoint(position, draw(times), draw(times), done)
 
 
@@ -242,7 +239,7 @@ def test_a_course_and_a_checkpoint_come_to_the_same(
 def test_what_a_replay_has_done_adds_up(
     batches: list[tuple[tuple[str, int], int, bool, bool]],
 ) -> None:
-    done = Done()
+    done = ReplayProgress()
     for source, published, finished, gap in batches:
         batch = Batch(0, 1, [], {}, 0, 0, source, finished, gap)
         done = done.after(batch, published)
@@ -255,4 +252,4 @@ def test_what_a_replay_has_done_adds_up(
 
 
 def test_a_batch_of_all_topics_is_none_of_a_replay() -> None:
-    assert Done().after(Batch(0, 1, [], {}, 0, 0), 5) == Done()
+    assert ReplayProgress().after(Batch(0, 1, [], {}, 0, 0), 5) == ReplayProgress()

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pleiades.core.position import Checkpoint
+from pleiades.core.checkpoint import Checkpoint
 from pleiades.core.readback import (
     MAX_SEGMENTS,
     OutputPartition,

@@ -8,8 +8,8 @@ from typing import Any, cast
 import pytest
 
 from pleiades.config.settings import Settings
+from pleiades.core.checkpoint import Checkpoint, decode_checkpoint
 from pleiades.core.identity import fallback_identity
-from pleiades.core.position import Checkpoint, decode_checkpoint
 from pleiades.core.restart import MAX_RESTARTS, Ended, RestartPolicy
 from pleiades.core.units import iso_time
 from pleiades.core.window import Window

@@ -13,7 +13,7 @@ import pytest
 
 from pleiades.config.settings import Settings
 from pleiades.core import decoding
-from pleiades.core.position import Checkpoint
+from pleiades.core.checkpoint import Checkpoint
 from pleiades.core.wire import End, Frames, TopicPartition, compose_id
 from pleiades.reader import Reader
 from pleiades.runtime.channel import Channel

@@ -12,7 +12,7 @@ from pathlib import Path
 from pleiades.config.flags import BOOLEAN, DIRECTORY, Flag, flag
 from pleiades.config.settings import Settings
 from pleiades.config.values import choice
-from pleiades.core.position import Checkpoint, UnreadableCheckpoint
+from pleiades.core.checkpoint import Checkpoint, UnreadableCheckpoint
 from pleiades.runtime.errors import Fatal
 from pleiades.runtime.findings import Finding
 from pleiades.runtime.metrics import Metrics

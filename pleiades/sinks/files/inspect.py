@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from pleiades.config.settings import Settings
-from pleiades.core.position import UnreadableCheckpoint
+from pleiades.core.checkpoint import UnreadableCheckpoint
 from pleiades.runtime.errors import DestinationHeld
 from pleiades.runtime.findings import Finding, note, ok, problem, warning
 from pleiades.sinks.checkpoints import CheckpointFile

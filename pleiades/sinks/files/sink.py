@@ -19,9 +19,9 @@ import errno
 import logging
 from collections import deque
 
+from pleiades.core.checkpoint import Checkpoint, UnreadableCheckpoint
 from pleiades.core.fingerprint import fingerprint
 from pleiades.core.identity_log import DamagedLog, Group, Run
-from pleiades.core.position import Checkpoint, UnreadableCheckpoint
 from pleiades.core.wire import UNKNOWN_SOURCE, Event, TopicPartition
 from pleiades.runtime import faultpoints
 from pleiades.runtime.child import Life

@@ -15,7 +15,7 @@ from typing import Any, Self
 from pleiades.config.flags import BOOLEAN, Flag, flag
 from pleiades.config.settings import Settings
 from pleiades.config.values import Reader, choice, duration, integer
-from pleiades.core.position import Checkpoint
+from pleiades.core.checkpoint import Checkpoint
 from pleiades.runtime.errors import UsageError
 from pleiades.runtime.findings import Finding
 from pleiades.runtime.metrics import Metrics

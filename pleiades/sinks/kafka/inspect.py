@@ -19,7 +19,7 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]  # its documen
 )
 
 from pleiades.config.settings import Settings
-from pleiades.core.position import Checkpoint, UnreadableCheckpoint
+from pleiades.core.checkpoint import Checkpoint, UnreadableCheckpoint
 from pleiades.core.readback import OutputPartition
 from pleiades.core.units import iso_time, plural, rough_duration
 from pleiades.runtime.findings import Finding, note, now_ms, ok, problem, warning

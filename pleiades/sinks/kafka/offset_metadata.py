@@ -9,7 +9,7 @@ Usually the position is readable JSON of about 600 bytes. That of many streams i
 topic-partitions to about half of the bound. If that is not enough, the times that the segments have
 reached are rounded up, then segments are merged: a restart reads more, and forgets nothing.
 
-`core.position` has the fields that other destinations store, too. The version before reads
+`core.checkpoint` has the fields that other destinations store, too. The version before reads
 `window_since_ms`.
 """
 
@@ -24,10 +24,9 @@ from typing import Any, NamedTuple
 
 import orjson
 
-from pleiades.core.position import (
+from pleiades.core.checkpoint import (
     LEGACY_WINDOW_MS,
     Checkpoint,
-    Position,
     UnreadableCheckpoint,
     check_version,
     is_time,
@@ -36,6 +35,7 @@ from pleiades.core.position import (
     read_listed,
     unreadable_if_damaged,
 )
+from pleiades.core.position import Position
 from pleiades.core.readback import MAX_SEGMENTS, UNKNOWN_LETTERS, OutputPartition, Readback, Segment
 from pleiades.core.wire import MAX_TIMESTAMP_MS, UNKNOWN_SOURCE, TopicPartition, is_source
 from pleiades.runtime.errors import Fatal

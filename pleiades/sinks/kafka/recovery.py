@@ -15,8 +15,9 @@ import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
+from pleiades.core.checkpoint import Checkpoint
 from pleiades.core.fingerprint import fingerprint
-from pleiades.core.position import Checkpoint, Position, join
+from pleiades.core.position import Position, join
 from pleiades.core.readback import UNKNOWN_LETTERS, Offsets, OutputPartition, Readback
 from pleiades.core.wire import UNKNOWN_SOURCE
 from pleiades.sinks.base import Remembered

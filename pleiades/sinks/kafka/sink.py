@@ -22,7 +22,7 @@ from typing import NoReturn
 
 from confluent_kafka import Consumer, KafkaException, Producer, TopicPartition
 
-from pleiades.core.position import Checkpoint, UnreadableCheckpoint
+from pleiades.core.checkpoint import Checkpoint, UnreadableCheckpoint
 from pleiades.core.range import Range
 from pleiades.core.readback import UNKNOWN_LETTERS, Offsets, OutputPartition, Readback
 from pleiades.core.wire import UNKNOWN_SOURCE, Event

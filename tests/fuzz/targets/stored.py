@@ -7,9 +7,9 @@ from typing import Any, cast
 
 from confluent_kafka import Message
 
+from pleiades.core.checkpoint import Checkpoint, UnreadableCheckpoint, decode_checkpoint
 from pleiades.core.decoding import decode
 from pleiades.core.framing import Framer
-from pleiades.core.position import Checkpoint, UnreadableCheckpoint, decode_checkpoint
 from pleiades.core.wire import (
     MAX_TIMESTAMP_MS,
     UNKNOWN_SOURCE,

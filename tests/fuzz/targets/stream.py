@@ -8,6 +8,7 @@ import random
 import re
 from itertools import pairwise
 
+from pleiades.core.checkpoint import Checkpoint, decode_checkpoint
 from pleiades.core.decoding import (
     Decoded,
     decode,
@@ -24,7 +25,8 @@ from pleiades.core.framing import (
 )
 from pleiades.core.identity import identify, is_fallback
 from pleiades.core.ids import read_ids
-from pleiades.core.position import Checkpoint, ResumeCursor, decode_checkpoint, join
+from pleiades.core.position import join
+from pleiades.core.resume_cursor import ResumeCursor
 from pleiades.core.sse import sse_events
 from pleiades.core.wire import (
     CANARY,

@@ -3,9 +3,9 @@ from __future__ import annotations
 import pytest
 
 from pleiades.core.admission import Admission, Admitted, nothing_known, young
+from pleiades.core.checkpoint import Checkpoint
 from pleiades.core.fingerprint import fingerprint, fingerprints
 from pleiades.core.identity import fallback_identity
-from pleiades.core.position import Checkpoint
 from pleiades.core.window import Window
 from pleiades.core.wire import CANARY, UNKNOWN_SOURCE, Batch, Event, TopicPartition, unpublished
 

@@ -4,8 +4,8 @@ import random
 
 import pytest
 
+from pleiades.core.checkpoint import Checkpoint, UnreadableCheckpoint, decode_checkpoint
 from pleiades.core.coverage import MAX_INTERVALS, Coverage, Covered, Interval, covered_by
-from pleiades.core.position import Checkpoint, UnreadableCheckpoint, decode_checkpoint
 from pleiades.core.wire import TopicPartition
 
 EQIAD: TopicPartition = ("eqiad.x", 0)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pleiades.core.position import Checkpoint
+from pleiades.core.checkpoint import Checkpoint
 from pleiades.core.readback import UNKNOWN_LETTERS, Part, Readback, Segment, runs
 from pleiades.core.wire import UNKNOWN_SOURCE, TopicPartition
 

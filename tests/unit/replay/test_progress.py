@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from pleiades.core.position import Checkpoint, Done
+from pleiades.core.checkpoint import Checkpoint, ReplayProgress
 from pleiades.core.range import Bound, Range
 from pleiades.replay.progress import (
     DRAW_SECONDS,
@@ -25,7 +25,7 @@ SPAN = Range(Bound(BEGIN), Bound(END))
 
 
 def at(reached: int, events: int = 0, *finished: tuple[str, int]) -> Checkpoint:
-    return Checkpoint({A: reached, B: 0}, 0, END, Done({A: events}, frozenset(finished)))
+    return Checkpoint({A: reached, B: 0}, 0, END, ReplayProgress({A: events}, frozenset(finished)))
 
 
 class Clock:
@@ -75,7 +75,7 @@ def test_a_plain_line_says_it_all() -> None:
 
 def test_the_slowest_of_many_topics_are_shown() -> None:
     many = {(f"t{number}", 0): BEGIN + number for number in range(1, 9)}
-    line = plain_line(Progress(SPAN, Clock()).state(Checkpoint(many, 0, 0, Done())))
+    line = plain_line(Progress(SPAN, Clock()).state(Checkpoint(many, 0, 0, ReplayProgress())))
     assert "t1 2026" in line
     assert "t4" not in line
     assert "and 5 more" in line

@@ -7,7 +7,7 @@ import orjson
 import pytest
 from prometheus_client import CollectorRegistry
 
-from pleiades.core.position import Checkpoint, Done
+from pleiades.core.checkpoint import Checkpoint, ReplayProgress
 from pleiades.core.range import Bound, Range, Slice
 from pleiades.replay.arguments import Arguments
 from pleiades.replay.report import Report
@@ -23,7 +23,9 @@ TOLD = Arguments(
 REPORT = Report(
     TOLD,
     Range(Bound(BEGIN), Bound(END)),
-    Checkpoint({A: BEGIN + 60_001, B: END + 5}, 0, END, Done({A: 1000, B: 234}, frozenset({B}))),
+    Checkpoint(
+        {A: BEGIN + 60_001, B: END + 5}, 0, END, ReplayProgress({A: 1000, B: 234}, frozenset({B}))
+    ),
     counted={"already_there": 6, "repeats_dropped": 5},
     dead_letters={"not_json": 2},
     published_now=234,

@@ -10,8 +10,8 @@ import orjson
 import pytest
 
 from pleiades.config.settings import Settings
-from pleiades.core.position import ResumeCursor
 from pleiades.core.range import PAST_EVENTS
+from pleiades.core.resume_cursor import ResumeCursor
 from pleiades.runtime.errors import HistoryMissing, RefusedByUpstream
 from pleiades.upstream.frames import Closed, Received
 from pleiades.upstream.http import Upstream

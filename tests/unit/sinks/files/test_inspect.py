@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from pleiades.config.settings import Settings
+from pleiades.core.checkpoint import Checkpoint
 from pleiades.core.identity_log import Group
-from pleiades.core.position import Checkpoint
 from pleiades.runtime.findings import Finding, Kind
 from pleiades.sinks.checkpoints import CheckpointFile, Stored
 from pleiades.sinks.disk import Lock

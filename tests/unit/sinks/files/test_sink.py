@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 from pleiades.core import identity_log
+from pleiades.core.checkpoint import Checkpoint
 from pleiades.core.fingerprint import fingerprint
 from pleiades.core.identity_log import Group, Run
-from pleiades.core.position import Checkpoint
 from pleiades.core.wire import UNKNOWN_SOURCE, Event
 from pleiades.runtime.errors import DestinationHeld, Fatal
 from pleiades.runtime.metrics import Metrics

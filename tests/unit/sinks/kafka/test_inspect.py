@@ -14,7 +14,7 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]  # its documen
 )
 
 from pleiades.config.settings import Settings
-from pleiades.core.position import Checkpoint
+from pleiades.core.checkpoint import Checkpoint
 from pleiades.core.readback import OutputPartition, Readback
 from pleiades.runtime.errors import Fatal
 from pleiades.runtime.findings import Finding, Kind, now_ms

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pleiades.core.checkpoint import Checkpoint, ReplayProgress, UnreadableCheckpoint
 from pleiades.core.coverage import Interval
-from pleiades.core.position import Checkpoint, Done, UnreadableCheckpoint
 from pleiades.core.readback import (
     MAX_SEGMENTS,
     UNKNOWN_LETTERS,
@@ -60,7 +60,7 @@ def all_stored(draw: st.DrawFn) -> Stored:
     finished = (
         st.frozensets(st.sampled_from(sorted(position))) if position else st.just(frozenset())
     )
-    done = draw(st.none() | st.builds(Done, counts, finished, st.booleans()))
+    done = draw(st.none() | st.builds(ReplayProgress, counts, finished, st.booleans()))
     interval = st.builds(Interval, times, times)
     checkpoint = Checkpoint(
         position,

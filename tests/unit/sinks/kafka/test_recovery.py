@@ -6,7 +6,7 @@ import logging
 
 import pytest
 
-from pleiades.core.position import Checkpoint
+from pleiades.core.checkpoint import Checkpoint
 from pleiades.sinks.kafka.records import NO_STREAM, Published
 from pleiades.sinks.kafka.recovery import Evidence
 from tests.unit.sinks.kafka.ids import sse_id
