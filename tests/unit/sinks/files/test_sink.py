@@ -983,6 +983,46 @@ def test_what_a_checkpoint_may_cover_is_not_staged_again_in_its_place(
     assert list((crashed / ".pleiades" / "staging").iterdir()) == []
 
 
+def test_a_commit_whose_sync_failed_is_appended_once(
+    folder: Path, sink: FilesSink, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sink.open(resume=True)
+
+    def failing(descriptor: int) -> None:
+        if len(world.pauses) < 2:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        disk.sync_file_system(descriptor)
+
+    monkeypatch.setattr(files, "sync_file_system", failing)
+    for number in (1, 2):
+        sink.write([event(number)])
+        sink.commit(CHECKPOINT)
+    sink.close()
+    assert len(world.pauses) == 2
+    again = make(folder, world)
+    opened = again.open(resume=True)
+    window = [entry.fingerprint for entry in opened.window]
+    assert window == [fingerprint(event(number).identity) for number in (1, 2)]
+
+
+def test_what_a_start_has_truncated_is_not_salvaged(folder: Path, world: World) -> None:
+    """A crash before the checkpoint: the events are not published, whatever happens to it later."""
+    sink = make(folder, world)
+    sink.open(resume=True)
+    sink.write([event(1)])
+    sink.commit(CHECKPOINT)
+    sink.close()
+    own = folder / ".pleiades"
+    with (own / "identities-recentchange.1").open("ab") as file:
+        run = Run(SOURCE, NOON_MS, fingerprint(event(2).identity))
+        file.write(Group(2, CHECKPOINT, [run]).encoded())
+    after = make(folder, world)
+    assert known(after) == (CHECKPOINT, [event(1)])
+    after.close()
+    (own / "checkpoint-recentchange").write_bytes(b"damaged")
+    assert known(make(folder, world)) == (CHECKPOINT, [event(1)])
+
+
 def test_a_log_removed_while_the_checkpoint_can_not_be_stored(
     folder: Path, sink: FilesSink, world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
