@@ -208,6 +208,19 @@ def test_a_stalled_destination_does_not_hold_up_a_stop(
         assert relay.stop() == 0
 
 
+IGNORE_ENDS_OF_CHILDREN = "signal.signal(signal.SIGCHLD, signal.SIG_IGN)"
+LAUNCHER = """\
+import os, signal, sys
+{before}
+os.execv(sys.argv[1], sys.argv[1:])
+"""
+
+
+def launched(before: str) -> tuple[str, ...]:
+    """The command, started by a process that has done something before."""
+    return sys.executable, "-c", LAUNCHER.format(before=before), *COMMAND
+
+
 @pytest.mark.parametrize("stopped", ["", "publisher", "forkserver"])
 def test_all_leave_within_two_seconds_when_the_parent_is_killed(
     simulate: Simulate, flags: Flags, stopped: str
@@ -229,9 +242,12 @@ def test_all_leave_within_two_seconds_when_the_parent_is_killed(
     assert "WARNING" not in relay.log
 
 
-def test_a_killed_forkserver_is_replaced(simulate: Simulate, flags: Flags, folder: Path) -> None:
+@pytest.mark.parametrize("command", [COMMAND, launched(IGNORE_ENDS_OF_CHILDREN)])
+def test_a_killed_forkserver_is_replaced(
+    simulate: Simulate, flags: Flags, folder: Path, command: tuple[str, ...]
+) -> None:
     upstream = simulate(SimulatorSettings(rate=200))
-    with Relay(*flags(upstream)) as relay:
+    with Relay(*flags(upstream), command=command) as relay:
         relay.until(lambda: published_count(folder) > 100, "events", 30)
         for times in (1, 2):
             forkserver(relay).kill()
@@ -280,29 +296,22 @@ def test_children_go_on_while_the_parent_is_stopped(
 
 # ---- what a launcher leaves behind ----
 
-LAUNCHER = """\
-import os, signal, sys
-{before}
-os.execv(sys.argv[1], sys.argv[1:])
-"""
-
-
-def launched(before: str) -> tuple[str, ...]:
-    """The command, started by a process that has done something before."""
-    return sys.executable, "-c", LAUNCHER.format(before=before), *COMMAND
-
 
 def survives_a_kill_and_stops(relay: Relay, folder: Path) -> None:
     relay.until(lambda: published_count(folder) > 20, "events", 30)
-    relay.child("parser-0").kill()
+    killed = relay.child("parser-0")
+    killed.kill()
+    relay.until(lambda: relay.child("parser-0").pid != killed.pid, "another parser", 30)
     relay.until(more_than(folder, published_count(folder) + 20), "new events", 30)
     assert relay.stop() == 0, relay.log
+    # Where standard error is closed, there is no log.
+    assert not relay.log or "parser-0 was killed by signal 9" in relay.log
 
 
 @pytest.mark.parametrize(
     "before",
     [
-        "signal.signal(signal.SIGCHLD, signal.SIG_IGN)",
+        IGNORE_ENDS_OF_CHILDREN,
         "signal.pthread_sigmask(signal.SIG_BLOCK, set(signal.Signals))",
         "os.closerange(0, 3)",
         "os.close(0)",
