@@ -184,11 +184,18 @@ class Body:
         descriptors = [descriptor for descriptor, _ in ready]
         if self._waking in descriptors:
             os.eventfd_read(self._waking)
-        elif descriptors and not self._connection.recv(65_536):
+        elif descriptors and self._has_left():
             raise ConnectionAbortedError("the client has left")
         self._check()
         if time.monotonic() >= self._deadline:
             raise CutShort(self._plan.cut, planned=True)
+
+    def _has_left(self) -> bool:
+        try:
+            return not self._connection.recv(65_536)
+        except TimeoutError:
+            # A message of TLS itself.
+            return False
 
     def pause(self, seconds: float) -> None:
         """Wait for some seconds (may be infinite), whatever wakes it; raises as `wait` does."""
