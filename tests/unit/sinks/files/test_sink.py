@@ -10,6 +10,7 @@ import stat
 from collections.abc import Callable
 from pathlib import Path
 
+import orjson
 import pytest
 
 from pleiades.core import identity_log
@@ -1021,6 +1022,57 @@ def test_what_a_start_has_truncated_is_not_salvaged(folder: Path, world: World) 
     after.close()
     (own / "checkpoint-recentchange").write_bytes(b"damaged")
     assert known(make(folder, world)) == (CHECKPOINT, [event(1)])
+
+
+@pytest.mark.parametrize("when", ["before the checkpoint", "after the checkpoint"])
+def test_staged_files_that_somebody_removes_are_staged_again(
+    folder: Path, sink: FilesSink, world: World, monkeypatch: pytest.MonkeyPatch, when: str
+) -> None:
+    sink.open(resume=True)
+    staged = folder / ".pleiades" / "staging"
+
+    def remove(now: str) -> None:
+        if now == when and not world.pauses:
+            shutil.rmtree(staged / "recentchange.1")
+
+    def syncing(descriptor: int) -> None:
+        disk.sync_file_system(descriptor)
+        remove("before the checkpoint")
+
+    def replacing(path: Path, content: bytes, synced: bool) -> None:
+        assert list(staged.glob("*/*.part")), "a checkpoint covers what is not there"
+        disk.replace_file(path, content, synced)
+        remove("after the checkpoint")
+
+    monkeypatch.setattr(files, "sync_file_system", syncing)
+    monkeypatch.setattr(checkpoints, "replace_file", replacing)
+    sink.write([event(1)])
+    sink.commit(CHECKPOINT)
+    assert len(world.pauses) == 1
+    assert len(names(folder)) == 1
+
+
+def test_the_log_that_the_stored_checkpoint_names_stays(
+    folder: Path, sink: FilesSink, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(identities, "MIN_COMPACTED_BYTES", 1)
+    sink.open(resume=True)
+    sink.write([event(1)])
+    sink.commit(CHECKPOINT)
+    compacted = []
+
+    def replacing(path: Path, content: bytes, synced: bool) -> None:
+        numbers = [
+            orjson.loads(each)["committed"]["journal"] for each in (path.read_bytes(), content)
+        ]
+        assert path.with_name(f"identities-recentchange.{numbers[0]}").exists()
+        compacted.append(numbers[0] != numbers[1])
+        disk.replace_file(path, content, synced)
+
+    monkeypatch.setattr(checkpoints, "replace_file", replacing)
+    sink.write([event(2)])
+    sink.commit(CHECKPOINT)
+    assert compacted == [True]
 
 
 def test_a_log_removed_while_the_checkpoint_can_not_be_stored(
