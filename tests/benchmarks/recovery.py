@@ -1,7 +1,10 @@
-"""How long events are delayed when a child process is killed."""
+"""`python -m tests.benchmarks.recovery [KILLS]`: how long events are late when a child is killed."""
 
 from __future__ import annotations
 
+import statistics
+import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import closing
@@ -12,14 +15,16 @@ from pleiades.core.restart import HEALTHY_SECONDS
 from pleiades.simulator.settings import NO_DISORDER, Faults, SimulatorSettings
 from pleiades.simulator.simulator import Simulator
 from tests.harness.authority import authority
+from tests.harness.broker import Broker
 from tests.harness.destinations import Destination, Directory, Topic
+from tests.harness.prerequisites import KAFKA, is_there
 from tests.harness.relay import Relay, ingest_flags, since_ms
 
 RATE = 50
 VICTIMS = ("reader", "parser-0", "publisher")
 LONGEST_SECONDS = 60.0
 LOOK_SECONDS = 0.005
-KILLS_PER_RELAY = 3
+KILLS = 20
 
 
 def recoveries(destination: Destination, kills: int) -> Iterator[float]:
@@ -60,11 +65,23 @@ def _wait(seconds: float) -> None:
     time.sleep(seconds)
 
 
-def into_files(folder: Path, kills: int) -> Iterator[float]:
-    """Into an empty folder."""
-    return recoveries(Directory(folder), kills)
+def main() -> None:
+    """Print the recoveries into files and, unless a broker is missing, into Kafka."""
+    kills = int(sys.argv[1]) if len(sys.argv) > 1 else KILLS
+    with tempfile.TemporaryDirectory() as folder:
+        _show("files", recoveries(Directory(Path(folder) / "events"), kills))
+        if is_there(KAFKA):
+            with Broker(Path(folder) / "kafka") as broker:
+                _show("kafka", recoveries(Topic(broker.bootstrap), kills))
 
 
-def into_kafka(bootstrap: str, kills: int) -> Iterator[float]:
-    """Into a topic that does not exist yet."""
-    return recoveries(Topic(bootstrap), kills)
+def _show(name: str, seconds: Iterator[float]) -> None:
+    figures = list(seconds)
+    sys.stdout.write(
+        f"{name}: median {statistics.median(figures):.2f} s, "
+        f"least {min(figures):.2f} s, most {max(figures):.2f} s\n"
+    )
+
+
+if __name__ == "__main__":
+    main()
