@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator
 from itertools import count, cycle
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from confluent_kafka import KafkaError, KafkaException, TopicPartition
@@ -18,17 +18,21 @@ from pleiades.sinks.kafka.records import RecordForm
 from pleiades.sinks.kafka.retry import Retry
 from pleiades.sinks.kafka.transaction import Transactions
 
-STUCK_SECONDS = 0.05
+COMMIT_SECONDS = 0.5
 OUT_OF_TIME = KafkaError(KafkaError._TIMED_OUT, "retry call to resume", retriable=True)
 
 
 class SlowProducer:
     """Its commits run out of time for a while; meanwhile its messages are delivered, or not."""
 
-    def __init__(self, waiting: Iterator[int], until: Callable[[], bool]) -> None:
+    def __init__(self, waiting: Iterator[int], most_commits: int) -> None:
         self._waiting = waiting
-        self._until = until
+        self._most_commits = most_commits
         self.commits = 0
+
+    def seconds(self) -> float:
+        """A clock that only its commits move."""
+        return self.commits * COMMIT_SECONDS
 
     def __len__(self) -> int:
         return next(self._waiting)
@@ -45,7 +49,7 @@ class SlowProducer:
     def commit_transaction(self, _seconds: float) -> None:
         """As `Producer`."""
         self.commits += 1
-        if not self._until():
+        if self.commits < self._most_commits:
             raise KafkaException(OUT_OF_TIME)
 
 
@@ -63,34 +67,32 @@ def transactions_of(retry: Retry) -> Callable[[Any], Transactions]:
 def commit(
     monkeypatch: pytest.MonkeyPatch, transactions_of: Callable[[Any], Transactions]
 ) -> Callable[[Any], None]:
-    monkeypatch.setattr(retries, "STUCK_SECONDS", STUCK_SECONDS)
-
     def commit_by(producer: Any) -> None:
+        monkeypatch.setattr(retries, "time", Mock(monotonic=producer.seconds))
         assert transactions_of(producer).commit([TopicPartition("x", 0)]) == []
 
     return commit_by
 
 
+STUCK_COMMITS = int(retries.STUCK_SECONDS / COMMIT_SECONDS)
+
+
 def test_one_that_gets_no_further_is_given_up(commit: Callable[[Any], None]) -> None:
-    producer = SlowProducer(iter(lambda: 7, None), lambda: False)
+    producer = SlowProducer(iter(lambda: 7, None), 2 * STUCK_COMMITS)
     with pytest.raises(GenerationLost, match="no progress"):
         commit(producer)
-    assert producer.commits > 1
+    assert producer.commits == STUCK_COMMITS
 
 
 def test_statistics_that_come_and_go_are_no_progress(commit: Callable[[Any], None]) -> None:
-    producer = SlowProducer(cycle([7, 8]), lambda: False)
     with pytest.raises(GenerationLost, match="no progress"):
-        commit(producer)
+        commit(SlowProducer(cycle([7, 8]), 2 * STUCK_COMMITS))
 
 
 def test_one_that_delivers_is_waited_for(commit: Callable[[Any], None]) -> None:
-    begun = time.monotonic()
-    producer = SlowProducer(
-        count(1_000_000, -1), lambda: time.monotonic() - begun > 3 * STUCK_SECONDS
-    )
+    producer = SlowProducer(count(1_000_000, -1), 3 * STUCK_COMMITS)
     commit(producer)
-    assert producer.commits > 1
+    assert producer.commits == 3 * STUCK_COMMITS
 
 
 # ---- aborted and begun again ----
