@@ -58,7 +58,6 @@ class Clients:
     def admin(self) -> AdminClient:
         """For topics, their configuration, offsets and the stored position."""
         admin: AdminClient = self._made(AdminClient, {})
-        self._polled.append(admin)
         return admin
 
     def consumer(self) -> Consumer:
@@ -115,7 +114,6 @@ class Clients:
                 "partitioner": "murmur2_random",
             },
         )
-        self._polled.append(producer)
         return producer
 
     def _made(
@@ -136,12 +134,15 @@ class Clients:
             "error_cb": self._on_error,
         }
         try:
-            return make(configuration, logger=self._logger)
+            client = make(configuration, logger=self._logger)
         except KafkaException as error:
             raise UsageError(
                 f"Kafka's client refuses its configuration: {text_of(error.args[0], self.settings)}. "
                 "Check --kafka.config and --kafka.property"
             ) from None
+        if make is not Consumer:
+            self._polled.append(client)
+        return client
 
     def _on_error(self, error: KafkaError) -> None:
         # Why one broker is down says more than that all are.

@@ -10,7 +10,7 @@ topic-partitions to about half of the bound. If that is not enough, the times th
 reached are rounded up, then segments are merged: a restart reads more, and forgets nothing.
 
 `core.checkpoint` has the fields that other destinations store, too. The version before reads
-`window_since_ms`.
+`window_since_ms` and `mark`.
 """
 
 from __future__ import annotations
@@ -120,6 +120,7 @@ def _fields(checkpoint: Checkpoint, readback: Readback, unit_ms: int) -> dict[st
         "position": listed(position),
         "known_from": [known_behind, listed(known_others), False],
         "window_since_ms": readback.oldest_ms,
+        "mark": None,
         "others": sorted(others),
         "unit_ms": unit_ms,
         "open": [readback.since_ms, row(readback.first), row(readback.reached)],

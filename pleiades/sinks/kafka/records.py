@@ -205,13 +205,11 @@ def read_event(message: Message) -> Published | None:
         if identified is None:
             return None
         found = identified.identity, identified.source, identified.stream
-    identity, source, stream = found
-    if is_fallback(identity):
-        # Earlier versions wrote no such headers.
-        named = _read_naming(headers)
-        if named is not None and is_legal_fallback(named[0]):
-            identity, source = named
-    return _published(message, identity, source, stream, sse_id, headers)
+    named = _read_naming(headers) if is_fallback(found[0]) else None
+    # Earlier versions wrote no such headers.
+    if named is not None and is_legal_fallback(named[0]):
+        found = *named, found[2]
+    return _published(message, found, sse_id, headers)
 
 
 def read_dead_letter(message: Message) -> Published | None:
@@ -220,22 +218,18 @@ def read_dead_letter(message: Message) -> Published | None:
     named = _read_naming(headers)
     if named is None:
         return None
-    return _published(message, *named, NO_STREAM, headers.get(ID_HEADER, b""), headers)
+    return _published(message, (*named, NO_STREAM), headers.get(ID_HEADER, b""), headers)
 
 
 def _published(
     message: Message,
-    identity: str,
-    source: TopicPartition,
-    stream: str,
+    named: tuple[str, TopicPartition, str],
     sse_id: bytes,
     headers: Mapping[str, bytes],
 ) -> Published:
-    at = (message.topic() or "", message.partition() or 0)
+    at, offset = (message.topic() or "", message.partition() or 0), message.offset() or 0
     replay, published_ms = headers.get(REPLAY_HEADER, b""), message.timestamp()[1]
-    return Published(
-        identity, source, stream, sse_id, replay, at, message.offset() or 0, published_ms
-    )
+    return Published(*named, sse_id, replay, at, offset, published_ms)
 
 
 def _read_named(value: bytes, sse_id: bytes) -> tuple[str, TopicPartition, str] | None:

@@ -225,6 +225,7 @@ def test_the_version_before_finds_from_where_on_to_read() -> None:
     readback = replace(stored.readback, closed=(begun, *stored.readback.closed[1:]))
     fields = orjson.loads(encoded(stored._replace(readback=readback)))
     assert fields["window_since_ms"] == NOW_MS - 7
+    assert fields["mark"] is None
 
 
 @pytest.mark.parametrize(
