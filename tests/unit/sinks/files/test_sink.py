@@ -1053,7 +1053,7 @@ def test_staged_files_that_somebody_removes_are_staged_again(
 
 
 def test_the_log_that_the_stored_checkpoint_names_stays(
-    folder: Path, sink: FilesSink, monkeypatch: pytest.MonkeyPatch
+    sink: FilesSink, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(identities, "MIN_COMPACTED_BYTES", 1)
     sink.open(resume=True)
@@ -1073,6 +1073,26 @@ def test_the_log_that_the_stored_checkpoint_names_stays(
     sink.write([event(2)])
     sink.commit(CHECKPOINT)
     assert compacted == [True]
+
+
+def test_a_commit_that_a_power_failure_has_emptied_is_not_salvaged(
+    folder: Path, world: World
+) -> None:
+    """Its events were never published, and the checkpoint that would say so is damaged."""
+    first = make(folder, world, "none")
+    first.open(resume=True)
+    first.write([event(1)])
+    first.commit(CHECKPOINT)
+    first.close()
+    own = folder / ".pleiades"
+    (own / "staging" / "recentchange.2").mkdir()
+    (own / "staging" / "recentchange.2" / f"00000000.{names(folder)[0][14:]}.part").touch()
+    with (own / "identities-recentchange.1").open("ab") as file:
+        run = Run(SOURCE, NOON_MS, fingerprint(event(2).identity))
+        file.write(Group(2, Checkpoint({SOURCE: NOON_MS + 9}, 0, 0), [run]).encoded())
+    (own / "checkpoint-recentchange").write_bytes(b"")
+    assert known(make(folder, world, "none")) == (CHECKPOINT, [event(1)])
+    assert list((own / "staging").iterdir()) == []
 
 
 def test_a_log_removed_while_the_checkpoint_can_not_be_stored(
