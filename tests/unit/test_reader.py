@@ -267,6 +267,8 @@ def test_a_start_in_the_upstreams_future_is_set_back_at_once(
     assert now_ms - 662_000 <= asked[1] <= now_ms - 658_000
     (first, *_) = [item for item in channel.items if isinstance(item, Frames)]
     assert first.started_ms == asked[1]
+    connections = {item.connection for item in channel.items if isinstance(item, Frames)}
+    assert len(connections) == len(server.requests) - 1, "the first one was of no use"
 
 
 def test_an_implausible_clock_is_not_believed(

@@ -142,6 +142,13 @@ def test_events_past_the_end_on_two_connections_are_not_added_up(run: Run) -> No
     assert len(asked) == 3
 
 
+def test_ids_that_can_not_be_read_do_not_hide_the_end(run: Run) -> None:
+    odd = b"id: banana\ndata: {}\n\n"
+    past = b"".join(map(frame, OVER[:3])) + odd + b"".join(map(frame, OVER[3:]))
+    _, asked, _ = run(HEAD + frame(BEGIN + 1) + past, frames(BEGIN + 1, *OVER), plan=KNOWN)
+    assert len(asked) == 1
+
+
 def test_what_an_earlier_run_reached_is_where_it_goes_on(run: Run) -> None:
     reached = BEGIN + 100_000
     answer = frames(BEGIN + 90_000, reached, *OVER)
