@@ -17,7 +17,7 @@ TURNS = ("reader", "parser-0", "parent", "parser-1", "publisher", "parent")
 there so that a relay that crashes time and again does not hurry."""
 CHILD_SECONDS = 5.0
 """After the SIGKILL of any process."""
-SHORT_KILLS = 4
+SHORT_KILLS = 3
 KILLS_IN_A_LIFE = 3
 SHORT_OVERLAP = ["--upstream.overlap=3s", "--dedup.window=3s"]
 """What a reconnect repeats must not be more than upstream makes meanwhile."""

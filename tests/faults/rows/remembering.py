@@ -54,7 +54,7 @@ def files_taken(trial: Trial) -> None:
     points = [*faultpoints.FILES_POINTS, faultpoints.WRITTEN, faultpoints.COMMITTED]
     trial.chance.shuffle(points)
     relay = trial.relay(*flags, environment=environment)
-    for number, point in enumerate(islice(cycle(points), trial.times(60, at_least=4))):
+    for number, point in enumerate(islice(cycle(points), trial.times(60, at_least=3))):
         trial.wait_for_more(relay)
         (armed / point).touch()
         trial.wait(lambda: not (armed / point).exists(), f"somebody at {point}", relay)  # noqa: B023  # waited for here
