@@ -1095,6 +1095,31 @@ def test_a_commit_that_a_power_failure_has_emptied_is_not_salvaged(
     assert list((own / "staging").iterdir()) == []
 
 
+def test_names_do_not_go_into_another_directory(
+    folder: Path, sink: FilesSink, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was moved between the checkpoint and the moves."""
+    sink.open(resume=True)
+    elsewhere = folder.with_name("elsewhere")
+
+    def replacing(path: Path, content: bytes, synced: bool) -> None:
+        disk.replace_file(path, content, synced)
+        folder.rename(elsewhere)
+        folder.mkdir()
+
+    def put_back() -> None:
+        assert list(folder.iterdir()) == []
+        folder.rmdir()
+        elsewhere.rename(folder)
+
+    monkeypatch.setattr(checkpoints, "replace_file", replacing)
+    world.mend = put_back
+    sink.write([event(1)])
+    sink.commit(CHECKPOINT)
+    assert len(world.pauses) == 1
+    assert len(names(folder)) == 1
+
+
 def test_a_log_removed_while_the_checkpoint_can_not_be_stored(
     folder: Path, sink: FilesSink, world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
