@@ -11,13 +11,13 @@ from pleiades.core.checkpoint import Checkpoint
 from pleiades.core.range import Part
 from pleiades.core.wire import Batch, End, Frames
 from pleiades.runtime.channel import Channel
-from pleiades.runtime.child import Life
+from pleiades.runtime.child import ChildContext
 from pleiades.runtime.metrics import Metrics
 from pleiades.sinks.base import SinkContext, destination_of
 
 
 def reader(
-    life: Life,
+    child: ChildContext,
     metrics: Metrics,
     settings: Settings,
     resume: Channel[Checkpoint],
@@ -27,15 +27,15 @@ def reader(
     if settings.replay is None:
         from pleiades.reader import Reader
 
-        Reader(life, metrics, settings, resume, parsers).run()
+        Reader(child, metrics, settings, resume, parsers).run()
     else:
         from pleiades.range_reader import RangeReader
 
-        RangeReader(life, metrics, settings, resume, parsers).run()
+        RangeReader(child, metrics, settings, resume, parsers).run()
 
 
 def parser(
-    life: Life,
+    child: ChildContext,
     metrics: Metrics,
     keep_canaries: bool,
     frames: Channel[Frames | End],
@@ -45,11 +45,11 @@ def parser(
     """Turn frames into events."""
     from pleiades.parser import run
 
-    run(life, metrics, keep_canaries, frames, batches, part)
+    run(child, metrics, keep_canaries, frames, batches, part)
 
 
 def publisher(
-    life: Life,
+    child: ChildContext,
     metrics: Metrics,
     settings: Settings,
     reached: bool,
@@ -65,5 +65,5 @@ def publisher(
     """
     from pleiades.publisher import Publisher
 
-    sink = destination_of(settings).make_sink(SinkContext(life, metrics, settings, reached))
-    Publisher(life, metrics, settings, sink, resume, parsers, last).run()
+    sink = destination_of(settings).make_sink(SinkContext(child, metrics, settings, reached))
+    Publisher(child, metrics, settings, sink, resume, parsers, last).run()

@@ -8,19 +8,19 @@ from pleiades.core.decoding import decode
 from pleiades.core.range import Part, within
 from pleiades.core.wire import Batch, End, Frames
 from pleiades.runtime.channel import POLL_SECONDS, Channel
-from pleiades.runtime.child import Life
-from pleiades.runtime.logs import Seldom, printable
+from pleiades.runtime.child import ChildContext
+from pleiades.runtime.logs import Throttle, printable
 from pleiades.runtime.metrics import Metrics
 
 log = logging.getLogger(__name__)
 
 
-_error_warnings = Seldom()
-_id_warnings = Seldom()
+_error_warnings = Throttle()
+_id_warnings = Throttle()
 
 
 def run(
-    life: Life,
+    child: ChildContext,
     metrics: Metrics,
     keep_canaries: bool,
     frames: Channel[Frames | End],
@@ -32,18 +32,18 @@ def run(
     Args:
         part: the range of a replay; None: everything is published.
     """
-    life.ready = True
+    child.ready = True
     while True:
-        life.beat()
+        child.beat()
         received = frames.get(POLL_SECONDS)
         metrics.queue_depth.labels(frames.name).set(frames.depth())
         if received is None:
             continue
         if isinstance(received, End):
-            batches.put(received, life.beat)
-            batches.flush(life.beat)
+            batches.put(received, child.beat)
+            batches.flush(child.beat)
             return
-        batches.put(_parse(received, keep_canaries, metrics, part), life.beat)
+        batches.put(_parse(received, keep_canaries, metrics, part), child.beat)
         metrics.queue_depth.labels(batches.name).set(batches.depth())
 
 

@@ -11,9 +11,9 @@ from pleiades.core.range import Part
 from pleiades.core.wire import Batch, End, Frames
 from pleiades.runtime.channel import Channel
 from pleiades.runtime.errors import MetricsUnavailable
-from pleiades.runtime.stage import StageSpec
+from pleiades.runtime.process import ProcessSpec
 from pleiades.runtime.startup import absolute
-from pleiades.runtime.supervisor import Display, Stages, Supervisor
+from pleiades.runtime.supervisor import Display, MakeGeneration, Supervisor
 from pleiades.sinks.base import destination_of
 
 
@@ -25,7 +25,7 @@ def ingest(settings: Settings) -> int:
         MetricsUnavailable: the port or address of /metrics can't be used.
     """
     try:
-        return Supervisor(settings, _stages(settings), _modules(settings)).run()
+        return Supervisor(settings, _make_generation(settings), _modules(settings)).run()
     except MetricsUnavailable:
         # The same command a second time: a held destination says more than a taken port, and has an
         # exit status of its own.
@@ -41,7 +41,7 @@ def replay(settings: Settings, display: Display) -> int:
     Raises:
         MetricsUnavailable: the port or address of /metrics can't be used.
     """
-    return Supervisor(settings, _stages(settings), _modules(settings), display).run()
+    return Supervisor(settings, _make_generation(settings), _modules(settings), display).run()
 
 
 def _modules(settings: Settings) -> list[str]:
@@ -51,14 +51,14 @@ def _modules(settings: Settings) -> list[str]:
     return [reader, "pleiades.parser", "pleiades.publisher", *destination.modules]
 
 
-def _stages(settings: Settings) -> Stages:
+def _make_generation(settings: Settings) -> MakeGeneration:
     """What makes the stages of one generation."""
     settings = absolute(settings)
     part = None
     if settings.replay is not None:
         part = Part(settings.replay.range, len(settings.replay.first_ms) > 1)
 
-    def stages(resume_stored: bool, details: object) -> list[StageSpec]:
+    def stages(resume_stored: bool, details: object) -> list[ProcessSpec]:
         own = replace(settings, resume=settings.resume or resume_stored)
         # A replay begins its range again where the destination has forgotten it.
         last = details if isinstance(details, Checkpoint) and own.replay is None else None
@@ -70,16 +70,16 @@ def _stages(settings: Settings) -> Stages:
         frames: list[Channel[Frames | End]] = [Channel(f"frames-{number}") for number in numbers]
         batches: list[Channel[Batch | End]] = [Channel(f"batches-{number}") for number in numbers]
         return [
-            StageSpec("reader", entrypoints.reader, (own, resume, frames), stoppable=True),
+            ProcessSpec("reader", entrypoints.reader, (own, resume, frames), stoppable=True),
             *(
-                StageSpec(
+                ProcessSpec(
                     f"parser-{number}",
                     entrypoints.parser,
                     (own.upstream.keep_canaries, frames[number], batches[number], part),
                 )
                 for number in numbers
             ),
-            StageSpec(
+            ProcessSpec(
                 "publisher",
                 entrypoints.publisher,
                 (own, resume_stored, last, resume, batches),

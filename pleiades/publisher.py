@@ -26,8 +26,8 @@ from pleiades.core.wire import (
 )
 from pleiades.runtime import faultpoints
 from pleiades.runtime.channel import POLL_SECONDS, Channel
-from pleiades.runtime.child import Life
-from pleiades.runtime.logs import Seldom
+from pleiades.runtime.child import ChildContext
+from pleiades.runtime.logs import Throttle
 from pleiades.runtime.metrics import Metrics
 from pleiades.sinks.base import Sink, destination_of
 
@@ -56,7 +56,7 @@ class Publisher:
 
     def __init__(
         self,
-        life: Life,
+        child: ChildContext,
         metrics: Metrics,
         settings: Settings,
         sink: Sink,
@@ -64,7 +64,7 @@ class Publisher:
         parsers: list[Channel[Batch | End]],
         last: Checkpoint | None = None,
     ) -> None:
-        self._life = life
+        self._child = child
         self._metrics = metrics
         self._settings = settings
         self._sink = sink
@@ -81,8 +81,8 @@ class Publisher:
         self._admission: Admission
         """Set by `_open`."""
         self._occurrences = Occurrences(secrets.token_hex(8))
-        self._window_warnings = Seldom(WARNING_SECONDS)
-        self._dead_letter_warnings = Seldom(WARNING_SECONDS)
+        self._window_warnings = Throttle(WARNING_SECONDS)
+        self._dead_letter_warnings = Throttle(WARNING_SECONDS)
         self._sequence = 0
         self._known = sink.is_published if settings.replay is None else self._is_published
         self._existing = 0
@@ -101,26 +101,26 @@ class Publisher:
         self._open()
         try:
             while self._left():
-                self._life.beat()
+                self._child.beat()
                 channel = self._next_channel()
                 batch = channel.get(self._wait())
                 self._metrics.queue_depth.labels(channel.name).set(channel.depth())
                 if isinstance(batch, End):
                     break
                 if batch is None:
-                    self._sink.tend()
+                    self._sink.poll()
                 else:
                     self._take(batch)
                 self._commit_if_due()
             self._commit()
-            self._life.farewell()
+            self._child.farewell()
         finally:
             self._sink.close()
 
     def _open(self) -> None:
-        with self._life.busy(OPEN_ALLOWED_SECONDS):
+        with self._child.busy(OPEN_ALLOWED_SECONDS):
             opened = self._sink.open(self._settings.resume)
-            self._admission = Admission(self._window, ask_each=not opened.all_told)
+            self._admission = Admission(self._window, ask_each=not opened.window_complete)
             start = self._start(opened.checkpoint)
             if start.position_lost:
                 log.warning(
@@ -133,17 +133,17 @@ class Publisher:
             is_stored = self._checkpoint is opened.checkpoint
             if is_stored:
                 # The reader connects while the destination is read back.
-                self._resume.put(self._checkpoint, self._life.beat)
+                self._resume.put(self._checkpoint, self._child.beat)
             self._window.restore(start.checkpoint.position if start.resumed else {}, opened.window)
             if not is_stored:
                 # A crash before the first event must not bring back a position that was given up.
                 self._sink.commit(self._checkpoint)
-                self._resume.put(self._checkpoint, self._life.beat)
+                self._resume.put(self._checkpoint, self._child.beat)
             self._resumed = self._checkpoint.position
             self._furthest = join(self._furthest, self._resumed)
             self._show_position()
-        self._life.ready = True
-        self._life.beat()
+        self._child.ready = True
+        self._child.beat()
 
     def _start(self, stored: Checkpoint | None) -> Start:
         if self._replay is not None:
@@ -166,8 +166,8 @@ class Publisher:
 
     def _show_position(self) -> None:
         # As an SSE id: what a client would send to continue from here.
-        self._life.position = compose_id(self._checkpoint.position)
-        self._life.details = self._checkpoint
+        self._child.position = compose_id(self._checkpoint.position)
+        self._child.details = self._checkpoint
 
     def _left(self) -> int:
         """The number of events that may still be published."""
@@ -264,11 +264,11 @@ class Publisher:
             faultpoints.passing(faultpoints.COMMITTED)
             published = len(flying.events) - len(dead_letters) - repeated
             self._note_progress(flying, repeated)
-            self._life.published_total += published
+            self._child.published_total += published
             self._take_back(dead_letters)
             self._show_position()
         # The parent must know what is durable, whatever happens to this process next.
-        self._life.beat(at_once=True)
+        self._child.beat(at_once=True)
         self._in_flight = None
         self._window.advance(self._checkpoint.position, self._checkpoint.clock_ms)
         live_ms = 0 if self._replay else max(self._checkpoint.position.values(), default=0)
@@ -288,7 +288,7 @@ class Publisher:
         moved = any(reached > self._furthest.get(at, 0) for at, reached in furthest.items())
         self._furthest = furthest
         new = flying.brought_new and repeated < len(flying.events)
-        self._life.committed_total += moved or new
+        self._child.committed_total += moved or new
 
     def _take_back(self, dead_letters: list[Event]) -> None:
         """Do not count events as published that the destination refused."""
@@ -329,7 +329,7 @@ class Publisher:
         for dt_ms in dated:
             self._metrics.lag_seconds.observe(max(now - dt_ms / 1000, 0.0))
         if dated:
-            self._life.lag_seconds = max(now - dated[0] / 1000, 0.0)
+            self._child.lag_seconds = max(now - dated[0] / 1000, 0.0)
 
     def _warn_of_forgotten(self, forgotten: int) -> None:
         if not forgotten:

@@ -85,7 +85,7 @@ class RangeReader(BaseReader):
                 if item.content:
                     pause_seconds = limiter.pause_seconds(len(item.ids), time.monotonic())
                     if pause_seconds:
-                        self._life.pause(pause_seconds)
+                        self._child.pause(pause_seconds)
                     sequence, connection = next(self._sequence), opened[source]
                     self._send(item.frames(sequence, connection, 0, replay.resolved_ms, source))
                 continue
@@ -123,8 +123,8 @@ class RangeReader(BaseReader):
         now = time.monotonic()
         # If one of them hangs this process falls silent, and the parent starts all of them again.
         if all(now <= reader.due_at for reader in self._readers):
-            self._life.beat()
-        self._life.check()
+            self._child.beat()
+        self._child.check()
 
 
 def _bring(reader: PartitionReader, is_empty: bool, put: Callable[[Message], None]) -> None:

@@ -19,7 +19,7 @@ from pleiades.core.falling_behind import PERIOD_SECONDS, FallingBehind
 from pleiades.core.resume_cursor import ResumeCursor
 from pleiades.core.wire import End, Frames
 from pleiades.runtime.channel import POLL_SECONDS, Channel
-from pleiades.runtime.child import Life
+from pleiades.runtime.child import ChildContext
 from pleiades.runtime.errors import Stopped
 from pleiades.runtime.metrics import Metrics
 from pleiades.upstream.frames import NOTHING, Closed, Received
@@ -39,13 +39,13 @@ class BaseReader:
 
     def __init__(
         self,
-        life: Life,
+        child: ChildContext,
         metrics: Metrics,
         settings: Settings,
         resume: Channel[Checkpoint],
         parsers: list[Channel[Frames | End]],
     ) -> None:
-        self._life = life
+        self._child = child
         self._metrics = metrics
         self._settings = settings
         self._resume = resume
@@ -64,20 +64,20 @@ class BaseReader:
             log.debug("stopped reading")
         self._show_open(0)
         for channel in self._parsers:
-            channel.put(End(), self._life.beat)
+            channel.put(End(), self._child.beat)
         for channel in self._parsers:
-            channel.flush(self._life.beat)
+            channel.flush(self._child.beat)
 
     def _read(self, checkpoint: Checkpoint) -> None:
         raise NotImplementedError
 
     def _alive(self) -> None:
         """Called again and again while this process waits."""
-        self._life.beat()
-        self._life.check()
+        self._child.beat()
+        self._child.check()
 
     def _show_open(self, connections: int) -> None:
-        self._life.ready = connections > 0
+        self._child.ready = connections > 0
         self._metrics.connected.set(connections)
 
     def _send(self, frames: Frames) -> None:
@@ -109,7 +109,7 @@ class Reader(BaseReader):
 
     def _read(self, checkpoint: Checkpoint) -> None:
         upstream = self._settings.upstream
-        self._life.allowed_seconds = CONNECT_TIMEOUT_SECONDS + upstream.idle_timeout_seconds
+        self._child.allowed_seconds = CONNECT_TIMEOUT_SECONDS + upstream.idle_timeout_seconds
         self._clock_ms = checkpoint.clock_ms
         self._falling_behind = FallingBehind()
         overlap_ms = int(upstream.overlap_seconds * 1000)
@@ -122,7 +122,7 @@ class Reader(BaseReader):
             upstream.idle_timeout_seconds,
             self._now_ms,
             self._waiting,
-            self._life.pause,
+            self._child.pause,
         )
         connection: tuple[int, str | None] = 0, None
         with closing(session.items()) as items:
@@ -157,8 +157,8 @@ class Reader(BaseReader):
 
     @contextlib.contextmanager
     def _waiting(self, _seconds: float) -> Iterator[None]:
-        self._life.beat()
-        with self._life.interruptible():
+        self._child.beat()
+        with self._child.interruptible():
             yield
 
     def _set_start_back(self, server_ms: int | None) -> bool:

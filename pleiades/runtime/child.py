@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from concurrent.futures import ThreadPoolExecutor
 
     from pleiades.config.settings import Settings
-    from pleiades.runtime.stage import StageSpec
+    from pleiades.runtime.process import ProcessSpec
 
 log = logging.getLogger(__name__)
 
@@ -75,7 +75,7 @@ class Beat:
 _FIELDS = tuple(field.name for field in fields(Beat))
 
 
-class Life(Beat):
+class ChildContext(Beat):
     """A child's side of its ties to the parent: heartbeat out, stop request in.
 
     Args:
@@ -127,7 +127,7 @@ class Life(Beat):
             self.allowed_seconds = usual
             self.beat()
 
-    def aside(self, call: Callable[[], T], announce: Callable[[float], None]) -> T:
+    def run_in_thread(self, call: Callable[[], T], announce: Callable[[float], None]) -> T:
         """Make a call that may block for any time in a thread; this thread goes on beating.
 
         A disk that takes minutes is no hung process: a restart would not help.
@@ -186,13 +186,13 @@ class Life(Beat):
             raise Stopped("stop requested")
 
 
-def run(spec: StageSpec, settings: Settings, folder: str, beats: Connection) -> None:
+def run(spec: ProcessSpec, settings: Settings, folder: str, beats: Connection) -> None:
     """The target of every child process: run the stage to its end; `folder`: see `Metrics`."""
-    life = Life(beats)
+    child = ChildContext(beats)
     # A terminal sends Ctrl-C and its hangup to the whole process group; the parent alone acts on them.
     for number in STOP_SIGNALS:
         asked = spec.stoppable and number == signal.SIGTERM
-        signal.signal(number, life.request_stop if asked else signal.SIG_IGN)
+        signal.signal(number, child.request_stop if asked else signal.SIG_IGN)
     die_with_parent()
     threading.Thread(target=_leave_with_parent, name="parent-watch", daemon=True).start()
     # They are blocked since before this process began (see `forkserver`).
@@ -202,8 +202,8 @@ def run(spec: StageSpec, settings: Settings, folder: str, beats: Connection) -> 
     gc.freeze()
     status = 1
     try:
-        life.beat()
-        spec.target(life, Metrics(spec.name, folder), *spec.arguments)
+        child.beat()
+        spec.target(child, Metrics(spec.name, folder), *spec.arguments)
         status = 0
     except Fatal as error:
         log.error("%s", error)

@@ -22,7 +22,7 @@ from socketserver import ThreadingTCPServer
 from typing import Any, NamedTuple
 
 from pleiades.runtime.errors import MetricsUnavailable
-from pleiades.runtime.logs import Seldom, printable
+from pleiades.runtime.logs import Throttle, printable
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +44,7 @@ TEXT = "text/plain; charset=utf-8"
 _REQUEST_LINE = re.compile(
     rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+ (?:(?i:https?)://[^/?#\s]+)?([\x21-\x7e]*) HTTP/[1-9]\.\d\r?\n"
 )
-_WARNINGS = Seldom(60.0)
+_WARNINGS = Throttle(60.0)
 
 
 class Answer(NamedTuple):

@@ -35,7 +35,7 @@ def printable(foreign: str | bytes, limit: int = MAX_PRINTABLE) -> str:
     return _escaped(text[:limit] + ("…" if len(text) > limit else ""))
 
 
-class Seldom:
+class Throttle:
     """Limits a message that hostile input could cause thousands of times a second.
 
     Metrics count every case. The log gets the first one, and then one in `seconds`.

@@ -24,7 +24,7 @@ from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 
 from pleiades.runtime.errors import MetricsUnavailable
-from pleiades.runtime.logs import Seldom, printable
+from pleiades.runtime.logs import Throttle, printable
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +36,7 @@ _PREFIX = "pleiades-metrics-"
 _VALUE_BYTES = 16
 _ENTRY_BYTES = 4 + 8 + _VALUE_BYTES
 """An entry of a file needs at most this much beside its key: length, padding, value and timestamp."""
-_WARNINGS = Seldom(60.0)
+_WARNINGS = Throttle(60.0)
 
 Processes = Callable[[], Mapping[str, int]]
 """Returns the live processes: component → process id."""

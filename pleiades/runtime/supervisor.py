@@ -33,7 +33,7 @@ from pleiades.runtime.metric_store import metrics_folder
 from pleiades.runtime.metrics import Metrics
 from pleiades.runtime.notify import Notify
 from pleiades.runtime.pages import pages
-from pleiades.runtime.stage import EXIT_UNKNOWN, ChildProcess, StageSpec
+from pleiades.runtime.process import EXIT_UNKNOWN, ChildProcess, ProcessSpec
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +46,7 @@ UNKILLABLE_SECONDS = 5.0
 """How long a killed process may live before the log says so."""
 
 
-Stages = Callable[[bool, object], list[StageSpec]]
+MakeGeneration = Callable[[bool, object], list[ProcessSpec]]
 """Makes new channels and stages. Arguments: whether there is a position of this run to resume from, and
 the last `Beat.details` of the generation before."""
 
@@ -71,15 +71,15 @@ class Supervisor:
     def __init__(
         self,
         settings: Settings,
-        stages: Stages,
+        stages: MakeGeneration,
         modules: Sequence[str] = (),
         display: Display | None = None,
     ) -> None:
         self._settings = settings
-        self._stages = stages
+        self._make_generation = stages
         self._modules = modules
         self._display = display or LiveLine(settings.log_level)
-        self._start: Callable[[StageSpec], ChildProcess]
+        self._start: Callable[[ProcessSpec], ChildProcess]
         self._policy = RestartPolicy()
         self._children: list[ChildProcess] = []
         self._stops = 0
@@ -172,7 +172,7 @@ class Supervisor:
     def _one_generation(self) -> Ended | None:
         """Run the pipeline to its end; None: it was stopped or has done its work."""
         started = time.monotonic()
-        specs = self._stages(bool(self._position), self._details)
+        specs = self._make_generation(bool(self._position), self._details)
         self._metrics.describe(spec.name for spec in specs)
         # The last one, which opens the destination, takes longest until it is ready.
         for spec in reversed(specs):

@@ -25,7 +25,7 @@ from pleiades.config.flags import Flag, flags_of, values_of
 from pleiades.config.settings import Settings
 from pleiades.core.checkpoint import Checkpoint
 from pleiades.core.wire import Event, TopicPartition
-from pleiades.runtime.child import Life
+from pleiades.runtime.child import ChildContext
 from pleiades.runtime.findings import Finding
 from pleiades.runtime.metrics import Metrics
 
@@ -53,7 +53,7 @@ class Opened:
     window: Iterable[Remembered] = ()
     """For each source in the order of delivery. It may be read while it is taken, and only once, before
     anything else is asked of the sink."""
-    all_told: bool = True
+    window_complete: bool = True
     """False: of an event that is not in the window the sink must be asked (`is_published`)."""
 
 
@@ -84,7 +84,7 @@ class Sink(Protocol):
     def is_published(self, event: Event) -> bool:
         """Whether the destination has an event which the publisher does not remember.
 
-        See also `Opened.all_told`.
+        See also `Opened.window_complete`.
         """
 
     def write(self, events: list[Event]) -> None:
@@ -99,7 +99,7 @@ class Sink(Protocol):
             GenerationLost: a new process can, this one can't.
         """
 
-    def tend(self) -> None:
+    def poll(self) -> None:
         """Called at least every half second while there is nothing to write."""
 
     def close(self) -> None:
@@ -137,7 +137,7 @@ class CommitPolicy:
 class SinkContext(NamedTuple):
     """The process around a sink."""
 
-    life: Life
+    child: ChildContext
     metrics: Metrics
     settings: Settings
     reached: bool

@@ -38,8 +38,8 @@ class CountingDestination(Destination):
 
         def tell(counted: Counted) -> None:
             # Sent at once, for it is the last message of this process.
-            with context.life.busy(POLL_SECONDS):
-                context.life.details = counted
+            with context.child.busy(POLL_SECONDS):
+                context.child.details = counted
 
         return CountingSink(tell)
 
@@ -88,8 +88,8 @@ class CountingSink:
         self._checkpoint = checkpoint
         return Committed(letters)
 
-    def tend(self) -> None:
-        """See `Sink.tend`."""
+    def poll(self) -> None:
+        """See `Sink.poll`."""
 
     def close(self) -> None:
         """See `Sink.close`."""

@@ -25,7 +25,7 @@ from pleiades.core.resume_cursor import ResumeCursor
 from pleiades.core.units import iso_time
 from pleiades.core.wire import TopicPartition
 from pleiades.runtime.errors import HistoryMissing
-from pleiades.runtime.logs import Seldom
+from pleiades.runtime.logs import Throttle
 from pleiades.upstream.frames import Closed, Received
 from pleiades.upstream.http import Upstream
 from pleiades.upstream.refusals import TopicsNotAvailable
@@ -73,7 +73,7 @@ class PartitionReader:
         """Silent connections in a row that brought nothing new."""
         self._unanswered = 0
         """Of those, the ones that did not even bring what is known."""
-        self._warnings = Seldom(WARNING_SECONDS)
+        self._warnings = Throttle(WARNING_SECONDS)
 
     def items(self) -> Iterator[Item | Finished]:
         """What happens, in its order, until the range is complete: then `Finished`.

@@ -6,15 +6,15 @@ from multiprocessing import Pipe
 
 import pytest
 
-from pleiades.runtime.child import Life
+from pleiades.runtime.child import ChildContext
 from tests.harness.kafka import kafka, secure, topic
 from tests.unit.conftest import metrics
 
-__all__ = ["kafka", "life", "metrics", "secure", "topic"]
+__all__ = ["child", "kafka", "metrics", "secure", "topic"]
 
 
 @pytest.fixture
-def life() -> Life:
+def child() -> ChildContext:
     """A process whose beats nobody reads."""
     _, nowhere = Pipe(duplex=False)
-    return Life(nowhere)
+    return ChildContext(nowhere)

@@ -22,7 +22,7 @@ from pleiades.core.checkpoint import Checkpoint, ReplayProgress
 from pleiades.core.fingerprint import fingerprints
 from pleiades.core.range import Bound, Range
 from pleiades.core.wire import Event, compose_id
-from pleiades.runtime.child import Life
+from pleiades.runtime.child import ChildContext
 from pleiades.runtime.metrics import Metrics
 from pleiades.sinks.base import Sink
 from pleiades.sinks.kafka import records, recovery, topic_reader
@@ -45,8 +45,8 @@ IDLE = ("codfw.x", 0)
 
 
 @pytest.fixture
-def place(kafka: str, topic: str, life: Life, metrics: Metrics) -> Place:
-    return kafka_place(kafka, topic, life, metrics)
+def place(kafka: str, topic: str, child: ChildContext, metrics: Metrics) -> Place:
+    return kafka_place(kafka, topic, child, metrics)
 
 
 def test_a_transaction_that_is_open_before_our_records_hides_none_of_them(
@@ -86,13 +86,13 @@ def test_a_transaction_that_is_open_before_our_records_hides_none_of_them(
 
 
 def test_a_replay_knows_what_it_published_without_a_readable_id(
-    kafka: str, topic: str, life: Life, metrics: Metrics
+    kafka: str, topic: str, child: ChildContext, metrics: Metrics
 ) -> None:
     """It does not say whose it is: it may be an ingest's, and may be the replay's own."""
     span = Range(Bound(START_MS), Bound(START_MS + 1_000))
     sources = {SOURCE: START_MS, ("codfw.x", 0): START_MS}
     settings = ReplaySettings(span, START_MS, sources, 2, 0.0, None, False, False, False)
-    place = kafka_place(kafka, topic, life, metrics, settings)
+    place = kafka_place(kafka, topic, child, metrics, settings)
     first = place.sink()
     first.open(resume=True)
     first.commit(checkpoint(0))
@@ -251,11 +251,11 @@ def _store(kafka: str, topic: str, metadata: str) -> None:
 # ---- whose a record is ----
 
 
-def replay_of(bootstrap: str, topic: str, life: Life, metrics: Metrics) -> Place:
+def replay_of(bootstrap: str, topic: str, child: ChildContext, metrics: Metrics) -> Place:
     span = Range(Bound(START_MS), Bound(START_MS + 1_000))
     sources = {SOURCE: START_MS}
     settings = ReplaySettings(span, START_MS, sources, 2, 0.0, None, False, False, False)
-    return kafka_place(bootstrap, topic, life, metrics, settings, "replay-1")
+    return kafka_place(bootstrap, topic, child, metrics, settings, "replay-1")
 
 
 def one_entry(number: int) -> Event:
@@ -264,14 +264,14 @@ def one_entry(number: int) -> Event:
 
 
 def test_an_ingest_knows_what_it_published_before_a_partition_was_added(
-    place: Place, kafka: str, topic: str, life: Life, metrics: Metrics
+    place: Place, kafka: str, topic: str, child: ChildContext, metrics: Metrics
 ) -> None:
     """Its ids name one topic-partition there, as those of a replay do. A replay says that it is one."""
     sink = place.sink()
     sink.open(resume=True)
     sink.write([one_entry(number) for number in range(10)])
     sink.commit(Checkpoint({SOURCE: START_MS + 10}, START_MS, START_MS))
-    replayed = replay_of(kafka, topic, life, metrics).sink()
+    replayed = replay_of(kafka, topic, child, metrics).sink()
     replayed.open(resume=True)
     replayed.commit(Checkpoint({SOURCE: 0}, 0, 0, ReplayProgress()))
     replayed.write([*(one_entry(number) for number in range(100, 110)), letter(5)])
@@ -284,7 +284,7 @@ def test_an_ingest_knows_what_it_published_before_a_partition_was_added(
     sink.close()
     assert known == fingerprints([event(number).identity for number in range(11)])
     replayed.close()
-    replayed = replay_of(kafka, topic, life, metrics).sink()
+    replayed = replay_of(kafka, topic, child, metrics).sink()
     known = [each.fingerprint for each in replayed.open(resume=True).window]
     replayed.close()
     of_replay = [event(number).identity for number in range(100, 110)]

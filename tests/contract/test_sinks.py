@@ -14,7 +14,7 @@ from pleiades.core.fingerprint import fingerprint
 from pleiades.core.identity import fallback_identity
 from pleiades.core.units import iso_time
 from pleiades.core.wire import UNKNOWN_SOURCE, Event, compose_id
-from pleiades.runtime.child import Life
+from pleiades.runtime.child import ChildContext
 from pleiades.runtime.errors import DestinationHeld
 from pleiades.runtime.metrics import Metrics
 from pleiades.sinks.base import Sink, SinkContext
@@ -25,7 +25,7 @@ from pleiades.sinks.kafka.destination import DEAD_LETTERS_SUFFIX, KafkaDestinati
 from tests.harness.broker import topic_records
 from tests.harness.memory import MemorySink, MemoryStore
 from tests.harness.settings import settings_of
-from tests.unit.conftest import FakeLife
+from tests.unit.conftest import FakeChildContext
 
 SOURCE = ("eqiad.mediawiki.recentchange", 0)
 START_MS = 1_760_000_000_000
@@ -52,8 +52,8 @@ class Place:
 def files_place(folder: Path, sync: str, metrics: Metrics) -> Place:
     def sink() -> Sink:
         # It is not to pause: there is nothing to retry.
-        life = FakeLife(stop_at_pause=1)
-        return FilesSink(FilesDestination("recentchange", folder, sync), life, metrics, 500_000)
+        child = FakeChildContext(stop_at_pause=1)
+        return FilesSink(FilesDestination("recentchange", folder, sync), child, metrics, 500_000)
 
     def contents(pattern: str) -> list[bytes]:
         return [path.read_bytes() for path in sorted(folder.glob(pattern))]
@@ -79,7 +79,7 @@ def memory_place() -> Place:
 def kafka_place(
     bootstrap: str,
     topic: str,
-    life: Life,
+    child: ChildContext,
     metrics: Metrics,
     replay: ReplaySettings | None = None,
     name: str = "recentchange",
@@ -98,7 +98,7 @@ def kafka_place(
 
     def sink() -> Sink:
         relay = replace(settings_of("--kafka.enable"), replay=replay)
-        return settings.make_sink(SinkContext(life, metrics, relay, reached=False))
+        return settings.make_sink(SinkContext(child, metrics, relay, reached=False))
 
     def values(of: str) -> list[bytes]:
         return [record.value or b"" for record in topic_records(bootstrap, of)]
@@ -112,12 +112,14 @@ def kafka_place(
 
 
 @pytest.fixture(params=["files-batch", "files-none", "memory", "kafka"])
-def place(request: pytest.FixtureRequest, tmp_path: Path, life: Life, metrics: Metrics) -> Place:
+def place(
+    request: pytest.FixtureRequest, tmp_path: Path, child: ChildContext, metrics: Metrics
+) -> Place:
     if request.param == "memory":
         return memory_place()
     if request.param == "kafka":
         bootstrap, topic = (request.getfixturevalue(name) for name in ("kafka", "topic"))
-        return kafka_place(bootstrap, topic, life, metrics)
+        return kafka_place(bootstrap, topic, child, metrics)
     return files_place(tmp_path / "events", request.param.removeprefix("files-"), metrics)
 
 
@@ -161,7 +163,7 @@ class Known:
         opened = sink.open(resume)
         self.checkpoint = opened.checkpoint
         self.window = list(opened.window)
-        self.asks = not opened.all_told
+        self.asks = not opened.window_complete
 
     def __contains__(self, published: Event) -> bool:
         return fingerprint(published.identity) in {entry.fingerprint for entry in self.window}

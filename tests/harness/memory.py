@@ -73,8 +73,8 @@ class MemorySink:
         self._written = []
         return Committed(letters)
 
-    def tend(self) -> None:
-        """See `Sink.tend`."""
+    def poll(self) -> None:
+        """See `Sink.poll`."""
 
     def close(self) -> None:
         """See `Sink.close`."""

@@ -55,7 +55,7 @@ from pleiades.sinks.files.sink import FilesSink
 from pleiades.sinks.kafka.offset_metadata import encode, read_stored
 from tests.harness.memory import MemorySink, MemoryStore
 from tests.property.test_exactly_once import START, ModelConnection, ModelUpstream
-from tests.unit.conftest import FakeChannel, FakeLife
+from tests.unit.conftest import FakeChannel, FakeChildContext
 
 HISTORIES = int(os.environ.get("DESTINATION_HISTORIES", "75"))
 STEPS = 120
@@ -112,7 +112,7 @@ class FilesWorld:
 
     def sink(self) -> Sink:
         files = FilesDestination("recentchange", self.folder / "events", SYNC_NONE)
-        return FilesSink(files, FakeLife(stop_at_pause=1), self.metrics, 10**6)
+        return FilesSink(files, FakeChildContext(stop_at_pause=1), self.metrics, 10**6)
 
     def published(self) -> list[str]:
         return self.seen
@@ -199,7 +199,7 @@ class TopicSink:
             self._readback = self._readback.marked(world.ends(), 0)
         return Committed([])
 
-    def tend(self) -> None:
+    def poll(self) -> None:
         pass
 
     def close(self) -> None:
@@ -287,7 +287,7 @@ class History:
         for _ in range(MAX_STARTS):
             resumed: FakeChannel[Checkpoint] = FakeChannel()
             publisher = Publisher(
-                FakeLife(0),
+                FakeChildContext(0),
                 self.metrics,
                 settings,
                 self.world.sink(),

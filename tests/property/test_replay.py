@@ -37,7 +37,7 @@ from pleiades.upstream.partition import PartitionReader
 from pleiades.upstream.session import Finished, Item, Opened
 from tests.harness.memory import MemorySink, MemoryStore
 from tests.harness.settings import settings_of
-from tests.unit.conftest import FakeChannel, FakeLife
+from tests.unit.conftest import FakeChannel, FakeChildContext
 
 SOURCE: TopicPartition = ("eqiad.x", 0)
 BEGIN = 1_760_000_000_000
@@ -181,7 +181,7 @@ class Replay:
         )
         batches = FakeChannel[Batch | End](*self._batches(said), End())
         Publisher(
-            FakeLife(0),
+            FakeChildContext(0),
             self.metrics,
             replace(self.settings, replay=replay),
             MemorySink(self.store),

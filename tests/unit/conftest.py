@@ -12,7 +12,7 @@ import pytest
 from prometheus_client.values import close_all_multiprocess_files
 
 from pleiades.config.settings import Settings
-from pleiades.runtime.child import Life
+from pleiades.runtime.child import ChildContext
 from pleiades.runtime.errors import Stopped
 from pleiades.runtime.metric_store import FOLDER_VARIABLE
 from pleiades.runtime.metrics import Metrics
@@ -21,7 +21,7 @@ from tests.harness.settings import settings_of as relay_settings_of
 T = TypeVar("T")
 
 
-class FakeLife(Life):
+class FakeChildContext(ChildContext):
     """Beats nowhere; notes pauses instead of waiting, and is stopped at one of them."""
 
     def __init__(self, stop_at_pause: int) -> None:
@@ -36,7 +36,7 @@ class FakeLife(Life):
     def farewell(self) -> None:
         pass
 
-    def aside(self, call: Callable[[], T], announce: Callable[[float], None]) -> T:
+    def run_in_thread(self, call: Callable[[], T], announce: Callable[[float], None]) -> T:
         return call()
 
     def pause(self, seconds: float) -> None:

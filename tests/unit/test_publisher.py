@@ -19,7 +19,7 @@ from pleiades.runtime.channel import Channel
 from pleiades.runtime.metrics import Metrics
 from pleiades.sinks.base import CommitPolicy
 from tests.harness.memory import MemorySink, MemoryStore
-from tests.unit.conftest import FakeChannel, FakeLife
+from tests.unit.conftest import FakeChannel, FakeChildContext
 
 SOURCE = ("eqiad.x", 0)
 START_MS = 1_760_000_000_000
@@ -33,7 +33,7 @@ def store() -> MemoryStore:
 
 
 @pytest.fixture
-def lives() -> list[FakeLife]:
+def lives() -> list[FakeChildContext]:
     """Of each generation."""
     return []
 
@@ -43,7 +43,7 @@ def run(
     metrics: Metrics,
     settings_of: Callable[..., Settings],
     store: MemoryStore,
-    lives: list[FakeLife],
+    lives: list[FakeChildContext],
 ) -> Run:
     """Publishes batches and the end marker; returns what the reader was told."""
 
@@ -52,7 +52,7 @@ def run(
     ) -> Checkpoint:
         resume: FakeChannel[Checkpoint] = FakeChannel()
         parsers = [FakeChannel[Batch | End](*batches, End()) for batches in channels]
-        lives.append(FakeLife(0))
+        lives.append(FakeChildContext(0))
         Publisher(
             lives[-1],
             metrics,
@@ -266,12 +266,12 @@ def test_equal_events_without_an_identity_are_each_published(run: Run, store: Me
     assert [stored.identity for stored in store.dead_letters] == [f"{name}-{n}" for n in (3, 4, 5)]
 
 
-def progress(ended: FakeLife) -> Ended:
+def progress(ended: FakeChildContext) -> Ended:
     return Ended("parser-0", False, ended.committed_total > 0, lived_seconds=1.0)
 
 
 def test_to_publish_the_same_again_is_no_progress(
-    run: Run, store: MemoryStore, lives: list[FakeLife]
+    run: Run, store: MemoryStore, lives: list[FakeChildContext]
 ) -> None:
     """Where nobody can say that it was published before, it is published at each start: for ever, if a
     pipeline that always fails behind it were started again each time."""
@@ -288,7 +288,7 @@ def test_to_publish_the_same_again_is_no_progress(
     assert None not in pauses[:-1]
 
 
-def test_what_is_progress(run: Run, lives: list[FakeLife]) -> None:
+def test_what_is_progress(run: Run, lives: list[FakeChildContext]) -> None:
     def progressed(*batches: Batch, last: Checkpoint | None = None) -> bool:
         run(list(batches), last=last)
         return lives[-1].committed_total > 0
@@ -309,7 +309,7 @@ def test_what_is_progress(run: Run, lives: list[FakeLife]) -> None:
 
 
 def test_a_destination_that_loses_its_position_makes_no_progress_of_old_events(
-    run: Run, store: MemoryStore, lives: list[FakeLife]
+    run: Run, store: MemoryStore, lives: list[FakeChildContext]
 ) -> None:
     last = Checkpoint({SOURCE: START_MS + 9}, START_MS, START_MS + 9)
     moved = batch(0)._replace(timestamps_ms={SOURCE: START_MS + 9})

@@ -20,14 +20,14 @@ from pleiades.runtime.channel import Channel
 from pleiades.runtime.errors import RefusedByUpstream
 from pleiades.runtime.metrics import Metrics
 from tests.harness.answers import Server, since_of
-from tests.unit.conftest import FakeChannel, FakeLife
+from tests.unit.conftest import FakeChannel, FakeChildContext
 
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n"
 SOURCE = ("eqiad.x", 0)
 START_MS = 1_760_000_000_000
 
 Answer = Callable[..., Server]
-Made = tuple[Reader, FakeLife, list[FakeChannel[Frames | End]]]
+Made = tuple[Reader, FakeChildContext, list[FakeChannel[Frames | End]]]
 Make = Callable[..., Made]
 
 
@@ -52,18 +52,18 @@ def make(metrics: Metrics, settings_of: Callable[..., Settings]) -> Make:
         pauses: int = 1,
         position: dict[TopicPartition, int] | None = None,
     ) -> Made:
-        life = FakeLife(pauses)
+        child = FakeChildContext(pauses)
         settings = settings_of(f"--upstream.url={server.url}", *flags)
         checkpoint = FakeChannel(Checkpoint(position or {}, START_MS, 0))
         channels: list[FakeChannel[Frames | End]] = [FakeChannel() for _ in range(settings.parsers)]
         made = Reader(
-            life,
+            child,
             metrics,
             settings,
             cast("Channel[Checkpoint]", checkpoint),
             [cast("Channel[Frames | End]", channel) for channel in channels],
         )
-        return made, life, channels
+        return made, child, channels
 
     return reader
 
@@ -84,12 +84,12 @@ def blobs(channel: FakeChannel[Frames | End]) -> list[bytes]:
 
 
 def test_retry_is_honoured_and_bounded(answer: Answer, make: Make) -> None:
-    reader, life, _ = make(answer(b"retry: 12345\n\n" + frame(START_MS + 1)))
+    reader, child, _ = make(answer(b"retry: 12345\n\n" + frame(START_MS + 1)))
     reader.run()
-    assert life.pauses == [12.345]
-    reader, life, _ = make(answer(b"retry: 99999999999\n\n" + frame(START_MS + 1)))
+    assert child.pauses == [12.345]
+    reader, child, _ = make(answer(b"retry: 99999999999\n\n" + frame(START_MS + 1)))
     reader.run()
-    assert life.pauses == [60.0]
+    assert child.pauses == [60.0]
 
 
 def test_a_first_cut_reconnects_at_once_and_many_short_ones_pause(
@@ -97,12 +97,12 @@ def test_a_first_cut_reconnects_at_once_and_many_short_ones_pause(
 ) -> None:
     bodies = [frame(START_MS + number * 1000) for number in range(1, 9)]
     server = answer(*bodies)
-    reader, life, _ = make(server, pauses=5)
+    reader, child, _ = make(server, pauses=5)
     reader.run()
     assert len(server.requests) == 6, "one cut without a pause, then one pause for each"
-    assert life.pauses == sorted(life.pauses)
-    assert 0 < life.pauses[0] <= 0.05
-    assert life.pauses[-1] <= 1.0
+    assert child.pauses == sorted(child.pauses)
+    assert 0 < child.pauses[0] <= 0.05
+    assert child.pauses[-1] <= 1.0
 
 
 @pytest.mark.parametrize("step_ms", [1000, 0], ids=["later and later", "in one millisecond"])
@@ -113,15 +113,15 @@ def test_what_is_new_is_seen_although_the_position_stands_still(
     ahead = frame(START_MS + 3_600_000)
     events = [frame(START_MS + number * step_ms) for number in range(1, 9)]
     server = answer(*(ahead + b"".join(events[:more]) for more in range(9)))
-    reader, life, _ = make(server, pauses=6)
+    reader, child, _ = make(server, pauses=6)
     reader.run()
-    assert max(life.pauses) <= 1.0, "short connections that bring something"
+    assert max(child.pauses) <= 1.0, "short connections that bring something"
 
 
 def test_what_is_repeated_is_nothing_new(answer: Answer, make: Make) -> None:
-    reader, life, _ = make(answer(frame(START_MS + 2000) + frame(START_MS + 1000)), pauses=6)
+    reader, child, _ = make(answer(frame(START_MS + 2000) + frame(START_MS + 1000)), pauses=6)
     reader.run()
-    assert life.pauses[-1] > 1.0, "it is asked less and less often"
+    assert child.pauses[-1] > 1.0, "it is asked less and less often"
 
 
 def test_a_reconnect_asks_for_position_less_overlap_of_every_topic(
@@ -213,9 +213,9 @@ def test_a_refusal_ends_it(answer: Answer, make: Make) -> None:
 
 def test_retry_after_is_obeyed(answer: Answer, make: Make) -> None:
     server = answer(b"", head=b"HTTP/1.1 429 Slow\r\nRetry-After: 30\r\n")
-    reader, life, _ = make(server)
+    reader, child, _ = make(server)
     reader.run()
-    assert life.pauses == [30.0]
+    assert child.pauses == [30.0]
 
 
 @pytest.mark.parametrize(("first_ms", "gap"), [(59_000, False), (61_000, True)])
@@ -252,10 +252,10 @@ def test_a_start_in_the_upstreams_future_is_set_back_at_once(
 ) -> None:
     now_ms = int(time.time() * 1000)
     server = answer(b":ok\n\n", head=dated(-600))
-    life = FakeLife(1)
+    child = FakeChildContext(1)
     channel: FakeChannel[Frames | End] = FakeChannel()
     reader = Reader(
-        life,
+        child,
         metrics,
         settings_of(f"--upstream.url={server.url}"),
         cast("Channel[Checkpoint]", FakeChannel(Checkpoint({}, now_ms, 0))),
@@ -384,7 +384,7 @@ def test_a_topic_that_is_gone_is_left_out_and_taken_up_again(
         stream(frame(START_MS + 100_001, A), frame(START_MS + 100_002, A)),
         stream(frame(START_MS + 200_000, B), frame(START_MS + 200_001, B)),
     )
-    reader, life, (channel,) = make(server, "--upstream.overlap=10s", pauses=2, position=THREE)
+    reader, child, (channel,) = make(server, "--upstream.overlap=10s", pauses=2, position=THREE)
     with caplog.at_level(logging.INFO):
         reader.run()
     asked = [last_event_id(request) for request in server.requests[:5]]
@@ -398,7 +398,7 @@ def test_a_topic_that_is_gone_is_left_out_and_taken_up_again(
     back = [r.message for r in caplog.records if "again: resuming" in r.message]
     assert len(back) == 1
     assert f"has {B}, {C} again" in back[0]
-    assert max(life.pauses) <= 1.0, "nothing of it counts as a failure"
+    assert max(child.pauses) <= 1.0, "nothing of it counts as a failure"
     assert frame(START_MS + 200_001, B) in b"".join(blobs(channel))
 
 
@@ -410,9 +410,9 @@ def test_topics_that_are_named_one_by_one_do_not_keep_the_others(
     server = answer()
     server.say(*(gone(topic) for topic in topics), stream(frame(START_MS + 5, A)))
     position = {**dict.fromkeys([(topic, 0) for topic in topics], START_MS), (A, 0): START_MS + 5}
-    reader, life, (channel,) = make(server, pauses=2, position=position)
+    reader, child, (channel,) = make(server, pauses=2, position=position)
     reader.run()
-    assert len(life.pauses) == 2
+    assert len(child.pauses) == 2
     assert list(last_event_id(server.requests[8])) == [A]
     assert blobs(channel)[0] == frame(START_MS + 5, A)
 

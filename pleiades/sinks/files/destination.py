@@ -83,7 +83,7 @@ class FilesDestination(Destination):
         is_replay = context.settings.replay is not None
         max_entries = context.settings.max_entries
         return FilesSink(
-            self, context.life, context.metrics, max_entries, is_replay, context.reached
+            self, context.child, context.metrics, max_entries, is_replay, context.reached
         )
 
     def record_commit(self, metrics: Metrics, published: int, reached_ms: int) -> None:

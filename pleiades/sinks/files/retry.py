@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from pleiades.core.backoff import Backoff
-from pleiades.runtime.child import Life
+from pleiades.runtime.child import ChildContext
 from pleiades.runtime.errors import DestinationHeld, Fatal
 from pleiades.runtime.metrics import Metrics
 
@@ -45,9 +45,9 @@ class Retry:
     """
 
     def __init__(
-        self, life: Life, metrics: Metrics, publish_dir: Path, prepare: Callable[[], None]
+        self, child: ChildContext, metrics: Metrics, publish_dir: Path, prepare: Callable[[], None]
     ) -> None:
-        self._life = life
+        self._child = child
         self._metrics = metrics
         self._publish_dir = publish_dir
         self._prepare = prepare
@@ -78,7 +78,7 @@ class Retry:
         call, failures = attempt, 0
         while True:
             try:
-                return self._life.aside(call, announce)
+                return self._child.run_in_thread(call, announce)
             except DestinationHeld:
                 if time.monotonic() >= deadline:
                     raise
@@ -101,5 +101,5 @@ class Retry:
                     error,
                     pause_seconds,
                 )
-            self._life.pause(pause_seconds)
+            self._child.pause(pause_seconds)
             call = attempt_again

@@ -24,7 +24,7 @@ from pleiades.core.fingerprint import fingerprint
 from pleiades.core.identity_log import DamagedLog, Group, Run
 from pleiades.core.wire import UNKNOWN_SOURCE, Event, TopicPartition
 from pleiades.runtime import faultpoints
-from pleiades.runtime.child import Life
+from pleiades.runtime.child import ChildContext
 from pleiades.runtime.metrics import Metrics
 from pleiades.sinks.base import Committed, Opened
 from pleiades.sinks.checkpoints import CheckpointFile, Stored
@@ -56,7 +56,7 @@ class FilesSink:
     def __init__(
         self,
         files: FilesDestination,
-        life: Life,
+        child: ChildContext,
         metrics: Metrics,
         max_entries: int,
         is_replay: bool = False,
@@ -67,7 +67,7 @@ class FilesSink:
         self._publish_dir = files.publish_dir.absolute()
         self._dead_letters = files.own_folder / DEAD_LETTERS
         self._synced = files.sync == SYNC_BATCH
-        self._retry = Retry(life, metrics, self._publish_dir, self._prepare)
+        self._retry = Retry(child, metrics, self._publish_dir, self._prepare)
         own = files.position_folder(is_replay)
         self._lock = files.lock(is_replay, must_exist=reached)
         self._checkpoints = CheckpointFile(own, files.position_name, self._synced)
@@ -93,7 +93,7 @@ class FilesSink:
         """See `Sink.open`."""
         groups, checkpoint = self._retry("open", lambda: self._recover(resume), is_start=True)
         self._retry("publish events in", lambda: self._staging.recover(self._number))
-        return Opened(checkpoint, remembered(groups), all_told=not self._is_replay)
+        return Opened(checkpoint, remembered(groups), window_complete=not self._is_replay)
 
     def is_published(self, event: Event) -> bool:
         """See `Sink.is_published`: whether a file has the event's name."""
@@ -126,8 +126,8 @@ class FilesSink:
         self._files, self._fingerprints, self._letters = [], {}, []
         return Committed(letters, existing)
 
-    def tend(self) -> None:
-        """See `Sink.tend`: nothing grows here."""
+    def poll(self) -> None:
+        """See `Sink.poll`: nothing grows here."""
 
     def close(self) -> None:
         """See `Sink.close`."""

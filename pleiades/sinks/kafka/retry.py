@@ -20,7 +20,7 @@ from confluent_kafka import KafkaError, KafkaException, Producer
 
 from pleiades.core.backoff import Backoff
 from pleiades.runtime.errors import GenerationLost
-from pleiades.runtime.logs import Seldom
+from pleiades.runtime.logs import Throttle
 from pleiades.sinks.base import SinkContext
 from pleiades.sinks.kafka.clients import Clients
 from pleiades.sinks.kafka.errors import NO_TOPIC, Kind, fatal, kind_of, text_of
@@ -58,7 +58,7 @@ class Retry:
     """Repeats calls, and reports what it waits for in the log, the metrics and the readiness."""
 
     def __init__(self, clients: Clients, context: SinkContext) -> None:
-        self.life = context.life
+        self.child = context.child
         self._metrics = context.metrics
         self._clients = clients
         self._settings = clients.settings
@@ -67,7 +67,7 @@ class Retry:
         self._caller = ThreadPoolExecutor(1, "librdkafka")
         self._waiting_since: float | None = None
         self._reported = False
-        self._warnings = Seldom(WARNING_SECONDS)
+        self._warnings = Throttle(WARNING_SECONDS)
 
     def until_done(
         self, operation: str, attempt: Callable[[], T], most_seconds: float = math.inf
@@ -137,7 +137,7 @@ class Retry:
     def _repeat(self, attempt: Callable[[], T], may_pass: Callable[[KafkaError], bool]) -> T:
         failures = 0
         while True:
-            self.life.beat()
+            self.child.beat()
             started = time.monotonic()
             try:
                 return attempt()
@@ -147,7 +147,7 @@ class Retry:
             # A call that timed out has waited already.
             if time.monotonic() - started < SLICE_SECONDS / 2:
                 failures += 1
-                self.life.pause(BACKOFF.pause_seconds(failures, jitter=1.0))
+                self.child.pause(BACKOFF.pause_seconds(failures, jitter=1.0))
 
     def _in_thread(self, producer: Producer, call: Callable[[], None]) -> None:
         """Call in another thread: while a broker is away, librdkafka may ignore the timeout.
@@ -161,7 +161,7 @@ class Retry:
             while True:
                 # librdkafka keeps statistics until they are polled: 4 MB in a commit of half an hour.
                 producer.poll(0)
-                self.life.beat()
+                self.child.beat()
                 try:
                     return answer.result(2 * SLICE_SECONDS)
                 except TimeoutError:
@@ -171,7 +171,7 @@ class Retry:
                         f"librdkafka did not return from a short call for {ANSWER_SECONDS:.0f} s"
                     )
         finally:
-            # As in `Life.aside`.
+            # As in `ChildContext.run_in_thread`.
             del answer
 
     # ---- reporting ----
@@ -198,7 +198,7 @@ class Retry:
             log.debug("can't %s: %s", operation, why)
             return
         self._reported = True
-        self.life.ready = False
+        self.child.ready = False
         if self._warnings.due():
             log.warning(
                 "can't %s: %s. Nothing is lost: the relay keeps the events in flight, pauses reading, "
@@ -214,8 +214,8 @@ class Retry:
             seconds = time.monotonic() - self._waiting_since
             log.info("Kafka takes events again, after %.0f s", seconds)
             self._reported = False
-            self.life.ready = True
-            self._warnings = Seldom(WARNING_SECONDS)
+            self.child.ready = True
+            self._warnings = Throttle(WARNING_SECONDS)
         self._waiting_since = None
 
     # ---- giving up ----

@@ -111,14 +111,14 @@ class KafkaSink:
             self._commit(stored.checkpoint, self._readback)
         if self._replay is not None and self._replay.skip_existing:
             self._existing = self._look_for_existing(reader, ends, self._replay.range)
-        all_told = self._existing is None
+        window_complete = self._existing is None
         if self._replay is not None and (stored is None or not resume):
             # It begins, or begins again: events of others are none of its business.
             self._readback = Readback(ends, _now_ms())
-            return Opened(None, all_told=all_told)
+            return Opened(None, window_complete=window_complete)
         if stored is not None:
             window = self._window(reader, ends, from_before=stored.readback is None)
-            return Opened(stored.checkpoint, window, all_told=all_told)
+            return Opened(stored.checkpoint, window, window_complete=window_complete)
         starts = ask("ask where the topic begins", lambda: self._admin.starts(ends))
         overlap_ms = int(self._relay.upstream.overlap_seconds * 1000)
         window_ms = max(int(self._relay.window_seconds * 1000), overlap_ms)
@@ -132,7 +132,7 @@ class KafkaSink:
                 "last events, as far as their ids tell",
                 group_of(self._settings),
             )
-        return Opened(checkpoint, window, all_told=all_told)
+        return Opened(checkpoint, window, window_complete=window_complete)
 
     def is_published(self, event: Event) -> bool:
         """See `Sink.is_published`: events from before a replay; all others are in the window."""
@@ -175,8 +175,8 @@ class KafkaSink:
             self._readback = self._readback.marked(ends, _now_ms())
             self._mark_at = now + MARK_SECONDS
 
-    def tend(self) -> None:
-        """See `Sink.tend`."""
+    def poll(self) -> None:
+        """See `Sink.poll`."""
         # librdkafka makes statistics for an idle stream, too, and keeps them until they are polled: 7 MB
         # an hour.
         self._transactions.write([])
@@ -328,7 +328,7 @@ class KafkaSink:
                     f"id {group_of(self._settings)}). It goes on where this one stopped, and nothing is "
                     "lost. Two instances at once are of no use: find out who starts the other one"
                 )
-            self._retry.life.pause(SLICE_SECONDS)
+            self._retry.child.pause(SLICE_SECONDS)
         raise GenerationLost(
             "the broker has ended our transaction, because it took longer than transaction.timeout.ms"
         )

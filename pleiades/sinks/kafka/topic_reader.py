@@ -123,7 +123,7 @@ class TopicReader:
     def _consume(self, unread: dict[OutputPartition, int], ends: Offsets) -> Iterator[Published]:
         started, logged, count = time.monotonic(), False, 0
         while unread:
-            self._retry.life.beat()
+            self._retry.child.beat()
             done = set()
             for message in self._consumer.consume(MESSAGES_AT_ONCE, POLL_SECONDS):
                 at = (message.topic() or "", message.partition() or 0)

@@ -93,7 +93,7 @@ class Transactions:
             # Events that are too large are found one after the other, without waiting.
             failures = 0 if self._is_spoilt_by(TOO_LARGE_CODE) else failures + 1
             if failures > 1:
-                self._retry.life.pause(BACKOFF.pause_seconds(failures - 1, jitter=1.0))
+                self._retry.child.pause(BACKOFF.pause_seconds(failures - 1, jitter=1.0))
         letters = [event for event in self._written if event.reason]
         self._written, self._suspects = [], set()
         return letters
@@ -164,7 +164,7 @@ class Transactions:
             try:
                 self._producer.produce(topic, value, key, headers=headers, on_delivery=on_delivery)
             except BufferError:
-                self._retry.life.beat()
+                self._retry.child.beat()
                 self._producer.poll(SLICE_SECONDS)
             else:
                 return
@@ -214,7 +214,7 @@ class Transactions:
     def _deliver(self, failed: Failed) -> None:
         """Wait until all messages are delivered; after a failure the others are not sent."""
         while not failed and self._producer.flush(SLICE_SECONDS):
-            self._retry.life.beat()
+            self._retry.child.beat()
 
     def _is_suspect(self, event: Event) -> bool:
         size_bytes = len(event.key) + len(event.data)

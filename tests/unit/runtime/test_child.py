@@ -13,8 +13,8 @@ from multiprocessing.connection import Connection
 
 import pytest
 
-from pleiades.runtime import child
-from pleiades.runtime.child import Beat, Life
+from pleiades.runtime import child as child_module
+from pleiades.runtime.child import Beat, ChildContext
 
 PATIENCE_SECONDS = 10
 BEAT_BYTES = 512 * 1024
@@ -59,9 +59,9 @@ def parent() -> Iterator[Parent]:
 def test_it_beats_and_says_how_long_while_a_call_blocks(
     parent: Parent, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(child, "BEAT_SECONDS", 0.01)
-    monkeypatch.setattr(child, "SLOW_SECONDS", 0.05)
-    life = Life(parent.childs)
+    monkeypatch.setattr(child_module, "BEAT_SECONDS", 0.01)
+    monkeypatch.setattr(child_module, "SLOW_SECONDS", 0.05)
+    child = ChildContext(parent.childs)
     enough = threading.Event()
     said: list[float] = []
 
@@ -70,7 +70,7 @@ def test_it_beats_and_says_how_long_while_a_call_blocks(
         if len(said) == 3:
             enough.set()
 
-    assert life.aside(lambda: enough.wait(PATIENCE_SECONDS), announce)
+    assert child.run_in_thread(lambda: enough.wait(PATIENCE_SECONDS), announce)
     assert len(said) == 3
     assert said == sorted(said)
     assert said[0] >= 0.05
@@ -78,24 +78,24 @@ def test_it_beats_and_says_how_long_while_a_call_blocks(
 
 
 def test_what_a_call_raises_comes_out_even_if_it_is_a_timeout(parent: Parent) -> None:
-    life = Life(parent.childs)
+    child = ChildContext(parent.childs)
 
     def timed_out() -> None:
         raise TimeoutError(110, "Connection timed out")
 
     with pytest.raises(TimeoutError, match="Connection timed out"):
-        life.aside(timed_out, lambda _: None)
-    assert life.aside(lambda: 7, lambda _: None) == 7
+        child.run_in_thread(timed_out, lambda _: None)
+    assert child.run_in_thread(lambda: 7, lambda _: None) == 7
 
 
 def test_no_beat_waits_for_a_parent_that_is_stopped_however_large_it_is(parent: Parent) -> None:
     """More than a pipe takes at once (4,096 bytes): a position of 40 topics."""
-    life = Life(parent.childs)
-    life.position = "x" * 10_000
+    child = ChildContext(parent.childs)
+    child.position = "x" * 10_000
 
     def beat_often() -> None:
-        for life.published_total in range(1000):
-            life.beat(at_once=True)
+        for child.published_total in range(1000):
+            child.beat(at_once=True)
 
     beating = threading.Thread(target=beat_often, daemon=True)
     beating.start()
@@ -104,18 +104,18 @@ def test_no_beat_waits_for_a_parent_that_is_stopped_however_large_it_is(parent: 
     beats = parent.heard()
     assert 0 < len(beats) < 1000
     assert [beat.published_total for beat in beats] == list(range(len(beats)))
-    assert {beat.position for beat in beats} == {life.position}
-    life.beat(at_once=True)
+    assert {beat.position for beat in beats} == {child.position}
+    child.beat(at_once=True)
     assert parent.hear().published_total == 999
 
 
 def test_the_last_beat_waits_for_a_parent_that_is_busy(parent: Parent) -> None:
-    life = Life(parent.childs)
-    life.position = "x" * 10_000
+    child = ChildContext(parent.childs)
+    child.position = "x" * 10_000
     for _ in range(1000):
-        life.beat(at_once=True)
-    life.published_total = 7
-    leaving = threading.Thread(target=life.farewell)
+        child.beat(at_once=True)
+    child.published_total = 7
+    leaving = threading.Thread(target=child.farewell)
     leaving.start()
     while parent.hear().published_total != 7:
         pass
@@ -123,15 +123,15 @@ def test_the_last_beat_waits_for_a_parent_that_is_busy(parent: Parent) -> None:
 
 
 def test_a_parent_that_is_gone_holds_up_nothing(parent: Parent) -> None:
-    life = Life(parent.childs)
+    child = ChildContext(parent.childs)
     parent.close()
-    life.beat(at_once=True)
-    life.farewell()
+    child.beat(at_once=True)
+    child.farewell()
 
 
 def test_what_a_failed_call_had_in_hand_is_let_go_at_once(parent: Parent) -> None:
     """A destination that stalls fails for hours, with a batch in hand each time."""
-    life = Life(parent.childs)
+    child = ChildContext(parent.childs)
     held: list[weakref.ref[set[int]]] = []
 
     def fails() -> None:
@@ -143,7 +143,7 @@ def test_what_a_failed_call_had_in_hand_is_let_go_at_once(parent: Parent) -> Non
     try:
         # Not by pytest, which keeps what it has caught.
         with contextlib.suppress(OSError):
-            life.aside(fails, lambda _: None)
+            child.run_in_thread(fails, lambda _: None)
         assert [batch() for batch in held] == [None]
     finally:
         gc.enable()

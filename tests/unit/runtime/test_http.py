@@ -13,7 +13,7 @@ import pytest
 from pleiades.runtime import http
 from pleiades.runtime.errors import MetricsUnavailable
 from pleiades.runtime.http import Answer, HttpServer, Page, refuse_if_taken
-from pleiades.runtime.logs import Seldom
+from pleiades.runtime.logs import Throttle
 from tests.harness.waiting import until
 
 PATIENCE_SECONDS = 30.0
@@ -306,7 +306,7 @@ def test_a_bug_is_an_answer_too(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr(http, "_WARNINGS", Seldom(60.0))
+    monkeypatch.setattr(http, "_WARNINGS", Throttle(60.0))
 
     def fails() -> Answer:
         raise OSError("a secret of the inside")

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pleiades.runtime.logs import JsonFormatter, Seldom, TextFormatter, configure, printable
+from pleiades.runtime.logs import JsonFormatter, TextFormatter, Throttle, configure, printable
 
 
 def record(message: str, *arguments: object) -> logging.LogRecord:
@@ -76,7 +76,7 @@ def test_on_a_terminal_the_live_line_is_cleared_first() -> None:
 def test_seldom_holds_back_all_but_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 1000.0
     monkeypatch.setattr(time, "monotonic", lambda: now)
-    seldom = Seldom(10.0)
+    seldom = Throttle(10.0)
     assert [seldom.due() for _ in range(3)] == [True, False, False]
     now += 10.0
     assert [seldom.due() for _ in range(2)] == [True, False]

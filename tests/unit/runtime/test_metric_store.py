@@ -17,7 +17,7 @@ from prometheus_client import CollectorRegistry
 
 from pleiades.runtime import metric_store
 from pleiades.runtime.errors import MetricsUnavailable
-from pleiades.runtime.logs import Seldom
+from pleiades.runtime.logs import Throttle
 from pleiades.runtime.metric_store import (
     FILE_BYTES,
     FOLDER_VARIABLE,
@@ -185,7 +185,7 @@ def test_series_that_find_no_room_are_missing_and_harm_nobody(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr(metric_store, "_WARNINGS", Seldom(60.0))
+    monkeypatch.setattr(metric_store, "_WARNINGS", Throttle(60.0))
     metrics.file_events.inc(3)
     for number in range(3000):
         metrics.position.labels("ä" * (number % 300), str(number)).set(number)

@@ -13,10 +13,10 @@ import pytest
 
 from pleiades.config.settings import Settings
 from pleiades.core.restart import Ended, RestartPolicy
-from pleiades.runtime import forkserver, stage, supervisor
-from pleiades.runtime.child import Life
+from pleiades.runtime import forkserver, process, supervisor
+from pleiades.runtime.child import ChildContext
 from pleiades.runtime.metrics import Metrics
-from pleiades.runtime.stage import EXIT_UNKNOWN, ChildProcess, StageSpec
+from pleiades.runtime.process import EXIT_UNKNOWN, ChildProcess, ProcessSpec
 from pleiades.runtime.supervisor import Supervisor
 from tests.harness.settings import settings_of
 from tests.harness.waiting import until
@@ -46,10 +46,10 @@ def test_a_process_that_can_not_be_started_is_a_failed_generation(
     """EAGAIN, ENOMEM, EMFILE: tried again with pauses, and given up in the end."""
     started: list[str] = []
 
-    def stages(_resume: bool, _details: object) -> list[StageSpec]:
-        return [StageSpec("reader", never, ()), StageSpec("publisher", never, ())]
+    def stages(_resume: bool, _details: object) -> list[ProcessSpec]:
+        return [ProcessSpec("reader", never, ()), ProcessSpec("publisher", never, ())]
 
-    def failing(_context: object, _settings: object, _folder: str, spec: StageSpec) -> object:
+    def failing(_context: object, _settings: object, _folder: str, spec: ProcessSpec) -> object:
         started.append(spec.name)
         raise BlockingIOError(11, "Resource temporarily unavailable")
 
@@ -72,13 +72,13 @@ def test_a_process_that_can_not_be_started_is_a_failed_generation(
 # ---- the forkserver ----
 
 
-def beats_on(life: Life, _metrics: Metrics) -> None:
+def beats_on(child: ChildContext, _metrics: Metrics) -> None:
     while True:
-        life.beat(at_once=True)
+        child.beat(at_once=True)
         threading.Event().wait(0.01)
 
 
-SPEC = StageSpec("reader", beats_on, ())
+SPEC = ProcessSpec("reader", beats_on, ())
 
 
 @pytest.fixture
@@ -133,7 +133,7 @@ def test_a_child_counts_as_alive_until_it_is_dead_whoever_died_before(
     start: Callable[[], ChildProcess], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It may hold the destination: in the kernel, say, where no signal reaches it."""
-    monkeypatch.setattr(stage, "REPORT_SECONDS", 0.0)
+    monkeypatch.setattr(process, "REPORT_SECONDS", 0.0)
     child = start()
     hang()
     until(lambda: heard(child), "another beat")
@@ -143,7 +143,7 @@ def test_a_child_counts_as_alive_until_it_is_dead_whoever_died_before(
 def test_a_hung_forkserver_is_replaced(
     start: Callable[[], ChildProcess], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stage, "REPORT_SECONDS", 0.2)
+    monkeypatch.setattr(process, "REPORT_SECONDS", 0.2)
     child = start()
     hang()
     child.send(signal.SIGKILL)

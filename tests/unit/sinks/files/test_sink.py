@@ -27,7 +27,7 @@ from pleiades.sinks.files.destination import FilesDestination
 from pleiades.sinks.files.sink import FilesSink
 from tests.harness.permissions import permissions_hold
 from tests.harness.tree import tree
-from tests.unit.conftest import FakeLife
+from tests.unit.conftest import FakeChildContext
 
 SOURCE = ("eqiad.mediawiki.recentchange", 0)
 NOON = "2026-01-31T12:00:00Z"
@@ -35,7 +35,7 @@ NOON_MS = 1_769_860_800_000
 CHECKPOINT = Checkpoint({SOURCE: NOON_MS + 1}, NOON_MS, NOON_MS)
 
 
-class World(FakeLife):
+class World(FakeChildContext):
     """The process around the sink: somebody mends the disk while it pauses."""
 
     def __init__(self, metrics: Metrics) -> None:
@@ -574,7 +574,7 @@ def test_what_is_there_already_stays_untouched_and_is_counted(folder: Path, worl
     published = {path: entry for path, entry in tree(folder).items() if path.endswith(".json")}
     assert len(published) == 1
     second = make(folder, world)
-    assert second.open(resume=True).all_told
+    assert second.open(resume=True).window_complete
     second.write([event(1), event(2)])
     assert second.commit(CHECKPOINT) == ([], 1)
     assert len(names(folder)) == 2

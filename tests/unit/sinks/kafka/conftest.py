@@ -12,14 +12,14 @@ from pleiades.sinks.base import SinkContext
 from pleiades.sinks.kafka.clients import Clients
 from pleiades.sinks.kafka.destination import KafkaDestination
 from pleiades.sinks.kafka.retry import Retry
-from tests.unit.conftest import FakeLife
+from tests.unit.conftest import FakeChildContext
 
 
 @pytest.fixture
-def life() -> FakeLife:
-    life = FakeLife(0)
-    life.ready = True
-    return life
+def child() -> FakeChildContext:
+    child = FakeChildContext(0)
+    child.ready = True
+    return child
 
 
 @pytest.fixture
@@ -45,10 +45,10 @@ def clients(destination: KafkaDestination) -> Clients:
 @pytest.fixture
 def retry(
     clients: Clients,
-    life: FakeLife,
+    child: FakeChildContext,
     metrics: Metrics,
     settings_of: Callable[..., Settings],
 ) -> Retry:
     """Of a program that has reached the cluster."""
-    context = SinkContext(life, metrics, settings_of(), reached=True)
+    context = SinkContext(child, metrics, settings_of(), reached=True)
     return Retry(clients, context)

@@ -18,7 +18,7 @@ from pleiades.sinks.base import SinkContext
 from pleiades.sinks.kafka import retry as retries
 from pleiades.sinks.kafka.clients import Clients
 from pleiades.sinks.kafka.retry import Fenced, Retry
-from tests.unit.conftest import FakeLife
+from tests.unit.conftest import FakeChildContext
 
 NO_ANSWER = KafkaError(KafkaError._TIMED_OUT, "no answer yet")
 BROKEN = KafkaError(KafkaError.NOT_COORDINATOR, "broken")
@@ -35,16 +35,16 @@ def errors() -> float | None:
 
 
 def test_a_short_wait_is_not_worth_a_line(
-    life: FakeLife, retry: Retry, caplog: pytest.LogCaptureFixture
+    child: FakeChildContext, retry: Retry, caplog: pytest.LogCaptureFixture
 ) -> None:
     retry.report("commit", NO_ANSWER)
     assert caplog.text == ""
-    assert life.ready
+    assert child.ready
     assert errors() == 0
 
 
 def test_a_long_wait_is_said_and_its_end_too(
-    life: FakeLife,
+    child: FakeChildContext,
     retry: Retry,
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
@@ -53,11 +53,11 @@ def test_a_long_wait_is_said_and_its_end_too(
     caplog.set_level(logging.INFO)
     for _ in range(3):
         retry.report("commit", NO_ANSWER)
-    ready_while_waiting = life.ready
+    ready_while_waiting = child.ready
     assert not ready_while_waiting
     assert caplog.text.count("can't commit: no answer yet. Nothing is lost") == 1
     retry.well()
-    assert life.ready
+    assert child.ready
     assert "takes events again" in caplog.text
     caplog.clear()
     retry.well()
@@ -103,19 +103,19 @@ def failing(*failures: KafkaError) -> Callable[[], str]:
 @pytest.fixture
 def first_start(
     clients: Clients,
-    life: FakeLife,
+    child: FakeChildContext,
     metrics: Metrics,
     settings_of: Callable[..., Settings],
 ) -> Callable[[], Retry]:
-    context = SinkContext(life, metrics, settings_of(), reached=False)
+    context = SinkContext(child, metrics, settings_of(), reached=False)
     return lambda: Retry(clients, context)
 
 
-def test_an_outage_is_waited_for_with_growing_pauses(retry: Retry, life: FakeLife) -> None:
+def test_an_outage_is_waited_for_with_growing_pauses(retry: Retry, child: FakeChildContext) -> None:
     assert retry.until_done("see the topic", failing(*[BROKEN] * 20)) == "done"
-    assert len(life.pauses) == 20
-    assert life.pauses == sorted(life.pauses)
-    assert life.pauses[-1] == retries.BACKOFF.max_seconds
+    assert len(child.pauses) == 20
+    assert child.pauses == sorted(child.pauses)
+    assert child.pauses[-1] == retries.BACKOFF.max_seconds
 
 
 def test_a_first_start_reports_an_error_that_does_not_pass(

@@ -27,8 +27,8 @@ EXIT_UNKNOWN = 255
 
 
 @dataclass(frozen=True, slots=True)
-class StageSpec:
-    """One process to start: `target(life, metrics, *arguments)`."""
+class ProcessSpec:
+    """One process to start: `target(child, metrics, *arguments)`."""
 
     name: str
     target: Callable[..., None]
@@ -50,7 +50,7 @@ class ChildProcess:
     """
 
     def __init__(
-        self, context: ForkServerContext, settings: Settings, folder: str, spec: StageSpec
+        self, context: ForkServerContext, settings: Settings, folder: str, spec: ProcessSpec
     ) -> None:
         self.spec = spec
         self.beat = Beat()
