@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from pleiades.config.settings import Settings
 from pleiades.core.checkpoint import Checkpoint
+from pleiades.core.event import Batch, End, Frames
 from pleiades.core.range import Part
-from pleiades.core.wire import Batch, End, Frames
 from pleiades.runtime.channel import Channel
 from pleiades.runtime.child import ChildContext
 from pleiades.runtime.metrics import Metrics

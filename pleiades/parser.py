@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 
 from pleiades.core.decoding import decode
+from pleiades.core.event import Batch, End, Frames
 from pleiades.core.range import Part, within
-from pleiades.core.wire import Batch, End, Frames
 from pleiades.runtime.channel import POLL_SECONDS, Channel
 from pleiades.runtime.child import ChildContext
 from pleiades.runtime.logs import Throttle, printable

@@ -7,8 +7,8 @@ from dataclasses import replace
 from pleiades import entrypoints
 from pleiades.config.settings import Settings
 from pleiades.core.checkpoint import Checkpoint
+from pleiades.core.event import Batch, End, Frames
 from pleiades.core.range import Part
-from pleiades.core.wire import Batch, End, Frames
 from pleiades.runtime.channel import Channel
 from pleiades.runtime.errors import MetricsUnavailable
 from pleiades.runtime.process import ProcessSpec

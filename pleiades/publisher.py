@@ -11,19 +11,13 @@ from dataclasses import dataclass, field, replace
 from pleiades.config.settings import Settings
 from pleiades.core.admission import Admission
 from pleiades.core.checkpoint import Checkpoint
+from pleiades.core.event import TOO_LARGE, Batch, End, Event, count_published
 from pleiades.core.occurrences import Occurrences, is_recognisable
 from pleiades.core.position import Position, join
 from pleiades.core.range import halves
+from pleiades.core.sse_id import compose_id
 from pleiades.core.start import Start, choose_replay_start, choose_start
 from pleiades.core.window import Window
-from pleiades.core.wire import (
-    TOO_LARGE,
-    Batch,
-    End,
-    Event,
-    compose_id,
-    count_published,
-)
 from pleiades.runtime import faultpoints
 from pleiades.runtime.channel import POLL_SECONDS, Channel
 from pleiades.runtime.child import ChildContext

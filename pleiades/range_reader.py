@@ -16,7 +16,7 @@ from typing import TypeAlias
 from pleiades.config.settings import ReplaySettings
 from pleiades.core.checkpoint import Checkpoint, ReplayProgress
 from pleiades.core.resume_cursor import ResumeCursor
-from pleiades.core.wire import TopicPartition
+from pleiades.core.sse_id import TopicPartition
 from pleiades.reader import BaseReader
 from pleiades.runtime.channel import POLL_SECONDS
 from pleiades.upstream.frames import NOTHING, Received

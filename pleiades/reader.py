@@ -15,9 +15,9 @@ from itertools import count
 
 from pleiades.config.settings import Settings
 from pleiades.core.checkpoint import Checkpoint
+from pleiades.core.event import End, Frames
 from pleiades.core.falling_behind import PERIOD_SECONDS, FallingBehind
 from pleiades.core.resume_cursor import ResumeCursor
-from pleiades.core.wire import End, Frames
 from pleiades.runtime.channel import POLL_SECONDS, Channel
 from pleiades.runtime.child import ChildContext
 from pleiades.runtime.errors import Stopped

@@ -17,8 +17,8 @@ from pleiades.config import values
 from pleiades.config.flags import BOOLEAN, flag, flags_of, values_of
 from pleiades.config.values import Reader, choice, duration, integer
 from pleiades.core.range import Range
+from pleiades.core.sse_id import TopicPartition
 from pleiades.core.units import parse_duration
-from pleiades.core.wire import TopicPartition
 from pleiades.runtime.errors import UsageError
 
 MAX_PARSERS = 64

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
+from pleiades.core.sse_id import MAX_TIMESTAMP_MS
 from pleiades.core.units import parse_duration, parse_iso_time_ms
-from pleiades.core.wire import MAX_TIMESTAMP_MS
 
 MAX_PORT = 65_535
 MAX_STREAMS = 64

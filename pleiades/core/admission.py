@@ -34,10 +34,11 @@ from typing import NamedTuple, TypeAlias
 
 from pleiades.core.checkpoint import Checkpoint
 from pleiades.core.coverage import Covered
+from pleiades.core.event import UNPUBLISHED, Batch, Event, all_published
 from pleiades.core.fingerprint import fingerprint, fingerprints
 from pleiades.core.identity import is_fallback
+from pleiades.core.sse_id import TopicPartition
 from pleiades.core.window import Window
-from pleiades.core.wire import UNPUBLISHED, Batch, Event, TopicPartition, all_published
 
 Known: TypeAlias = Callable[[Event], bool]
 """Asks the destination for an event that the window does not hold."""

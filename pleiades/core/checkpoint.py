@@ -17,8 +17,9 @@ from typing import Any
 import orjson
 
 from pleiades.core.coverage import Coverage, Interval, covered_by
+from pleiades.core.event import Batch
 from pleiades.core.position import MAX_SOURCES, Position, join
-from pleiades.core.wire import MAX_TIMESTAMP_MS, UNKNOWN_SOURCE, Batch, TopicPartition, is_source
+from pleiades.core.sse_id import MAX_TIMESTAMP_MS, UNKNOWN_SOURCE, TopicPartition, is_source
 
 FORMAT_VERSION = 1
 """Version of the stored form of a checkpoint. Fields that were added later may be missing, and the

@@ -19,7 +19,7 @@ from collections import deque
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from pleiades.core.wire import TopicPartition
+from pleiades.core.sse_id import TopicPartition
 
 MAX_INTERVALS = 4
 """Of one topic-partition. Two are merged if they touch; each start that leaves a gap adds one."""

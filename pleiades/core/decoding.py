@@ -19,6 +19,16 @@ from typing import Any, NamedTuple
 import msgspec
 
 from pleiades.core.body import NotJson, read_body
+from pleiades.core.event import (
+    CANARY,
+    NOT_AN_OBJECT,
+    NOT_JSON,
+    Batch,
+    Event,
+    Frames,
+    events_of,
+    unpublished,
+)
 from pleiades.core.framing import ColumnarFrames
 from pleiades.core.identity import (
     are_names,
@@ -31,21 +41,7 @@ from pleiades.core.identity import (
 from pleiades.core.ids import read_ids
 from pleiades.core.position import MAX_SOURCES
 from pleiades.core.sse import SseEvent, count_lines, sse_events
-from pleiades.core.wire import (
-    CANARY,
-    NOT_AN_OBJECT,
-    NOT_JSON,
-    UNKNOWN_SOURCE,
-    Assignment,
-    Batch,
-    Event,
-    Frames,
-    MalformedId,
-    TopicPartition,
-    events_of,
-    parse_id,
-    unpublished,
-)
+from pleiades.core.sse_id import UNKNOWN_SOURCE, Assignment, MalformedId, TopicPartition, parse_id
 
 _NOT_ASKED_FOR = Assignment(UNKNOWN_SOURCE, None)
 

@@ -18,13 +18,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 from pleiades.core.body import NotJson, read_body
-from pleiades.core.wire import (
-    UNKNOWN_SOURCE,
-    Assignment,
-    MalformedId,
-    TopicPartition,
-    parse_id,
-)
+from pleiades.core.sse_id import UNKNOWN_SOURCE, Assignment, MalformedId, TopicPartition, parse_id
 
 FALLBACK = "sha256-"
 """The prefix of fallback identities, and of no others."""

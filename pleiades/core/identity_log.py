@@ -19,7 +19,7 @@ import orjson
 
 from pleiades.core.checkpoint import Checkpoint, UnreadableCheckpoint, decode_checkpoint
 from pleiades.core.fingerprint import FINGERPRINT_BYTES
-from pleiades.core.wire import UNKNOWN_SOURCE, TopicPartition, is_source
+from pleiades.core.sse_id import UNKNOWN_SOURCE, TopicPartition, is_source
 
 MAX_RUNS = 10_000
 """`merged` joins more runs than that: each takes 50 bytes in the header."""

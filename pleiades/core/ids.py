@@ -15,7 +15,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from pleiades.core.position import MAX_SOURCES
-from pleiades.core.wire import MalformedId, TopicPartition, offsets_in, parse_id
+from pleiades.core.sse_id import MalformedId, TopicPartition, offsets_in, parse_id
 
 MAX_PATTERN_SOURCES = 64
 """Topic-partitions with a timestamp in one pattern. Each makes it slower to compile."""
@@ -46,7 +46,7 @@ class ParsedIds(NamedTuple):
     """False: too many topic-partitions are named. Then each has only the timestamps of ids that name it,
     and those beyond the first `MAX_SOURCES` are missing."""
     offsets: Mapping[TopicPartition, int] = {}
-    """Of those that an id shows without a timestamp: see `wire.offsets_in`."""
+    """Of those that an id shows without a timestamp: see `sse_id.offsets_in`."""
 
     def greatest(self) -> dict[TopicPartition, int]:
         """The position that they amount to: 0 for topic-partitions without a timestamp."""

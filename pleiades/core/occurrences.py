@@ -27,8 +27,9 @@ from dataclasses import dataclass, field
 from heapq import heappop, heappush
 from itertools import count
 
+from pleiades.core.event import Batch, Event
 from pleiades.core.identity import is_fallback
-from pleiades.core.wire import UNKNOWN_SOURCE, Batch, Event, TopicPartition
+from pleiades.core.sse_id import UNKNOWN_SOURCE, TopicPartition
 
 MAX_COUNTED = 50_000
 """Identities whose occurrences are counted, over all open connections (20 MB). More than arrive while

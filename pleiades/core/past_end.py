@@ -26,7 +26,7 @@ from typing import NamedTuple
 
 from pleiades.core.ids import ParsedIds
 from pleiades.core.position import MAX_SOURCES
-from pleiades.core.wire import TopicPartition
+from pleiades.core.sse_id import TopicPartition
 
 MAX_TIMES = 3
 """After so many times the first events of a topic-partition are taken: never a loop."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from pleiades.core.wire import TopicPartition
+from pleiades.core.sse_id import TopicPartition
 
 MAX_SOURCES = 1024
 """The most topic-partitions in a position: bounds memory against an upstream that invents names."""

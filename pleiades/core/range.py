@@ -18,17 +18,8 @@ from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import NamedTuple
 
-from pleiades.core.wire import (
-    OUTSIDE_RANGE,
-    UNKNOWN_SOURCE,
-    UNPUBLISHED,
-    Assignment,
-    Batch,
-    Event,
-    TopicPartition,
-    all_published,
-    unpublished,
-)
+from pleiades.core.event import OUTSIDE_RANGE, UNPUBLISHED, Batch, Event, all_published, unpublished
+from pleiades.core.sse_id import UNKNOWN_SOURCE, Assignment, TopicPartition
 
 PAST_EVENTS = 5
 """This many events past the end of a range complete it."""

@@ -27,7 +27,7 @@ from typing import NamedTuple
 
 from pleiades.core.checkpoint import Checkpoint
 from pleiades.core.position import Position, join
-from pleiades.core.wire import UNKNOWN_SOURCE, TopicPartition
+from pleiades.core.sse_id import UNKNOWN_SOURCE, TopicPartition
 
 MAX_SEGMENTS = 16
 """Closed ones. An active topic-partition needs five; the others are for those that stand still."""

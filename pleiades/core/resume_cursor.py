@@ -20,7 +20,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from pleiades.core.position import MAX_SOURCES, Position
-from pleiades.core.wire import MAX_TIMESTAMP_MS, TopicPartition, compose_id
+from pleiades.core.sse_id import MAX_TIMESTAMP_MS, TopicPartition, compose_id
 
 MAX_LAST_EVENT_ID_BYTES = 12 << 10
 """The longest `Last-Event-ID` that is sent. Node 20 accepts 16 KiB of headers, HAProxy 15 KiB

@@ -14,7 +14,7 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from pleiades.core.checkpoint import Checkpoint, ReplayProgress
-from pleiades.core.wire import TopicPartition, compose_id
+from pleiades.core.sse_id import TopicPartition, compose_id
 
 
 class Start(NamedTuple):

@@ -25,7 +25,7 @@ from itertools import groupby
 from operator import attrgetter
 
 from pleiades.core.position import MAX_SOURCES, Position
-from pleiades.core.wire import UNKNOWN_SOURCE, TopicPartition
+from pleiades.core.sse_id import UNKNOWN_SOURCE, TopicPartition
 
 
 class _Queue:

@@ -17,7 +17,7 @@ from pleiades.config.settings import Settings
 from pleiades.config.sources import Parser
 from pleiades.config.values import Reader, integer, optional
 from pleiades.core.range import MAX_SLICES, Bound, EmptyRange, Range, Slice, bound_of
-from pleiades.core.wire import Assignment, MalformedId, compose_id, parse_id
+from pleiades.core.sse_id import Assignment, MalformedId, compose_id, parse_id
 from pleiades.runtime.errors import UsageError
 from pleiades.sinks.base import destination_of
 from pleiades.sinks.registry import relay_parser, relay_settings

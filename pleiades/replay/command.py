@@ -14,8 +14,8 @@ from types import FrameType
 from pleiades.config.settings import ReplaySettings, Settings
 from pleiades.core.checkpoint import Checkpoint
 from pleiades.core.range import Range
+from pleiades.core.sse_id import TopicPartition
 from pleiades.core.units import iso_time
-from pleiades.core.wire import TopicPartition
 from pleiades.replay.arguments import Arguments, arguments_from, replay_parser
 from pleiades.replay.progress import ProgressLine
 from pleiades.replay.report import Report

@@ -16,8 +16,8 @@ from rich.text import Text
 
 from pleiades.core.checkpoint import Checkpoint
 from pleiades.core.range import Range
+from pleiades.core.sse_id import TopicPartition
 from pleiades.core.units import iso_time, rough_duration
-from pleiades.core.wire import TopicPartition
 
 log = logging.getLogger(__name__)
 

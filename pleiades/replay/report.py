@@ -14,8 +14,8 @@ from prometheus_client import CollectorRegistry
 
 from pleiades.core.checkpoint import Checkpoint, ReplayProgress
 from pleiades.core.range import Range
+from pleiades.core.sse_id import TopicPartition
 from pleiades.core.units import iso_time, plural, rough_duration
-from pleiades.core.wire import TopicPartition
 from pleiades.replay.arguments import Arguments
 from pleiades.replay.progress import name_of
 from pleiades.runtime.errors import EXIT_INCOMPLETE, EXIT_INTERRUPTED, EXIT_STOPPED

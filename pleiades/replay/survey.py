@@ -21,7 +21,7 @@ import orjson
 from pleiades.config.settings import UpstreamSettings
 from pleiades.core.range import Range
 from pleiades.core.sse import SseEvent, sse_events
-from pleiades.core.wire import MalformedId, TopicPartition, compose_id, parse_id
+from pleiades.core.sse_id import MalformedId, TopicPartition, compose_id, parse_id
 from pleiades.runtime.errors import Fatal
 from pleiades.upstream.frames import Received, read
 from pleiades.upstream.http import Upstream

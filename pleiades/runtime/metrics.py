@@ -10,7 +10,7 @@ from typing import Any
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from pleiades import __version__
-from pleiades.core.wire import LINE_TYPES, REASONS
+from pleiades.core.event import LINE_TYPES, REASONS
 from pleiades.runtime.metric_store import use_files_of
 
 LAG_BUCKETS_SECONDS = (0.1, 0.2, 0.3, 0.5, 0.75, 1, 2, 3, 5, 10, 30, 60, 300, 900, 3600, 86400)

@@ -11,7 +11,7 @@ import random
 from collections.abc import Sequence
 from itertools import count
 
-from pleiades.core.wire import TopicPartition
+from pleiades.core.sse_id import TopicPartition
 from pleiades.simulator.log import Cluster
 from pleiades.simulator.request import Asked
 

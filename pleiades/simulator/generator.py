@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from functools import lru_cache
 from time import gmtime, strftime
 
-from pleiades.core.wire import TopicPartition
+from pleiades.core.sse_id import TopicPartition
 from pleiades.simulator.log import Fresh, seeded, sources_of
 from pleiades.simulator.settings import Disorder, SimulatorSettings, topics_of
 from pleiades.simulator.templates import canary_templates, make_templates

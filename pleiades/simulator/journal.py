@@ -10,7 +10,7 @@ from typing import IO, NamedTuple
 
 import orjson
 
-from pleiades.core.wire import TopicPartition
+from pleiades.core.sse_id import TopicPartition
 from pleiades.runtime.errors import UsageError
 
 

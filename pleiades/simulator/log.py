@@ -12,7 +12,7 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, KeysView
 from typing import NamedTuple
 
-from pleiades.core.wire import TopicPartition
+from pleiades.core.sse_id import TopicPartition
 from pleiades.simulator.settings import DATA_CENTRES
 
 SEGMENT_EVENTS = 2048

@@ -12,8 +12,8 @@ from typing import Any
 
 import orjson
 
+from pleiades.core.sse_id import Assignment, MalformedId, TopicPartition, is_source, parse_id
 from pleiades.core.units import parse_iso_time_ms
-from pleiades.core.wire import Assignment, MalformedId, TopicPartition, is_source, parse_id
 from pleiades.runtime.errors import UsageError
 from pleiades.simulator.log import Fresh
 from pleiades.simulator.settings import SimulatorSettings

@@ -16,8 +16,8 @@ from typing import Any, NamedTuple
 
 import orjson
 
+from pleiades.core.sse_id import TopicPartition
 from pleiades.core.units import parse_iso_time_ms
-from pleiades.core.wire import TopicPartition
 from pleiades.simulator.log import LATEST
 from pleiades.simulator.settings import topics_of
 

@@ -24,7 +24,8 @@ from typing import Any, ClassVar, NamedTuple, Protocol, Self
 from pleiades.config.flags import Flag, flags_of, values_of
 from pleiades.config.settings import Settings
 from pleiades.core.checkpoint import Checkpoint
-from pleiades.core.wire import Event, TopicPartition
+from pleiades.core.event import Event
+from pleiades.core.sse_id import TopicPartition
 from pleiades.runtime.child import ChildContext
 from pleiades.runtime.findings import Finding
 from pleiades.runtime.metrics import Metrics

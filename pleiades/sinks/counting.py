@@ -9,7 +9,7 @@ from typing import NamedTuple, TypeAlias
 
 from pleiades.config.flags import BOOLEAN, Flag
 from pleiades.core.checkpoint import Checkpoint
-from pleiades.core.wire import Event
+from pleiades.core.event import Event
 from pleiades.runtime.channel import POLL_SECONDS
 from pleiades.sinks.base import Committed, Destination, Opened, SinkContext
 

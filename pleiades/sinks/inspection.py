@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from pleiades.config.settings import Settings
 from pleiades.core.checkpoint import Checkpoint
 from pleiades.core.resume_cursor import ResumeCursor
+from pleiades.core.sse_id import compose_id
 from pleiades.core.units import iso_time, rough_duration
-from pleiades.core.wire import compose_id
 from pleiades.runtime.findings import Finding, note, now_ms, ok, warning
 from pleiades.runtime.logs import printable
 

@@ -13,11 +13,12 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple, TypeAlias
 
+from pleiades.core.event import Frames
 from pleiades.core.framing import ColumnarFrames, Framer, before_id, split_columns
 from pleiades.core.ids import ParsedIds, read_ids
 from pleiades.core.past_end import PastEnd
+from pleiades.core.sse_id import TopicPartition
 from pleiades.core.units import iso_time
-from pleiades.core.wire import Frames, TopicPartition
 from pleiades.runtime.errors import Transient
 from pleiades.upstream.body import Connection
 from pleiades.upstream.http import CONNECT_TIMEOUT_SECONDS

@@ -22,8 +22,8 @@ from contextlib import closing
 
 from pleiades.core.range import Ending
 from pleiades.core.resume_cursor import ResumeCursor
+from pleiades.core.sse_id import TopicPartition
 from pleiades.core.units import iso_time
-from pleiades.core.wire import TopicPartition
 from pleiades.runtime.errors import HistoryMissing
 from pleiades.runtime.logs import Throttle
 from pleiades.upstream.frames import Closed, Received

@@ -12,7 +12,7 @@ import requests
 import urllib3
 
 from pleiades.core.backoff import retry_after_seconds
-from pleiades.core.wire import MalformedId, parse_id
+from pleiades.core.sse_id import MalformedId, parse_id
 from pleiades.runtime.errors import RefusedByUpstream, Transient
 from pleiades.runtime.logs import printable
 

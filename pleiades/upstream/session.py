@@ -22,8 +22,8 @@ from pleiades.core.ids import ParsedIds
 from pleiades.core.landmark import Landmark
 from pleiades.core.past_end import PastEnd
 from pleiades.core.resume_cursor import MAX_LAST_EVENT_ID_BYTES, ResumeCursor
+from pleiades.core.sse_id import TopicPartition, compose_id
 from pleiades.core.units import iso_time
-from pleiades.core.wire import TopicPartition, compose_id
 from pleiades.runtime.errors import Transient
 from pleiades.upstream.body import Connection
 from pleiades.upstream.frames import PAST_END, Closed, Gap, Received, Waiting, read

@@ -19,9 +19,10 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]  # its documen
 
 from pleiades.config.settings import ReplaySettings
 from pleiades.core.checkpoint import Checkpoint, ReplayProgress
+from pleiades.core.event import Event
 from pleiades.core.fingerprint import fingerprints
 from pleiades.core.range import Bound, Range
-from pleiades.core.wire import Event, compose_id
+from pleiades.core.sse_id import compose_id
 from pleiades.runtime.child import ChildContext
 from pleiades.runtime.metrics import Metrics
 from pleiades.sinks.base import Sink

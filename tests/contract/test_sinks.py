@@ -10,10 +10,11 @@ import pytest
 
 from pleiades.config.settings import ReplaySettings
 from pleiades.core.checkpoint import Checkpoint
+from pleiades.core.event import Event
 from pleiades.core.fingerprint import fingerprint
 from pleiades.core.identity import fallback_identity
+from pleiades.core.sse_id import UNKNOWN_SOURCE, compose_id
 from pleiades.core.units import iso_time
-from pleiades.core.wire import UNKNOWN_SOURCE, Event, compose_id
 from pleiades.runtime.child import ChildContext
 from pleiades.runtime.errors import DestinationHeld
 from pleiades.runtime.metrics import Metrics

@@ -12,8 +12,8 @@ from pathlib import Path
 
 from pleiades.config.flags import BOOLEAN, DIRECTORY, Flag, flag
 from pleiades.core.checkpoint import Checkpoint, decode_checkpoint
+from pleiades.core.event import Event
 from pleiades.core.fingerprint import fingerprint
-from pleiades.core.wire import Event
 from pleiades.runtime.errors import DestinationHeld
 from pleiades.sinks.base import Committed, Destination, Opened, Remembered, SinkContext
 

@@ -18,8 +18,8 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]  # its documen
 )
 
 from pleiades.core.decoding import decode
+from pleiades.core.event import Event, Frames
 from pleiades.core.framing import Framer
-from pleiades.core.wire import Event, Frames
 from pleiades.simulator.settings import Faults, SimulatorSettings
 from pleiades.simulator.simulator import Simulator
 from pleiades.sinks.kafka.offset_metadata import Stored, read_metadata

@@ -15,6 +15,7 @@ from pleiades.core.decoding import (
     decode_any,
     decode_usual,
 )
+from pleiades.core.event import CANARY, REASONS, Frames, time_ms
 from pleiades.core.framing import (
     Framer,
     columnar_frames,
@@ -25,14 +26,7 @@ from pleiades.core.framing import (
 )
 from pleiades.core.ids import read_ids
 from pleiades.core.sse import SseEvent, sse_events
-from pleiades.core.wire import (
-    CANARY,
-    MAX_TIMESTAMP_MS,
-    REASONS,
-    UNKNOWN_SOURCE,
-    Frames,
-    time_ms,
-)
+from pleiades.core.sse_id import MAX_TIMESTAMP_MS, UNKNOWN_SOURCE
 
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers(-5, 2**53) | st.floats(allow_nan=False) | st.text(),

@@ -29,20 +29,12 @@ import pytest
 from pleiades.config.settings import Settings
 from pleiades.core.admission import young
 from pleiades.core.checkpoint import Checkpoint
+from pleiades.core.event import CANARY, Batch, End, Event, unpublished
 from pleiades.core.fingerprint import fingerprint
 from pleiades.core.position import Position, join
 from pleiades.core.readback import OutputPartition, Part, Readback, remembered_as
 from pleiades.core.resume_cursor import ResumeCursor
-from pleiades.core.wire import (
-    CANARY,
-    Assignment,
-    Batch,
-    End,
-    Event,
-    TopicPartition,
-    compose_id,
-    unpublished,
-)
+from pleiades.core.sse_id import Assignment, TopicPartition, compose_id
 from pleiades.publisher import Publisher
 from pleiades.runtime import faultpoints
 from pleiades.runtime.channel import Channel

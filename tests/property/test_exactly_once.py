@@ -31,20 +31,12 @@ from hypothesis import strategies as st
 
 from pleiades.core.admission import Admission
 from pleiades.core.checkpoint import Checkpoint
+from pleiades.core.event import CANARY, Batch, Event, count_published, unpublished
 from pleiades.core.fingerprint import fingerprint
 from pleiades.core.readback import Readback, remembered_as
 from pleiades.core.resume_cursor import ResumeCursor
+from pleiades.core.sse_id import Assignment, TopicPartition, parse_id
 from pleiades.core.window import Window
-from pleiades.core.wire import (
-    CANARY,
-    Assignment,
-    Batch,
-    Event,
-    TopicPartition,
-    count_published,
-    parse_id,
-    unpublished,
-)
 
 START = 1_000_000
 """When the model begins, ms; early enough that "by years" is a large part of it."""

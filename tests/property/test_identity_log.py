@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from pleiades.core.checkpoint import Checkpoint
 from pleiades.core.identity_log import DamagedLog, Group, Run, merged, read_groups
-from pleiades.core.wire import UNKNOWN_SOURCE
+from pleiades.core.sse_id import UNKNOWN_SOURCE
 from tests.property.test_position import checkpoints
 
 sources = st.sampled_from([("a", 0), ("a", 1), ("b.c", 0), UNKNOWN_SOURCE])

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from pleiades.core import ids
 from pleiades.core.ids import MAX_PATTERN_BYTES, read_ids
 from pleiades.core.position import MAX_SOURCES, Position, join
-from pleiades.core.wire import MAX_SSE_ID_BYTES, Assignment, MalformedId, TopicPartition, parse_id
+from pleiades.core.sse_id import MAX_SSE_ID_BYTES, Assignment, MalformedId, TopicPartition, parse_id
 
 USUAL = b'[{"topic":"a","partition":0,"timestamp":1000000000000}]'
 TOPICS = ("eqiad.x", "codfw.x", "timestamp")

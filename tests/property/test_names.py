@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pleiades.core.decoding import decode
-from pleiades.core.wire import MAX_TIMESTAMP_MS, Event, Frames
+from pleiades.core.event import Event, Frames
+from pleiades.core.sse_id import MAX_TIMESTAMP_MS
 from pleiades.sinks.files.names import (
     dead_letter_name,
     event_name,

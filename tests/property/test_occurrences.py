@@ -21,12 +21,13 @@ from hypothesis import strategies as st
 from pleiades.core.admission import Admission
 from pleiades.core.checkpoint import Checkpoint
 from pleiades.core.decoding import decode
+from pleiades.core.event import Batch, Frames
 from pleiades.core.fingerprint import fingerprint
 from pleiades.core.framing import split_columns
 from pleiades.core.occurrences import Occurrences, is_recognisable
 from pleiades.core.resume_cursor import ResumeCursor
+from pleiades.core.sse_id import TopicPartition
 from pleiades.core.window import Window
-from pleiades.core.wire import Batch, Frames, TopicPartition
 
 SOURCES: tuple[TopicPartition, ...] = (("eqiad.x", 0), ("codfw.x", 0), ("eqiad.x", 1))
 START_MS = 1_760_000_000_000

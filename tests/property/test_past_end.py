@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from pleiades.core.ids import ParsedIds, read_ids
 from pleiades.core.past_end import PastEnd
 from pleiades.core.resume_cursor import ResumeCursor
-from pleiades.core.wire import TopicPartition
+from pleiades.core.sse_id import TopicPartition
 
 A, B = ("a", 0), ("b", 0)
 STARTED_MS = 1_700_000_000_000

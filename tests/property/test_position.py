@@ -10,9 +10,10 @@ from pleiades.core.checkpoint import (
     UnreadableCheckpoint,
     decode_checkpoint,
 )
+from pleiades.core.event import Batch
 from pleiades.core.position import MAX_SOURCES, Position, join
 from pleiades.core.resume_cursor import MAX_LAST_EVENT_ID_BYTES, ResumeCursor
-from pleiades.core.wire import MAX_TIMESTAMP_MS, Batch, parse_id
+from pleiades.core.sse_id import MAX_TIMESTAMP_MS, parse_id
 
 few_sources = st.tuples(st.sampled_from(["a", "b", "c.d"]), st.integers(0, 1))
 few_positions = st.dictionaries(few_sources, st.integers(0, 5))

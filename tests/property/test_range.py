@@ -8,6 +8,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from pleiades.core.event import CANARY, OUTSIDE_RANGE, Batch, Event, count_published, unpublished
 from pleiades.core.range import (
     PAST_EVENTS,
     Bound,
@@ -19,16 +20,7 @@ from pleiades.core.range import (
     halves,
     within,
 )
-from pleiades.core.wire import (
-    CANARY,
-    OUTSIDE_RANGE,
-    Assignment,
-    Batch,
-    Event,
-    TopicPartition,
-    count_published,
-    unpublished,
-)
+from pleiades.core.sse_id import Assignment, TopicPartition
 
 A, B, C = ("eqiad.x", 0), ("codfw.x", 0), ("codfw.y", 3)
 few_ms = st.integers(0, 60)

@@ -19,7 +19,7 @@ from pleiades.core.readback import (
     remembered_as,
     runs,
 )
-from pleiades.core.wire import UNKNOWN_SOURCE, TopicPartition
+from pleiades.core.sse_id import UNKNOWN_SOURCE, TopicPartition
 from pleiades.sinks.kafka.offset_metadata import encode, read_stored
 
 WINDOW_MS = 100

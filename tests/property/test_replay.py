@@ -22,9 +22,10 @@ from hypothesis import strategies as st
 from pleiades.config.settings import ReplaySettings, Settings
 from pleiades.core.checkpoint import Checkpoint
 from pleiades.core.decoding import decode
+from pleiades.core.event import Batch, End, Frames
 from pleiades.core.range import PAST_EVENTS, Bound, Range, within
 from pleiades.core.resume_cursor import ResumeCursor
-from pleiades.core.wire import Batch, End, Frames, TopicPartition, parse_id
+from pleiades.core.sse_id import TopicPartition, parse_id
 from pleiades.publisher import Publisher
 from pleiades.runtime.channel import Channel
 from pleiades.runtime.errors import HistoryMissing, Transient

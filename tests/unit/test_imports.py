@@ -149,7 +149,7 @@ def test_imports(name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "source", "breaks"),
     [
-        ("pleiades.core.x", "from pleiades.core.wire import Event", False),
+        ("pleiades.core.x", "from pleiades.core.event import Event", False),
         ("pleiades.core.x", "import re, datetime", False),
         ("pleiades.core.x", "import time", True),
         ("pleiades.core.x", "from os import path", True),
@@ -157,7 +157,7 @@ def test_imports(name: str) -> None:
         ("pleiades.core.x", "from pleiades.runtime.errors import Fatal", True),
         ("pleiades.core.x", "from pleiades import reader", True),
         ("pleiades.core.x", "from ..runtime import errors", True),
-        ("pleiades.runtime.x", "from pleiades.core import wire", False),
+        ("pleiades.runtime.x", "from pleiades.core import event", False),
         ("pleiades.runtime.x", "from pleiades import __version__", False),
         ("pleiades.runtime.x", "from pleiades.sinks.base import Sink", True),
         ("pleiades.config.x", "from pleiades.runtime.errors import Fatal", False),
@@ -171,7 +171,7 @@ def test_imports(name: str) -> None:
         ("pleiades.reader", "import pleiades.publisher", True),
         ("pleiades.reader", "from pleiades.pipeline import ingest", True),
         ("pleiades.simulator.x", "from pleiades.runtime.errors import Fatal", False),
-        ("pleiades.simulator.x", "from pleiades.core.wire import Event", False),
+        ("pleiades.simulator.x", "from pleiades.core.event import Event", False),
         ("pleiades.simulator.x", "from pleiades.config.settings import Settings", True),
         ("pleiades.cli", "from pleiades.simulator import command", False),
         ("pleiades.new", "", True),

@@ -9,11 +9,12 @@ import pytest
 
 from pleiades.config.settings import Settings
 from pleiades.core.checkpoint import Checkpoint, decode_checkpoint
+from pleiades.core.event import Batch, End, Event
 from pleiades.core.identity import fallback_identity
 from pleiades.core.restart import MAX_RESTARTS, Ended, RestartPolicy
+from pleiades.core.sse_id import UNKNOWN_SOURCE
 from pleiades.core.units import iso_time
 from pleiades.core.window import Window
-from pleiades.core.wire import UNKNOWN_SOURCE, Batch, End, Event
 from pleiades.publisher import Publisher
 from pleiades.runtime.channel import Channel
 from pleiades.runtime.metrics import Metrics

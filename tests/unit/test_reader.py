@@ -14,7 +14,8 @@ import pytest
 from pleiades.config.settings import Settings
 from pleiades.core import decoding
 from pleiades.core.checkpoint import Checkpoint
-from pleiades.core.wire import End, Frames, TopicPartition, compose_id
+from pleiades.core.event import End, Frames
+from pleiades.core.sse_id import TopicPartition, compose_id
 from pleiades.reader import Reader
 from pleiades.runtime.channel import Channel
 from pleiades.runtime.errors import RefusedByUpstream

@@ -14,7 +14,8 @@ from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
 
-from pleiades.core.wire import UNKNOWN_SOURCE, Event
+from pleiades.core.event import Event
+from pleiades.core.sse_id import UNKNOWN_SOURCE
 
 # Exactly the names that `event_name` makes: files of others are no events.
 _FOLDER = re.compile(r"\d{4}-\d\d-\d\dT\d\d")

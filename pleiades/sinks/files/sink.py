@@ -20,9 +20,10 @@ import logging
 from collections import deque
 
 from pleiades.core.checkpoint import Checkpoint, UnreadableCheckpoint
+from pleiades.core.event import Event
 from pleiades.core.fingerprint import fingerprint
 from pleiades.core.identity_log import DamagedLog, Group, Run
-from pleiades.core.wire import UNKNOWN_SOURCE, Event, TopicPartition
+from pleiades.core.sse_id import UNKNOWN_SOURCE, TopicPartition
 from pleiades.runtime import faultpoints
 from pleiades.runtime.child import ChildContext
 from pleiades.runtime.metrics import Metrics

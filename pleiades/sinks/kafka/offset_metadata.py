@@ -37,7 +37,7 @@ from pleiades.core.checkpoint import (
 )
 from pleiades.core.position import Position
 from pleiades.core.readback import MAX_SEGMENTS, UNKNOWN_LETTERS, OutputPartition, Readback, Segment
-from pleiades.core.wire import MAX_TIMESTAMP_MS, UNKNOWN_SOURCE, TopicPartition, is_source
+from pleiades.core.sse_id import MAX_TIMESTAMP_MS, UNKNOWN_SOURCE, TopicPartition, is_source
 from pleiades.runtime.errors import Fatal
 
 MAX_METADATA_BYTES = 4096

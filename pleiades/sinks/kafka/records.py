@@ -16,6 +16,7 @@ import msgspec
 import orjson
 from confluent_kafka import Message
 
+from pleiades.core.event import Event, all_published
 from pleiades.core.identity import (
     any_fallback,
     identify,
@@ -24,13 +25,11 @@ from pleiades.core.identity import (
     is_legal_fallback,
 )
 from pleiades.core.readback import OutputPartition
-from pleiades.core.wire import (
+from pleiades.core.sse_id import (
     UNKNOWN_SOURCE,
     Assignment,
-    Event,
     MalformedId,
     TopicPartition,
-    all_published,
     is_source,
     parse_id,
 )

@@ -19,7 +19,7 @@ from pleiades.core.checkpoint import Checkpoint
 from pleiades.core.fingerprint import fingerprint
 from pleiades.core.position import Position, join
 from pleiades.core.readback import UNKNOWN_LETTERS, Offsets, OutputPartition, Readback
-from pleiades.core.wire import UNKNOWN_SOURCE
+from pleiades.core.sse_id import UNKNOWN_SOURCE
 from pleiades.sinks.base import Remembered
 from pleiades.sinks.kafka.records import NO_STREAM, Published
 from pleiades.sinks.kafka.topic_reader import TopicReader

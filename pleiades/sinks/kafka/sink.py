@@ -23,10 +23,11 @@ from typing import NoReturn
 from confluent_kafka import Consumer, KafkaException, Producer, TopicPartition
 
 from pleiades.core.checkpoint import Checkpoint, UnreadableCheckpoint
+from pleiades.core.event import Event
 from pleiades.core.range import Range
 from pleiades.core.readback import UNKNOWN_LETTERS, Offsets, OutputPartition, Readback
-from pleiades.core.wire import UNKNOWN_SOURCE, Event
-from pleiades.core.wire import TopicPartition as Source
+from pleiades.core.sse_id import UNKNOWN_SOURCE
+from pleiades.core.sse_id import TopicPartition as Source
 from pleiades.runtime.errors import DestinationHeld, GenerationLost
 from pleiades.sinks.base import Committed, Opened, Remembered, SinkContext
 from pleiades.sinks.kafka.admin import Admin

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from itertools import islice
 
 from pleiades.core.range import Range
-from pleiades.core.wire import UNKNOWN_SOURCE
+from pleiades.core.sse_id import UNKNOWN_SOURCE
 from pleiades.sinks.kafka.records import Published
 
 SLACK_MS = 2 * 3_600_000

@@ -26,7 +26,7 @@ from pleiades.core.readback import (
     remembered_as,
     runs,
 )
-from pleiades.core.wire import UNKNOWN_SOURCE
+from pleiades.core.sse_id import UNKNOWN_SOURCE
 from pleiades.sinks.base import Remembered
 from pleiades.sinks.kafka.admin import REQUEST_SECONDS, Admin
 from pleiades.sinks.kafka.errors import Kind, kind_of

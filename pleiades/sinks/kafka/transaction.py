@@ -18,7 +18,7 @@ from typing import TypeAlias
 
 from confluent_kafka import KafkaError, KafkaException, Message, Producer, TopicPartition
 
-from pleiades.core.wire import TOO_LARGE, Event
+from pleiades.core.event import TOO_LARGE, Event
 from pleiades.runtime import faultpoints
 from pleiades.sinks.kafka.admin import Limits
 from pleiades.sinks.kafka.clients import BATCH_OVERHEAD_BYTES

@@ -19,8 +19,8 @@ import requests
 from pleiades.config import settings as limits
 from pleiades.config import values as read
 from pleiades.config.settings import Settings, UpstreamSettings
+from pleiades.core.sse_id import MAX_TIMESTAMP_MS
 from pleiades.core.units import iso_time, parse_duration, parse_iso_time_ms, rough_duration
-from pleiades.core.wire import MAX_TIMESTAMP_MS
 from pleiades.runtime.errors import EXIT_USAGE, UsageError
 from pleiades.runtime.logs import printable
 from pleiades.sinks.files.destination import FilesDestination

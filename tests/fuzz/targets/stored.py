@@ -9,15 +9,9 @@ from confluent_kafka import Message
 
 from pleiades.core.checkpoint import Checkpoint, UnreadableCheckpoint, decode_checkpoint
 from pleiades.core.decoding import decode
+from pleiades.core.event import Event, Frames
 from pleiades.core.framing import Framer
-from pleiades.core.wire import (
-    MAX_TIMESTAMP_MS,
-    UNKNOWN_SOURCE,
-    Event,
-    Frames,
-    TopicPartition,
-    is_source,
-)
+from pleiades.core.sse_id import MAX_TIMESTAMP_MS, UNKNOWN_SOURCE, TopicPartition, is_source
 from pleiades.runtime.errors import Fatal
 from pleiades.simulator.recorded import recorded_event, recorded_pairs
 from pleiades.sinks.files.names import folder_of, identity_in, is_event_folder

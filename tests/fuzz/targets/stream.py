@@ -15,6 +15,7 @@ from pleiades.core.decoding import (
     decode_any,
     decode_usual,
 )
+from pleiades.core.event import CANARY, LINE_TYPES, REASONS, Event, Frames
 from pleiades.core.framing import (
     Framer,
     columnar_frames,
@@ -28,15 +29,10 @@ from pleiades.core.ids import read_ids
 from pleiades.core.position import join
 from pleiades.core.resume_cursor import ResumeCursor
 from pleiades.core.sse import sse_events
-from pleiades.core.wire import (
-    CANARY,
-    LINE_TYPES,
+from pleiades.core.sse_id import (
     MAX_ASSIGNMENTS,
     MAX_TIMESTAMP_MS,
-    REASONS,
     UNKNOWN_SOURCE,
-    Event,
-    Frames,
     MalformedId,
     compose_id,
     is_source,

@@ -4,10 +4,11 @@ import pytest
 
 from pleiades.core.admission import Admission, Admitted, nothing_known, young
 from pleiades.core.checkpoint import Checkpoint
+from pleiades.core.event import CANARY, Batch, Event, unpublished
 from pleiades.core.fingerprint import fingerprint, fingerprints
 from pleiades.core.identity import fallback_identity
+from pleiades.core.sse_id import UNKNOWN_SOURCE, TopicPartition
 from pleiades.core.window import Window
-from pleiades.core.wire import CANARY, UNKNOWN_SOURCE, Batch, Event, TopicPartition, unpublished
 
 EQIAD: TopicPartition = ("eqiad.x", 0)
 CODFW: TopicPartition = ("codfw.x", 0)

@@ -6,7 +6,7 @@ import pytest
 
 from pleiades.core.checkpoint import Checkpoint, UnreadableCheckpoint, decode_checkpoint
 from pleiades.core.coverage import MAX_INTERVALS, Coverage, Covered, Interval, covered_by
-from pleiades.core.wire import TopicPartition
+from pleiades.core.sse_id import TopicPartition
 
 EQIAD: TopicPartition = ("eqiad.x", 0)
 CODFW: TopicPartition = ("codfw.x", 0)

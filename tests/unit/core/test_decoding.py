@@ -11,23 +11,21 @@ from pleiades.core.decoding import (
     decode,
     decode_usual,
 )
-from pleiades.core.framing import Framer, ids_in, retry_in, split_columns
-from pleiades.core.identity import delivered_assignment, fallback_identity, identify, own_assignment
-from pleiades.core.sse import count_lines, sse_events
-from pleiades.core.wire import (
+from pleiades.core.event import (
     CANARY,
     NOT_AN_OBJECT,
     NOT_JSON,
-    UNKNOWN_SOURCE,
-    Assignment,
     Event,
     Frames,
-    TopicPartition,
     all_published,
     count_published,
     time_ms,
     unpublished,
 )
+from pleiades.core.framing import Framer, ids_in, retry_in, split_columns
+from pleiades.core.identity import delivered_assignment, fallback_identity, identify, own_assignment
+from pleiades.core.sse import count_lines, sse_events
+from pleiades.core.sse_id import UNKNOWN_SOURCE, Assignment, TopicPartition
 
 RECORDED = Path(__file__).resolve().parents[4] / "shared" / "data" / "recentchange-2018-10-19.sse"
 EQIAD: TopicPartition = ("eqiad.x", 0)

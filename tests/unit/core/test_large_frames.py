@@ -14,10 +14,10 @@ from pathlib import Path
 import pytest
 
 from pleiades.core.decoding import decode
+from pleiades.core.event import Frames
 from pleiades.core.framing import MAX_FRAME_BYTES, Framer, split_columns
 from pleiades.core.identity import identify
 from pleiades.core.ids import read_ids
-from pleiades.core.wire import Frames
 from pleiades.sinks.kafka.records import key_by_field
 
 MAX_CPU_SECONDS = 20

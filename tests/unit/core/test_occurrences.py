@@ -5,9 +5,10 @@ import re
 import orjson
 
 from pleiades.core.decoding import decode
+from pleiades.core.event import Batch, Frames
 from pleiades.core.framing import split_columns
 from pleiades.core.occurrences import Occurrences, is_recognisable
-from pleiades.core.wire import Batch, Frames, TopicPartition, compose_id
+from pleiades.core.sse_id import TopicPartition, compose_id
 
 EQIAD: TopicPartition = ("eqiad.x", 0)
 CODFW: TopicPartition = ("codfw.x", 0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pleiades.core.checkpoint import Checkpoint
 from pleiades.core.readback import UNKNOWN_LETTERS, Part, Readback, Segment, runs
-from pleiades.core.wire import UNKNOWN_SOURCE, TopicPartition
+from pleiades.core.sse_id import UNKNOWN_SOURCE, TopicPartition
 
 EQIAD = ("eqiad.x", 0)
 CODFW = ("codfw.x", 0)

@@ -3,8 +3,8 @@ from __future__ import annotations
 import pytest
 
 from pleiades.core.position import MAX_SOURCES
+from pleiades.core.sse_id import UNKNOWN_SOURCE, TopicPartition
 from pleiades.core.window import Window
-from pleiades.core.wire import UNKNOWN_SOURCE, TopicPartition
 
 EQIAD: TopicPartition = ("eqiad.x", 0)
 CODFW: TopicPartition = ("codfw.x", 0)

@@ -15,9 +15,10 @@ import pytest
 
 from pleiades.core import identity_log
 from pleiades.core.checkpoint import Checkpoint
+from pleiades.core.event import Event
 from pleiades.core.fingerprint import fingerprint
 from pleiades.core.identity_log import Group, Run
-from pleiades.core.wire import UNKNOWN_SOURCE, Event
+from pleiades.core.sse_id import UNKNOWN_SOURCE
 from pleiades.runtime.errors import DestinationHeld, Fatal
 from pleiades.runtime.metrics import Metrics
 from pleiades.sinks import checkpoints, disk, identities, journal

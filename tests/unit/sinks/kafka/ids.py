@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import orjson
 
-from pleiades.core.wire import TopicPartition
+from pleiades.core.sse_id import TopicPartition
 
 
 def sse_id(*reached: tuple[TopicPartition, int | None]) -> bytes:

@@ -19,7 +19,7 @@ from pleiades.core.readback import (
     Readback,
     Segment,
 )
-from pleiades.core.wire import UNKNOWN_SOURCE
+from pleiades.core.sse_id import UNKNOWN_SOURCE
 from pleiades.runtime.errors import Fatal
 from pleiades.sinks.kafka.offset_metadata import (
     MAX_METADATA_BYTES,

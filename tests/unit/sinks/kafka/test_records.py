@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 from confluent_kafka import Message
 
+from pleiades.core.event import Event
 from pleiades.core.identity import fallback_identity
-from pleiades.core.wire import UNKNOWN_SOURCE, Event
+from pleiades.core.sse_id import UNKNOWN_SOURCE
 from pleiades.sinks.kafka import records
 from pleiades.sinks.kafka.records import (
     MAX_ID_BYTES,

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pleiades.core.range import Bound, Range
-from pleiades.core.wire import UNKNOWN_SOURCE, TopicPartition
+from pleiades.core.sse_id import UNKNOWN_SOURCE, TopicPartition
 from pleiades.sinks.kafka.records import Published
 from pleiades.sinks.kafka.skip_existing import SLACK_MS, Existing, is_of, since_ms
 from tests.unit.sinks.kafka.ids import sse_id

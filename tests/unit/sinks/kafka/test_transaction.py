@@ -10,7 +10,7 @@ from unittest.mock import Mock
 import pytest
 from confluent_kafka import KafkaError, KafkaException, TopicPartition
 
-from pleiades.core.wire import Event
+from pleiades.core.event import Event
 from pleiades.runtime.errors import GenerationLost
 from pleiades.sinks.kafka import retry as retries
 from pleiades.sinks.kafka.admin import Limits

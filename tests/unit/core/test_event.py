@@ -8,16 +8,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pleiades.core.wire import (
+from pleiades.core.event import Batch, End, Event, Frames
+from pleiades.core.sse_id import (
     MAX_ASSIGNMENTS,
     MAX_SSE_ID_BYTES,
     MAX_TIMESTAMP_MS,
     UNKNOWN_SOURCE,
     Assignment,
-    Batch,
-    End,
-    Event,
-    Frames,
     MalformedId,
     compose_id,
     parse_id,
