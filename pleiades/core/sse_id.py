@@ -29,6 +29,9 @@ MAX_TIMESTAMP_MS = 253_402_300_799_999
 # a Kafka and must not reach a label, a header or a path.
 _TOPIC = re.compile(r"[a-zA-Z0-9._-]{1,249}")
 _MAX_PARTITION = 2**31 - 1
+_USUAL_ENTRY = rb'\{"topic":"[a-zA-Z0-9._-]{1,249}","partition":(?:0|[1-9][0-9]{0,8}),'
+_USUAL_ENTRY += rb'"(?:timestamp":[1-9][0-9]{0,13}|offset":(?:-1|0|[1-9][0-9]{0,17}))\}'
+_USUAL_ID = re.compile(rb"\[%b(?:,%b){0,%d}\]" % (_USUAL_ENTRY, _USUAL_ENTRY, MAX_ASSIGNMENTS - 1))
 
 
 class MalformedId(ValueError):
@@ -59,6 +62,11 @@ def parse_id(sse_id: bytes) -> tuple[Assignment, ...]:
     if type(entries) is not list or len(entries) > MAX_ASSIGNMENTS:
         raise MalformedId("not an array of at most 256 assignments")
     return tuple([_assignment(entry) for entry in entries])
+
+
+def is_usual_id(sse_id: bytes) -> bool:
+    """True for a well-formed id in the service's own notation. Faster than `parse_id`."""
+    return len(sse_id) <= MAX_SSE_ID_BYTES and _USUAL_ID.fullmatch(sse_id) is not None
 
 
 def offsets_in(sse_id: bytes) -> dict[TopicPartition, int]:

@@ -31,6 +31,7 @@ from pleiades.core.sse_id import (
     MalformedId,
     TopicPartition,
     is_source,
+    is_usual_id,
     parse_id,
 )
 
@@ -246,7 +247,8 @@ def _read_named(value: bytes, sse_id: bytes) -> tuple[str, TopicPartition, str] 
         return None
     if identity is None or type(topic) is not str or type(partition) is not int:
         return None
-    if b'"topic":"%s","partition":%d,"timestamp":1' % (topic.encode(), partition) not in sse_id:
+    entry = b'"topic":"%s","partition":%d,"timestamp":1' % (topic.encode(), partition)
+    if entry not in sse_id or not is_usual_id(sse_id):
         return None
     return identity, (topic, partition), stream if type(stream) is str else ""
 
