@@ -1,16 +1,15 @@
-"""Which stretches of the upstream were published by earlier starts, long before what the window knows.
+"""Intervals of history that earlier starts published, from before the window.
 
-A start with `--resume=false --since=TIME` asks for events that may have been published already. The
-window knows the last ones only, so for each topic-partition the checkpoint keeps the *intervals* of
-history that earlier starts have relayed without a gap. They are the user's to make: a relay that only
-resumes has none.
+A start with `--resume=false --since=TIME` asks for events that may be published already. The window
+knows only the latest ones, so the checkpoint keeps, for each topic-partition, the *intervals* that
+earlier starts relayed without a gap. A relay that only resumes has none.
 
 Laws:
-- An interval (from, until) says: every event from the first one dated at or after `from` up to, and not
+- An interval (from, until) means: every event from the first one dated at or after `from` up to, and not
   including, the first one dated at or after `until` is published. From there on the window knows.
-- Upstream resolves a timestamp to the earliest offset at or after it. So on a connection that begins
-  before an interval the first event dated at or after `from` is where it begins, whatever is dated back
-  or ahead; and the first one dated at or after `until` is where it ends.
+- The upstream resolves a timestamp to the earliest offset at or after it. So on a connection that begins
+  before an interval, the first event dated at or after `from` is its beginning, whatever the dates of
+  the others; and the first one dated at or after `until` is its end.
 """
 
 from __future__ import annotations
@@ -22,34 +21,34 @@ from typing import NamedTuple
 from pleiades.core.sse_id import TopicPartition
 
 MAX_INTERVALS = 4
-"""Of one topic-partition. Two are merged if they touch; each start that leaves a gap adds one."""
+"""For each topic-partition. Intervals that touch are merged; a start that leaves a gap adds one."""
 
 
 class Interval(NamedTuple):
-    """A stretch of one topic-partition's history: Kafka timestamps in ms since 1970."""
+    """A part of one topic-partition's history: Kafka timestamps in ms since 1970."""
 
     from_ms: int
     until_ms: int
 
 
 Coverage = Mapping[TopicPartition, tuple[Interval, ...]]
-"""In ascending order, disjoint. Topic-partitions without any are left out."""
+"""Intervals in ascending order, disjoint, by topic-partition."""
 
 
 def covered_by(
     coverage: Coverage, started_ms: int, position: Mapping[TopicPartition, int], clock_ms: int
 ) -> Coverage:
-    """The coverage when another start follows: what the last one relayed is added.
+    """The coverage for the next start, to which the last one's interval is added.
 
     Args:
-        started_ms: where it began.
-        position: how far it got, by the timestamps in ids.
-        clock_ms: the latest clock that it acted on.
+        started_ms: where the last start began.
+        position: how far it got.
+        clock_ms: see `Checkpoint.clock_ms`.
     """
     joined = dict(coverage)
     for source, reached in position.items():
         # An event dated `reached - 1` was published, so the first one dated at or after that was, too.
-        # One dated ahead may be missing in the other data centre: hence not later than the clock.
+        # One dated ahead may be missing in the other data centre, so the clock is the limit.
         until_ms = min(reached - 1, clock_ms)
         if until_ms > started_ms:
             joined[source] = _union(joined.get(source, ()), Interval(started_ms, until_ms))
@@ -64,7 +63,7 @@ def _union(intervals: tuple[Interval, ...], new: Interval) -> tuple[Interval, ..
             merged[-1] = Interval(merged[-1].from_ms, until_ms)
         else:
             merged.append(interval)
-    # The oldest goes: its events are the first that the upstream no longer has.
+    # The oldest is dropped: the upstream deletes its events first.
     return tuple(merged[-MAX_INTERVALS:])
 
 
@@ -73,18 +72,18 @@ class Covered:
 
     def __init__(self) -> None:
         self._ahead: dict[TopicPartition, deque[Interval]] = {}
-        """Intervals that are not behind yet; the first may have been entered."""
+        """Intervals whose end has not been reached; the first may have been entered."""
         self._entered: set[TopicPartition] = set()
 
     def __bool__(self) -> bool:
-        """Whether anything that comes may be covered."""
+        """True if an event of this connection may be covered."""
         return bool(self._ahead)
 
     def connected(self, coverage: Coverage, asked_ms: Mapping[TopicPartition, int]) -> None:
         """A new connection was made.
 
         Args:
-            asked_ms: from which timestamp on it asked for each topic-partition.
+            asked_ms: the timestamp that it asked for, by topic-partition.
         """
         self._ahead = {}
         self._entered = set()
@@ -98,11 +97,11 @@ class Covered:
                 self._entered.add(source)
 
     def holds(self, source: TopicPartition, timestamp_ms: int) -> bool:
-        """Whether the next event of a topic-partition is published already.
+        """True if the next event of a topic-partition is published already.
 
         Args:
-            timestamp_ms: in its id, so that of the event + 1. Of every event that comes, in order,
-                canaries included.
+            timestamp_ms: the one in its id: that of the event + 1. This must be called for every event,
+                in order, canaries included.
         """
         ahead = self._ahead.get(source)
         if ahead is None:

@@ -1,4 +1,4 @@
-"""Which parts of an output topic a restart must read to recognise everything that can be repeated.
+"""The parts of an output topic that a restart must read to recognise repeats.
 
 The topic is divided into segments, from one mark to the next. A mark is the end offsets of all output
 partitions, taken between two transactions of ours.
@@ -6,9 +6,10 @@ partitions, taken between two transactions of ours.
 Laws:
 - Everything published before a mark lies below its offsets, everything published later at or above
   them. Neither record timestamps nor clocks matter.
-- For each upstream topic-partition with records in it, a segment says what that had reached when the
-  last of them was published (`Remembered.reached_ms` of none is more). Once `Checkpoint.known_from` is
-  beyond that, those records are not needed any more; a segment without any that are is dropped.
+- For each upstream topic-partition with records in it, a segment keeps the position of that
+  topic-partition when the last of them was published (at least their `Remembered.reached_ms`). Once
+  `Checkpoint.known_from` is greater, the records are not needed any more. A segment without needed
+  records is dropped.
 - Segments are short: an active topic-partition makes a mark each time it has moved on by a part of its
   window. One that stands still keeps the few segments with its last window, however long it stands still
   and whatever else is published. All of this is stored, so that restarts add nothing.
@@ -32,7 +33,7 @@ from pleiades.core.sse_id import UNKNOWN_SOURCE, TopicPartition
 MAX_SEGMENTS = 16
 """Closed ones. An active topic-partition needs five; the others are for those that stand still."""
 MARKS_PER_WINDOW = 4
-"""A restart reads up to one such part more than the window of an active topic-partition."""
+"""A restart reads up to one of these parts more than the window of an active topic-partition."""
 UNKNOWN_LETTERS: TopicPartition = ("", -2)
 """Stands for the unknown source of dead letters. They are kept for as long as any topic-partition stands
 still, but only the dead letters' own topic is read for them."""
@@ -48,8 +49,8 @@ class Segment:
     begin: Offsets
     end: Offsets
     reached: Position
-    """For each upstream topic-partition with records that are needed: what it had reached when the last
-    of them was published, or more."""
+    """For each upstream topic-partition with needed records: its position when the last of them was
+    published, or a greater one."""
     since_ms: int
     """This machine's clock at the beginning; only shown, and for the version before."""
 
@@ -68,14 +69,15 @@ class Readback:
     """What a restart must read: the closed segments, and the open one, which is written to."""
 
     begin: Offsets
-    """Of the open segment. It contains all of a partition that is missing here: that was added later."""
+    """The beginning of the open segment. A partition that is missing here was added later: all of it
+    belongs to the segment."""
     since_ms: int
-    """As `Segment.since_ms`, of the open one."""
+    """`Segment.since_ms` of the open segment."""
     first: Position = field(default_factory=dict)
-    """For each upstream topic-partition with records in the open segment: what it had reached when the
-    first of them was published."""
+    """For each upstream topic-partition with records in the open segment: its position when the first of
+    them was published."""
     reached: Position = field(default_factory=dict)
-    """The same for the last of them."""
+    """As `first`, for the last of them."""
     closed: tuple[Segment, ...] = ()
 
     def committed(
@@ -94,7 +96,7 @@ class Readback:
         named = {remembered_as(source, checkpoint.position, False) for source in events}
         named |= {remembered_as(source, checkpoint.position, True) for source in letters}
         if UNKNOWN_SOURCE in named:
-            # It may be too large and become a dead letter.
+            # An event may be too large and become a dead letter.
             named.add(UNKNOWN_LETTERS)
         first, reached = dict(self.first), dict(self.reached)
         for source in named:
@@ -106,7 +108,7 @@ class Readback:
         return replace(self, first=first, reached=reached, closed=closed)
 
     def is_mark_due(self, checkpoint: Checkpoint) -> bool:
-        """Whether the open segment should end here."""
+        """True if the open segment should end here."""
         for source, first_ms in self.first.items():
             known_ms = _known_from(checkpoint, source)
             reached_ms = checkpoint.reached(source)
@@ -119,14 +121,14 @@ class Readback:
         return False
 
     def marked(self, ends: Offsets, now_ms: int) -> Readback:
-        """With a mark where the output ends now. Nothing is written and not committed."""
+        """With a mark at the current end of the output. Everything written must be committed."""
         closed = self.closed
         if self.reached:
             closed = (*closed, Segment(_begin(self.begin, ends), ends, self.reached, self.since_ms))
         return Readback(ends, now_ms, closed=closed).merged(MAX_SEGMENTS)
 
     def merged(self, most: int) -> Readback:
-        """With at most so many closed segments, such that as little as possible is read in addition."""
+        """With at most so many closed segments, merged such that little is read in addition."""
         segments = list(self.closed)
         while len(segments) > max(most, 1):
             joined = [_join(*pair) for pair in pairwise(segments)]
@@ -141,7 +143,7 @@ class Readback:
         return replace(self, closed=tuple(segments))
 
     def parts(self, ends: Offsets) -> Iterator[Part]:
-        """What to read, in the order of publishing, if the output ends at `ends`."""
+        """The parts to read, in the order of publishing, if the output ends at `ends`."""
         for segment in self.closed:
             end = {at: min(offset, ends.get(at, 0)) for at, offset in segment.end.items()}
             yield Part(segment.begin, end, segment.reached)
@@ -157,7 +159,7 @@ class Readback:
 def remembered_as(
     source: TopicPartition, known: Container[TopicPartition], letter: bool
 ) -> TopicPartition:
-    """The name under which records of a source are remembered: an unknown one is as good as none."""
+    """The name under which records of a source are remembered: one that stands for all unknown ones."""
     if source in known and source != UNKNOWN_SOURCE:
         return source
     return UNKNOWN_LETTERS if letter else UNKNOWN_SOURCE
@@ -183,7 +185,7 @@ def _follows(part: Part, following: Part) -> bool:
 
 
 def _begin(begin: Offsets, ends: Offsets) -> Offsets:
-    """Where all partitions begin. One that ends before that was created anew: all of it is needed."""
+    """The beginnings of all partitions: 0 for one that ends before, because it was created anew."""
     return {at: begin[at] if begin.get(at, end + 1) <= end else 0 for at, end in ends.items()}
 
 

@@ -35,36 +35,36 @@ BACKLOG_COMMIT_SECONDS = 1.0
 
 
 class Remembered(NamedTuple):
-    """A published event, as far as a repeat is recognised by it."""
+    """A published event, as the window remembers it."""
 
     source: TopicPartition
     reached_ms: int
     """The greatest timestamp that `source` had delivered when it was published, dropped events
-    included; more only keeps it longer. The stored position's is never too small."""
+    included. A greater one, such as the stored position's, only keeps it longer."""
     fingerprint: bytes
-    """Of its identity; see `core.fingerprint`."""
+    """See `core.fingerprint`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """What a destination knew when it was opened."""
+    """The state of a destination when it was opened."""
 
     checkpoint: Checkpoint | None
-    """The stored one; None: nothing is stored."""
+    """The stored checkpoint; None: nothing is stored."""
     window: Iterable[Remembered] = ()
-    """For each source in the order of delivery. It may be read while it is taken, and only once, before
-    anything else is asked of the sink."""
+    """The published events that may be repeated, for each source in the order of delivery. It may be
+    iterated only once, before any other call of the sink."""
     window_complete: bool = True
     """False: of an event that is not in the window the sink must be asked (`is_published`)."""
 
 
 class Committed(NamedTuple):
-    """What became of what was written."""
+    """The result of a commit."""
 
     dead_letters: list[Event]
-    """Those written, and the events that the destination refused for their size."""
+    """The dead letters written, and the events that the destination refused for their size."""
     repeated: int = 0
-    """Of the events, how many were there already, and were left as they are."""
+    """The number of events that the destination had already and left unchanged."""
 
 
 class Sink(Protocol):
@@ -74,8 +74,8 @@ class Sink(Protocol):
         """Prepare the destination.
 
         Args:
-            resume: false: a new start is wanted. The stored checkpoint is given all the same, for what
-                it says of published events; but what is damaged need not be mended.
+            resume: false: a new start is wanted. The stored checkpoint is returned all the same, because
+                it knows of published events; damage need not be repaired.
 
         Raises:
             Fatal: it can't be used, and waiting would not help.
@@ -83,31 +83,31 @@ class Sink(Protocol):
         """
 
     def is_published(self, event: Event) -> bool:
-        """Whether the destination has an event which the publisher does not remember.
+        """True if the destination has an event that is not in `Opened.window`.
 
-        See also `Opened.window_complete`.
+        The answer matters only if `Opened.window_complete` is false.
         """
 
     def write(self, events: list[Event]) -> None:
         """Take events and dead letters (see `Event.reason`), to be published with the next commit."""
 
     def commit(self, checkpoint: Checkpoint) -> Committed:
-        """Make everything written and the checkpoint durable; waits for as long as that takes.
+        """Make everything written and the checkpoint durable, however long that takes.
 
         Raises:
-            Fatal: it can't be done, and waiting would not help.
+            Fatal: it is impossible, and waiting would not help.
             DestinationHeld: another instance has taken over.
-            GenerationLost: a new process can, this one can't.
+            GenerationLost: only a new process can do it.
         """
 
     def poll(self) -> None:
         """Called at least every half second while there is nothing to write."""
 
     def close(self) -> None:
-        """Let go of the destination; what is not committed is forgotten."""
+        """Release the destination and drop what is not committed."""
 
 
-# ---- what a destination is to everybody else ----
+# ---- the description of a destination ----
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +124,7 @@ class CommitPolicy:
     max_bytes: int = MAX_BYTES_IN_FLIGHT
 
     def due(self, since_last_seconds: float, events: int, size_bytes: int, backlog: bool) -> bool:
-        """Whether to commit now; `backlog`: the next events wait already."""
+        """True if it is time to commit; `backlog`: more events are waiting."""
         interval_seconds = self.interval_seconds
         if backlog:
             interval_seconds = max(interval_seconds, BACKLOG_COMMIT_SECONDS)
@@ -165,7 +165,7 @@ class Destination(ABC):
     skip_existing_refusal: ClassVar[str] = ""
     """Why a replay has no --skipExisting here; empty: it has."""
     modules: ClassVar[tuple[str, ...]] = ()
-    """What `make_sink` imports. It is imported once, before the processes are forked."""
+    """The modules that `make_sink` imports. They are imported once, before processes are forked."""
 
     @classmethod
     def flags(cls) -> Sequence[Flag]:
@@ -189,7 +189,7 @@ class Destination(ABC):
     @property
     @abstractmethod
     def place(self) -> str:
-        """Where events go, in words: "files in /srv/events"."""
+        """The place of the events in words, such as "files in /srv/events"."""
 
     @abstractmethod
     def make_sink(self, context: SinkContext) -> Sink:
