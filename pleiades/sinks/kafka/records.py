@@ -24,6 +24,7 @@ from pleiades.core.identity import (
     is_fallback,
     is_legal_fallback,
 )
+from pleiades.core.range import Range
 from pleiades.core.readback import OutputPartition
 from pleiades.core.sse_id import (
     UNKNOWN_SOURCE,
@@ -190,6 +191,11 @@ class Published(NamedTuple):
             return parse_id(self.sse_id)
         except MalformedId:
             return ()
+
+    def may_be_of(self, span: Range) -> bool:
+        """Whether it belongs to a range: its id says so, or does not tell."""
+        times = [time for source, time in self.assignments if source == self.source and time]
+        return self.source == UNKNOWN_SOURCE or not times or span.holds(self.source, times[0])
 
 
 def read_event(message: Message) -> Published | None:

@@ -17,19 +17,18 @@ from __future__ import annotations
 import logging
 import secrets
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable
 from typing import NoReturn
 
 from confluent_kafka import Consumer, KafkaException, Producer, TopicPartition
 
 from pleiades.core.checkpoint import Checkpoint, UnreadableCheckpoint
 from pleiades.core.event import Event
-from pleiades.core.range import Range
 from pleiades.core.readback import UNKNOWN_LETTERS, Offsets, OutputPartition, Readback
 from pleiades.core.sse_id import UNKNOWN_SOURCE
 from pleiades.core.sse_id import TopicPartition as Source
 from pleiades.runtime.errors import DestinationHeld, GenerationLost
-from pleiades.sinks.base import Committed, Opened, Remembered, SinkContext
+from pleiades.sinks.base import Committed, Opened, SinkContext
 from pleiades.sinks.kafka.admin import Admin
 from pleiades.sinks.kafka.clients import Clients
 from pleiades.sinks.kafka.destination import KafkaDestination
@@ -39,7 +38,7 @@ from pleiades.sinks.kafka.offset_metadata import Stored, encode, read_stored
 from pleiades.sinks.kafka.records import Published, RecordForm
 from pleiades.sinks.kafka.recovery import Evidence, recover
 from pleiades.sinks.kafka.retry import REACH_SECONDS, SLICE_SECONDS, Fenced, Retry
-from pleiades.sinks.kafka.skip_existing import Existing, is_of, since_ms
+from pleiades.sinks.kafka.skip_existing import Existing, find_existing
 from pleiades.sinks.kafka.topic_reader import TopicReader
 from pleiades.sinks.kafka.transaction import Transactions
 
@@ -111,14 +110,15 @@ class KafkaSink:
             # The old instance, once it is fenced, looks for who did it.
             self._commit(stored.checkpoint, self._readback)
         if self._replay is not None and self._replay.skip_existing:
-            self._existing = self._look_for_existing(reader, ends, self._replay.range)
+            self._existing = find_existing(reader, self._admin, self._retry, self._replay.range)
         window_complete = self._existing is None
         if self._replay is not None and (stored is None or not resume):
             # It begins, or begins again: events of others are none of its business.
             self._readback = Readback(ends, _now_ms())
             return Opened(None, window_complete=window_complete)
         if stored is not None:
-            window = self._window(reader, ends, from_before=stored.readback is None)
+            is_own = self._is_own(from_before=stored.readback is None)
+            window = reader.window(self._readback.parts(ends), is_own)
             return Opened(stored.checkpoint, window, window_complete=window_complete)
         starts = ask("ask where the topic begins", lambda: self._admin.starts(ends))
         overlap_ms = int(self._relay.upstream.overlap_seconds * 1000)
@@ -252,10 +252,8 @@ class KafkaSink:
         reached = {**checkpoint.position, **unknown}
         return Readback({**ends, **begins}, stored.since_ms, reached, reached)
 
-    def _window(
-        self, reader: TopicReader, ends: Offsets, from_before: bool
-    ) -> Iterator[Remembered]:
-        """The window in our own records: others may publish into the topic, too.
+    def _is_own(self, from_before: bool) -> Callable[[Published], bool]:
+        """Tells our own records from those of others, who may publish into the topic, too.
 
         An ingest must not be delayed by the records of a fast replay, nor take them for its own.
 
@@ -263,36 +261,13 @@ class KafkaSink:
             from_before: the version before published some. It did not mark the records of replays.
         """
         name, span = self._replay_name, None if self._replay is None else self._replay.range
-
-        def is_own(record: Published) -> bool:
-            if record.replay == name:
-                return True
-            if not from_before or span is None or record.replay:
-                return False
+        if not from_before or span is None:
+            return lambda record: record.replay == name
+        return lambda record: (
+            record.replay == name
             # One whose id can't be read may be ours.
-            return len(record.assignments) <= 1 and is_of(span, record)
-
-        started, count = time.monotonic(), 0
-        for remembered in reader.window(self._readback.parts(ends), is_own):
-            count += 1
-            yield remembered
-        seconds = time.monotonic() - started
-        log.info("read %d events of the topic back in %.1f s to recognise repeats", count, seconds)
-
-    def _look_for_existing(self, reader: TopicReader, ends: Offsets, span: Range) -> Existing:
-        started = time.monotonic()
-        begins = self._retry.until_done(
-            "ask where to read", lambda: self._admin.begins(ends, since_ms(span))
+            or (not record.replay and len(record.assignments) <= 1 and record.may_be_of(span))
         )
-        existing = Existing()
-        records = reader.read({**ends, **begins}, ends)
-        existing.add(record.identity for record in records if is_of(span, record))
-        log.info(
-            "the topic has %d events of the range already, read in %.1f s: adding the missing ones",
-            len(existing),
-            time.monotonic() - started,
-        )
-        return existing
 
     # ---- committing ----
 

@@ -55,8 +55,13 @@ class TopicReader:
         self, parts: Iterable[Part], is_own: Callable[[Published], bool]
     ) -> Iterator[Remembered]:
         """The events of these parts to recognise repeats by, of those records that are our own."""
+        started, count = time.monotonic(), 0
         for run in runs(parts):
-            yield from self._run(run, is_own)
+            for remembered in self._run(run, is_own):
+                count += 1
+                yield remembered
+        seconds = time.monotonic() - started
+        log.info("read %d events of the topic back in %.1f s to recognise repeats", count, seconds)
 
     def _run(self, run: list[Part], is_own: Callable[[Published], bool]) -> Iterator[Remembered]:
         begins: dict[OutputPartition, int] = {}

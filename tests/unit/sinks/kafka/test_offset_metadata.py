@@ -141,7 +141,7 @@ def test_the_usual_one_is_to_be_read_by_people_too() -> None:
     assert encoded(many(1)).startswith("{")
 
 
-@pytest.mark.parametrize("streams", [20, 64])
+@pytest.mark.parametrize("streams", [20, 64, 120])
 def test_many_streams_are_packed_and_what_is_read_back_only_grows(streams: int) -> None:
     stored = many(streams)
     metadata = encoded(stored)

@@ -71,6 +71,16 @@ def test_an_event_is_key_and_value() -> None:
     assert record(named, "wiki", b"r")[3] == [("id", named.key), ("replay", b"r")]
 
 
+def test_events_with_headers_are_told_from_those_without() -> None:
+    named = event(b'{"meta":{"id":"id"},"wiki":"x"}')
+    plain = RecordForm("topic", "dead", (), b"", 10)
+    assert plain.have_no_headers([named, named])
+    assert not plain.have_no_headers([named, LETTER])
+    assert not plain.have_no_headers([named, named._replace(identity=FIRST)])
+    assert not RecordForm("topic", "dead", ("wiki",), b"", 10).have_no_headers([named])
+    assert not RecordForm("topic", "dead", (), b"r", 10).have_no_headers([named])
+
+
 LETTER = Event("sha256-0", ("eqiad.x", 3), 5, "", b"[id]", b"?" * 10, "not_json")
 
 
