@@ -148,16 +148,23 @@ def test_reading_an_event_back(
     assert published.source == source
 
 
+OWN_ENTRY = b'{"topic":"t","partition":1,"timestamp":1790000000005}'
+USUAL_ID = b"[" + OWN_ENTRY + b',{"topic":"u","partition":0,"offset":-1}]'
+
+
 class FakeMessage:
     """As much of a `confluent_kafka.Message` as is read of it."""
 
-    def __init__(self, value: bytes | None, headers: list[tuple[str, bytes]] | None = None) -> None:
-        self._value, self._headers = value, headers
+    def __init__(
+        self,
+        value: bytes | None,
+        headers: list[tuple[str, bytes]] | None = None,
+        key: bytes = USUAL_ID,
+    ) -> None:
+        self._value, self._headers, self._key = value, headers, key
 
     def key(self) -> bytes:
-        return (
-            b'[{"topic":"t","partition":1,"timestamp":5},{"topic":"u","partition":0,"timestamp":4}]'
-        )
+        return self._key
 
     def value(self) -> bytes | None:
         return self._value
@@ -204,3 +211,28 @@ def test_the_quick_reading_of_an_event_says_the_same(
     monkeypatch.setattr(records, "MAX_QUICK_BYTES", -1)
     assert read_event(message) == quick
     assert quick is None or (quick.at, quick.offset, quick.replay) == (("topic", 2), 3, b"r")
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        USUAL_ID.replace(b"1790000000005", b"1data: 790000000005"),
+        USUAL_ID.replace(b"-1", b"-01"),
+        USUAL_ID.replace(b'"u"', b'"/"'),
+        USUAL_ID.replace(b"}]", b"},]"),
+        USUAL_ID.replace(b'"partition":0', b'"partition":9999999999'),
+        b"[" + b",".join([OWN_ENTRY] * 300) + b"]",
+        USUAL_ID[:-1],
+    ],
+)
+def test_an_id_that_can_t_be_read_says_nothing_of_the_source(key: bytes) -> None:
+    """As `decode` took it when the event came."""
+    value = b'{"meta":{"id":"a","topic":"t","partition":1}}'
+    message: Any = FakeMessage(value, key=key)
+    published = read_event(message)
+    assert published is not None
+    assert published.source == UNKNOWN_SOURCE
+    usual: Any = FakeMessage(value)
+    published = read_event(usual)
+    assert published is not None
+    assert published.source == ("t", 1)
