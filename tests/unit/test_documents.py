@@ -104,3 +104,12 @@ def test_adrs_that_the_code_names_exist() -> None:
     for module in ROOT.glob("pleiades/**/*.py"):
         for number in re.findall(r"docs/adr/(\d{4})", module.read_text()):
             assert list((ROOT / "docs" / "adr").glob(f"{number}-*.md")), f"{module}: {number}"
+
+
+def test_every_module_is_described() -> None:
+    described = (ROOT / "docs" / "architecture.md").read_text()
+    for module in _relay_modules():
+        path = module.relative_to(ROOT / "pleiades")
+        whole = str(path.parent) in ("replay", "sinks/files", "sinks/kafka")
+        if module.name not in ("__init__.py", "__main__.py"):
+            assert f"`{path.name if whole else path}`" in described, path
