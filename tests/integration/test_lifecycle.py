@@ -350,7 +350,10 @@ def test_the_working_directory_may_be_gone(
             here.chmod(0o700)
 
 
-WITHOUT_OVERRIDES = "from tests.harness.permissions import drop_overrides; drop_overrides()"
+WITHOUT_OVERRIDES = (
+    f"import sys; sys.path.insert(0, {str(Path(__file__).parents[2])!r}); "
+    "from tests.harness.permissions import drop_overrides; drop_overrides()"
+)
 
 
 def test_relative_paths_are_meant_from_where_the_command_was_given(
