@@ -45,14 +45,14 @@ def replay(settings: Settings, display: Display) -> int:
 
 
 def _modules(settings: Settings) -> list[str]:
-    """What the processes import; see `entrypoints`."""
+    """The modules that the processes import; see `entrypoints`."""
     reader = "pleiades.reader" if settings.replay is None else "pleiades.range_reader"
     destination = destination_of(settings)
     return [reader, "pleiades.parser", "pleiades.publisher", *destination.modules]
 
 
 def _make_generation(settings: Settings) -> MakeGeneration:
-    """What makes the stages of one generation."""
+    """Return the function that makes the channels and processes of one generation."""
     settings = absolute(settings)
     part = None
     if settings.replay is not None:

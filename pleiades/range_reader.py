@@ -31,7 +31,7 @@ Message: TypeAlias = tuple[TopicPartition, Item | Finished | BaseException]
 
 
 class RateLimiter:
-    """Tells how long to wait before events are passed on, so that a rate is never exceeded.
+    """Computes the pause before events are passed on, so that a rate is never exceeded.
 
     Time that was not used is not saved up.
 

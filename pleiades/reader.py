@@ -29,7 +29,7 @@ from pleiades.upstream.session import Failed, Finished, Item, Opened, Session
 log = logging.getLogger(__name__)
 
 WATCH_SECONDS = 1.0
-"""How often the reader checks whether it falls behind."""
+"""The interval of the check for falling behind."""
 MAX_CLOCK_DIFFERENCE_MS = 3_600_000
 """A clock further from ours is not believed: it is that of a proxy, or of a device after a reset."""
 

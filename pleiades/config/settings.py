@@ -32,7 +32,7 @@ REDIRECTS_ANY = "any"
 
 @dataclass(frozen=True, slots=True)
 class UpstreamSettings:
-    """How to ask the upstream."""
+    """The settings of requests to the upstream."""
 
     url: str = flag(
         "https://stream.wikimedia.org/v2/stream",

@@ -55,7 +55,7 @@ class Admitted(NamedTuple):
     events: list[Event]
     """Events and dead letters, in order."""
     timestamps_ms: Mapping[TopicPartition, int]
-    """What to advance the checkpoint by, **instead of** the batch's own timestamps."""
+    """The timestamps by which the checkpoint advances, **instead of** the batch's own."""
     repeated: int
     before_start: int
 

@@ -99,8 +99,8 @@ class Checkpoint:
 
     position: Position
     started_ms: int
-    """Where relaying into this destination began, ms since 1970. Nothing older is asked for, and topics
-    that have delivered nothing are asked for from here on."""
+    """The time at which relaying into this destination began, ms since 1970. Nothing older is asked
+    for, and topics that have delivered nothing are asked for from here on."""
     clock_ms: int
     """The latest wall clock that the relay has used, ms since 1970. It never asks the upstream relative
     to an earlier one, so a clock that is set back can't cause repeats from before the window. In a

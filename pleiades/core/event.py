@@ -85,7 +85,7 @@ _reason_of = attrgetter("reason")
 
 
 def all_published(events: Iterable[Event]) -> bool:
-    """Whether no event has a reason not to be published."""
+    """True if no event has a reason not to be published."""
     return not any(map(_reason_of, events))
 
 

@@ -1,4 +1,4 @@
-"""Tells when the relay falls behind.
+"""Detects that the relay falls behind.
 
 Law: it falls behind if, for `PERIOD_SECONDS`, bytes were waiting at every look and the lag grew by more
 than `GROWTH_SECONDS`. A relay that catches up has much to read too, but its lag shrinks. With a slow

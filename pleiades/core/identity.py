@@ -129,7 +129,7 @@ def _stood_still(
 
 
 class Identified(NamedTuple):
-    """What the id and data of a published event say about it."""
+    """The identity and source of a published event, by its id and data."""
 
     identity: str
     """A fallback identity without the suffix of a later occurrence."""
@@ -140,7 +140,7 @@ class Identified(NamedTuple):
 
 
 def identify(sse_id: bytes, data: bytes) -> Identified | None:
-    """What `decode` made of this event when it was delivered; None if it is no event.
+    """The result of `decode` for this event at its delivery; None if it is no event.
 
     For a fallback identity `decode` may have known more: the previous id, and the number of the
     occurrence. So identity and source are stored with such an event.

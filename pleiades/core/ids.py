@@ -39,14 +39,14 @@ class ParsedIds(NamedTuple):
     """Topic-partition, in the order of their first mention → its timestamp in each id; None where the id
     does not name it, names it without a timestamp, or is malformed."""
     malformed: int = 0
-    """How many of them are."""
+    """The number of malformed ids."""
     ambiguous: bool = False
     """An id names a topic-partition twice; its greatest timestamp counts."""
     aligned: bool = True
     """False: too many topic-partitions are named. Then each has only the timestamps of ids that name it,
     and those beyond the first `MAX_SOURCES` are missing."""
     offsets: Mapping[TopicPartition, int] = {}
-    """Of those that an id shows without a timestamp: see `sse_id.offsets_in`."""
+    """The offsets of those without a timestamp; see `sse_id.offsets_in`."""
 
     def greatest(self) -> dict[TopicPartition, int]:
         """The position that they amount to: 0 for topic-partitions without a timestamp."""

@@ -1,4 +1,4 @@
-"""Tells whether the upstream still has everything after a position.
+"""Detects that the upstream no longer has everything after a position.
 
 Law: a topic-partition is requested from its position or earlier, so an event that carries the position's
 timestamp arrives again: the *landmark*. The position is the greatest timestamp of all delivered events,

@@ -82,7 +82,7 @@ class Occurrences:
         self._unique = count(1)
         self._total = 0
         self._open: dict[TopicPartition | None, _Counted] = {}
-        """By the only topic-partition that the connection asked for, as in a replay, which has several
+        """The open connections by the only topic-partition that each asked for; a replay has several
         open connections."""
 
     def distinguish(self, batch: Batch) -> Batch:

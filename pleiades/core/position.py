@@ -1,4 +1,4 @@
-"""How far the relay has got in the upstream.
+"""The position of the relay in the upstream.
 
 Law: a position maps each upstream topic-partition to the **greatest** id timestamp seen from it. `join`
 is the pointwise maximum: commutative, associative, idempotent, with the empty position as bottom.

@@ -66,7 +66,7 @@ class Part(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Readback:
-    """What a restart must read: the closed segments, and the open one, which is written to."""
+    """The parts that a restart must read: the closed segments, and the open one, which is written to."""
 
     begin: Offsets
     """The beginning of the open segment. A partition that is missing here was added later: all of it

@@ -24,7 +24,7 @@ STABLE_SECONDS = 600.0
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """How a generation ended."""
+    """The end of a generation."""
 
     component: str
     """The process that ended first."""

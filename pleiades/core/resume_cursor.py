@@ -1,15 +1,12 @@
-"""Where a connection must ask the upstream to begin.
+"""The reader's position, and the timestamps from which it asks the upstream.
 
 Laws:
 - A reconnect asks each topic-partition for `min(position, clock) - overlap`. Some delivered event
-carries the
-  position's timestamp, and the upstream resolves a timestamp to the *earliest* offset at or after it. So
-  the resolved offset never lies behind the first undelivered event.
-- A topic-partition that has delivered nothing is asked for from where relaying began; never for
-"latest".
+  carries the position's timestamp, and the upstream resolves a timestamp to the *earliest* offset at or
+  after it. So the resolved offset never lies behind the first undelivered event.
+- A topic-partition that has delivered nothing is asked for from where relaying began; never "latest".
 - A request fits into `MAX_LAST_EVENT_ID_BYTES`, whatever names the upstream sends. Topic-partitions that
-  have delivered come first. One of them that does not fit is in `crowded_out`, so that it can be
-  reported.
+  have delivered come first. One that does not fit is in `crowded_out`, so that it can be reported.
 - Nothing is asked for from before its floor, nor from beyond its latest event.
 - A topic that is left out keeps its position.
 """

@@ -1,4 +1,4 @@
-"""Where a start of the relay begins: at a known checkpoint, or anew.
+"""Decides where a start of the relay begins: at a known checkpoint, or anew.
 
 Laws:
 - A stored checkpoint counts, unless a new start is asked for. `--since` outranks it only where that

@@ -154,7 +154,7 @@ class Arguments:
 
     @property
     def absolute(self) -> bool:
-        """Whether the same arguments always mean the same range."""
+        """True if the same arguments always mean the same range."""
         return self.begin.absolute and self.end.absolute
 
     def range(self, now_ms: int) -> Range:

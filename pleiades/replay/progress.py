@@ -39,7 +39,7 @@ class State(NamedTuple):
     """The progress of a replay."""
 
     part: float
-    """Of the whole range, by upstream time, from 0 to 1."""
+    """The completed part of the range by upstream time, from 0 to 1."""
     events: int
     """Published in all runs."""
     rate: float

@@ -48,7 +48,7 @@ class Report:
     counted: Mapping[str, int] = field(default_factory=lambda: dict.fromkeys(_COUNTERS, 0))
     """Events of this run that were not published, by the keys of the report."""
     dead_letters: Mapping[str, int] = field(default_factory=dict)
-    """By reason."""
+    """Dead letters by reason."""
     published_now: int = 0
     """Events of this run."""
     seconds: float = 0.0
@@ -56,7 +56,7 @@ class Report:
     status: int = EXIT_STOPPED
     """The exit status."""
     hours: Mapping[tuple[str, int], int] = field(default_factory=dict)
-    """Of a dry run: events by topic (empty: unknown) and begin of the hour, ms since 1970."""
+    """The events of a dry run by topic (empty: unknown) and begin of the hour, ms since 1970."""
 
     def count(self, registry: CollectorRegistry) -> None:
         """Take the counters from the metrics of all processes."""

@@ -29,20 +29,20 @@ from pleiades.upstream.reconnect import persist
 from pleiades.upstream.refusals import TopicsNotAvailable
 
 SILENCE_SECONDS = 5.0
-"""How long a first event may take. The upstream sends its history at once."""
+"""The longest wait for a first event. The upstream sends its history at once."""
 FIRST_EVENTS = 5
-"""How many events are looked at where a history begins."""
+"""The number of events that are looked at where a history begins."""
 EARLIEST_MS = 1
 """Asks for all there is."""
 
 
 class Found(NamedTuple):
-    """What the upstream has of one topic-partition."""
+    """The upstream's history of one topic-partition."""
 
     first_ms: int | None
     """The timestamp in the id of the first event at or after the begin; None: there is none."""
     missing_until_ms: int | None
-    """Where its history begins, if that is after the begin."""
+    """The beginning of its history, if that is after the begin."""
     gone: bool = False
     """The upstream does not have the topic at all."""
 
@@ -80,7 +80,7 @@ class Survey:
         return sorted(found[0].timestamps_ms)
 
     def look(self, source: TopicPartition, begin_ms: int) -> Found:
-        """What there is of one topic-partition from a time on."""
+        """Survey one topic-partition from a time on."""
         try:
             first = self._own(source, begin_ms, 1)
             history = self._own(source, EARLIEST_MS, FIRST_EVENTS)
@@ -141,7 +141,7 @@ def _first_of(event: SseEvent) -> First | None:
 def look_at_all(
     survey: Survey, sources: Iterable[TopicPartition], span: Range
 ) -> dict[TopicPartition, Found]:
-    """What there is of each; an empty part of the range needs nothing."""
+    """Survey each topic-partition; an empty part of the range needs no request."""
     return {
         source: Found(None, None)
         if span.is_empty(source)

@@ -32,7 +32,7 @@ PIPE_BYTES = 1024 * 1024
 """As much as an unprivileged process may ask for (pipe(7))."""
 
 POLL_SECONDS = 0.5
-"""How often a process that waits beats and looks for a stop request."""
+"""The interval at which a waiting process beats and looks for a stop request."""
 
 
 class Channel(Generic[T]):

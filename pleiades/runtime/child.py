@@ -43,7 +43,7 @@ T = TypeVar("T")
 BEAT_SECONDS = 0.25
 """The shortest time between two beats that bring no news."""
 SLOW_SECONDS = 30.0
-"""How often a call that still lasts is announced."""
+"""The interval at which a call that still lasts is announced."""
 _PR_SET_PDEATHSIG = 1
 EXIT_ORPHANED = 70
 """A child's exit status when its parent is gone; nobody reads it."""
@@ -61,7 +61,7 @@ class Beat:
     ready: bool = False
     """Reader: connected; publisher: the destination is open and takes events."""
     allowed_seconds: float = 0.0
-    """How long the child may be silent beyond the usual: its longest blocking call."""
+    """The silence that the child may keep beyond the usual: its longest blocking call."""
     committed_total: int = 0
     """Publisher: commits of this generation that brought anything new."""
     published_total: int = 0

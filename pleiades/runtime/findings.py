@@ -10,7 +10,7 @@ from pleiades.runtime.errors import EXIT_FAILED, EXIT_STOPPED
 
 
 class Kind(enum.StrEnum):
-    """How much a finding matters."""
+    """The severity of a finding."""
 
     OK = "ok"
     NOTE = "note"
@@ -27,7 +27,7 @@ class Finding(NamedTuple):
     kind: Kind
     text: str
     exit_status: int = EXIT_STOPPED
-    """Of a problem: the one that `ingest` ends with, or would if it did not wait."""
+    """For a problem, the status that `ingest` ends with, or would end with if it did not wait."""
 
 
 def ok(text: str) -> Finding:

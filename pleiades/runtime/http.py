@@ -29,12 +29,12 @@ log = logging.getLogger(__name__)
 MAX_CONNECTIONS = 64
 """Open at the same time, each with a thread."""
 MAX_HEAD_BYTES = 16 << 10
-"""Of a request: its line and headers. Prometheus sends about 300."""
+"""The longest request line and headers together. Prometheus sends about 300 bytes."""
 CONNECTION_SECONDS = 5.0
 """From accepting a connection to the end of the answer."""
 LINGER_SECONDS = 1.0
-"""How long to read after the answer. If a socket is closed with unread input, the kernel resets the
-connection, and the client may lose the answer."""
+"""The time for which to read after the answer. If a socket is closed with unread input, the kernel
+resets the connection, and the client may lose the answer."""
 ACCEPT_PAUSE_SECONDS = 0.05
 CHUNK_BYTES = 64 << 10
 
@@ -80,7 +80,7 @@ class HttpServer(ThreadingTCPServer):
         self.calling = threading.Lock()
         self._lock = threading.Lock()
         self.deadlines: dict[socket.socket, float] = {}
-        """Of the open connections, oldest first."""
+        """The deadlines of open connections, oldest first."""
         all_addresses = "::" if socket.has_dualstack_ipv6() else None
         try:
             found = socket.getaddrinfo(

@@ -29,7 +29,8 @@ from pleiades.runtime.logs import Throttle, printable
 log = logging.getLogger(__name__)
 
 FOLDER_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
-"""Where prometheus-client looks for the folder. Pleiades sets it; a value set by the user is ignored."""
+"""The variable in which prometheus-client looks for the folder. Pleiades sets it; a value set by the
+user is ignored."""
 FILE_BYTES = 128 << 10
 """Size of a file: room for about 500 series. Each process has four files."""
 _PREFIX = "pleiades-metrics-"

@@ -1,4 +1,5 @@
-"""Tells systemd the state of the service (sd_notify(3)): ready, alive, stopping. Otherwise does nothing.
+"""Reports the state of the service to systemd (sd_notify(3)): ready, alive, stopping. Otherwise does
+nothing.
 
 The loop that watches all processes feeds the watchdog. While it turns, it restarts whatever dies or
 hangs; when it does not, only the watchdog helps.
@@ -15,7 +16,7 @@ from collections.abc import Callable
 log = logging.getLogger(__name__)
 
 FED_PER_INTERVAL = 4
-"""How often the watchdog is fed in each of its intervals."""
+"""The number of times that the watchdog is fed in each of its intervals."""
 
 
 class Notify:

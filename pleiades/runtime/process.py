@@ -21,7 +21,7 @@ from pleiades.runtime.child import EXIT_FATAL_BASE, Beat
 BEAT_BYTES = 512 * 1024
 """More than the kernel takes as one message."""
 REPORT_SECONDS = 1.0
-"""How long the parent waits for the forkserver to tell the exit status of a dead child."""
+"""The longest wait for the forkserver to report the exit status of a dead child."""
 EXIT_UNKNOWN = 255
 """The exit status of a child whose forkserver died first, as `multiprocessing` gives it."""
 
@@ -87,7 +87,7 @@ class ChildProcess:
                 self._last_seen = time.monotonic()
 
     def silent_seconds(self) -> float:
-        """How long it has been silent beyond what it announced."""
+        """Its silence beyond the time that it announced, in seconds."""
         return time.monotonic() - self._last_seen - self.beat.allowed_seconds
 
     @property

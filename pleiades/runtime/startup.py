@@ -18,7 +18,7 @@ T = TypeVar("T", bound=Any)
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 STANDARD_STREAMS = (("stdin", "r"), ("stdout", "w"), ("stderr", "w"))
-"""By their descriptors."""
+"""With their modes, in the order of their descriptors."""
 
 
 def take_nothing_over() -> None:

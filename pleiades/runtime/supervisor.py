@@ -41,9 +41,9 @@ DRAIN_SECONDS = 9.0
 """From the stop request to the SIGKILL of what is left; with it a stop takes under 10 s."""
 TICK_SECONDS = 0.5
 LEAVE_SECONDS = 5.0
-"""How long a stop waits for processes that it has killed."""
+"""The longest wait of a stop for processes that it has killed."""
 UNKILLABLE_SECONDS = 5.0
-"""How long a killed process may live before the log says so."""
+"""The time that a killed process may live before it is logged."""
 
 
 MakeGeneration = Callable[[bool, object], list[ProcessSpec]]

@@ -19,7 +19,7 @@ from pleiades.simulator.log import seeded
 from pleiades.simulator.settings import DATA_CENTRES, Cut, Faults
 
 LOOK_SECONDS = 0.05
-"""How long a write to a client that does not read delays `abandon`."""
+"""The longest delay of `abandon` by a client that does not read."""
 _GZIP = 16 + zlib.MAX_WBITS
 
 

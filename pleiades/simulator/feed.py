@@ -112,7 +112,7 @@ class Feed:
         return b"".join(parts), len(parts)
 
     def wait_seconds(self, now_seconds: float) -> float | None:
-        """How long until an existing event becomes visible; None: wait for the log to grow."""
+        """The time until an existing event becomes visible; None: wait for the log to grow."""
         waits = [self._hears_at - now_seconds] if self._deaf else []
         waits += [
             wait

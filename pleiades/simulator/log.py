@@ -53,7 +53,7 @@ class PartitionLog:
         self._splits = array("l")
         self._times = array("q")
         self._greatest = array("q")
-        """Of the timestamps up to each event, expired ones included."""
+        """The greatest timestamp up to each event, expired ones included."""
         self._appended = array("d")
 
     @property
@@ -186,7 +186,7 @@ class Cluster:
     def visible_in_seconds(
         self, source: TopicPartition, index: int, now_seconds: float
     ) -> float | None:
-        """How long until the event at `index` becomes visible here; None while it does not exist."""
+        """The time until the event at `index` becomes visible here; None while it does not exist."""
         appended = self._log.partitions[source].appended_at(index)
         if appended is None:
             return None

@@ -34,7 +34,7 @@ _CONTACT = re.compile(r"https?://[^\s/]|[^\s@]@[^\s@]")
 
 
 class Asked(NamedTuple):
-    """Where one topic-partition is to start: exactly one of the two is not None."""
+    """The start of one topic-partition: exactly one of the two is not None."""
 
     source: TopicPartition
     offset: int | None
@@ -169,7 +169,7 @@ def asked_for(
     partitions: Mapping[str, Collection[int]],
     gone: Collection[str] = (),
 ) -> list[Asked]:
-    """Where each topic-partition is to start.
+    """The start of each topic-partition.
 
     Args:
         last_event_id: the header as received; None: there was none. It has precedence over `since`.

@@ -33,7 +33,7 @@ _STREAM = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", re.ASCII)
 
 
 class Cut(Enum):
-    """How a connection ends early."""
+    """The ways in which a connection ends early."""
 
     RESET = "reset"
     """TCP reset: data in flight is lost."""
@@ -120,7 +120,7 @@ def flag(default: Any, meaning: str, name: str | None = None, unless_given: Any 
 
 @dataclass(frozen=True, slots=True)
 class Disorder:
-    """How Kafka timestamps within one topic-partition deviate from the order of the offsets.
+    """The deviations of Kafka timestamps within a topic-partition from the order of the offsets.
 
     The rates are probabilities per event; `--disorder` scales the first four.
     """
@@ -145,7 +145,7 @@ NO_DISORDER = Disorder(0.0, 0.0, 0.0, 0.0)
 
 @dataclass(frozen=True, slots=True)
 class Faults:
-    """What goes wrong on purpose, and how a connection behaves. Rates are probabilities."""
+    """The faults to inject, and the behaviour of a connection. Rates are probabilities."""
 
     cut_every_seconds: Seconds = flag(900.0, "life of a connection; 0: no limit")
     cut_bytes: Count = flag(0, "body bytes until a cut; 0: no limit")

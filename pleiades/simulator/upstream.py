@@ -36,7 +36,7 @@ class Stats:
     events_served_total: int = 0
     """Whole events given to the network; a cut may have lost some of them."""
     bytes_served_total: int = 0
-    """Of bodies, as written (compressed)."""
+    """The bytes of bodies, as written (compressed)."""
 
 
 class LocalUpstream:

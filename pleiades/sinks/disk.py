@@ -55,7 +55,7 @@ def open_own(path: Path, flags: int) -> int:
 
 
 def is_in_place(path: Path, descriptor: int) -> bool:
-    """Whether an open file or folder still has this path."""
+    """True if an open file or folder still has this path."""
     try:
         there = path.lstat()
     except (FileNotFoundError, NotADirectoryError):

@@ -30,7 +30,7 @@ MIN_COMPACTED_BYTES = 1024 * 1024
 GROWTH = 2
 """A log is compacted when it is this many times as long as after the last compaction."""
 MAX_DIGITS = 12
-"""Of the number of a file."""
+"""The most digits in the number of a file."""
 
 
 class IdentityLog:
@@ -45,7 +45,7 @@ class IdentityLog:
         self._prefix = f"identities-{name}."
         self._max_entries = max_entries
         self.number = 0
-        """Of the current file: a checkpoint must name it."""
+        """The number of the current file, which a checkpoint must name."""
         self.length = 0
         """Its length with what was appended last: a checkpoint must name that, too."""
         self._journal: Journal

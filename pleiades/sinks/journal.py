@@ -48,7 +48,7 @@ class Journal:
             raise
 
     def is_in_place(self) -> bool:
-        """Whether the file has not been moved or removed."""
+        """True if the file has not been moved or removed."""
         return is_in_place(self.path, self._descriptor)
 
     def append(self, content: bytes) -> int:

@@ -50,13 +50,13 @@ class Gap(NamedTuple):
 
 
 class Received(NamedTuple):
-    """What one read of the socket gave."""
+    """The result of one read of the socket."""
 
     content: bytes | ColumnarFrames
     """Whole frames, as in `Frames`; may be empty."""
     ids: list[bytes]
     parsed: ParsedIds
-    """What `ids` say."""
+    """The parsed `ids`."""
     last_event_id: bytes
     """The last id on this connection before these frames; empty where it is not known."""
     has_events: bool
@@ -65,7 +65,7 @@ class Received(NamedTuple):
     """Frames that were skipped."""
     retry_ms: int | None = None
     left: ParsedIds = ParsedIds({})
-    """What the ids of frames say that are not taken, because the connection ends before them."""
+    """The parsed ids of frames that are not taken, because the connection ends before them."""
     gaps: tuple[Gap, ...] = ()
     before_start: int = 0
     """Events older than the start that the upstream sent all the same."""
@@ -110,7 +110,7 @@ class Closed(NamedTuple):
     is_silent: bool = False
     """No events came for a while before it ended."""
     error: Transient | None = None
-    """What cut it off."""
+    """The cause of the end."""
     events: int = 0
     brought_new: bool = False
     """Not all of them were repeated ones."""

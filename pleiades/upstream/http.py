@@ -36,7 +36,7 @@ class Upstream:
         self._settings = settings
         self._url = f"{settings.url}/{','.join(settings.streams)}"
         self.address = _without_password(self._url)
-        """Where requests go, fit to be shown."""
+        """The address of requests, without credentials."""
         self._session = StreamSession()
         self._session.headers.update(
             {
@@ -101,7 +101,7 @@ class Upstream:
         raise requests.TooManyRedirects(f"more than {MAX_REDIRECTS} redirects")
 
     def _redirected(self, url: str, location: str) -> str:
-        """Where a redirect leads; with the credentials of this URL only if that is the same host."""
+        """The target of a redirect; with the credentials of this URL only if it is the same host."""
         source, target = urlsplit(url), urlsplit(urljoin(url, location))
         is_unprotected = (source.scheme, target.scheme) == ("https", "http")
         if (target.hostname != source.hostname or is_unprotected) and (

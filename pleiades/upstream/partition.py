@@ -34,7 +34,7 @@ from pleiades.upstream.session import Finished, Item, Opened, Session
 log = logging.getLogger(__name__)
 
 SILENT_CONNECTIONS = 2
-"""So many in a row mean that there is nothing more."""
+"""This many in a row mean that there is nothing more."""
 WARNING_SECONDS = 300.0
 
 
@@ -72,11 +72,11 @@ class PartitionReader:
         self._silent = 0
         """Silent connections in a row that brought nothing new."""
         self._unanswered = 0
-        """Of those, the ones that did not even bring what is known."""
+        """The number of those that did not even deliver known events."""
         self._warnings = Throttle(WARNING_SECONDS)
 
     def items(self) -> Iterator[Item | Finished]:
-        """What happens, in its order, until the range is complete: then `Finished`.
+        """Yield what happens, in order, until the range is complete; then `Finished`.
 
         Raises:
             RefusedByUpstream: the request will never be served.

@@ -48,7 +48,7 @@ class Reconnect:
         self._opened_at = 0.0
         self._last_event_id = b""
         self._run = 0
-        """How many ids at the end, one after the other, equal the last one."""
+        """The number of ids at the end that equal the last one."""
         self._before: tuple[Position, bytes, int] = ({}, b"", 0)
 
     def opened(self, position: Position, now: float) -> None:
@@ -82,7 +82,7 @@ class Reconnect:
         return self._short > 0
 
     def _tail(self, position: Position) -> tuple[Position, bytes, int]:
-        """How the delivered events end: repeated events end the same way, new ones do not.
+        """The end of the delivered events: repeated events end the same way, new ones do not.
 
         The position alone does not tell: it stands still behind an event that is dated ahead. Nor does
         the id, where many events have one millisecond.

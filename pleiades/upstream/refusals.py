@@ -19,7 +19,7 @@ from pleiades.runtime.logs import printable
 MAX_RETRY_AFTER_SECONDS = 900.0
 """The longest that a Retry-After is obeyed."""
 MAX_SHOWN_CHARACTERS = 300
-"""Of an explanation."""
+"""The longest explanation that is quoted."""
 MAX_SHOWN_ID = 1000
 MAX_SHOWN_TOPICS = 5
 USUAL_HEADER_BYTES = 7 << 10

@@ -85,7 +85,7 @@ class Session:
     ) -> None:
         self.cursor = cursor
         self.landmarks: dict[TopicPartition, Landmark] = {}
-        """Of this connection: those of which the known event has not come again yet."""
+        """The landmarks of this connection whose known event has not come again yet."""
         self._upstream = upstream
         self._idle_seconds = idle_seconds
         self._clock_ms = clock_ms
@@ -106,7 +106,7 @@ class Session:
         """Topic-partitions that were reported as not asked for."""
 
     def items(self) -> Generator[Item, None, None]:
-        """What happens, in its order, without an end. To move the start at an `Opened` asks again.
+        """Yield what happens, in order, without end. Moving the start at an `Opened` makes it ask again.
 
         Raises:
             TopicsNotAvailable: the upstream has none of the topics.
@@ -250,7 +250,7 @@ class Session:
         return tuple(gaps)
 
     def _before_start(self, left: ParsedIds) -> int:
-        """How many events show that the upstream ignored `since`. They are asked for again by topic."""
+        """The number of events that show that the upstream ignored `since`, and are asked for again."""
         oldest_ms = self.cursor.started_ms - self.cursor.overlap_ms
         columns = [[time for time in column if time] for column in left.timestamps_ms.values()]
         old = [time for column in columns for time in column if time <= oldest_ms]

@@ -1,4 +1,4 @@
-"""What requests lacks for a stream from a server that is slow, or hostile.
+"""Additions to requests for a stream from a server that may be slow or hostile.
 
 Laws:
 - The head of an answer has a deadline as a whole. A timeout for each read bounds nothing where bytes
@@ -20,7 +20,7 @@ import urllib3
 from urllib3.connection import HTTPConnection, HTTPSConnection
 
 MAX_INTERIM_RESPONSES = 32
-"""So many `1xx` before an answer; a server that sends more never answers."""
+"""The most `1xx` responses before an answer; a server that sends more never answers."""
 
 
 class Answer(http.client.HTTPResponse):

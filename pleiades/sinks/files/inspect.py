@@ -20,7 +20,7 @@ from pleiades.sinks.identities import IdentityLog
 from pleiades.sinks.inspection import no_position, stored_position
 
 USUAL_EVENTS_PER_HOUR = 180_000
-"""Of recentchange: 50 a second."""
+"""The rate of recentchange: 50 a second."""
 USUAL_EVENT_BYTES = 4096
 """The least that a file takes on most file systems; an event of recentchange has about 1,300 bytes."""
 
@@ -30,7 +30,7 @@ class Unusable(Exception):
 
 
 def look(settings: Settings, files: FilesDestination) -> Iterator[Finding]:
-    """What a start would find."""
+    """Yield the findings about what a start would find."""
     place = files.publish_dir.absolute()
     try:
         there = _nearest(place)

@@ -64,7 +64,7 @@ def identity_in(name: str) -> str | None:
 
 
 def is_event_folder(name: str) -> bool:
-    """Whether a folder is one of `event_name`'s."""
+    """True if a folder is one of `event_name`'s."""
     return _FOLDER.fullmatch(name) is not None
 
 

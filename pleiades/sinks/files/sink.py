@@ -79,7 +79,7 @@ class FilesSink:
         if is_replay:
             self._folders[1:1] = [own.parent, own]
         self._number = 0
-        """Of the last commit that a stored checkpoint may cover."""
+        """The number of the last commit that a stored checkpoint may cover."""
         self._staged = 0
         """Number of the commit that is staged and not published; 0: none."""
         self._is_covered = False
@@ -87,7 +87,7 @@ class FilesSink:
         self._files: list[tuple[str, bytes]] = []
         """Name and content of each event and dead letter."""
         self._fingerprints: dict[TopicPartition, list[bytes]] = {}
-        """Of all of them, by source."""
+        """The fingerprints of all of them, by source."""
         self._letters: list[Event] = []
 
     def open(self, resume: bool) -> Opened:

@@ -72,7 +72,7 @@ class Staging:
         return descriptor
 
     def is_in_place(self) -> bool:
-        """Whether the folder that was filled is still there."""
+        """True if the folder that was filled is still there."""
         return self._descriptor is not None and is_in_place(self._path, self._descriptor)
 
     def publish(self) -> int:
@@ -152,7 +152,7 @@ class Staging:
                 file.unlink()
 
     def is_emptied(self, number: int) -> bool:
-        """Whether a power failure has emptied files of a commit: they had not been synced."""
+        """True if a power failure has emptied files of a commit, which had not been synced."""
         return bool(self._emptied(self._path_of(number)))
 
     def close(self) -> None:
@@ -205,7 +205,7 @@ def _move(staged: str, source: int, name: str, target: int) -> bool:
 
 
 def is_whole(path: str, folder: int | None = None) -> bool:
-    """Whether there is a published event under this name.
+    """True if there is a published event under this name.
 
     An empty file is none: a power failure under `sync` = none leaves such files.
     """

@@ -37,7 +37,7 @@ log = logging.getLogger(__name__)
 REQUEST_SECONDS = 5.0
 GROUPS_TOPIC = "__consumer_offsets"
 DEFAULT_MAX_BATCH_BYTES = 1_000_000
-"""Where a topic may not be asked for its own limit: a little below the broker's default."""
+"""The limit if this user may not read the topic's own: a little below the broker's default."""
 DEFAULT_AHEAD_MS = 3_600_000
 """The same, for `message.timestamp.after.max.ms`."""
 MAX_MS = 2**53
@@ -49,13 +49,13 @@ Configuration: TypeAlias = Mapping[str, str]
 
 
 class Limits(NamedTuple):
-    """What a topic accepts."""
+    """The limits of a topic."""
 
     max_batch_bytes: int
     ahead_ms: int = DEFAULT_AHEAD_MS
-    """How far a record's time may be ahead of the broker's clock."""
+    """The time by which a record may be dated ahead of the broker's clock."""
     behind_ms: int | None = None
-    """How far behind it; None: no limit."""
+    """The time by which it may be behind; None: no limit."""
 
 
 class Admin:
@@ -70,7 +70,7 @@ class Admin:
         self._client = client
         self._settings = settings
         self.seconds = seconds
-        """How long each request may take."""
+        """The timeout of each request."""
         self._group = group_of(settings)
         self.events = settings.topic
         self.dead_letters = settings.topic + DEAD_LETTERS_SUFFIX
@@ -129,7 +129,7 @@ class Admin:
     def ends(
         self, seconds: float = REQUEST_SECONDS, of: Iterable[OutputPartition] | None = None
     ) -> dict[OutputPartition, int]:
-        """Where partitions end, uncommitted records of others included.
+        """The end offsets of partitions, uncommitted records of others included.
 
         Args:
             of: the partitions; None: all of both topics.
@@ -192,7 +192,7 @@ class Admin:
     # ---- configuration and rights ----
 
     def limits(self, topic: str) -> Limits:
-        """What a topic accepts; the defaults where this user may not ask."""
+        """The limits of a topic; the defaults if this user may not read them."""
         found = self.configuration(ConfigResource.Type.TOPIC, topic)
         if found is None:
             log.info(
@@ -229,7 +229,7 @@ class Admin:
         return found
 
     def group_rights(self) -> frozenset[str] | None:
-        """What this user may do with our group; None: the broker does not tell."""
+        """The operations that this user may do with our group; None: the broker does not say."""
         asked = self._client.describe_consumer_groups(
             [self._group], include_authorized_operations=True, request_timeout=self.seconds
         )

@@ -24,7 +24,7 @@ from pleiades.sinks.kafka import properties as librdkafka
 from pleiades.sinks.kafka.properties import Properties
 
 DEAD_LETTERS_SUFFIX = "-dead-letters"
-"""Of the topic beside a topic, which holds its dead letters."""
+"""The suffix of the topic that holds the dead letters of a topic."""
 MAX_TOPIC_CHARACTERS = 249 - len(DEAD_LETTERS_SUFFIX)
 """Kafka's own bound (org.apache.kafka.common.internals.Topic), for both topics."""
 MAX_MESSAGES_IN_FLIGHT = 20_000

@@ -18,7 +18,7 @@ MAX_SHOWN = 300
 
 
 class Kind(enum.Enum):
-    """How to react to an error."""
+    """The reaction to an error."""
 
     TRANSIENT = "retry until it passes"
     ABORT = "abort the open transaction and produce its records again"
@@ -28,7 +28,7 @@ class Kind(enum.Enum):
 
 
 def _codes(names: str) -> frozenset[int]:
-    """By the names in `KafkaError`; those with an underscore are librdkafka's own."""
+    """Errors by their names in `KafkaError`; those with an underscore are librdkafka's own."""
     return frozenset(getattr(KafkaError, name) for name in names.split())
 
 
@@ -84,7 +84,7 @@ _ADVICE = _FATAL_ADVICE | {
 
 
 def kind_of(error: KafkaError) -> Kind:
-    """How to react to the error of a call on the producer, the consumer or the admin client."""
+    """The reaction to an error of a call on the producer, the consumer or the admin client."""
     code = error.code()
     # The order matters: an error that aborts says so beside its code, and an authorization that fails
     # within a transaction must not be retried for ever.
@@ -111,7 +111,7 @@ def text_of(error: KafkaError, settings: KafkaDestination) -> str:
 
 
 def advice(error: KafkaError, settings: KafkaDestination) -> str:
-    """What an operator should check; may be empty."""
+    """Advice for the operator; may be empty."""
     found = next((text for codes, text in _ADVICE.items() if error.code() in codes), "")
     return found.format(brokers=settings.brokers, topic=settings.topic, group=group_of(settings))
 
@@ -126,7 +126,7 @@ def fatal(operation: str, error: KafkaError, settings: KafkaDestination) -> Fata
 
 
 def clock_advice(now_ms: int, newest_ms: int, ahead_ms: int, behind_ms: int | None) -> str:
-    """What to do about a topic that refuses records dated by this machine's clock.
+    """Advice about a topic that refuses records dated by this machine's clock.
 
     Args:
         now_ms: this machine's clock.

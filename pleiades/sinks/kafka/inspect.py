@@ -50,7 +50,7 @@ RETRY_SECONDS = 0.2
 RUNNING_SECONDS = 30.0
 """A younger position may be that of a running instance."""
 MOVE_SECONDS = 3.0
-"""How long to wait for it to move."""
+"""The longest wait for the position to move."""
 MOVE_POLL_SECONDS = 0.1
 NOWHERE = "127.0.0.1:1"
 """No broker is there: for clients that only check their properties."""
@@ -131,7 +131,7 @@ def _reach(kafka: KafkaDestination) -> tuple[Admin, DescribeClusterResult]:
 def may_hold_groups(
     events: TopicDescription | KafkaError, groups: TopicDescription | KafkaError
 ) -> bool | None:
-    """Whether our group may hold a position; None: unknown, and a question could create something.
+    """True if our group may hold a position; None: unknown, and a request could create something.
 
     Args:
         events, groups: the topic that the relay publishes to, and that of all groups.
@@ -149,7 +149,7 @@ def may_hold_groups(
 def inspect_transactions(
     kafka: KafkaDestination, admin: Admin, cluster: DescribeClusterResult
 ) -> Iterator[Finding]:
-    """Whether the brokers allow our transactions and keep our position."""
+    """Check that the brokers allow our transactions and keep our position."""
     own = dict(kafka.properties).get("transaction.timeout.ms", "")
     timeout_ms = int(own) if own.isdecimal() else TRANSACTION_TIMEOUT_MS
     wanted = f"transactions of up to {timeout_ms / 1000:g} s"
@@ -192,7 +192,7 @@ def inspect_position(
     topic: Configuration,
     may_ask: bool | None,
 ) -> Iterator[Finding]:
-    """Where a start would go on, and how much it would read back.
+    """The position from which a start would resume, and how much it would read back.
 
     Args:
         topics: those of the sink.
@@ -284,7 +284,7 @@ def _inspect_records(
 
 
 def _running(admin: Admin, at: OutputPartition, before: Mapping[OutputPartition, str]) -> Finding:
-    """Whether the position moves, so that somebody publishes."""
+    """True if the position moves, which means that an instance publishes."""
     instance = "an instance may be running, with nothing to publish at the moment"
     deadline = time.monotonic() + MOVE_SECONDS
     while time.monotonic() < deadline:

@@ -22,7 +22,7 @@ MAX_LISTED = 10
 
 
 def retention_ms(topic: Configuration) -> int | None:
-    """How long a topic keeps its records; None: for ever, or unknown."""
+    """The time for which a topic keeps its records; None: for ever, or unknown."""
     kept_ms = int(topic.get("retention.ms", -1))
     return kept_ms if kept_ms >= 0 and "delete" in topic.get("cleanup.policy", "") else None
 

@@ -60,7 +60,7 @@ class Stored(NamedTuple):
     writer: str
     """The process that committed it. One that was fenced learns from it by whom."""
     since_ms: int = 0
-    """That publish time."""
+    """The publish time from which the previous version reads back."""
 
 
 def encode(
@@ -102,7 +102,7 @@ def _fields(checkpoint: Checkpoint, readback: Readback, unit_ms: int) -> dict[st
     names = [*sorted(position), *sorted(others)]
 
     def row(reached: Position) -> list[int | None]:
-        """What the position of each name has gained since: small numbers pack well."""
+        """The gain of each position since then: small numbers pack well."""
         gained: list[int | None] = [
             (position.get(name, 0) - reached[name]) // unit_ms if name in reached else None
             for name in names
@@ -198,7 +198,7 @@ def _unpacked(metadata: str) -> Any:
 
 
 def _read_known_from(checkpoint: Checkpoint, behind: Any, others: Any, follows: Any) -> Position:
-    """How far each source is behind min(position, clock); and other sources.
+    """The distance of each source behind min(position, clock), and other sources.
 
     The version before wrote one number where all have the same, and may have left out the unknown
     source's, which follows from the others.

@@ -186,7 +186,7 @@ def without_brokers(properties: Properties) -> tuple[str | None, Properties]:
 
 
 def is_secret(name: str) -> bool:
-    """Whether nobody else may see this property's value."""
+    """True if this property's value is secret."""
     return _SECRET.search(name) is not None
 
 
@@ -273,7 +273,7 @@ RULES = {
     for names, accepted, why in _ROWS
     for name in names.split()
 }
-"""By name. All other properties are allowed."""
+"""The rules by name. All other properties are allowed."""
 
 _OBJECTS = {
     *("opaque", "interceptors", "default_topic_conf", "default.topic.config", "msg_order_cmp"),

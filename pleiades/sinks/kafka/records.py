@@ -80,7 +80,7 @@ class RecordForm:
         self._common: Headers = [(REPLAY_HEADER, replay)] if replay else []
 
     def have_no_headers(self, events: list[Event]) -> bool:
-        """Whether key and value are all there is of each: usually so."""
+        """True if each record consists of key and value only, as usual."""
         return (
             self._key_of is None
             and not self._common
@@ -193,7 +193,7 @@ class Published(NamedTuple):
             return ()
 
     def may_be_of(self, span: Range) -> bool:
-        """Whether it belongs to a range: its id says so, or does not tell."""
+        """True if it belongs to a range by its id, or if its id does not say."""
         times = [time for source, time in self.assignments if source == self.source and time]
         return self.source == UNKNOWN_SOURCE or not times or span.holds(self.source, times[0])
 

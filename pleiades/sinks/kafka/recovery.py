@@ -30,7 +30,7 @@ FIRST_RECORDS = 50_000
 """The first stretch that is read at the end of the topic; each further one is `GROWTH` times as long."""
 GROWTH = 4
 MAX_WINDOW_RECORDS = 1_000_000
-"""So many are read for the window, if the position is known: half a minute."""
+"""The number of records to read for the window if the position is known: half a minute."""
 HEAD_RECORDS = 100
 """The first records of an output partition that tell how far the upstream was then. One alone may be
 dated years back."""
@@ -38,7 +38,7 @@ dated years back."""
 
 @dataclass(slots=True)
 class Evidence:
-    """What the records say that were read, in stretches from the end of the topic backwards."""
+    """The evidence of the records read so far, in stretches from the end of the topic backwards."""
 
     streams: tuple[str, ...]
     overlap_ms: int
@@ -90,12 +90,12 @@ class Evidence:
 
     @property
     def complete(self) -> bool:
-        """Whether the position is known."""
+        """True if the position is known."""
         return not self.missing and bool(self.reached) and all(self.reached.values())
 
     @property
     def covers_window(self) -> bool:
-        """Whether the records reach back behind everything that the upstream can repeat.
+        """True if the records reach back behind everything that the upstream can repeat.
 
         The beginning of each output partition tells.
         """
@@ -113,7 +113,7 @@ class Evidence:
         )
 
     def checkpoint(self) -> Checkpoint | None:
-        """Where to go on; None: the topic does not tell."""
+        """The position to resume from; None: the topic does not show it."""
         reached = self.reached
         times = [timestamp_ms for timestamp_ms in reached.values() if timestamp_ms]
         if not times:

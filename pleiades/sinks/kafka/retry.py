@@ -30,20 +30,20 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 CONNECT_SECONDS = 5.0
-"""How long a first start tries to reach the cluster. Within 10 s it reports the error."""
+"""The time for which a first start tries to reach the cluster. Within 10 s it reports the error."""
 REACH_SECONDS = 2.0
-"""How long it waits for each answer meanwhile."""
+"""The timeout of each request meanwhile."""
 PROPAGATION_SECONDS = 10.0
-"""How long brokers may not know a topic that was just created."""
+"""The time for which brokers may not know a topic that was just created."""
 SLICE_SECONDS = 0.5
-"""How long one call may block. The process beats between two calls."""
+"""The longest time that one call may block. The process beats between two calls."""
 ANSWER_SECONDS = 10.0
 """After that long librdkafka will not return from a call (its issues 5456 and 5511)."""
 STUCK_SECONDS = 30.0
-"""How long a commit may time out while no message of it is delivered. After a broker has hung,
-librdkafka may wait for ever. A slow broker or line still delivers messages."""
+"""The time for which a commit may time out while none of its messages is delivered. After a broker has
+hung, librdkafka may wait for ever. A slow broker or line still delivers messages."""
 FAILING_SECONDS = 300.0
-"""How long one step of a commit is retried while it gets errors that should pass."""
+"""The time for which one step of a commit is retried after errors that should pass."""
 BACKOFF = Backoff(first_seconds=0.1, max_seconds=5.0)
 QUIET_SECONDS = 5.0
 """A wait that is shorter is not logged."""

@@ -46,19 +46,20 @@ log = logging.getLogger(__name__)
 
 REQUEST_SECONDS = 5.0
 BEGIN_SECONDS = 30.0
-"""How long a producer may take to begin transactions while the cluster is reachable. One that asked for
-its coordinator while that hung was seen to wait for it minutes after it ran again."""
+"""The time that a producer may take to begin transactions while the cluster is reachable. One that
+asked for its coordinator while that hung was seen to wait for it minutes after it ran again."""
 OLD_SLACK_MS = 60_000
-"""How far the broker's clock may be behind ours, where the version before stored a publish time."""
+"""The time by which the broker's clock may be behind ours if the previous version stored a publish
+time."""
 MARK_SECONDS = 0.2
 """The least time between two marks: one takes half as long as a commit."""
 MARK_TIMEOUT_SECONDS = 0.5
 MARK_RETRY_SECONDS = 5.0
 REFRESH_SECONDS = 3600.0
-"""How often unchanged offsets are committed again: Kafka forgets an offset that was not committed for a
-week (`offsets.retention.minutes`)."""
+"""The interval at which unchanged offsets are committed again: Kafka forgets an offset that was not
+committed for a week (`offsets.retention.minutes`)."""
 CLAIM_SECONDS = 5.0
-"""How long a fenced instance waits for the first commit of a new one, which commits at once."""
+"""The longest wait of a fenced instance for the first commit of a new one, which commits at once."""
 
 
 class KafkaSink:
@@ -86,7 +87,7 @@ class KafkaSink:
         self._letters_of: set[Source] = set()
         """The same of dead letters."""
         self._metadata: dict[OutputPartition, str] = {}
-        """What is stored with the offsets."""
+        """The texts stored with the offsets."""
         self._refresh_at = 0.0
         """Monotonic time at which all offsets are committed again."""
         self._mark_at = 0.0
@@ -253,7 +254,7 @@ class KafkaSink:
         return Readback({**ends, **begins}, stored.since_ms, reached, reached)
 
     def _is_own(self, from_before: bool) -> Callable[[Published], bool]:
-        """Tells our own records from those of others, who may publish into the topic, too.
+        """Distinguishes our own records from those of others, who may publish into the topic, too.
 
         An ingest must not be delayed by the records of a fast replay, nor take them for its own.
 

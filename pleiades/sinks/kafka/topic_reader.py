@@ -37,7 +37,7 @@ log = logging.getLogger(__name__)
 
 MESSAGES_AT_ONCE = 1_000
 POLL_SECONDS = 0.05
-"""How long a poll waits for so many. The last poll of a read always does."""
+"""The time that a poll waits for so many records. The last poll of a read always does."""
 WAITING_SECONDS = 10.0
 """A longer read is logged."""
 READING = "read the topic"

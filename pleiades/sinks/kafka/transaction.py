@@ -27,7 +27,7 @@ from pleiades.sinks.kafka.records import RecordForm
 from pleiades.sinks.kafka.retry import BACKOFF, SLICE_SECONDS, Retry
 
 MAX_INVALID = 5
-"""How often a transaction may be refused because a record is invalid, without a known reason."""
+"""The number of times that a transaction may be refused for an invalid record without a known reason."""
 INVALID, TOO_LARGE_CODE = KafkaError.INVALID_RECORD, KafkaError.MSG_SIZE_TOO_LARGE
 
 Failed: TypeAlias = list[tuple[Event, KafkaError]]
