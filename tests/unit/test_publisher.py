@@ -8,7 +8,7 @@ from typing import Any, cast
 import pytest
 
 from pleiades.config.settings import Settings
-from pleiades.core.checkpoint import Checkpoint, decode_checkpoint
+from pleiades.core.checkpoint import Checkpoint, ReplayProgress, decode_checkpoint
 from pleiades.core.event import Batch, End, Event
 from pleiades.core.identity import fallback_identity
 from pleiades.core.restart import MAX_RESTARTS, Ended, RestartPolicy
@@ -245,14 +245,22 @@ def test_dropped_events_still_move_the_position(run: Run, store: MemoryStore) ->
 
 
 def test_dead_letters_are_published_once_and_said(
-    run: Run, store: MemoryStore, caplog: pytest.LogCaptureFixture
+    run: Run, store: MemoryStore, lives: list[FakeChildContext], caplog: pytest.LogCaptureFixture
 ) -> None:
     letter = Event("sha256-1", SOURCE, START_MS + 1, "", b"", b"?", "not_json")
     with_letter = batch(0, 1)._replace(events=[letter, event(1)])
     run([with_letter, with_letter._replace(sequence=1, connection=2)])
     assert [stored.data for stored in store.dead_letters] == [b"?"]
     assert published(store) == [1]
+    assert lives[-1].published_total == 1
     assert "1 events could not be published (not_json)" in caplog.text
+
+
+def test_a_replay_counts_no_dead_letters(run: Run, store: MemoryStore) -> None:
+    store.checkpoint = Checkpoint({SOURCE: 0}, START_MS, START_MS, ReplayProgress()).encoded()
+    letter = Event("sha256-1", SOURCE, START_MS + 1, "", b"", b"?", "not_json")
+    run([batch(0, 1)._replace(events=[letter, event(1)], source=SOURCE)])
+    assert decode_checkpoint(store.checkpoint).done == ReplayProgress({SOURCE: 1})
 
 
 def test_equal_events_without_an_identity_are_each_published(run: Run, store: MemoryStore) -> None:

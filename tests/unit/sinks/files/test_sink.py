@@ -743,6 +743,10 @@ def test_a_replay_that_begins_again_publishes_nothing_cut_short(folder: Path, wo
     assert again.open(resume=False).checkpoint is None
     assert again.is_published(event(1))
     assert not again.is_published(event(2))
+    again.write([letter(1)])
+    again.commit(CHECKPOINT)
+    assert again.is_published(letter(1))
+    assert not again.is_published(letter(2))
     again.write([event(2)])
     again.commit(CHECKPOINT)
     again.close()
