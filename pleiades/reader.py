@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import closing
 from itertools import count
@@ -34,7 +35,7 @@ MAX_CLOCK_DIFFERENCE_MS = 3_600_000
 """A clock further from ours is not believed: it is that of a proxy, or of a device after a reset."""
 
 
-class BaseReader:
+class BaseReader(ABC):
     """Both kinds of readers: a checkpoint comes in, frames go out, round the parsers."""
 
     def __init__(
@@ -68,8 +69,9 @@ class BaseReader:
         for channel in self._parsers:
             channel.flush(self._child.beat)
 
+    @abstractmethod
     def _read(self, checkpoint: Checkpoint) -> None:
-        raise NotImplementedError
+        """Read from a checkpoint on; `Stopped` ends it."""
 
     def _alive(self) -> None:
         """Called again and again while this process waits."""

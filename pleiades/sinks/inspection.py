@@ -21,7 +21,7 @@ _DAY_MS = 86_400_000
 def stored_position(
     settings: Settings, checkpoint: Checkpoint, stored_ms: int, place: str
 ) -> Iterator[Finding]:
-    """The finding about a start from a stored position.
+    """Yield the findings about a start from a stored position.
 
     Args:
         checkpoint: the position.
@@ -53,7 +53,7 @@ def stored_position(
 
 
 def no_position(settings: Settings, place: str) -> Iterator[Finding]:
-    """The finding about a start without a stored position."""
+    """Yield the findings about a start without a stored position."""
     begin, begin_ms = _without_position(settings)
     yield ok(f"no position is stored {place}: a start begins {begin}")
     yield from _too_old(begin_ms)

@@ -75,7 +75,7 @@ class Connection:
         """An error behind bytes that are handed on first."""
         self._socket.setblocking(False)
         try:
-            # What was read together with the headers: at most one read of the socket.
+            # The bytes that were read together with the headers: at most one read of the socket.
             self._first = answer.fp.read1(READ_BYTES) or b""
         except _NOTHING_WAITS:
             self._first = b""

@@ -125,7 +125,7 @@ class PartitionReader:
 
     def _is_silence_complete(self, closed: Closed) -> bool:
         """Return whether a silent connection was the last one."""
-        # What the topic-partition delivered before, or was found to have, must come again.
+        # The last event that was delivered before, or was found, must come again.
         known_ms = self._cursor.position[self.source] or self._cursor.found[self.source]
         answered = closed.events > 0 or not known_ms
         self._silent = self._silent + 1 if answered and not closed.brought_new else 1

@@ -138,7 +138,7 @@ def _explanation(body: bytes) -> str:
 
 def unreachable(address: str, proxy: str | None, error: Exception) -> Transient:
     """The error for a request that got no answer."""
-    # What lies behind the wrappers of requests and urllib3.
+    # The cause behind the wrappers of requests and urllib3.
     inner = error.args[0] if error.args else None
     reason = getattr(inner, "reason", inner)
     cause = reason if isinstance(reason, BaseException) else error

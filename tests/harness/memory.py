@@ -20,7 +20,7 @@ from pleiades.sinks.base import Committed, Destination, Opened, Remembered, Sink
 
 @dataclass(slots=True)
 class MemoryStore:
-    """What survives a crash of the sink: the "disk"."""
+    """The state that survives a crash of the sink: its "disk"."""
 
     events: list[Event] = field(default_factory=list)
     dead_letters: list[Event] = field(default_factory=list)

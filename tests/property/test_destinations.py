@@ -142,7 +142,7 @@ class TopicWorld:
 
 
 class TopicSink:
-    """What the Kafka sink remembers, without Kafka: one commit is one step."""
+    """The memory of the Kafka sink, without Kafka: one commit is one step."""
 
     def __init__(self, world: TopicWorld) -> None:
         self._world = world

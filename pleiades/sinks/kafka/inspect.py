@@ -192,7 +192,7 @@ def inspect_position(
     topic: Configuration,
     may_ask: bool | None,
 ) -> Iterator[Finding]:
-    """The position from which a start would resume, and how much it would read back.
+    """Yield the findings about where a start would resume, and how much it would read back.
 
     Args:
         topics: those of the sink.
@@ -284,7 +284,7 @@ def _inspect_records(
 
 
 def _running(admin: Admin, at: OutputPartition, before: Mapping[OutputPartition, str]) -> Finding:
-    """True if the position moves, which means that an instance publishes."""
+    """The finding about another instance: it publishes if the position moves."""
     instance = "an instance may be running, with nothing to publish at the moment"
     deadline = time.monotonic() + MOVE_SECONDS
     while time.monotonic() < deadline:

@@ -131,7 +131,7 @@ def _cleanup(
             "cleanup.policy=delete"
         )
     kept_ms = retention_ms(topic)
-    # What a restart reads back of an active topic covers less than two windows (core.readback).
+    # A restart reads back less than two windows of an active topic (core.readback).
     window_ms = 2000 * max(settings.window_seconds, settings.upstream.overlap_seconds)
     if kept_ms is not None and kept_ms < window_ms:
         yield warning(

@@ -198,7 +198,7 @@ def _unpacked(metadata: str) -> Any:
 
 
 def _read_known_from(checkpoint: Checkpoint, behind: Any, others: Any, follows: Any) -> Position:
-    """The distance of each source behind min(position, clock), and other sources.
+    """Read how far each source is behind min(position, clock), and other sources.
 
     The version before wrote one number where all have the same, and may have left out the unknown
     source's, which follows from the others.

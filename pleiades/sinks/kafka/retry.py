@@ -208,7 +208,7 @@ class Retry:
             )
 
     def well(self) -> None:
-        """Something worked: the trouble that was reported is over."""
+        """Note that a call succeeded: a reported outage is over."""
         self._clients.last_error = None
         if self._reported and self._waiting_since is not None:
             seconds = time.monotonic() - self._waiting_since

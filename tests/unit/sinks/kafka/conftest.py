@@ -22,19 +22,26 @@ def child() -> FakeChildContext:
     return child
 
 
-@pytest.fixture
-def destination() -> KafkaDestination:
+def kafka_destination(
+    *properties: tuple[str, str], brokers: str = "127.0.0.1:1"
+) -> KafkaDestination:
     return KafkaDestination(
-        brokers="kafka.example:9092",
+        brokers=brokers,
         topic="events",
         partitions=1,
         replication=0,
         compression="zstd",
         commit_interval_seconds=0.2,
         key_field=(),
-        properties=(("sasl.password", "hunter2"), ("security.protocol", "ssl")),
+        properties=properties,
         position_name="recentchange",
     )
+
+
+@pytest.fixture
+def destination() -> KafkaDestination:
+    properties = (("sasl.password", "hunter2"), ("security.protocol", "ssl"))
+    return kafka_destination(*properties, brokers="kafka.example:9092")
 
 
 @pytest.fixture

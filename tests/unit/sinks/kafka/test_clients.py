@@ -9,22 +9,8 @@ import pytest
 
 from pleiades.runtime.errors import UsageError
 from pleiades.sinks.kafka.clients import Clients
-from pleiades.sinks.kafka.destination import KafkaDestination
 from pleiades.sinks.kafka.properties import RULES
-
-
-def settings(*properties: tuple[str, str]) -> KafkaDestination:
-    return KafkaDestination(
-        brokers="127.0.0.1:1",
-        topic="events",
-        partitions=1,
-        replication=0,
-        compression="zstd",
-        commit_interval_seconds=0.2,
-        key_field=(),
-        properties=properties,
-        position_name="recentchange",
-    )
+from tests.unit.sinks.kafka.conftest import kafka_destination
 
 
 @pytest.fixture
@@ -48,7 +34,9 @@ def make_all(clients: Clients) -> None:
 
 
 def test_the_users_properties_reach_every_client(configured: list[dict[str, Any]]) -> None:
-    make_all(Clients(settings(("security.protocol", "ssl"), ("ssl.ca.location", "/ca.pem"))))
+    make_all(
+        Clients(kafka_destination(("security.protocol", "ssl"), ("ssl.ca.location", "/ca.pem")))
+    )
     assert len(configured) == 3
     for configuration in configured:
         assert configuration["security.protocol"] == "ssl"
@@ -69,13 +57,13 @@ def test_what_the_guarantee_needs_is_no_ones_to_change(monkeypatch: pytest.Monke
         return made(self, make, needs, usual)
 
     monkeypatch.setattr(Clients, "_made", note)
-    make_all(Clients(settings()))
+    make_all(Clients(kafka_destination()))
     assert {name for name in needed if not name.endswith("_cb")} <= RULES.keys()
     assert {"transactional.id", "enable.idempotence", "isolation.level"} <= needed
 
 
 def test_a_batch_fits_into_the_topic(configured: list[dict[str, Any]]) -> None:
-    clients = Clients(settings())
+    clients = Clients(kafka_destination())
     clients.producer(50_000, print)
     clients.producer(10**9, print)
     clients.producer(10, print)
@@ -96,7 +84,7 @@ def test_what_librdkafka_refuses_is_a_usage_error_without_the_value(
 ) -> None:
     security = () if name == "security.protocol" else (("security.protocol", "sasl_ssl"),)
     with pytest.raises(UsageError) as raised:
-        Clients(settings(*security, (name, value))).producer(1_000_000, print)
+        Clients(kafka_destination(*security, (name, value))).producer(1_000_000, print)
     assert says in str(raised.value)
     assert "--kafka.property" in str(raised.value)
     assert value not in str(raised.value)
