@@ -52,10 +52,7 @@ def metrics_folder() -> Iterator[str]:
     Raises:
         MetricsUnavailable: the folder can't be created.
     """
-    # A folder without a file may belong to a process that has just created it and not locked it yet.
-    for left in {file.parent for file in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*/*.db")}:
-        with contextlib.suppress(OSError), _locked(left):
-            shutil.rmtree(left, ignore_errors=True)
+    _remove_left_folders()
     try:
         folder = tempfile.mkdtemp(prefix=_PREFIX)
     except OSError as error:
@@ -67,6 +64,15 @@ def metrics_folder() -> Iterator[str]:
         finally:
             del os.environ[FOLDER_VARIABLE]
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def _remove_left_folders() -> None:
+    for left in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
+        # Another relay may remove this folder at any step. A folder without a file may belong to a
+        # process that has just created it and not locked it yet.
+        with contextlib.suppress(OSError), _locked(left):
+            if any(name.endswith(".db") for name in os.listdir(left)):  # noqa: PTH208  # names suffice
+                shutil.rmtree(left, ignore_errors=True)
 
 
 @contextlib.contextmanager

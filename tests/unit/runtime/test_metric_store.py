@@ -5,12 +5,14 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import shutil
 import stat
 import struct
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from prometheus_client import CollectorRegistry
@@ -264,6 +266,28 @@ def test_folders_of_dead_parents_are_removed_and_those_of_live_ones_stay(tempora
             os.environ[FOLDER_VARIABLE] = live
         assert not Path(other).exists()
         os.environ[FOLDER_VARIABLE] = live
+
+
+@pytest.mark.parametrize("step", ["scandir", "open", "listdir"])
+def test_another_relay_may_remove_its_folder_at_any_step(
+    temporary: Path, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    ending = temporary / "pleiades-metrics-ending"
+    ending.mkdir()
+    (ending / "counter_reader.db").touch()
+    original = getattr(os, step)
+
+    def removed_before(path: Any, *others: Any, **flags: Any) -> Any:
+        if str(path) == str(ending):
+            patched.undo()
+            shutil.rmtree(ending)
+        return original(path, *others, **flags)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, step, removed_before)
+        with metrics_folder() as folder:
+            assert Path(folder).is_dir()
+    assert not ending.exists()
 
 
 def test_a_folder_that_can_not_be_created_is_an_error_at_the_start(
