@@ -379,19 +379,6 @@ def test_an_event_with_an_odd_date_stops_no_limited_replay(
     assert verdict.flawless, verdict
 
 
-def test_an_event_with_an_odd_date_stops_no_limited_replay_into_a_topic(
-    simulate: Simulate, kafka: str, topic: str, tmp_path: Path
-) -> None:
-    settings, begin, end = odd_history(tmp_path, 700, 50 * 60_000)
-    upstream = simulate(settings)
-    arguments = [*replay_flags(upstream.url, begin, end), *kafka_flags(kafka, topic)]
-    for _ in range(2):
-        replayed(*arguments, "--limit=400", report=tmp_path / "report", status=INTERRUPTED)
-    replayed(*arguments, report=tmp_path / "report")
-    verdict = judge_topic_parts(kafka, topic, upstream.journal(), dated(begin, end))
-    assert verdict.flawless, verdict
-
-
 def test_a_topic_that_is_gone_is_what_the_range_lacks(
     simulate: Simulate, folder: Path, tmp_path: Path
 ) -> None:

@@ -112,7 +112,9 @@ def text_of(error: KafkaError, settings: KafkaDestination) -> str:
 
 def advice(error: KafkaError, settings: KafkaDestination) -> str:
     """Advice for the operator; may be empty."""
-    found = next((text for codes, text in _ADVICE.items() if error.code() in codes), "")
+    # librdkafka reports some failed handshakes as a lost connection: only the text shows the cause.
+    code = KafkaError._SSL if "SSL routines" in error.str() else error.code()
+    found = next((text for codes, text in _ADVICE.items() if code in codes), "")
     return found.format(brokers=settings.brokers, topic=settings.topic, group=group_of(settings))
 
 

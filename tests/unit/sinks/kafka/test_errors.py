@@ -67,6 +67,11 @@ def test_advice_names_what_to_check(
         assert name in told
 
 
+def test_a_failed_handshake_is_known_by_its_text(destination: KafkaDestination) -> None:
+    text = "sasl_ssl://x:1/bootstrap: error:0A000086:SSL routines::certificate verify failed"
+    assert "ssl.ca.location" in advice(KafkaError(KafkaError._TRANSPORT, text), destination)
+
+
 def test_no_advice_where_there_is_none(destination: KafkaDestination) -> None:
     unknown = KafkaError(-1)
     assert advice(unknown, destination) == ""
