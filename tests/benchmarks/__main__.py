@@ -53,6 +53,12 @@ def arguments() -> argparse.Namespace:
         help="one small run of each: whether it works; its figures mean nothing",
     )
     parser.add_argument(
+        "--against",
+        metavar="CHECKOUT",
+        type=Path,
+        help="another checkout of Pleiades: the trial `against` compares its relay with this one",
+    )
+    parser.add_argument(
         "--dir",
         type=Path,
         default=FOLDER,
@@ -100,6 +106,7 @@ def main() -> int:
             QUICK_SECONDS if given.quick else SECONDS,
             lambda text: progress.print(f"[dim]{text}"),
             given.quick,
+            other=given.against and given.against.absolute(),
         )
         for name in given.names or TRIALS:
             if name in PICTURES:

@@ -55,7 +55,7 @@ class Sample(NamedTuple):
     cpu_seconds: float = 0.0
     """Of all its processes, from the request to the end; 0: not measured."""
     peak_bytes: int = 0
-    """Most memory that all its processes held together (RSS, what they share counted in each)."""
+    """The most memory that all its processes held together (PSS: shared pages count once)."""
 
     @property
     def rate(self) -> float:
@@ -151,7 +151,7 @@ class Meter:
 
     def look(self) -> None:
         """Take note of the memory now."""
-        held = sum(process.memory_info().rss for process in self._family())
+        held = sum(process.memory_full_info().pss for process in self._family())
         self.peak_bytes = max(self.peak_bytes, held)
 
     def cpu_seconds(self) -> float:
@@ -215,22 +215,33 @@ class Topic:
 
 
 def relay_into_kafka(
-    corpus: Corpus, bootstrap: str, *flags: str, partitions: int = 1, record_bytes: int = PLAIN
+    corpus: Corpus,
+    bootstrap: str,
+    *flags: str,
+    partitions: int = 1,
+    record_bytes: int = PLAIN,
+    checkout: Path | None = None,
 ) -> Sample:
-    """Ours, from the first event to the last in a committed transaction."""
+    """Ours, from the first event to the last in a committed transaction.
+
+    Args:
+        checkout: the relay of another checkout; None: this one.
+    """
     with (
         Upstream(corpus, record_bytes) as upstream,
         Topic(bootstrap, partitions) as topic,
         topic.position() as position,
-        Relay(*upstream.flags, *kafka_flags(bootstrap, topic.name), *flags) as relay,
+        Relay(*upstream.flags, *kafka_flags(bootstrap, topic.name), *flags, cwd=checkout) as relay,
     ):
         sample = _until_all_is_there(corpus, upstream, relay, position)
         assert relay.stop() == 0, relay.log
     return sample
 
 
-def relay_into_files(corpus: Corpus, folder: Path, *flags: str) -> Sample:
-    """Ours, from the first event to the durable position behind the last."""
+def relay_into_files(
+    corpus: Corpus, folder: Path, *flags: str, checkout: Path | None = None
+) -> Sample:
+    """Ours, from the first event to the durable position behind the last; `checkout`: as above."""
     checkpoint = folder / OWN_FOLDER / f"checkpoint-{STREAM}"
 
     def position() -> Position:
@@ -241,11 +252,18 @@ def relay_into_files(corpus: Corpus, folder: Path, *flags: str) -> Sample:
 
     with (
         Upstream(corpus) as upstream,
-        Relay(*upstream.flags, *Directory(folder).flags, *flags) as relay,
+        _relay(checkout, *upstream.flags, *Directory(folder).flags, *flags) as relay,
     ):
         sample = _until_all_is_there(corpus, upstream, relay, position)
         assert relay.stop() == 0, relay.log
     return sample
+
+
+def _relay(checkout: Path | None, *flags: str) -> Relay:
+    if checkout is None:
+        return Relay(*flags)
+    # All its processes must import it, whatever is installed.
+    return Relay(*flags, cwd=checkout, environment={"PYTHONPATH": str(checkout)})
 
 
 def _until_all_is_there(

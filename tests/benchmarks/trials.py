@@ -129,6 +129,8 @@ class Bench:
     """Only show that every trial works: of several variants the first alone."""
     samples: list[Sample] = field(default_factory=list)
     """Of the relay into Kafka, all of them."""
+    other: Path | None = None
+    """Another checkout, whose relay is compared with this one."""
 
     def some(self, *variants: T) -> tuple[T, ...]:
         """All of them, or the first."""
@@ -501,13 +503,52 @@ def start(bench: Bench) -> list[Row]:
     return [Row("start", what, "s", spread(seconds), target=Target(1.5, at_least=False))]
 
 
+def against(bench: Bench) -> list[Row]:
+    """This relay and that of another checkout (`--against`), in turns."""
+    if bench.other is None:
+        return []
+    source = bench.corpus(Shape(bench.events))
+    few = bench.corpus(Shape(bench.events // 4))
+    rows = []
+    with _scratch(bench.folder) as scratch:
+
+        def into_kafka(record_bytes: int, checkout: Path | None) -> Sample:
+            lz4 = "--kafka.compression=lz4"
+            return relay_into_kafka(
+                source, bench.bootstrap, lz4, record_bytes=record_bytes, checkout=checkout
+            )
+
+        def into_files(_: int, checkout: Path | None) -> Sample:
+            return relay_into_files(few, scratch(), "--file.sync=none", checkout=checkout)
+
+        for what, way, run in bench.some(
+            ("into Kafka, lz4", PLAIN, into_kafka),
+            ("the same over HTTPS", FULL_RECORD, into_kafka),
+            ("into files, --file.sync=none", PLAIN, into_files),
+        ):
+            pairs = bench.pairs(partial(run, way, None), partial(run, way, bench.other))
+            rows.append(compare("against", f"{what} : the other checkout", pairs))
+            for cost, unit, of in (
+                ("CPU for a million events", "s", _cpu_spread),
+                ("memory of all processes (PSS)", "MiB", _memory_spread),
+            ):
+                ours, other = map(of, pairs)
+                figure = ours.median / other.median
+                rows.append(Row("against", f"{what}: {cost}", unit, ours, other, figure))
+    return rows
+
+
+def _memory_spread(samples: list[Sample]) -> Spread:
+    return spread([sample.peak_bytes / MEBIBYTE for sample in samples])
+
+
 def memory(bench: Bench) -> list[Row]:
     """Most memory of all runs into Kafka; by itself, of one of large events."""
     if not bench.samples:
         bench.kafka(bench.corpus(Shape(bench.events // 10, size_factor=10)))
-    held = [sample.peak_bytes / MEBIBYTE for sample in bench.samples]
+    held = _memory_spread(bench.samples)
     target = Target(250, at_least=False)
-    return [Row("memory", "all processes, most", "MiB", spread(held), None, max(held), target)]
+    return [Row("memory", "all processes, most (PSS)", "MiB", held, None, held.most, target)]
 
 
 TRIALS: dict[str, Trial] = {
@@ -519,6 +560,7 @@ TRIALS: dict[str, Trial] = {
     "live": live,
     "growth": growth,
     "start": start,
+    "against": against,
     "memory": memory,
 }
 """By name, in their order; `memory` comes last, as it looks at all the others."""

@@ -50,6 +50,7 @@ def test_every_trial_runs_and_is_reported(kafka: str, tmp_path: Path) -> None:
         "--quick",
         "--json",
         f"--dir={tmp_path}",
+        f"--against={Path.cwd()}",
         environment={"KAFKA_BOOTSTRAP": kafka},
     )
     assert done.returncode == 0, done.stderr
