@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import logging
 import os
 import sys
@@ -46,13 +45,9 @@ def simulate(arguments: Sequence[str], meaning: str) -> int:
     """Serve a local upstream until stopped."""
     from pleiades.simulator import command
 
-    parser = argparse.ArgumentParser(
-        prog="pleiades simulate", description=meaning, allow_abbrev=False
-    )
-    command.add_arguments(parser)
-    parsed = parser.parse_args(arguments)
+    given = vars(command.simulator_parser(meaning).parse_args(arguments))
     logs.configure(logging.INFO, logs.TEXT, "simulator")
-    return command.run(parsed)
+    return command.run(given)
 
 
 def explain(arguments: Sequence[str], _meaning: str = "") -> int:

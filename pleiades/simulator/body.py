@@ -7,7 +7,7 @@ on the seed and the request's number: the same seed gives the same faults, whate
 
 from __future__ import annotations
 
-import os
+import math
 import random
 import select
 import socket
@@ -19,7 +19,7 @@ from pleiades.simulator.log import seeded
 from pleiades.simulator.settings import DATA_CENTRES, Cut, Faults
 
 LOOK_SECONDS = 0.05
-"""The longest delay of `abandon` by a client that does not read."""
+"""How often a body that waits looks at its client and its plan."""
 _GZIP = 16 + zlib.MAX_WBITS
 
 
@@ -48,147 +48,115 @@ def plan(faults: Faults, seed: int, number: int) -> Plan:
     rng = seeded(seed, "request", number)
     refuse, hang, silent, elsewhere = (rng.random() for _ in range(4))
     jitter_seconds, jitter_bytes = (rng.uniform(-1, 1) * faults.cut_jitter for _ in range(2))
+    burst = range(max(number - faults.error_burst + 1, 1), number + 1)
+    refused = faults.error_rate > 0 and any(
+        seeded(seed, "burst", start).random() < faults.error_rate for start in burst
+    )
     return Plan(
-        refuse_status=(500 if refuse < 0.5 else 503) if _in_burst(faults, seed, number) else None,  # noqa: PLR2004  # a coin
+        refuse_status=(500 if refuse < 0.5 else 503) if refused else None,  # noqa: PLR2004  # a coin
         hang=hang < faults.hang_rate,
         silent=silent < faults.silence_rate,
         data_centre=DATA_CENTRES[elsewhere < faults.other_cluster_rate],
         cut=rng.choice(faults.cuts),
-        cut_seconds=faults.cut_every_seconds * (1 + jitter_seconds) or float("inf"),
-        cut_bytes=int(faults.cut_bytes * (1 + jitter_bytes)) or float("inf"),
+        cut_seconds=faults.cut_every_seconds * (1 + jitter_seconds) or math.inf,
+        cut_bytes=int(faults.cut_bytes * (1 + jitter_bytes)) or math.inf,
         rng=rng,
     )
 
 
-def _in_burst(faults: Faults, seed: int, number: int) -> bool:
-    first = max(number - faults.error_burst + 1, 1)
-    return faults.error_rate > 0 and any(
-        seeded(seed, "burst", start).random() < faults.error_rate
-        for start in range(first, number + 1)
-    )
-
-
 class CutShort(Exception):
-    """The connection must end in the way of `cut`, with nothing more written.
+    """The connection must end in the way of `cut`, with nothing more written."""
 
-    Attributes:
-        cut: how.
-        planned: False where `Body.abandon` caused it.
-    """
-
-    def __init__(self, cut: Cut, planned: bool) -> None:
+    def __init__(self, cut: Cut) -> None:
         super().__init__(cut)
         self.cut = cut
-        self.planned = planned
 
 
 class Body:
-    """Writes one answer; belongs to one thread, except for `wake` and `abandon`.
+    """Writes one answer; belongs to one thread.
 
     Args:
         connection: the client; its timeout is changed.
         planned: when and how to cut.
-        faults: `chunk_bytes`.
+        chunk_bytes: most bytes in a chunk; 0: all of a write.
         compress: use gzip.
     """
 
     def __init__(
-        self,
-        connection: socket.socket,
-        planned: Plan,
-        faults: Faults,
-        compress: bool,
+        self, connection: socket.socket, planned: Plan, chunk_bytes: int, compress: bool
     ) -> None:
         self.bytes_total = 0
+        self.abandoned: Cut | None = None
+        """Set by another thread to end the connection."""
         self._connection = connection
-        self._plan = planned
-        self._chunk_bytes = faults.chunk_bytes
-        self._deadline = time.monotonic() + planned.cut_seconds
-        self._abandoned: Cut | None = None
+        self.plan = planned
+        self._chunk_bytes = chunk_bytes
+        self._deadline = math.inf if planned.hang else time.monotonic() + planned.cut_seconds
         self._gzip = zlib.compressobj(1, zlib.DEFLATED, _GZIP) if compress else None
-        self._waking = os.eventfd(0)
         self._poll = select.poll()
         self._poll.register(connection, select.POLLIN)
-        self._poll.register(self._waking, select.POLLIN)
         connection.settimeout(LOOK_SECONDS)
-
-    def close(self) -> None:
-        """Release the body; the connection stays."""
-        os.close(self._waking)
-        self._connection.settimeout(None)
-
-    def wake(self) -> None:
-        """End a `wait`, the present one or the next."""
-        os.eventfd_write(self._waking, 1)
-
-    def abandon(self, cut: Cut) -> None:
-        """End the connection from another thread."""
-        self._abandoned = cut
-        self.wake()
 
     def write(self, text: bytes) -> None:
         """Send bytes, at most as fast as the client reads.
 
         Raises:
-            CutShort: the plan, or `abandon`, ended the connection.
+            CutShort: the plan, or another thread, ended the connection.
             OSError: the client has left.
         """
-        self._check()
         wire = text
         if self._gzip is not None:
             wire = self._gzip.compress(text) + self._gzip.flush(zlib.Z_SYNC_FLUSH)
-        keep = self._plan.cut_bytes - self.bytes_total
+        keep = self.plan.cut_bytes - self.bytes_total
         if time.monotonic() >= self._deadline:
-            keep = min(keep, self._plan.rng.randint(0, len(wire)))
-        if keep <= len(wire):
-            self._write_last(wire[: int(keep)])
-            raise CutShort(self._plan.cut, planned=True)
-        self._write_chunks(wire)
-
-    def _write_last(self, wire: bytes) -> None:
-        whole = len(wire)
-        if self._plan.cut is Cut.CLOSE:
-            whole = self._plan.rng.randint(0, len(wire))
-        self._write_chunks(wire[:whole])
-        if whole < len(wire):
-            # The rest goes out as a chunk that promises to be longer.
-            self._send(b"%x\r\n%b" % (len(wire) - whole + 1, wire[whole:]))
-            self.bytes_total += len(wire) - whole
+            keep = min(keep, self.plan.rng.randint(0, len(wire)))
+        if keep > len(wire):
+            self._write_chunks(wire)
+            return
+        wire = whole = wire[: int(keep)]
+        if self.plan.cut is Cut.CLOSE:
+            whole = wire[: self.plan.rng.randint(0, len(wire))]
+        self._write_chunks(whole)
+        if rest := wire[len(whole) :]:
+            # In a chunk that promises to be longer.
+            self._send(b"%x\r\n%b" % (len(rest) + 1, rest), len(rest))
+        raise CutShort(self.plan.cut)
 
     def _write_chunks(self, wire: bytes) -> None:
         size = self._chunk_bytes or len(wire) or 1
         for start in range(0, len(wire), size):
             piece = wire[start : start + size]
-            self._send(b"%x\r\n%b\r\n" % (len(piece), piece))
-            self.bytes_total += len(piece)
+            self._send(b"%x\r\n%b\r\n" % (len(piece), piece), len(piece))
 
-    def _send(self, wire: bytes) -> None:
+    def _send(self, wire: bytes, body_bytes: int) -> None:
         left = memoryview(wire)
         while left:
-            self._check()
+            self._check_abandoned()
             try:
                 left = left[self._connection.send(left) :]
             except TimeoutError:
                 # The client does not read.
                 continue
+        self.bytes_total += body_bytes
 
-    def wait(self, seconds: float) -> None:
-        """Wait for `wake`, or for some seconds (may be infinite), whichever comes first.
+    def pause(self, seconds: float) -> None:
+        """Wait for some seconds (may be infinite); 0 only looks at the client and the plan.
 
         Raises:
-            CutShort: the connection's time is up, or `abandon` was called.
+            CutShort: the connection's time is up, or another thread ended it.
             OSError: the client has left.
         """
-        seconds = min(seconds, self._deadline - time.monotonic())
-        ready = self._poll.poll(None if seconds == float("inf") else max(seconds, 0) * 1000)
-        descriptors = [descriptor for descriptor, _ in ready]
-        if self._waking in descriptors:
-            os.eventfd_read(self._waking)
-        elif descriptors and self._has_left():
-            raise ConnectionAbortedError("the client has left")
-        self._check()
-        if time.monotonic() >= self._deadline:
-            raise CutShort(self._plan.cut, planned=True)
+        until = time.monotonic() + seconds
+        while True:
+            self._check_abandoned()
+            now = time.monotonic()
+            if now >= self._deadline:
+                raise CutShort(self.plan.cut)
+            wait_seconds = min(until - now, self._deadline - now, LOOK_SECONDS)
+            if self._poll.poll(max(wait_seconds, 0) * 1000) and self._has_left():
+                raise ConnectionAbortedError("the client has left")
+            if time.monotonic() >= until:
+                return
 
     def _has_left(self) -> bool:
         try:
@@ -197,12 +165,6 @@ class Body:
             # A message of TLS itself.
             return False
 
-    def pause(self, seconds: float) -> None:
-        """Wait for some seconds (may be infinite), whatever wakes it; raises as `wait` does."""
-        until = time.monotonic() + seconds
-        while (left := until - time.monotonic()) > 0:
-            self.wait(left)
-
-    def _check(self) -> None:
-        if self._abandoned is not None:
-            raise CutShort(self._abandoned, planned=False)
+    def _check_abandoned(self) -> None:
+        if self.abandoned is not None:
+            raise CutShort(self.abandoned)

@@ -50,14 +50,14 @@ class Feed:
         rng.shuffle(order)
         for source, offset, timestamp_ms in order:
             self._shapes[source] = self._shape(source, b"timestamp")
-            known = source in cluster.sources
+            known = source in cluster.partitions
             if known and offset is None and timestamp_ms is not None:
                 offset = cluster.resolve_timestamp(source, timestamp_ms, now_seconds)  # noqa: PLW2901
             before, after = self._shape(source, b"offset")
             self._entries[source] = b"%b%d%b" % (before, -1 if offset is None else offset, after)
             if known and offset is not None:
                 self._next[source] = cluster.index_of(source, offset, now_seconds)
-                if deaf_seconds and self._next[source] == self._end(source, now_seconds):
+                if deaf_seconds and self._next[source] == cluster.end(source, now_seconds):
                     self._deaf.add(source)
 
     def _shape(self, source: TopicPartition, key: bytes) -> tuple[bytes, bytes]:
@@ -75,23 +75,22 @@ class Feed:
 
     def next_batch(self, now_seconds: float) -> tuple[bytes, int]:
         """The next frames and their number; nothing and 0 while the log has no more."""
-        for source in self._deaf:
-            self._next[source] = self._end(source, now_seconds)
+        ends = {source: self._cluster.end(source, now_seconds) for source in self._next}
+        self._next.update((source, ends[source]) for source in self._deaf)
         if now_seconds >= self._hears_at:
             self._deaf.clear()
-        waiting = [s for s, index in self._next.items() if index < self._end(s, now_seconds)]
+        for source, index in self._next.items():
+            if index < self._cluster.partitions[source].start:
+                # Expired while the client was slow: Kafka's consumer then continues at the end.
+                self._next[source] = ends[source]
+        waiting = [source for source, index in self._next.items() if index < ends[source]]
         if not waiting:
             return b"", 0
         source = waiting[0] if len(waiting) == 1 else self._rng.choice(waiting)
         index = self._next[source]
-        partition = self._cluster.partition(source)
-        if index < partition.start:
-            # Expired while the client was slow: Kafka's consumer then continues at the end.
-            self._next[source] = self._cluster.end(source, now_seconds)
-            return self.next_batch(now_seconds)
-        stop = min(index + BATCH_EVENTS, self._end(source, now_seconds))
-        payloads, splits, times = partition.slice(index, stop)
-        self._next[source] = index + len(payloads)
+        stop = min(index + BATCH_EVENTS, ends[source])
+        payloads, splits, times = self._cluster.partitions[source].slice(index, stop)
+        self._next[source] = stop
         before_entry, after_entry = self._shapes[source]
         self._entries[source] = before_entry + b"#" + after_entry
         before, _, after = self.id_line().partition(b"#")
@@ -99,7 +98,7 @@ class Feed:
         after += b"\ndata: "
         parts: list[bytes] = []
         add = parts.append
-        offsets = count(index + self._cluster.base(source))
+        offsets = count(index + self._cluster.bases[source])
         for payload, split, time_ms, offset in zip(payloads, splits, times, offsets, strict=False):
             if split:
                 add(
@@ -110,17 +109,3 @@ class Feed:
                 add(b"%b%d%b%b\n\n" % (before, time_ms + 1, after, payload))
         self._entries[source] = b"%b%d%b" % (before_entry, times[-1] + 1, after_entry)
         return b"".join(parts), len(parts)
-
-    def wait_seconds(self, now_seconds: float) -> float | None:
-        """The time until an existing event becomes visible; None: wait for the log to grow."""
-        waits = [self._hears_at - now_seconds] if self._deaf else []
-        waits += [
-            wait
-            for source, index in self._next.items()
-            if source not in self._deaf
-            and (wait := self._cluster.visible_in_seconds(source, index, now_seconds)) is not None
-        ]
-        return min(waits, default=None)
-
-    def _end(self, source: TopicPartition, now_seconds: float) -> int:
-        return self._cluster.end(source, now_seconds)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 from functools import lru_cache
+from math import inf
 from time import gmtime, strftime
 
 from pleiades.core.sse_id import TopicPartition
@@ -24,16 +25,6 @@ _EARLIEST_MS = 1_000_000_000_000
 """2001, the year Wikipedia began: no event is dated before."""
 
 
-class _Topic:
-    """The state that the next event of one topic-partition depends on."""
-
-    def __init__(self, source: TopicPartition, first_number: int) -> None:
-        self.source = source
-        self.name = source[0].encode()
-        self.last_ms: int | None = None
-        self.revision = first_number
-
-
 def generated(settings: SimulatorSettings, started_ms: int) -> Iterator[Fresh]:
     """All events, in the order in which they are appended.
 
@@ -43,68 +34,62 @@ def generated(settings: SimulatorSettings, started_ms: int) -> Iterator[Fresh]:
     """
     rng = seeded(settings.seed, "events")
     period_ms = settings.period_ms()
-    every_ms = settings.canary_every_seconds * 1000.0
-    streams = [_Stream(settings, name) for name in settings.streams]
-    due_ms = -settings.history_events * period_ms
-    next_canary_ms = due_ms if every_ms else float("inf")
+    every_ms = settings.canary_every_seconds * 1000.0 or inf
+    streams = [_Stream(settings, name, started_ms) for name in settings.streams]
     number = -settings.history_events
+    next_canary_ms = inf if every_ms == inf else number * period_ms
     while True:
         # Slots of equal length with the event anywhere inside: no date is in the future, and the
         # history does not reach beyond the start.
         due_ms = (number + rng.random()) * period_ms
-        if due_ms >= next_canary_ms:
-            next_canary_ms = due_ms + every_ms
-            for stream in streams:
-                for topic in stream.topics:
-                    yield stream.event(rng, topic, due_ms, started_ms, canary=True)
-                    number += 1
+        if due_ms < next_canary_ms:
+            stream = streams[0] if len(streams) == 1 else rng.choice(streams)
+            (source,) = rng.choices(stream.sources, stream.weights)
+            yield stream.event(rng, source, due_ms)
+            number += 1
             continue
-        stream = streams[0] if len(streams) == 1 else rng.choice(streams)
-        yield stream.event(rng, stream.topic(rng), due_ms, started_ms, canary=False)
-        number += 1
+        next_canary_ms = due_ms + every_ms
+        for stream in streams:
+            for source in stream.sources:
+                yield stream.event(rng, source, due_ms, canary=True)
+                number += 1
 
 
 class _Stream:
-    """One stream's topics and bodies."""
+    """One stream's bodies and topic-partitions."""
 
-    def __init__(self, settings: SimulatorSettings, name: str) -> None:
+    def __init__(self, settings: SimulatorSettings, name: str, started_ms: int) -> None:
         rng = seeded(settings.seed, "bodies", name)
-        first, second = topics_of(name)
-        full_name = first.partition(".")[2]
+        topics = topics_of(name)
+        full_name = topics[0].partition(".")[2]
         self._templates = make_templates(rng, full_name, TEMPLATES)
-        self._canaries = canary_templates(full_name)
+        self._canaries = canary_templates(rng, full_name)
         self._disorder = settings.disorder
-        self._second_share = settings.second_share
-        self._partitions = settings.partitions
-        self.topics = [
-            _Topic(source, rng.randrange(10**8, 2 * 10**9))
-            for source in sources_of((first, second), settings.partitions)
-        ]
-
-    def topic(self, rng: random.Random) -> _Topic:
-        """The topic-partition of the next event."""
-        second = self._partitions if rng.random() < self._second_share else 0
-        return self.topics[
-            second + (rng.randrange(self._partitions) if self._partitions > 1 else 0)
-        ]
+        self._started_ms = started_ms
+        self.sources = sources_of(topics, settings.partitions)
+        shares = 1 - settings.second_share, settings.second_share
+        self.weights = [share for share in shares for _ in range(settings.partitions)]
+        self._revisions = {source: rng.randrange(10**8, 2 * 10**9) for source in self.sources}
+        self._last_ms: dict[TopicPartition, int] = {}
 
     def event(
-        self, rng: random.Random, topic: _Topic, due_ms: float, started_ms: int, *, canary: bool
+        self, rng: random.Random, source: TopicPartition, due_ms: float, *, canary: bool = False
     ) -> Fresh:
         """The next event of a topic-partition."""
         before, after = rng.choice(self._canaries if canary else self._templates)
-        timestamp_ms = disordered(rng, self._disorder, started_ms + int(due_ms // 1), topic.last_ms)
-        topic.last_ms = timestamp_ms
+        nominal_ms = self._started_ms + int(due_ms // 1)
+        timestamp_ms = disordered(rng, self._disorder, nominal_ms, self._last_ms.get(source))
+        self._last_ms[source] = timestamp_ms
         identity = _uuid(rng)
-        old = topic.revision
-        topic.revision = new = old + 1 + (old & 3)
+        old = self._revisions[source]
+        self._revisions[source] = new = old + 1 + (old & 3)
         seconds, ms = divmod(timestamp_ms, 1000)
         gaps = {
             b"request_id": _uuid(rng).encode(),
             b"identity": identity.encode(),
             b"dt": b"%b.%03dZ" % (_second(seconds), ms),
-            b"topic": topic.name,
-            b"partition": topic.source[1],
+            b"topic": source[0].encode(),
+            b"partition": source[1],
             b"rcid": new + 1,
             b"seconds": seconds,
             b"old": old,
@@ -112,29 +97,26 @@ class _Stream:
         }
         head = before % gaps
         payload = head + after % gaps
-        return Fresh(due_ms, topic.source, timestamp_ms, payload, len(head), identity, canary)
+        return Fresh(due_ms, source, timestamp_ms, payload, len(head), identity, canary)
 
 
 def disordered(rng: random.Random, disorder: Disorder, nominal_ms: int, last_ms: int | None) -> int:
     """A Kafka timestamp for an event that happens at `nominal_ms`, in ms since 1970.
 
     Args:
-        rng: one number is drawn, and more where the event is out of order.
-        disorder: how often it is.
-        nominal_ms: when the event is appended, ms since 1970.
         last_ms: the timestamp of the event before it in the same topic-partition.
     """
-    chance = rng.random()
+    chance, factor = rng.random(), disorder.factor
     timestamp_ms = nominal_ms
-    if (chance := chance - disorder.collide_rate) < 0:
+    if (chance := chance - disorder.collide_rate * factor) < 0:
         # Not with an event from years ago: all later events would follow it there.
         if last_ms is not None and abs(nominal_ms - last_ms) < 1000:  # noqa: PLR2004
             timestamp_ms = last_ms
-    elif (chance := chance - disorder.back_rate) < 0:
+    elif (chance := chance - disorder.back_rate * factor) < 0:
         timestamp_ms -= rng.randint(1, 50)
-    elif (chance := chance - disorder.back_seconds_rate) < 0:
+    elif (chance := chance - disorder.back_seconds_rate * factor) < 0:
         timestamp_ms -= rng.randint(1_000, 10_000)
-    elif (chance := chance - disorder.back_years_rate) < 0:
+    elif (chance := chance - disorder.back_years_rate * factor) < 0:
         timestamp_ms -= rng.randint(_YEAR_MS // 12, 10 * _YEAR_MS)
     elif chance - disorder.ahead_rate < 0:
         timestamp_ms += rng.randint(1, max(int(disorder.ahead_seconds * 1000), 1))

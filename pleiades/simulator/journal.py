@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
 import weakref
 from pathlib import Path
@@ -34,7 +33,7 @@ class JournalEntry(NamedTuple):
 
 
 class Journal:
-    """One JSON line per event, on disk, so that a long run needs no memory for it.
+    """One JSON line per event, on disk, so that a long run needs no memory for it. Not thread-safe.
 
     Args:
         path: the file to write; None: a temporary one.
@@ -45,31 +44,21 @@ class Journal:
 
     def __init__(self, path: Path | None) -> None:
         try:
-            self._file: IO[bytes] = (
-                path.open("w+b") if path else tempfile.TemporaryFile("w+b")  # noqa: SIM115
-            )
+            self._file: IO[bytes] = path.open("w+b") if path else tempfile.TemporaryFile("w+b")  # noqa: SIM115
         except OSError as error:
             raise UsageError(f"can't write the journal: {error}; check --journal") from None
-        self._flushed_bytes = 0
         weakref.finalize(self, self._file.close)
 
     def add(self, entry: JournalEntry) -> None:
-        """Note an event; it can be read after `flush`."""
+        """Note an event."""
         self._file.write(orjson.dumps(entry._asdict()) + b"\n")
 
     def flush(self) -> None:
-        """Make visible what was added."""
+        """Make what was added visible in the file."""
         self._file.flush()
-        self._flushed_bytes = self._file.tell()
 
     def read(self) -> bytes:
-        """All that was flushed until now, in whole lines; from any thread."""
-        text = b""
-        # pread leaves the position alone at which another thread may be writing.
-        while more := os.pread(self._file.fileno(), self._flushed_bytes - len(text), len(text)):
-            text += more
-        return text
-
-    def entries(self) -> list[JournalEntry]:
-        """The content of `read`, parsed."""
-        return [JournalEntry(**orjson.loads(line)) for line in self.read().splitlines()]
+        """All lines."""
+        self._file.seek(0)
+        # Ends where the next event is to be written.
+        return self._file.read()

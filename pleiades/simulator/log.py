@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 from array import array
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterable, Iterator, KeysView
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from pleiades.core.sse_id import TopicPartition
@@ -47,6 +47,8 @@ class PartitionLog:
     def __init__(self, segment_events: int = SEGMENT_EVENTS) -> None:
         self.start = 0
         """The index of the oldest event that has not expired."""
+        self.end = 0
+        """The index that the next event will get."""
         self.payload_bytes = 0
         self._segment_events = segment_events
         self._payloads: list[bytes] = []
@@ -55,11 +57,6 @@ class PartitionLog:
         self._greatest = array("q")
         """The greatest timestamp up to each event, expired ones included."""
         self._appended = array("d")
-
-    @property
-    def end(self) -> int:
-        """The index that the next event will get."""
-        return self.start + len(self._payloads)
 
     def append(self, fresh: Fresh, now_seconds: float) -> int:
         """Add an event; returns its index. `now_seconds` must not run backwards."""
@@ -70,6 +67,7 @@ class PartitionLog:
         self._greatest.append(max(greatest, fresh.timestamp_ms))
         self._appended.append(now_seconds)
         self.payload_bytes += len(fresh.payload)
+        self.end += 1
         return self.end - 1
 
     def expire_oldest(self) -> bool:
@@ -107,10 +105,6 @@ class PartitionLog:
         low, high = start - self.start, stop - self.start
         return self._payloads[low:high], self._splits[low:high], self._times[low:high]
 
-    def appended_at(self, index: int) -> float | None:
-        """When the event at `index` was appended, in seconds; None if it is not there."""
-        return self._appended[index - self.start] if self.start <= index < self.end else None
-
 
 class UpstreamLog:
     """All topic-partitions, within one bound of memory."""
@@ -122,8 +116,6 @@ class UpstreamLog:
         segment_events: int = SEGMENT_EVENTS,
     ) -> None:
         self.partitions = {source: PartitionLog(segment_events) for source in sources}
-        self.appended_total = 0
-        self.expired_segments_total = 0
         self._retention_bytes = retention_bytes
         self._segment_events = segment_events
 
@@ -134,7 +126,6 @@ class UpstreamLog:
             KeyError: there is no such topic-partition.
         """
         index = self.partitions[fresh.source].append(fresh, now_seconds)
-        self.appended_total += 1
         if index % self._segment_events == 0:
             self._expire()
         return index
@@ -144,7 +135,6 @@ class UpstreamLog:
             largest = max(self.partitions.values(), key=lambda log: log.payload_bytes)
             if not largest.expire_oldest():
                 return
-            self.expired_segments_total += 1
 
 
 class Cluster:
@@ -160,46 +150,27 @@ class Cluster:
     def __init__(
         self, log: UpstreamLog, data_centre: str, seed: int, mirror_lag_seconds: float = 0.0
     ) -> None:
-        self._data_centre = data_centre
-        self._log = log
-        self._lag_seconds = mirror_lag_seconds
-        self._bases = {source: first_offset(seed, data_centre, source) for source in log.partitions}
-
-    @property
-    def sources(self) -> KeysView[TopicPartition]:
-        """The topic-partitions there are."""
-        return self._bases.keys()
-
-    def base(self, source: TopicPartition) -> int:
+        self.partitions = log.partitions
+        self.bases = {source: first_offset(seed, data_centre, source) for source in log.partitions}
         """The offset that index 0 has in this cluster."""
-        return self._bases[source]
-
-    def partition(self, source: TopicPartition) -> PartitionLog:
-        """The events of a topic-partition."""
-        return self._log.partitions[source]
+        self._data_centre = data_centre
+        self._lag_seconds = mirror_lag_seconds
 
     def end(self, source: TopicPartition, now_seconds: float) -> int:
         """The index behind the last event that is visible here now."""
-        log = self._log.partitions[source]
-        return log.end_as_of(now_seconds - self._lag_seconds) if self._lags(source) else log.end
-
-    def visible_in_seconds(
-        self, source: TopicPartition, index: int, now_seconds: float
-    ) -> float | None:
-        """The time until the event at `index` becomes visible here; None while it does not exist."""
-        appended = self._log.partitions[source].appended_at(index)
-        if appended is None:
-            return None
-        return max(appended + self._lag_seconds - now_seconds, 0.0) if self._lags(source) else 0.0
+        partition = self.partitions[source]
+        if self._lag_seconds > 0 and home_of(source) != self._data_centre:
+            return partition.end_as_of(now_seconds - self._lag_seconds)
+        return partition.end
 
     def resolve_timestamp(
         self, source: TopicPartition, timestamp_ms: int, now_seconds: float
     ) -> int:
         """Kafka's `offsetsForTimes`: an offset of this cluster, or `LATEST` past the end."""
-        index = self._log.partitions[source].find(timestamp_ms)
+        index = self.partitions[source].find(timestamp_ms)
         if index is None or index >= self.end(source, now_seconds):
             return LATEST
-        return index + self._bases[source]
+        return index + self.bases[source]
 
     def index_of(self, source: TopicPartition, offset: int, now_seconds: float) -> int:
         """The index at which consuming from an offset starts.
@@ -207,14 +178,11 @@ class Cluster:
         Upstream leaves Kafka's `auto.offset.reset` at its default: an offset that has expired or
         does not exist yet means the end.
         """
-        start, end = self._log.partitions[source].start, self.end(source, now_seconds)
+        start, end = self.partitions[source].start, self.end(source, now_seconds)
         if offset == EARLIEST:
             return min(start, end)
-        index = offset - self._bases[source]
+        index = offset - self.bases[source]
         return index if offset >= 0 and start <= index <= end else end
-
-    def _lags(self, source: TopicPartition) -> bool:
-        return self._lag_seconds > 0 and not source[0].startswith(self._data_centre + ".")
 
 
 def seeded(seed: int, *purpose: object) -> random.Random:
@@ -233,6 +201,6 @@ def home_of(source: TopicPartition) -> str:
     return prefix if prefix in DATA_CENTRES else DATA_CENTRES[0]
 
 
-def sources_of(topics: Iterable[str], partitions: int) -> Iterator[TopicPartition]:
+def sources_of(topics: Iterable[str], partitions: int) -> list[TopicPartition]:
     """All topic-partitions of some topics."""
-    return ((topic, partition) for topic in topics for partition in range(partitions))
+    return [(topic, partition) for topic in topics for partition in range(partitions)]

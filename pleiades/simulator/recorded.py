@@ -6,17 +6,20 @@ are text.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import orjson
 
-from pleiades.core.sse_id import Assignment, MalformedId, TopicPartition, is_source, parse_id
-from pleiades.core.units import parse_iso_time_ms
+from pleiades.core.event import time_ms
+from pleiades.core.sse_id import MalformedId, TopicPartition, is_source, parse_id
 from pleiades.runtime.errors import UsageError
 from pleiades.simulator.log import Fresh
 from pleiades.simulator.settings import SimulatorSettings
+
+_FIELD = re.compile(rb"^(data|event|id)(?::\x20?(.*))?$", re.MULTILINE)
 
 
 def read_recorded(path: Path, default_topic: str) -> list[Fresh]:
@@ -42,26 +45,19 @@ def read_recorded(path: Path, default_topic: str) -> list[Fresh]:
 
 def recorded_pairs(text: bytes, sse: bool) -> Iterator[tuple[bytes, bytes]]:
     """The data and id of each event of a file; the id is empty in .ndjson."""
-    lines = (line.removesuffix(b"\r") for line in text.split(b"\n"))
+    text = text.replace(b"\r\n", b"\n")
     if not sse:
-        yield from ((line, b"") for line in lines if line)
+        yield from ((line, b"") for line in text.split(b"\n") if line)
         return
-    data: list[bytes] = []
-    sse_id, kind = b"", b"message"
-    for line in lines:
-        name, _, field = line.partition(b":")
-        field = field.removeprefix(b" ")
-        if not line:
-            if data and kind == b"message":
-                # They leave as several `data` lines again.
-                yield b"\ndata: ".join(data), sse_id
-            data, kind = [], b"message"
-        elif name == b"data":
-            data.append(field)
-        elif name == b"id":
-            sse_id = field
-        elif name == b"event":
-            kind = field
+    sse_id = b""
+    for frame in text.split(b"\n\n")[:-1]:
+        fields = _FIELD.findall(frame)
+        last = dict(fields)
+        sse_id = last.get(b"id", sse_id)
+        data = [value for name, value in fields if name == b"data"]
+        if data and last.get(b"event", b"message") == b"message":
+            # They leave as several `data` lines again.
+            yield b"\ndata: ".join(data), sse_id
 
 
 def recorded_event(data: bytes, sse_id: bytes, default_topic: str, last_ms: int) -> Fresh:
@@ -72,39 +68,23 @@ def recorded_event(data: bytes, sse_id: bytes, default_topic: str, last_ms: int)
         meta = None
     if not isinstance(meta, dict):
         meta = {}
-    topic, partition = meta.get("topic"), meta.get("partition")
+    topic, partition, identity, dt = map(meta.get, ("topic", "partition", "id", "dt"))
     source = (
         topic if is_source((topic, 0)) else default_topic,
         partition if is_source((default_topic, partition)) else 0,
     )
-    identity = meta.get("id")
-    timestamp_ms = _id_ms(sse_id, source)
-    if timestamp_ms is None:
-        timestamp_ms = _dt_ms(meta.get("dt"))
+    dt_ms = time_ms(dt) if isinstance(dt, str) else 0
+    timestamp_ms = _id_ms(sse_id, source) or dt_ms or last_ms
     # An identity of another type may be nested too deeply to be shown.
     shown = str(identity) if isinstance(identity, str | int | float) else ""
-    canary = meta.get("domain") == "canary"
-    return Fresh(
-        0.0, source, last_ms if timestamp_ms is None else timestamp_ms, data, 0, shown, canary
-    )
+    return Fresh(0.0, source, timestamp_ms, data, 0, shown, meta.get("domain") == "canary")
 
 
-def _id_ms(sse_id: bytes, source: TopicPartition) -> int | None:
+def _id_ms(sse_id: bytes, source: TopicPartition) -> int:
     try:
-        assignments: tuple[Assignment, ...] = parse_id(sse_id) if sse_id else ()
+        return (dict(parse_id(sse_id)).get(source) or 1) - 1
     except MalformedId:
-        return None
-    for assigned, timestamp_ms in assignments:
-        if assigned == source and timestamp_ms is not None:
-            return timestamp_ms - 1
-    return None
-
-
-def _dt_ms(dt: object) -> int | None:
-    try:
-        return parse_iso_time_ms(dt) if isinstance(dt, str) else None
-    except (ValueError, OverflowError):
-        return None
+        return 0
 
 
 def replayed(events: list[Fresh], settings: SimulatorSettings, started_ms: int) -> Iterator[Fresh]:

@@ -1,33 +1,66 @@
-"""The local upstream as tests and commands use it: started and stopped, in threads of this process."""
+"""The local upstream over HTTP, in threads of this process: one accepts, one serves each connection.
+
+Law: a slow client slows only itself down: a batch is composed after the previous one was sent.
+"""
 
 from __future__ import annotations
 
+import logging
+import socket
+import socketserver
+import struct
 import threading
+from contextlib import suppress
+from dataclasses import asdict
+from http.server import BaseHTTPRequestHandler
+from math import inf
+from typing import Any
+from urllib.parse import parse_qs, unquote, urlsplit
 
-from pleiades.simulator.server import STREAM_PATH, Server
-from pleiades.simulator.settings import SimulatorSettings
+import orjson
+
+from pleiades.simulator import request
+from pleiades.simulator.body import LOOK_SECONDS, Body, CutShort, plan
+from pleiades.simulator.feed import Feed
+from pleiades.simulator.log import Cluster
+from pleiades.simulator.settings import Cut, Faults, SimulatorSettings
 from pleiades.simulator.upstream import LocalUpstream
 
+log = logging.getLogger(__name__)
+
+STREAM_PATH = "/v2/stream"
+MAX_HEADER_BYTES = 16 * 1024
+"""As much as Node takes: a `Last-Event-ID` of many topics is long."""
 TICK_SECONDS = 0.005
 """The time between two rounds of appending; at 1,000 events/s five events a round."""
 IDLE_TICK_SECONDS = 0.05
+
+_NO_LINGER = struct.pack("ii", 1, 0)
+_STREAM_HEADERS = {
+    "Content-Type": "text/event-stream; charset=utf-8",
+    "Cache-Control": "private, max-age=0, s-maxage=0, must-revalidate, no-store",
+    "Access-Control-Allow-Origin": "*",
+    "Transfer-Encoding": "chunked",
+}
+_ERROR_EVENT = b"""event: error
+%b
+data: {"message":"Local: Broker transport failure","origin":"kafka","name":"Error","code":-195}
+
+"""
 
 
 class Simulator(LocalUpstream):
     """A local upstream. `start` and `stop` may alternate: the log, the clock and the port stay, as when
     the real service is down for a while.
 
-    Args:
-        settings: None: the defaults.
-
     Raises:
         UsageError: a file of the settings can't be read or written.
     """
 
-    def __init__(self, settings: SimulatorSettings | None = None) -> None:
-        super().__init__(settings or SimulatorSettings())
-        self._port = self.settings.port
-        self._serving: tuple[Server, threading.Thread] | None = None
+    def __init__(self, settings: SimulatorSettings) -> None:
+        super().__init__(settings)
+        self._port = settings.port
+        self._serving: tuple[_Server, threading.Thread] | None = None
 
     def __enter__(self) -> Simulator:
         self.start()
@@ -49,7 +82,7 @@ class Simulator(LocalUpstream):
             OSError: the address can't be used.
         """
         if self._serving is None:
-            server = Server(self, (self.settings.host, self._port))
+            server = _Server(self, (self.settings.host, self._port))
             self._port = int(server.server_address[1])
             tick_seconds = TICK_SECONDS if self.settings.rate > 0 else IDLE_TICK_SECONDS
             thread = threading.Thread(
@@ -67,3 +100,192 @@ class Simulator(LocalUpstream):
             server.shutdown()
             thread.join()
             server.server_close()
+
+
+class _Server(socketserver.ThreadingTCPServer):
+    """Accepts connections, and appends due events between two of them."""
+
+    allow_reuse_address = True
+    request_queue_size = 128
+
+    def __init__(self, upstream: LocalUpstream, address: tuple[str, int]) -> None:
+        self.upstream = upstream
+        self._clients: set[socket.socket] = set()
+        if ":" in address[0]:
+            self.address_family = socket.AF_INET6
+        super().__init__(address, _Handler)
+        if (tls := upstream.settings.tls) is not None:
+            # A connection's own thread does the handshake, when it reads.
+            self.socket = tls.wrap_socket(
+                self.socket, server_side=True, do_handshake_on_connect=False
+            )
+
+    def service_actions(self) -> None:
+        """Called at each tick."""
+        self.upstream.append_due()
+
+    def get_request(self) -> tuple[socket.socket, Any]:
+        """Accept a connection."""
+        connection, address = self.socket.accept()
+        self._clients.add(connection)
+        return connection, address
+
+    def shutdown_request(self, request: Any) -> None:
+        """Close a connection."""
+        self._clients.discard(request)
+        super().shutdown_request(request)
+
+    def server_close(self) -> None:
+        """Close everything, and wait for all threads."""
+        for connection in list(self._clients):
+            # Wakes the connection's thread, whatever it waits for.
+            with suppress(OSError):
+                socket.socket.shutdown(connection, socket.SHUT_RDWR)
+        super().server_close()
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Report a bug: the handler expects clients to leave."""
+        log.exception("the local upstream could not answer %s", client_address)
+
+
+class _Handler(BaseHTTPRequestHandler):
+    """Answers the requests of one connection, in its own thread."""
+
+    protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
+    server: _Server
+
+    def handle(self) -> None:
+        """Answer request after request, until the client leaves or the server closes."""
+        with suppress(OSError):
+            super().handle()
+
+    def log_message(self, format: str, *_: object) -> None:  # noqa: A002  # named in the base class
+        """Say nothing: requests are counted."""
+
+    def do_GET(self) -> None:
+        """Answer one request."""
+        upstream, target = self.server.upstream, urlsplit(self.path)
+        path, faults = unquote(target.path), upstream.faults
+        if sum(len(name) + len(text) for name, text in self.headers.items()) > MAX_HEADER_BYTES:
+            self.send_error(431)
+        elif path == "/simulator/journal":
+            self._answer(200, upstream.journal_lines(), {"Content-Type": "application/x-ndjson"})
+        elif path == "/simulator/stats":
+            stats = orjson.dumps(asdict(upstream.stats()))
+            self._answer(200, stats, {"Content-Type": "application/json"})
+        elif path.startswith(STREAM_PATH + "/"):
+            upstream.count(requests_total=1)
+            try:
+                self._serve(path.removeprefix(STREAM_PATH + "/"), parse_qs(target.query), faults)
+            except request.Refusal as refusal:
+                upstream.count(refused_total=1)
+                body, headers = refusal.body, refusal.headers
+                if isinstance(body, dict):
+                    body = orjson.dumps({**body, "method": "GET", "uri": self.path})
+                if refusal.status in (429, 503):
+                    headers = {**headers, "Retry-After": f"{faults.retry_after_seconds:.0f}"}
+                self._answer(refusal.status, body, headers, refusal.reason)
+        else:
+            self.send_error(404)
+
+    def _answer(
+        self, status: int, body: bytes, headers: dict[str, str], reason: str | None = None
+    ) -> None:
+        self._begin(status, {**headers, "Content-Length": str(len(body))}, reason)
+        self.wfile.write(body)
+
+    def _begin(self, status: int, headers: dict[str, str], reason: str | None = None) -> None:
+        self.send_response(status, reason)
+        for name, text in headers.items():
+            self.send_header(name, text)
+        self.end_headers()
+
+    def _serve(self, streams: str, query: dict[str, list[str]], faults: Faults) -> None:
+        """Answer with a stream, until it ends.
+
+        Raises:
+            Refusal: not a stream, but this.
+            OSError: the client has left.
+        """
+        upstream = self.server.upstream
+        if not faults.any_user_agent:
+            request.check_user_agent(self.headers.get("User-Agent", ""))
+        if 0 < faults.max_connections <= len(upstream.open):
+            raise request.too_many_connections()
+        topics = request.topics_for(streams, upstream.streams)
+        since = request.since_ms(query.get("since", [None])[0])
+        last_event_id = self.headers.get("Last-Event-ID")
+        if last_event_id is not None:
+            # http.client reads headers as Latin-1.
+            last_event_id = last_event_id.encode("latin-1").decode(errors="surrogateescape")
+        present = {
+            topic: partitions
+            for topic, partitions in upstream.partitions.items()
+            if topic not in faults.missing_topics
+        }
+        asked = request.asked_for(last_event_id, since, topics, present)
+        planned = plan(faults, upstream.settings.seed, next(upstream.request_numbers))
+        if planned.refuse_status is not None:
+            raise request.failure(planned.refuse_status)
+        compress = faults.gzip and "gzip" in self.headers.get("Accept-Encoding", "")
+        body = Body(self.connection, planned, faults.chunk_bytes, compress)
+        if planned.hang:
+            body.pause(inf)
+        with upstream.changed:
+            cluster = Cluster(
+                upstream.log,
+                planned.data_centre,
+                upstream.settings.seed,
+                faults.mirror_lag_seconds,
+            )
+            feed = Feed(cluster, asked, planned.rng, upstream.now(), faults.deaf_seconds)
+            upstream.open.add(body)
+            upstream.count(connections_total=1, connections_open=1)
+        try:
+            self._begin(200, _STREAM_HEADERS | ({"Content-Encoding": "gzip"} if compress else {}))
+            self._pump(feed, body, faults)
+        except CutShort as short:
+            upstream.count(cuts_total=1)
+            self._end(short.cut)
+        finally:
+            with upstream.changed:
+                upstream.open.discard(body)
+                upstream.count(connections_open=-1)
+
+    def _pump(self, feed: Feed, body: Body, faults: Faults) -> None:
+        """Write what the feed has; only an exception ends this."""
+        upstream, rng = self.server.upstream, body.plan.rng
+        body.write(b":ok\n\n")
+        if body.plan.silent:
+            body.pause(inf)
+        while True:
+            with upstream.changed:
+                batch, events = feed.next_batch(upstream.now())
+                if not events:
+                    upstream.grown.wait(LOOK_SECONDS)
+                    batch, events = feed.next_batch(upstream.now())
+            if not events:
+                body.pause(0)
+                continue
+            if faults.stall_rate > 0 and rng.random() < faults.stall_rate:
+                body.pause(faults.stall_seconds)
+            if faults.error_event_rate > 0 and rng.random() < faults.error_event_rate:
+                body.write(batch)
+                body.write(_ERROR_EVENT % feed.id_line())
+                raise CutShort(Cut.CLEAN)
+            before = body.bytes_total
+            body.write(batch)
+            served = body.bytes_total - before
+            upstream.count(events_served_total=events, bytes_served_total=served)
+
+    def _end(self, cut: Cut) -> None:
+        if cut is Cut.CLEAN:
+            self.connection.settimeout(None)
+            self.wfile.write(b"0\r\n\r\n")
+            return
+        self.close_connection = True
+        if cut is Cut.RESET:
+            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _NO_LINGER)
+            # Before the server shuts it down: that would send a FIN.
+            self.connection.close()

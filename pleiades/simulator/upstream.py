@@ -1,20 +1,22 @@
 """The state of the local upstream: the events to come, the log, the journal, and who is connected.
 
-Law: one lock, `changed`, guards all of it; nothing is sent or waited for while it is held.
+Law: one lock, that of `changed` and `grown`, guards all of it; nothing is sent while it is held.
 """
 
 from __future__ import annotations
 
+import itertools
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from itertools import islice
 
-from pleiades.simulator.body import Body, Plan, plan
+import orjson
+
+from pleiades.simulator.body import Body
 from pleiades.simulator.generator import generated
 from pleiades.simulator.journal import Journal, JournalEntry
-from pleiades.simulator.log import Cluster, Fresh, UpstreamLog, first_offset, home_of, sources_of
+from pleiades.simulator.log import Fresh, UpstreamLog, first_offset, home_of, sources_of
 from pleiades.simulator.recorded import read_recorded, replayed
 from pleiades.simulator.settings import Cut, Faults, SimulatorSettings, stream_of, topics_of
 
@@ -36,7 +38,7 @@ class Stats:
     events_served_total: int = 0
     """Whole events given to the network; a cut may have lost some of them."""
     bytes_served_total: int = 0
-    """The bytes of bodies, as written (compressed)."""
+    """The bytes of these in the bodies, as written (compressed)."""
 
 
 class LocalUpstream:
@@ -50,22 +52,24 @@ class LocalUpstream:
     """
 
     def __init__(self, settings: SimulatorSettings) -> None:
+        self.started_ms = time.time_ns() // 1_000_000
+        """The start, ms since 1970; the history is dated before it."""
         topics = [topic for stream in settings.streams for topic in topics_of(stream)]
-        sources = list(sources_of(topics, settings.partitions))
-        recorded: list[Fresh] = []
-        if settings.file is not None:
+        sources = sources_of(topics, settings.partitions)
+        if settings.file is None:
+            events = generated(settings, self.started_ms)
+        else:
             recorded = read_recorded(settings.file, topics[0])
-            found = list(dict.fromkeys(event.source for event in recorded))
+            found = dict.fromkeys(event.source for event in recorded)
             # Both topics of each stream exist, even where the file has events of only one.
             twins = [twin for topic, _ in found for twin in topics_of(stream_of(topic))]
             sources = list(dict.fromkeys([*sources, *sources_of(twins, 1), *found]))
             if settings.rate == 0:
                 count = min(len(recorded), settings.max_events or len(recorded))
                 settings = replace(settings, history_events=count)
+            events = replayed(recorded, settings, self.started_ms)
         self.settings = settings
         self.faults = settings.faults
-        self.started_ms = time.time_ns() // 1_000_000
-        """The start, ms since 1970; the history is dated before it."""
         self.streams = tuple(dict.fromkeys(stream_of(topic) for topic, _ in sources))
         self.partitions: dict[str, list[int]] = {}
         for topic, partition in sources:
@@ -73,20 +77,21 @@ class LocalUpstream:
         self.log = UpstreamLog(sources, settings.retention_bytes)
         self.open: set[Body] = set()
         """The streams being written."""
-        self.changed = threading.Condition()
+        lock = threading.RLock()
+        self.changed = threading.Condition(lock)
         """Notified of each change of the counters."""
+        self.grown = threading.Condition(lock)
+        """Notified of new events, and of cuts."""
         self._journal = Journal(settings.journal)
         self._started = time.monotonic()
         self._stats = Stats()
-        self._planned = 0
+        self.request_numbers = itertools.count(1)
+        """Of the requests that were not answered 4xx."""
         self._bases = {
             source: first_offset(settings.seed, home_of(source), source) for source in sources
         }
-        events = replayed(recorded, settings, self.started_ms)
-        if settings.file is None:
-            events = generated(settings, self.started_ms)
-        self._coming = islice(events, settings.max_events)
-        self._next: Fresh | None = next(self._coming, None)
+        self._coming = itertools.islice(events, settings.max_events)
+        self._next = next(self._coming, None)
         self._append_due(0.0, float("-inf"))
 
     def now(self) -> float:
@@ -100,11 +105,12 @@ class LocalUpstream:
 
     def _append_due(self, until_seconds: float, appended_seconds: float) -> None:
         with self.changed:
-            before = self.log.appended_total
+            count = 0
             while self._next is not None and self._next.due_ms < until_seconds * 1000.0:
                 self._append(self._next, appended_seconds)
-            if self.log.appended_total > before:
-                self._appended()
+                count += 1
+            if count:
+                self._appended(count)
 
     def append(self, count: int) -> int:
         """Append the next events now, whether due or not; returns how many there were.
@@ -118,30 +124,28 @@ class LocalUpstream:
                 dated_ms = self._next.timestamp_ms - early_ms
                 self._append(self._next._replace(timestamp_ms=dated_ms), now_seconds)
                 appended += 1
-            self._appended()
+            self._appended(appended)
             return appended
 
     def _append(self, fresh: Fresh, now_seconds: float) -> None:
         self._next = next(self._coming, None)
-        source = fresh.source
-        offset = self._bases[source] + self.log.append(fresh, now_seconds)
-        self._journal.add(
-            JournalEntry(*source, offset, fresh.timestamp_ms, fresh.identity, fresh.canary)
+        offset = self._bases[fresh.source] + self.log.append(fresh, now_seconds)
+        entry = JournalEntry(
+            *fresh.source, offset, fresh.timestamp_ms, fresh.identity, fresh.canary
         )
+        self._journal.add(entry)
 
-    def _appended(self) -> None:
+    def _appended(self, count: int) -> None:
         self._journal.flush()
-        self._stats.events_appended_total = self.log.appended_total
-        for body in self.open:
-            body.wake()
-        self.changed.notify_all()
+        self.count(events_appended_total=count)
+        self.grown.notify_all()
 
     def cut_all(self, cut: Cut = Cut.RESET) -> int:
         """Cut every open stream; returns how many."""
         with self.changed:
             for body in self.open:
-                body.abandon(cut)
-            self.count(cuts_total=len(self.open))
+                body.abandoned = cut
+            self.grown.notify_all()
             return len(self.open)
 
     def set_faults(self, **changes: object) -> Faults:
@@ -149,23 +153,14 @@ class LocalUpstream:
         self.faults = replace(self.faults, **changes)  # type: ignore[arg-type]
         return self.faults
 
-    def next_plan(self, faults: Faults) -> Plan:
-        """The plan for the next request."""
-        with self.changed:
-            self._planned += 1
-            return plan(faults, self.settings.seed, self._planned)
-
-    def cluster(self, data_centre: str, mirror_lag_seconds: float) -> Cluster:
-        """The log as a data centre's Kafka shows it."""
-        return Cluster(self.log, data_centre, self.settings.seed, mirror_lag_seconds)
-
     def journal(self) -> list[JournalEntry]:
         """Everything appended so far, in that order."""
-        return self._journal.entries()
+        return [JournalEntry(**orjson.loads(line)) for line in self.journal_lines().splitlines()]
 
     def journal_lines(self) -> bytes:
         """The same as JSON, one entry a line."""
-        return self._journal.read()
+        with self.changed:
+            return self._journal.read()
 
     def count(self, **changes: int) -> None:
         """Add to counters."""

@@ -27,7 +27,7 @@ from pleiades.simulator.request import Asked
 from pleiades.simulator.settings import DATA_CENTRES, SimulatorSettings, topics_of
 from tests.harness.script import chunked
 
-VERSION = 3
+VERSION = 4
 """Of the way in which files are made; another one makes them anew."""
 SEED = 20_250_601
 STREAM = "recentchange"
@@ -92,13 +92,13 @@ def frames(shape: Shape) -> Iterator[list[bytes]]:
         history_seconds=shape.events / shape.dated_rate,
         canary_every_seconds=0,
     )
-    sources = list(sources_of(topics_of(STREAM), partitions=1))
+    sources = sources_of(topics_of(STREAM), partitions=1)
     events = islice(generated(settings, ENDED_MS), shape.events)
     log = UpstreamLog(sources, retention_bytes=2**62)
     cluster = Cluster(log, DATA_CENTRES[0], SEED)
     # Ids show the offset that a time was resolved to. Another number would say that nothing was found,
     # and the relay would ask again.
-    asked = [Asked(source, cluster.base(source), None) for source in sources]
+    asked = [Asked(source, cluster.bases[source], None) for source in sources]
     feed = Feed(cluster, asked, random.Random(SEED), 0.0)
     neighbour = b"{}"
     while piece := list(islice(events, PIECE_EVENTS)):

@@ -28,7 +28,7 @@ import orjson
 from pleiades.core.units import parse_iso_time_ms
 from pleiades.simulator.journal import JournalEntry
 from pleiades.simulator.log import LATEST
-from pleiades.simulator.server import STREAM_PATH
+from pleiades.simulator.simulator import STREAM_PATH
 from pleiades.simulator.upstream import Stats
 from tests.harness.authority import authority
 from tests.harness.script import Answer, Body, Ending, Say, Stream

@@ -493,7 +493,7 @@ def test_an_upstream_whose_kafka_is_away_is_not_taken_for_the_end(
         relay.until(lambda: published_count(folder) > 0, "a first event", 30)
         upstream.set_faults(silence_rate=1.0)
         upstream.cut_all()
-        asked = upstream.connections_total
+        asked = upstream.stats().connections_total
         upstream.wait_until(lambda stats: stats.connections_total >= asked + 4, 60)
         assert relay.process.poll() is None, relay.log
         upstream.set_faults(silence_rate=0.0)

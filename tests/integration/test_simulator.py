@@ -245,9 +245,12 @@ def test_refusals(
         body = json.loads(client.read_all())
         assert client.response.status == status
         assert body[kind[0]] == kind[1]
+        # The service names the request, KafkaSSE does not.
+        assert ("uri" in body) is (kind[0] == "type")
+        assert body.get("uri", "").removesuffix("?") in ("", f"/v2/stream{path}")
         assert client.response.headers["Content-Type"] == content_type
         assert simulator.stats().refused_total == 1
-        assert simulator.connections_total == 0
+        assert simulator.stats().connections_total == 0
 
 
 def test_default_agents_are_refused_unless_told_otherwise() -> None:
@@ -255,7 +258,7 @@ def test_default_agents_are_refused_unless_told_otherwise() -> None:
         for headers in ({"User-Agent": "python-requests/2.32.3"}, {}):
             with Client(simulator, headers=headers) as client:
                 assert client.response.status == 403
-        simulator.set_faults(check_user_agent=False)
+        simulator.set_faults(any_user_agent=True)
         with Client(simulator, headers={}) as client:
             assert client.response.status == 200
 
@@ -581,11 +584,10 @@ def test_a_port_that_is_taken_is_an_error_at_the_start() -> None:
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_the_command_serves_until_a_signal(number: signal.Signals) -> None:
     code = (
-        "import argparse, logging, sys\n"
-        "from pleiades.simulator.command import add_arguments, run\n"
+        "import logging, sys\n"
+        "from pleiades.simulator.command import run, simulator_parser\n"
         "logging.basicConfig(level=logging.INFO)\n"
-        "parser = argparse.ArgumentParser(); add_arguments(parser)\n"
-        "sys.exit(run(parser.parse_args()))\n"
+        "sys.exit(run(vars(simulator_parser().parse_args())))\n"
     )
     flags = ["--port", "0", "--rate", "0", "--events", "10", "--anyUserAgent"]
     with subprocess.Popen(

@@ -44,7 +44,10 @@ FORBIDDEN = (
     ("pleiades.core*", "the core is pure", tuple(f"{name}.*" for name in IMPURE)),
 )
 
-SIMULATOR_MAY_IMPORT = ("pleiades", "pleiades.core", "pleiades.runtime.errors")
+SIMULATOR_MAY_IMPORT = (
+    *("pleiades.core", "pleiades.runtime.errors"),
+    *("pleiades.config.flags", "pleiades.config.values"),
+)
 
 QUEUE_OWNER = "pleiades.runtime.channel"
 QUEUES = {"Queue", "SimpleQueue", "JoinableQueue"}
@@ -117,9 +120,9 @@ def broken_rules(name: str, source: str) -> list[str]:
             and is_within(found.imported, "pleiades")
             and not is_within(found.imported, "pleiades.simulator")
             and target is not None
-            and not any(is_within(found.imported, may) for may in SIMULATOR_MAY_IMPORT[1:])
+            and not any(is_within(found.imported, may) for may in SIMULATOR_MAY_IMPORT)
         ):
-            broken.append(f"{found}: the simulator may use the core and runtime.errors only")
+            broken.append(f"{found}: the simulator may import {SIMULATOR_MAY_IMPORT} only")
     broken += [] if name == QUEUE_OWNER else list(queues_in(name, source))
     return broken
 
@@ -173,6 +176,7 @@ def test_imports(name: str) -> None:
         ("pleiades.simulator.x", "from pleiades.runtime.errors import Fatal", False),
         ("pleiades.simulator.x", "from pleiades.core.event import Event", False),
         ("pleiades.simulator.x", "from pleiades.config.settings import Settings", True),
+        ("pleiades.simulator.x", "from pleiades.config.flags import flag", False),
         ("pleiades.cli", "from pleiades.simulator import command", False),
         ("pleiades.new", "", True),
         ("pleiades", "from pleiades.cli import main", True),

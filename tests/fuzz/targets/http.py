@@ -114,13 +114,13 @@ def request(raw: bytes) -> None:
     streams, since = (text.encode(errors="replace").decode() for text in (streams, since))
     try:
         check_user_agent(agent)
-        topics = topics_for(streams or ",".join(STREAMS), STREAMS, "/v2")
+        topics = topics_for(streams or ",".join(STREAMS), STREAMS)
         log = UpstreamLog([(topic, part) for topic in topics for part in range(PARTITIONS)], 1)
         partitions = {topic: range(PARTITIONS) for topic in topics}
-        asked = asked_for(last_event_id or None, since_ms(since, "/v2"), topics, partitions)
+        asked = asked_for(last_event_id or None, since_ms(since), topics, partitions)
     except Refusal as refusal:
         assert 400 <= refusal.status < 500
-        assert type(refusal.body) is bytes
+        assert type(refusal.body) in (bytes, dict)
         # It goes into the status line.
         assert refusal.reason is None or re.fullmatch(r"[ -~]{1,200}", refusal.reason)
         return

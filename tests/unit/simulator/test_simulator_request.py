@@ -28,7 +28,8 @@ def asked(header: str | None, since: int | None = None) -> list[Asked]:
 def refusal_of(call: Any, *arguments: Any) -> tuple[Refusal, dict[str, Any]]:
     with pytest.raises(Refusal) as refused:
         call(*arguments)
-    return refused.value, orjson.loads(refused.value.body)
+    body = refused.value.body
+    return refused.value, orjson.loads(body) if isinstance(body, bytes) else body
 
 
 def test_without_a_header_all_topics_start_at_the_end_or_at_since() -> None:
@@ -84,7 +85,7 @@ def test_any_partition_and_offset_may_be_named() -> None:
 def test_anything_else_is_an_invalid_assignment(header: str) -> None:
     refusal, body = refusal_of(asked, header)
     assert refusal.status == 400
-    assert refusal.content_type is None
+    assert "Content-Type" not in refusal.headers
     assert body["name"] == "InvalidAssignmentError"
     assert body["statusCode"] == 400
     assert refusal.reason is not None
@@ -94,7 +95,7 @@ def test_anything_else_is_an_invalid_assignment(header: str) -> None:
 def test_a_topic_outside_of_the_stream_is_not_available() -> None:
     refusal, body = refusal_of(asked, '[{"topic":"eqiad.other","partition":0,"offset":-1}]')
     assert refusal.status == 404
-    assert refusal.content_type is None
+    assert "Content-Type" not in refusal.headers
     assert body["name"] == "TopicNotAvailableError"
     assert body["message"] == "Topics eqiad.other are not available for consumption."
 
@@ -107,15 +108,14 @@ def test_a_line_end_in_a_topic_does_not_split_the_header() -> None:
 
 
 def test_unknown_streams_are_not_found_by_name() -> None:
-    refusal, body = refusal_of(topics_for, "recentchange,nosuch,other", ["recentchange"], "/x")
+    refusal, body = refusal_of(topics_for, "recentchange,nosuch,other", ["recentchange"])
     assert refusal.status == 400
-    assert refusal.content_type == "application/json; charset=utf-8"
+    assert refusal.headers["Content-Type"] == "application/json; charset=utf-8"
     assert (body["type"], body["detail"]) == ("not_found", "Invalid streams: nosuch,other")
-    assert body["uri"] == "/x"
 
 
 def test_a_stream_is_two_topics_and_each_is_taken_once() -> None:
-    assert topics_for("recentchange,mediawiki.recentchange", ["recentchange"], "/") == TOPICS
+    assert topics_for("recentchange,mediawiki.recentchange", ["recentchange"]) == TOPICS
 
 
 @pytest.mark.parametrize(
@@ -134,12 +134,12 @@ def test_a_stream_is_two_topics_and_each_is_taken_once() -> None:
     ],
 )
 def test_since_is_a_date_and_a_number_means_all_there_is(text: str | None, ms: int | None) -> None:
-    assert since_ms(text, "/") == ms
+    assert since_ms(text) == ms
 
 
 @pytest.mark.parametrize("text", ["banana", "nan", "inf", "1_000", "1e99", "2023-13-01"])
 def test_since_that_is_neither_is_invalid(text: str) -> None:
-    refusal, body = refusal_of(since_ms, text, "/")
+    refusal, body = refusal_of(since_ms, text)
     assert refusal.status == 400
     assert body["type"] == "invalid_timestamp"
     assert text in body["detail"]
@@ -179,13 +179,11 @@ def test_agents_that_describe_themselves_are_served(agent: str) -> None:
     check_user_agent(agent)
 
 
-def test_too_many_connections_say_when_to_come_back() -> None:
-    refusal = too_many_connections("/x", 7)
-    assert (refusal.status, refusal.retry_after_seconds) == (429, 7)
-    assert orjson.loads(refusal.body)["type"] == "too_many_requests"
+def test_too_many_connections_and_failures_are_json_or_the_proxys_page() -> None:
+    def raised(refusal: Refusal) -> None:
+        raise refusal
 
-
-def test_failures_are_json_or_a_page_of_what_stands_before_the_service() -> None:
-    assert orjson.loads(failure(500, "/", 1).body)["status"] == 500
-    assert failure(503, "/", 2).retry_after_seconds == 2
-    assert failure(503, "/", 2).content_type == "text/html; charset=utf-8"
+    refusal, body = refusal_of(raised, too_many_connections())
+    assert (refusal.status, body["type"]) == (429, "too_many_requests")
+    assert refusal_of(raised, failure(500))[1]["status"] == 500
+    assert failure(503).headers["Content-Type"] == "text/html; charset=utf-8"
