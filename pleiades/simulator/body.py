@@ -7,12 +7,12 @@ on the seed and the request's number: the same seed gives the same faults, whate
 
 from __future__ import annotations
 
-import math
 import random
 import select
 import socket
 import time
 import zlib
+from math import inf
 from typing import NamedTuple
 
 from pleiades.simulator.log import seeded
@@ -29,16 +29,14 @@ class Plan(NamedTuple):
     refuse_status: int | None
     """500 or 503; None: serve it."""
     hang: bool
-    """Answer nothing at all."""
     silent: bool
-    """Nothing after `:ok`."""
     data_centre: str
     """Whose cluster serves it."""
     cut: Cut
     cut_seconds: float
-    """When to cut, from the start of the answer on; infinite: never."""
+    """The life of the connection; infinite: no limit."""
     cut_bytes: float
-    """After how many bytes of the body to cut; infinite: never."""
+    """The length of the body; infinite: no limit."""
     rng: random.Random
     """For decisions on the way."""
 
@@ -47,19 +45,17 @@ def plan(faults: Faults, seed: int, number: int) -> Plan:
     """The plan for the request with this number, counted from 1 and without those answered 4xx."""
     rng = seeded(seed, "request", number)
     refuse, hang, silent, elsewhere = (rng.random() for _ in range(4))
-    jitter_seconds, jitter_bytes = (rng.uniform(-1, 1) * faults.cut_jitter for _ in range(2))
-    burst = range(max(number - faults.error_burst + 1, 1), number + 1)
-    refused = faults.error_rate > 0 and any(
-        seeded(seed, "burst", start).random() < faults.error_rate for start in burst
-    )
+    by_seconds, by_bytes = (1 + rng.uniform(-1, 1) * faults.cut_jitter for _ in range(2))
+    starts = range(max(number - faults.error_burst + 1, 1), number + 1)
+    in_burst = any(seeded(seed, "burst", n).random() < faults.error_rate for n in starts)
     return Plan(
-        refuse_status=(500 if refuse < 0.5 else 503) if refused else None,  # noqa: PLR2004  # a coin
+        refuse_status=(503, 500)[refuse < 0.5] if in_burst else None,  # noqa: PLR2004  # a coin
         hang=hang < faults.hang_rate,
         silent=silent < faults.silence_rate,
         data_centre=DATA_CENTRES[elsewhere < faults.other_cluster_rate],
         cut=rng.choice(faults.cuts),
-        cut_seconds=faults.cut_every_seconds * (1 + jitter_seconds) or math.inf,
-        cut_bytes=int(faults.cut_bytes * (1 + jitter_bytes)) or math.inf,
+        cut_seconds=faults.cut_every_seconds * by_seconds or inf,
+        cut_bytes=int(faults.cut_bytes * by_bytes) or inf,
         rng=rng,
     )
 
@@ -77,9 +73,7 @@ class Body:
 
     Args:
         connection: the client; its timeout is changed.
-        planned: when and how to cut.
         chunk_bytes: most bytes in a chunk; 0: all of a write.
-        compress: use gzip.
     """
 
     def __init__(
@@ -91,7 +85,7 @@ class Body:
         self._connection = connection
         self.plan = planned
         self._chunk_bytes = chunk_bytes
-        self._deadline = math.inf if planned.hang else time.monotonic() + planned.cut_seconds
+        self._deadline = inf if planned.hang else time.monotonic() + planned.cut_seconds
         self._gzip = zlib.compressobj(1, zlib.DEFLATED, _GZIP) if compress else None
         self._poll = select.poll()
         self._poll.register(connection, select.POLLIN)

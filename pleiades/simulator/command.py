@@ -10,10 +10,10 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from pleiades.config.flags import BOOLEAN
+from pleiades.config.flags import BOOLEAN, flags_of
 from pleiades.config.values import Reader
 from pleiades.runtime.errors import EXIT_STOPPED, UsageError
-from pleiades.simulator.settings import COMMAND, FLAGS, settings_from
+from pleiades.simulator.settings import COMMAND, GROUPS, settings_from
 from pleiades.simulator.simulator import Simulator
 from pleiades.simulator.tls import server_context
 
@@ -28,17 +28,16 @@ def simulator_parser(description: str = "") -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=f"pleiades {COMMAND}", description=description, allow_abbrev=False
     )
-    group: argparse._ActionsContainer = parser
-    for flag in FLAGS:
-        if flag.group:
-            group = parser.add_argument_group(flag.group)
-        add = partial(group.add_argument, f"--{flag.name}", dest=flag.name)
-        if flag.reads is BOOLEAN:
-            add(action="store_true", help=flag.meaning)
-            continue
-        default = flag.default_of(COMMAND)
-        shown = f"{flag.meaning} (default: {default})" if default else flag.meaning
-        add(type=_typed(flag.reads), default=default, metavar=flag.unit, help=shown)
+    for title, holder in GROUPS.items():
+        group = parser.add_argument_group(title)
+        for flag in flags_of(holder):
+            add = partial(group.add_argument, f"--{flag.name}", dest=flag.name)
+            if flag.reads is BOOLEAN:
+                add(action="store_true", help=flag.meaning)
+                continue
+            default = flag.default_of(COMMAND)
+            shown = f"{flag.meaning} (default: {default})" if default else flag.meaning
+            add(type=_typed(flag.reads), default=default, metavar=flag.unit, help=shown)
     return parser
 
 

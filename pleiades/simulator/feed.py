@@ -23,10 +23,8 @@ class Feed:
     """Gives the frames of one connection.
 
     Args:
-        cluster: the Kafka that serves it.
         asked: where each topic-partition starts; one that the cluster does not have stays silent.
         rng: decides the order of entries, keys and batches, which varies between connections.
-        now_seconds: the time at which the start is resolved.
         deaf_seconds: how long a topic-partition requested from past its end delivers nothing.
     """
 

@@ -26,12 +26,7 @@ _EARLIEST_MS = 1_000_000_000_000
 
 
 def generated(settings: SimulatorSettings, started_ms: int) -> Iterator[Fresh]:
-    """All events, in the order in which they are appended.
-
-    Args:
-        settings: `seed`, `streams`, `partitions`, `disorder`, and those that determine the pace.
-        started_ms: the simulator's start, ms since 1970; the history is dated before it.
-    """
+    """All events, in the order in which they are appended; those before `started_ms` are history."""
     rng = seeded(settings.seed, "events")
     period_ms = settings.period_ms()
     every_ms = settings.canary_every_seconds * 1000.0 or inf

@@ -141,10 +141,7 @@ class Cluster:
     """The log as one data centre's Kafka shows it: with its own offsets, and the other's topics late.
 
     Args:
-        log: the events.
-        data_centre: whose Kafka it is.
         seed: determines the distance between the clusters' offsets.
-        mirror_lag_seconds: the delay of topics of the other data centre.
     """
 
     def __init__(

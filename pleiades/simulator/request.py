@@ -10,8 +10,8 @@ https://github.com/wikimedia/KafkaSSE (lib/KafkaSSE.js, lib/utils.js).
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import orjson
@@ -29,11 +29,12 @@ _POLICY = b"""Please set a user-agent and respect our robot policy \
 https://foundation.wikimedia.org/wiki/Policy:Wikimedia_Foundation_User-Agent_Policy
 """
 _LIBRARY_AGENT = re.compile(
-    r"(python-requests|python-urllib3?|python-httpx|python/|go-http-client|curl|wget|libcurl|"
-    r"java/|okhttp|apache-httpclient|axios|node|undici|libwww-perl|ruby|php|sseclient|aiohttp)",
+    r"\s*(python-requests|python-urllib3?|python-httpx|python/|go-http-client|curl|wget|libcurl|"
+    r"java/|okhttp|apache-httpclient|axios|node|undici|libwww-perl|ruby|php|sseclient|aiohttp|$)",
     re.IGNORECASE,
 )
 _CONTACT = re.compile(r"https?://[^\s/]|[^\s@]@[^\s@]")
+_PROXY_PAGE = b"<!DOCTYPE html>\n<title>Wikimedia Error</title>\n<p>Our servers are busy.</p>\n"
 
 
 class Asked(NamedTuple):
@@ -52,13 +53,13 @@ class Refusal(Exception):
     status: int
     body: bytes | dict[str, Any]
     """A dict lacks the request's method and URI, and is sent as JSON."""
-    headers: dict[str, str] = field(default_factory=dict)
-    """The answers of KafkaSSE have no content type."""
+    headers: dict[str, str]
+    """KafkaSSE sends no `Content-Type`."""
     reason: str | None = None
     """HTTP reason phrase; None: the usual one."""
 
 
-def _http_error(status: int, kind: str, title: str, detail: str) -> Refusal:
+def http_error(status: int, kind: str, title: str, detail: str) -> Refusal:
     """An error of the EventStreams service itself (its `HTTPError`)."""
     body = {"status": status, "type": kind, "title": title, "detail": detail}
     return Refusal(status, body, {"Content-Type": "application/json; charset=utf-8"})
@@ -66,20 +67,16 @@ def _http_error(status: int, kind: str, title: str, detail: str) -> Refusal:
 
 def too_many_connections() -> Refusal:
     """The address has as many open streams as it may."""
-    return _http_error(
-        429,
-        "too_many_requests",
-        "Too Many Concurrent Connections From Your Client IP",
-        "Your HTTP client is likely opening too many concurrent connections.",
-    )
+    title = "Too Many Concurrent Connections From Your Client IP"
+    detail = "Your HTTP client is likely opening too many concurrent connections."
+    return http_error(429, "too_many_requests", title, detail)
 
 
 def failure(status: int) -> Refusal:
     """A 500 of the service, or a 503 of the proxy before it."""
     if status == 503:  # noqa: PLR2004
-        page = b"<!DOCTYPE html>\n<title>Wikimedia Error</title>\n<p>Our servers are busy.</p>\n"
-        return Refusal(status, page, {"Content-Type": "text/html; charset=utf-8"})
-    return _http_error(status, "internal_error", "Error", "Local: Broker transport failure")
+        return Refusal(status, _PROXY_PAGE, {"Content-Type": "text/html; charset=utf-8"})
+    return http_error(status, "internal_error", "Error", "Local: Broker transport failure")
 
 
 def _kafka_error(status: int, name: str, message: str, **more: object) -> Refusal:
@@ -87,12 +84,7 @@ def _kafka_error(status: int, name: str, message: str, **more: object) -> Refusa
     body = {"message": message, "origin": "KafkaSSE", "name": name, **more, "statusCode": status}
     # Upstream's reason phrase is the error's text; a line end in it would split the header.
     reason = re.sub(r"[^ -~]", "?", f"{name}: {message}")[:200]
-    try:
-        text = orjson.dumps(body)
-    except orjson.JSONEncodeError:
-        # orjson reads deeper nesting than it writes.
-        text = orjson.dumps({**body, **dict.fromkeys(more)})
-    return Refusal(status, text + b"\n", reason=reason)
+    return Refusal(status, orjson.dumps(body) + b"\n", {}, reason)
 
 
 def check_user_agent(agent: str) -> None:
@@ -101,7 +93,7 @@ def check_user_agent(agent: str) -> None:
     Raises:
         Refusal: 403, for no agent or a library's default one without contact details.
     """
-    if not agent.strip() or (_LIBRARY_AGENT.match(agent.strip()) and not _CONTACT.search(agent)):
+    if _LIBRARY_AGENT.match(agent) and not _CONTACT.search(agent):
         raise Refusal(403, _POLICY, {"Content-Type": "text/plain; charset=utf-8"})
 
 
@@ -114,15 +106,15 @@ def topics_for(path: str, streams: Collection[str]) -> list[str]:
     requested = {name: name.removeprefix("mediawiki.") for name in path.split(",")}
     if unknown := [name for name, stream in requested.items() if stream not in streams]:
         detail = f"Invalid streams: {','.join(unknown)}"
-        raise _http_error(400, "not_found", "Stream Not Found", detail)
-    found = [topic for stream in requested.values() for topic in topics_of(stream)]
-    return list(dict.fromkeys(found))
+        raise http_error(400, "not_found", "Stream Not Found", detail)
+    topics = [topic for stream in requested.values() for topic in topics_of(stream)]
+    return list(dict.fromkeys(topics))
 
 
 def since_ms(text: str | None) -> int | None:
     """The `since` parameter in ms since 1970; None means the end of the log.
 
-    The real service passes a number on as a string, which its Kafka client takes for 0.
+    A number is passed on as a string, which the service's Kafka client takes for 0.
 
     Raises:
         Refusal: 400, it is neither a number nor a date.
@@ -139,22 +131,21 @@ def since_ms(text: str | None) -> int | None:
     except (ValueError, OverflowError):
         detail = "since timestamp is not a UTC milliseconds unix epoch and was not parseable"
         detail = f"{detail}: '{text}'"
-        raise _http_error(400, "invalid_timestamp", "Invalid timestamp", detail) from None
+        raise http_error(400, "invalid_timestamp", "Invalid timestamp", detail) from None
 
 
 def asked_for(
     last_event_id: str | None,
     since: int | None,
     topics: Sequence[str],
-    partitions: Mapping[str, Collection[int]],
+    sources: Collection[TopicPartition],
 ) -> list[Asked]:
     """The start of each topic-partition.
 
     Args:
-        last_event_id: the header as received; None: there was none. It has precedence over `since`.
-        since: the result of `since_ms`.
+        last_event_id: the header as received, which has precedence over `since`; None: none.
         topics: those of the requested streams.
-        partitions: the partitions of each topic that Kafka has.
+        sources: the topic-partitions that Kafka has.
 
     Raises:
         Refusal: 400, the header is no array of assignments; 404, it names a topic outside of these.
@@ -164,9 +155,7 @@ def asked_for(
         try:
             given = orjson.loads(last_event_id.encode(errors="surrogateescape"))
         except orjson.JSONDecodeError as error:
-            shown = last_event_id.encode(errors="replace").decode()
-            origin = {"originalName": "SyntaxError", "last_event_id": shown}
-            raise _kafka_error(400, "InvalidAssignmentError", str(error), **origin) from None
+            raise _kafka_error(400, "InvalidAssignmentError", str(error)) from None
     if isinstance(given, str):
         given = given.split(",")
     if not isinstance(given, list) or not given or not all(map(_is_assignment, given)):
@@ -174,9 +163,9 @@ def asked_for(
             "Must provide either an array topic names, or  an array of objects with topic, "
             "partition and offset|timestamp."
         )
-        origin = {"originalName": "Error", "assignments": given}
-        raise _kafka_error(400, "InvalidAssignmentError", message, **origin)
-    available = [topic for topic in topics if topic in partitions]
+        raise _kafka_error(400, "InvalidAssignmentError", message)
+    kafkas = {topic for topic, _ in sources}
+    available = [topic for topic in topics if topic in kafkas]
     named = dict.fromkeys(entry if isinstance(entry, str) else entry["topic"] for entry in given)
     if missing := [topic for topic in named if topic not in available]:
         message = f"Topics {', '.join(missing)} are not available for consumption."
@@ -185,12 +174,12 @@ def asked_for(
     for entry in given:
         if isinstance(entry, str):
             start = (LATEST, None) if since is None else (None, since)
-            asked += [Asked((entry, partition), *start) for partition in partitions[entry]]
+            asked += [Asked(source, *start) for source in sources if source[0] == entry]
         else:
-            source = (entry["topic"], int(entry["partition"]))
-            asked.append(
-                Asked(source, *map(_integer, (entry.get("offset"), entry.get("timestamp"))))
+            partition, offset, time = (
+                _whole(entry, k) for k in ("partition", "offset", "timestamp")
             )
+            asked.append(Asked((entry["topic"], partition or 0), offset, time))
     # KafkaSSE's assignmentsForTimesAsync keeps entries with an offset and no timestamp, and adds
     # those with a timestamp and no offset: an entry with both is lost, and its topic with it.
     # Only where it has no timestamp to look up does it return early, and then the offset counts.
@@ -202,18 +191,14 @@ def asked_for(
 
 
 def _is_assignment(entry: object) -> bool:
-    if isinstance(entry, str):
-        return True
-    return (
-        isinstance(entry, dict)
-        and isinstance(entry.get("topic"), str)
-        and _integer(entry.get("partition")) is not None
-        and any(_integer(entry.get(key)) is not None for key in ("offset", "timestamp"))
-    )
+    if not isinstance(entry, dict):
+        return isinstance(entry, str)
+    place = (_whole(entry, "offset"), _whole(entry, "timestamp"))
+    named = isinstance(entry.get("topic"), str) and _whole(entry, "partition") is not None
+    return named and place != (None, None)
 
 
-def _integer(number: object) -> int | None:
-    """The number if it is whole, as JavaScript tells; else None."""
-    if type(number) is int or (type(number) is float and number.is_integer()):
-        return int(number)
-    return None
+def _whole(entry: dict[str, Any], key: str) -> int | None:
+    """A member that is a whole number, as JavaScript tells; else None."""
+    number: Any = entry.get(key)
+    return int(number) if type(number) in (int, float) and number == number // 1 else None

@@ -14,9 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from pleiades.config import values
-from pleiades.config.flags import BOOLEAN, TEXT, flag, flags_of, values_of
+from pleiades.config.flags import BOOLEAN, flag, values_of
 from pleiades.config.values import Reader, duration, integer, optional
-from pleiades.core.units import parse_duration
 
 COMMAND = "simulate"
 DATA_CENTRES = ("eqiad", "codfw")
@@ -25,8 +24,6 @@ NOMINAL_RATE = 100.0
 """Events per second that date a history where no rate is set."""
 DEFAULT_EVENTS = 100_000
 """Length of the history with `--rate 0` and no other limit."""
-MAX_RECORD_BYTES = 16_384
-"""Of TLS (RFC 8446, section 5.1)."""
 
 
 class Cut(Enum):
@@ -40,27 +37,28 @@ class Cut(Enum):
     """A well-formed end of the HTTP answer, still possibly inside an event."""
 
 
-def _number(unit: str, most: float, words: Mapping[str, float] | None = None) -> Reader:
+def _number(most: float) -> Reader:
     def read(text: str) -> float:
-        number = float((words or {}).get(text, text))
+        number = float(text)
         if not 0 <= number <= most:
             raise ValueError(f"{text!r} is not between 0 and {most:g}")
         return number
 
-    return Reader(unit, read)
+    return Reader(f"0-{most:g}", read)
 
 
-COUNT = integer(0, 2**62)
-POSITIVE = integer(1, 2**62)
-SHARE = _number("0-1", 1)
+COUNT, POSITIVE = integer(0, 2**62), integer(1, 2**62)
+PORT = integer(0, values.MAX_PORT)
+# Of TLS: RFC 8446, section 5.1.
+RECORD = integer(0, 16_384, "bytes")
+SHARE, FACTOR, EVENT_RATE = _number(1), _number(5), _number(1e6)
 SECONDS = duration()
-MILLISECONDS = Reader("duration", lambda text: max(round(parse_duration(text) * 1000), 1))
+MILLISECONDS = Reader("duration", lambda text: max(round(SECONDS(text) * 1000), 1))
 FILE = optional(Reader("file", values.path))
 STREAMS = Reader("name,...", lambda text: values.streams(",".join(dict.fromkeys(text.split(",")))))
 CUTS = Reader("reset|close|clean|any", lambda text: tuple(Cut) if text == "any" else (Cut(text),))
-HISTORY = Reader(
-    "duration|number", lambda text: COUNT(text) if text.isdigit() else parse_duration(text)
-)
+RATE = Reader("number|max", lambda text: 0.0 if text == "max" else EVENT_RATE(text))
+HISTORY = Reader("duration|number", lambda text: (COUNT if text.isdigit() else SECONDS)(text))
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,19 +76,10 @@ class Disorder:
     """Earlier by 1 to 10 s."""
     back_years_rate: float = 0.00005
     """Earlier by up to ten years, like an imported edit."""
-    factor: float = flag(
-        "1",
-        "scales how often timestamps are out of order; 0: never",
-        _number("0-5", 5),
-        name="disorder",
-        group="timestamps",
-    )
-    """Of the rates above."""
+    factor: float = flag("1", "scales how often they are out of order", FACTOR, name="disorder")
     ahead_rate: float = flag("0", "events dated in the future", SHARE)
     ahead_seconds: float = flag("1h", "by how much at most", SECONDS)
-    resolution_ms: int = flag(
-        "1ms", "of Kafka's timestamps; until 2024: 1s", MILLISECONDS, name="timestampResolution"
-    )
+    resolution_ms: int = flag("1ms", "until 2024: 1s", MILLISECONDS, name="timestampResolution")
 
 
 NO_DISORDER = Disorder(factor=0.0)
@@ -100,17 +89,11 @@ NO_DISORDER = Disorder(factor=0.0)
 class Faults:
     """The faults to inject, and the behaviour of a connection. Rates are probabilities."""
 
-    cut_every_seconds: float = flag(
-        "900s", "life of a connection; 0: no limit", SECONDS, group="connections"
-    )
+    cut_every_seconds: float = flag("900s", "life of a connection; 0: no limit", SECONDS)
     cut_bytes: int = flag("0", "body bytes until a cut; 0: no limit", COUNT)
     cut_jitter: float = flag("0.5", "relative variation of both", SHARE)
-    cuts: tuple[Cut, ...] = flag(
-        "any", "TCP reset, close without a final chunk, clean end", CUTS, name="cut"
-    )
-    max_connections: int = flag(
-        "0", "open streams, 429 for more; 0: no limit (the service: about 2)", COUNT
-    )
+    cuts: tuple[Cut, ...] = flag("any", "TCP reset, no final chunk, clean end", CUTS, name="cut")
+    max_connections: int = flag("0", "open streams; 429 for more (the service: 2); 0: any", COUNT)
     retry_after_seconds: float = flag("1s", "sent with 429 and 503, in whole seconds", SECONDS)
     error_rate: float = flag("0", "requests that start a burst of 500 and 503", SHARE)
     error_burst: int = flag("3", "requests in a burst", POSITIVE)
@@ -118,22 +101,14 @@ class Faults:
     silence_rate: float = flag("0", "connections without events", SHARE)
     stall_rate: float = flag("0", "writes that a stall precedes", SHARE)
     stall_seconds: float = flag("5s", "length of a stall", SECONDS)
-    error_event_rate: float = flag(
-        "0", "writes after which an `error` event ends the stream", SHARE
-    )
+    error_event_rate: float = flag("0", "writes followed by an `error` event", SHARE)
     other_cluster_rate: float = flag(
-        "0.5", "connections served by the second Kafka, with its offsets", SHARE
+        "0.5", "connections to the other Kafka, with its offsets", SHARE
     )
     # Measured at the real service: 0.46 to 0.53 s.
-    deaf_seconds: float = flag(
-        "0.5s", "time in which new events of a topic past its end are missed", SECONDS
-    )
-    mirror_lag_seconds: float = flag(
-        "0s", "delay of a Kafka's topics from the other data centre", SECONDS
-    )
-    chunk_bytes: int = flag(
-        "0", "body bytes written at a time; 0: whole events", COUNT, name="chunk"
-    )
+    deaf_seconds: float = flag("0.5s", "a topic past its end misses new events so long", SECONDS)
+    mirror_lag_seconds: float = flag("0s", "delay of the other data centre's topics", SECONDS)
+    chunk_bytes: int = flag("0", "body bytes in a write; 0: whole events", COUNT, name="chunk")
     gzip: bool = flag("false", "compress where the client accepts it", BOOLEAN)
     any_user_agent: bool = flag("false", "serve libraries' default user agents", BOOLEAN)
     missing_topics: frozenset[str] = frozenset()
@@ -144,38 +119,22 @@ class Faults:
 class SimulatorSettings:
     """Everything a local upstream needs to know."""
 
-    host: str = flag("127.0.0.1", "address to listen on", TEXT, group="what is served")
-    port: int = flag(
-        "0",
-        "TCP port; 0: any free one",
-        integer(0, values.MAX_PORT),
-        defaults={COMMAND: "8080"},
-    )
-    seed: int = flag("1", "same seed, same events and faults", integer(-(2**62), 2**62))
+    host: str = flag("127.0.0.1", "address to listen on")
+    port: int = flag("0", "TCP port; 0: any free one", PORT, defaults={COMMAND: "8080"})
+    seed: int = flag("1", "same seed, same events and faults", Reader("number", int))
     streams: tuple[str, ...] = flag("recentchange", "streams that are served", STREAMS)
     partitions: int = flag("1", "per topic", POSITIVE)
-    rate: float = flag(
-        "0",
-        "events appended per second; 0 or max: only a history",
-        _number("number|max", 1e6, {"max": 0}),
-        defaults={COMMAND: "50"},
-    )
+    rate: float = flag("0", "events/s; 0 or max: only a history", RATE, defaults={COMMAND: "50"})
     max_events: int | None = flag(
         "", "at most, history included; --rate 0 implies 100000", optional(COUNT), name="events"
     )
     """Nothing is appended after this many; None: no end."""
     second_share: float = flag("0.15", "events of the second data centre", SHARE, name="codfwShare")
-    canary_every_seconds: float = flag(
-        "60s", "event time between two canaries of a topic; 0: none", SECONDS
-    )
-    file: Path | None = flag(
-        "", "recorded events, served byte for byte; .ndjson, or a capture in .sse", FILE
-    )
+    canary_every_seconds: float = flag("60s", "between a topic's canaries; 0: none", SECONDS)
+    file: Path | None = flag("", "recorded events, served as they are; .ndjson or .sse", FILE)
     shift_timestamps: bool = flag("false", "date recorded events as if they were new", BOOLEAN)
     journal: Path | None = flag("", "write one JSON line per appended event", FILE)
-    retention_bytes: int = flag(
-        str(512 * 1024 * 1024), "data kept; the oldest events expire", POSITIVE
-    )
+    retention_bytes: int = flag("536870912", "data kept; the oldest events expire", POSITIVE)
     history_events: int = 0
     """Events in the log at the start."""
     history_seconds: float | None = None
@@ -203,16 +162,15 @@ class Arguments:
     )
     tls: bool = flag("false", "serve over HTTPS, with a certificate made at each start", BOOLEAN)
     tls_ca: Path = flag("simulator-ca.pem", "where to write its authority, for --upstream.ca", FILE)
-    tls_record: int = flag(
-        "0",
-        "implies --tls: most bytes in one TLS record; 0: no limit",
-        integer(0, MAX_RECORD_BYTES),
-    )
+    tls_record: int = flag("0", "implies --tls: most bytes in one TLS record; 0: no limit", RECORD)
 
 
-FLAGS = tuple(
-    flag for holder in (SimulatorSettings, Arguments, Disorder, Faults) for flag in flags_of(holder)
-)
+GROUPS = {
+    "what is served": SimulatorSettings,
+    "how much of it, and how": Arguments,
+    "timestamps": Disorder,
+    "connections": Faults,
+}
 
 
 def settings_from(given: Mapping[str, Any]) -> SimulatorSettings:

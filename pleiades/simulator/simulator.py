@@ -11,7 +11,6 @@ import socketserver
 import struct
 import threading
 from contextlib import suppress
-from dataclasses import asdict
 from http.server import BaseHTTPRequestHandler
 from math import inf
 from typing import Any
@@ -60,7 +59,7 @@ class Simulator(LocalUpstream):
     def __init__(self, settings: SimulatorSettings) -> None:
         super().__init__(settings)
         self._port = settings.port
-        self._serving: tuple[_Server, threading.Thread] | None = None
+        self._server: _Server | None = None
 
     def __enter__(self) -> Simulator:
         self.start()
@@ -81,25 +80,19 @@ class Simulator(LocalUpstream):
         Raises:
             OSError: the address can't be used.
         """
-        if self._serving is None:
-            server = _Server(self, (self.settings.host, self._port))
-            self._port = int(server.server_address[1])
-            tick_seconds = TICK_SECONDS if self.settings.rate > 0 else IDLE_TICK_SECONDS
-            thread = threading.Thread(
-                target=server.serve_forever, args=(tick_seconds,), name="simulator", daemon=True
-            )
-            thread.start()
-            self._serving = server, thread
+        if self._server is None:
+            self._server = _Server(self, (self.settings.host, self._port))
+            self._port = int(self._server.server_address[1])
+            tick = (TICK_SECONDS if self.settings.rate > 0 else IDLE_TICK_SECONDS,)
+            threading.Thread(target=self._server.serve_forever, args=tick, daemon=True).start()
         return self.url
 
     def stop(self) -> None:
         """Close all connections, without a final chunk, and stop listening."""
-        if self._serving is not None:
-            server, thread = self._serving
-            self._serving = None
-            server.shutdown()
-            thread.join()
-            server.server_close()
+        if self._server is not None:
+            self._server.shutdown()
+            self._server.server_close()
+            self._server = None
 
 
 class _Server(socketserver.ThreadingTCPServer):
@@ -165,41 +158,50 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         """Answer one request."""
-        upstream, target = self.server.upstream, urlsplit(self.path)
-        path, faults = unquote(target.path), upstream.faults
+        upstream, faults, target = (
+            self.server.upstream,
+            self.server.upstream.faults,
+            urlsplit(self.path),
+        )
+        path = unquote(target.path)
         if sum(len(name) + len(text) for name, text in self.headers.items()) > MAX_HEADER_BYTES:
             self.send_error(431)
         elif path == "/simulator/journal":
-            self._answer(200, upstream.journal_lines(), {"Content-Type": "application/x-ndjson"})
+            self._answer(200, {"Content-Type": "application/x-ndjson"}, upstream.journal_lines())
         elif path == "/simulator/stats":
-            stats = orjson.dumps(asdict(upstream.stats()))
-            self._answer(200, stats, {"Content-Type": "application/json"})
+            stats = orjson.dumps(upstream.stats())
+            self._answer(200, {"Content-Type": "application/json"}, stats)
         elif path.startswith(STREAM_PATH + "/"):
             upstream.count(requests_total=1)
             try:
                 self._serve(path.removeprefix(STREAM_PATH + "/"), parse_qs(target.query), faults)
             except request.Refusal as refusal:
                 upstream.count(refused_total=1)
-                body, headers = refusal.body, refusal.headers
+                body = refusal.body
                 if isinstance(body, dict):
                     body = orjson.dumps({**body, "method": "GET", "uri": self.path})
+                headers = refusal.headers
                 if refusal.status in (429, 503):
                     headers = {**headers, "Retry-After": f"{faults.retry_after_seconds:.0f}"}
-                self._answer(refusal.status, body, headers, refusal.reason)
+                self._answer(refusal.status, headers, body, refusal.reason)
         else:
             self.send_error(404)
 
     def _answer(
-        self, status: int, body: bytes, headers: dict[str, str], reason: str | None = None
+        self,
+        status: int,
+        headers: dict[str, str],
+        body: bytes | None = None,
+        reason: str | None = None,
     ) -> None:
-        self._begin(status, {**headers, "Content-Length": str(len(body))}, reason)
-        self.wfile.write(body)
-
-    def _begin(self, status: int, headers: dict[str, str], reason: str | None = None) -> None:
+        """Send an answer; without a body, one of unknown length follows."""
         self.send_response(status, reason)
+        if body is not None:
+            headers = {**headers, "Content-Length": str(len(body))}
         for name, text in headers.items():
             self.send_header(name, text)
         self.end_headers()
+        self.wfile.write(body or b"")
 
     def _serve(self, streams: str, query: dict[str, list[str]], faults: Faults) -> None:
         """Answer with a stream, until it ends.
@@ -219,11 +221,9 @@ class _Handler(BaseHTTPRequestHandler):
         if last_event_id is not None:
             # http.client reads headers as Latin-1.
             last_event_id = last_event_id.encode("latin-1").decode(errors="surrogateescape")
-        present = {
-            topic: partitions
-            for topic, partitions in upstream.partitions.items()
-            if topic not in faults.missing_topics
-        }
+        present = [
+            source for source in upstream.log.partitions if source[0] not in faults.missing_topics
+        ]
         asked = request.asked_for(last_event_id, since, topics, present)
         planned = plan(faults, upstream.settings.seed, next(upstream.request_numbers))
         if planned.refuse_status is not None:
@@ -232,18 +232,16 @@ class _Handler(BaseHTTPRequestHandler):
         body = Body(self.connection, planned, faults.chunk_bytes, compress)
         if planned.hang:
             body.pause(inf)
+        lag_seconds = faults.mirror_lag_seconds
         with upstream.changed:
             cluster = Cluster(
-                upstream.log,
-                planned.data_centre,
-                upstream.settings.seed,
-                faults.mirror_lag_seconds,
+                upstream.log, planned.data_centre, upstream.settings.seed, lag_seconds
             )
             feed = Feed(cluster, asked, planned.rng, upstream.now(), faults.deaf_seconds)
             upstream.open.add(body)
             upstream.count(connections_total=1, connections_open=1)
         try:
-            self._begin(200, _STREAM_HEADERS | ({"Content-Encoding": "gzip"} if compress else {}))
+            self._answer(200, _STREAM_HEADERS | ({"Content-Encoding": "gzip"} if compress else {}))
             self._pump(feed, body, faults)
         except CutShort as short:
             upstream.count(cuts_total=1)

@@ -16,7 +16,6 @@ def server_context(host: str, ca: Path, record_bytes: int = 0) -> ssl.SSLContext
 
     Args:
         host: also in the server's certificate, besides the names of this machine.
-        ca: overwritten if it exists.
         record_bytes: most bytes in one TLS record; 0: no limit.
 
     Raises:

@@ -8,17 +8,20 @@ from __future__ import annotations
 import itertools
 import threading
 import time
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from math import inf
+from typing import Any
 
 import orjson
 
 from pleiades.simulator.body import Body
 from pleiades.simulator.generator import generated
-from pleiades.simulator.journal import Journal, JournalEntry
-from pleiades.simulator.log import Fresh, UpstreamLog, first_offset, home_of, sources_of
+from pleiades.simulator.journal import JournalEntry, open_journal
+from pleiades.simulator.log import UpstreamLog, first_offset, home_of, sources_of
 from pleiades.simulator.recorded import read_recorded, replayed
-from pleiades.simulator.settings import Cut, Faults, SimulatorSettings, stream_of, topics_of
+from pleiades.simulator.settings import Cut, SimulatorSettings, stream_of, topics_of
 
 
 @dataclass(slots=True)
@@ -44,11 +47,8 @@ class Stats:
 class LocalUpstream:
     """The upstream without the network.
 
-    Args:
-        settings: everything.
-
     Raises:
-        UsageError: a file can't be read or written.
+        UsageError: a file of the settings can't be read or written.
     """
 
     def __init__(self, settings: SimulatorSettings) -> None:
@@ -71,9 +71,6 @@ class LocalUpstream:
         self.settings = settings
         self.faults = settings.faults
         self.streams = tuple(dict.fromkeys(stream_of(topic) for topic, _ in sources))
-        self.partitions: dict[str, list[int]] = {}
-        for topic, partition in sources:
-            self.partitions.setdefault(topic, []).append(partition)
         self.log = UpstreamLog(sources, settings.retention_bytes)
         self.open: set[Body] = set()
         """The streams being written."""
@@ -82,7 +79,8 @@ class LocalUpstream:
         """Notified of each change of the counters."""
         self.grown = threading.Condition(lock)
         """Notified of new events, and of cuts."""
-        self._journal = Journal(settings.journal)
+        self._journal = open_journal(settings.journal)
+        weakref.finalize(self, self._journal.close)
         self._started = time.monotonic()
         self._stats = Stats()
         self.request_numbers = itertools.count(1)
@@ -92,7 +90,8 @@ class LocalUpstream:
         }
         self._coming = itertools.islice(events, settings.max_events)
         self._next = next(self._coming, None)
-        self._append_due(0.0, float("-inf"))
+        # As if appended long ago: a lagging mirror has the history.
+        self._append(inf, 0.0, -inf)
 
     def now(self) -> float:
         """Seconds since the start."""
@@ -101,44 +100,35 @@ class LocalUpstream:
     def append_due(self) -> None:
         """Append the events that are due; none without a rate."""
         if self.settings.rate > 0:
-            self._append_due(self.now(), self.now())
-
-    def _append_due(self, until_seconds: float, appended_seconds: float) -> None:
-        with self.changed:
-            count = 0
-            while self._next is not None and self._next.due_ms < until_seconds * 1000.0:
-                self._append(self._next, appended_seconds)
-                count += 1
-            if count:
-                self._appended(count)
+            self._append(inf, self.now(), self.now())
 
     def append(self, count: int) -> int:
         """Append the next events now, whether due or not; returns how many there were.
 
         An event that is not due yet is dated now: none is dated in the future by this.
         """
+        return self._append(count, inf, self.now())
+
+    def _append(self, most: float, until_seconds: float, now_seconds: float) -> int:
+        appended = 0
         with self.changed:
-            appended, now_seconds = 0, self.now()
-            while appended < count and self._next is not None:
-                early_ms = max(int(self._next.due_ms - now_seconds * 1000.0), 0)
-                dated_ms = self._next.timestamp_ms - early_ms
-                self._append(self._next._replace(timestamp_ms=dated_ms), now_seconds)
+            while (fresh := self._next) and appended < most:
+                if fresh.due_ms >= until_seconds * 1000:
+                    break
+                self._next = next(self._coming, None)
+                if (early_ms := int(fresh.due_ms - self.now() * 1000)) > 0:
+                    fresh = fresh._replace(timestamp_ms=fresh.timestamp_ms - early_ms)
+                offset = self._bases[fresh.source] + self.log.append(fresh, now_seconds)
+                entry = JournalEntry(
+                    *fresh.source, offset, fresh.timestamp_ms, fresh.identity, fresh.canary
+                )
+                self._journal.write(orjson.dumps(entry._asdict()) + b"\n")
                 appended += 1
-            self._appended(appended)
-            return appended
-
-    def _append(self, fresh: Fresh, now_seconds: float) -> None:
-        self._next = next(self._coming, None)
-        offset = self._bases[fresh.source] + self.log.append(fresh, now_seconds)
-        entry = JournalEntry(
-            *fresh.source, offset, fresh.timestamp_ms, fresh.identity, fresh.canary
-        )
-        self._journal.add(entry)
-
-    def _appended(self, count: int) -> None:
-        self._journal.flush()
-        self.count(events_appended_total=count)
-        self.grown.notify_all()
+            if appended:
+                self._journal.flush()
+                self.count(events_appended_total=appended)
+                self.grown.notify_all()
+        return appended
 
     def cut_all(self, cut: Cut = Cut.RESET) -> int:
         """Cut every open stream; returns how many."""
@@ -148,10 +138,9 @@ class LocalUpstream:
             self.grown.notify_all()
             return len(self.open)
 
-    def set_faults(self, **changes: object) -> Faults:
-        """Change fields of `Faults` for future requests; returns all of them."""
-        self.faults = replace(self.faults, **changes)  # type: ignore[arg-type]
-        return self.faults
+    def set_faults(self, **changes: Any) -> None:
+        """Change fields of `Faults` for future requests."""
+        self.faults = replace(self.faults, **changes)
 
     def journal(self) -> list[JournalEntry]:
         """Everything appended so far, in that order."""
@@ -160,6 +149,8 @@ class LocalUpstream:
     def journal_lines(self) -> bytes:
         """The same as JSON, one entry a line."""
         with self.changed:
+            self._journal.seek(0)
+            # Ends where the next event is to be written.
             return self._journal.read()
 
     def count(self, **changes: int) -> None:
@@ -173,11 +164,6 @@ class LocalUpstream:
         """A copy of the counters."""
         with self.changed:
             return replace(self._stats)
-
-    @property
-    def connections_total(self) -> int:
-        """Streams opened so far."""
-        return self._stats.connections_total
 
     def wait_until(
         self, condition: Callable[[Stats], bool], timeout_seconds: float = 10.0

@@ -116,8 +116,7 @@ def request(raw: bytes) -> None:
         check_user_agent(agent)
         topics = topics_for(streams or ",".join(STREAMS), STREAMS)
         log = UpstreamLog([(topic, part) for topic in topics for part in range(PARTITIONS)], 1)
-        partitions = {topic: range(PARTITIONS) for topic in topics}
-        asked = asked_for(last_event_id or None, since_ms(since), topics, partitions)
+        asked = asked_for(last_event_id or None, since_ms(since), topics, log.partitions)
     except Refusal as refusal:
         assert 400 <= refusal.status < 500
         assert type(refusal.body) in (bytes, dict)

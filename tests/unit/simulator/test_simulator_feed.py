@@ -34,8 +34,8 @@ class Upstream:
         return Feed(self.cluster, asked, random.Random(seed), 0.0)
 
     def resume(self, last_event_id: str, seed: int = 0) -> Feed:
-        partitions = {EQIAD[0]: [0], CODFW[0]: [0]}
-        return self.feed(*asked_for(last_event_id, None, list(partitions), partitions), seed=seed)
+        topics, sources = [EQIAD[0], CODFW[0]], [EQIAD, CODFW]
+        return self.feed(*asked_for(last_event_id, None, topics, sources), seed=seed)
 
 
 def frames(batch: bytes) -> Iterator[tuple[str, int]]:

@@ -18,11 +18,11 @@ from pleiades.simulator.request import (
 
 EQIAD, CODFW = "eqiad.mediawiki.recentchange", "codfw.mediawiki.recentchange"
 TOPICS = [EQIAD, CODFW]
-PARTITIONS = {EQIAD: [0], CODFW: [0]}
+SOURCES = [(EQIAD, 0), (CODFW, 0)]
 
 
 def asked(header: str | None, since: int | None = None) -> list[Asked]:
-    return asked_for(header, since, TOPICS, PARTITIONS)
+    return asked_for(header, since, TOPICS, SOURCES)
 
 
 def refusal_of(call: Any, *arguments: Any) -> tuple[Refusal, dict[str, Any]]:
@@ -85,7 +85,7 @@ def test_any_partition_and_offset_may_be_named() -> None:
 def test_anything_else_is_an_invalid_assignment(header: str) -> None:
     refusal, body = refusal_of(asked, header)
     assert refusal.status == 400
-    assert "Content-Type" not in refusal.headers
+    assert not refusal.headers
     assert body["name"] == "InvalidAssignmentError"
     assert body["statusCode"] == 400
     assert refusal.reason is not None
@@ -95,7 +95,7 @@ def test_anything_else_is_an_invalid_assignment(header: str) -> None:
 def test_a_topic_outside_of_the_stream_is_not_available() -> None:
     refusal, body = refusal_of(asked, '[{"topic":"eqiad.other","partition":0,"offset":-1}]')
     assert refusal.status == 404
-    assert "Content-Type" not in refusal.headers
+    assert not refusal.headers
     assert body["name"] == "TopicNotAvailableError"
     assert body["message"] == "Topics eqiad.other are not available for consumption."
 
