@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping
-from typing import Any, NamedTuple, TypeAlias
+from concurrent.futures import Future
+from typing import Any, TypeAlias
 
 from confluent_kafka import (
     ConsumerGroupTopicPartitions,
@@ -29,33 +30,20 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]  # its documen
 )
 
 from pleiades.core.readback import OutputPartition
-from pleiades.sinks.kafka.destination import DEAD_LETTERS_SUFFIX, KafkaDestination
-from pleiades.sinks.kafka.errors import group_of
+from pleiades.sinks.kafka.destination import KafkaDestination
 
 log = logging.getLogger(__name__)
 
 REQUEST_SECONDS = 5.0
+"""The timeout of a request."""
+TIMEOUT: Any = {"request_timeout": REQUEST_SECONDS}
+RIGHTS: Any = {"include_authorized_operations": True}
 GROUPS_TOPIC = "__consumer_offsets"
 DEFAULT_MAX_BATCH_BYTES = 1_000_000
 """The limit if this user may not read the topic's own: a little below the broker's default."""
-DEFAULT_AHEAD_MS = 3_600_000
-"""The same, for `message.timestamp.after.max.ms`."""
-MAX_MS = 2**53
-"""A longer time is no limit."""
-
 REFUSED = (KafkaError.TOPIC_AUTHORIZATION_FAILED, KafkaError.CLUSTER_AUTHORIZATION_FAILED)
 
 Configuration: TypeAlias = Mapping[str, str]
-
-
-class Limits(NamedTuple):
-    """The limits of a topic."""
-
-    max_batch_bytes: int
-    ahead_ms: int = DEFAULT_AHEAD_MS
-    """The time by which a record may be dated ahead of the broker's clock."""
-    behind_ms: int | None = None
-    """The time by which it may be behind; None: no limit."""
 
 
 class Admin:
@@ -64,27 +52,21 @@ class Admin:
     Every method raises `KafkaException` if the cluster does not answer or refuses.
     """
 
-    def __init__(
-        self, client: AdminClient, settings: KafkaDestination, seconds: float = REQUEST_SECONDS
-    ) -> None:
+    def __init__(self, client: AdminClient, settings: KafkaDestination) -> None:
         self._client = client
-        self._settings = settings
-        self.seconds = seconds
-        """The timeout of each request."""
-        self._group = group_of(settings)
-        self.events = settings.topic
-        self.dead_letters = settings.topic + DEAD_LETTERS_SUFFIX
+        self.settings = settings
 
     # ---- topics ----
 
-    def missing(self, seconds: float) -> list[NewTopic]:
+    def missing(self, seconds: float = REQUEST_SECONDS) -> list[NewTopic]:
         """The topics that must be created."""
-        partitions = {self.events: self._settings.partitions, self.dead_letters: 1}
-        return [
-            NewTopic(name, number, self._settings.replication or -1)
-            for name, number in partitions.items()
-            if not self._partitions(name, seconds)
-        ]
+        names = (self.settings.topic, self.settings.dead_letters)
+        return [self.new_topic(name) for name in names if not self._partitions(name, seconds)]
+
+    def new_topic(self, name: str) -> NewTopic:
+        """A topic as it would be created."""
+        partitions = self.settings.partitions if name == self.settings.topic else 1
+        return NewTopic(name, partitions, self.settings.replication or -1)
 
     def _partitions(self, topic: str, seconds: float) -> list[OutputPartition]:
         """Those of one topic; none if it does not exist."""
@@ -95,34 +77,20 @@ class Admin:
 
     def create(self, topics: list[NewTopic], only_validate: bool = False) -> None:
         """Create topics, unless somebody else has done so meanwhile; or only ask whether one may."""
-        created = self._client.create_topics(
-            topics, validate_only=only_validate, request_timeout=self.seconds
-        )
-        for name, answer in created.items():
-            try:
-                answer.result()
-            except KafkaException as error:
-                if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
-                    raise
-            else:
+        asked = self._client.create_topics(topics, validate_only=only_validate, **TIMEOUT)
+        for name, created in asked.items():
+            error = _answer(created)
+            if error is None:
                 log.log(
                     logging.DEBUG if only_validate else logging.INFO, "created the topic %s", name
                 )
+            elif error.code() != KafkaError.TOPIC_ALREADY_EXISTS:
+                raise KafkaException(error)
 
     def describe(self, names: list[str]) -> dict[str, TopicDescription | KafkaError]:
         """The topics of these names, with this user's rights, or why each can't be seen."""
-        asked = self._client.describe_topics(
-            TopicCollection(names),
-            include_authorized_operations=True,
-            request_timeout=self.seconds,
-        )
-        described: dict[str, TopicDescription | KafkaError] = {}
-        for name, answer in asked.items():
-            try:
-                described[name] = answer.result()
-            except KafkaException as error:
-                described[name] = error.args[0]
-        return described
+        asked = self._client.describe_topics(TopicCollection(names), **RIGHTS, **TIMEOUT)
+        return {name: _answer(described) for name, described in asked.items()}
 
     # ---- offsets ----
 
@@ -136,14 +104,13 @@ class Admin:
         """
         if of is None:
             # Afresh: some may have been added.
-            of = [
-                at for t in (self.events, self.dead_letters) for at in self._partitions(t, seconds)
-            ]
+            topics = (self.settings.topic, self.settings.dead_letters)
+            of = [at for topic in topics for at in self._partitions(topic, seconds)]
         return self._offsets(of, OffsetSpec.latest(), seconds)  # type: ignore[no-untyped-call]
 
     def starts(self, partitions: Iterable[OutputPartition]) -> dict[OutputPartition, int]:
         """The first offset that each partition still has."""
-        return self._offsets(partitions, OffsetSpec.earliest(), self.seconds)  # type: ignore[no-untyped-call]
+        return self._offsets(partitions, OffsetSpec.earliest())  # type: ignore[no-untyped-call]
 
     def begins(
         self, partitions: Iterable[OutputPartition], since_ms: int
@@ -153,12 +120,14 @@ class Admin:
         Partitions without such records are left out. A consumer of committed records would find none
         behind a transaction that is still open.
         """
-        since = OffsetSpec.for_timestamp(max(since_ms, 0))
-        found = self._offsets(partitions, since, self.seconds)
+        found = self._offsets(partitions, OffsetSpec.for_timestamp(max(since_ms, 0)))
         return {at: offset for at, offset in found.items() if offset >= 0}
 
     def _offsets(
-        self, partitions: Iterable[OutputPartition], spec: OffsetSpec, seconds: float
+        self,
+        partitions: Iterable[OutputPartition],
+        spec: OffsetSpec,
+        seconds: float = REQUEST_SECONDS,
     ) -> dict[OutputPartition, int]:
         asked = self._client.list_offsets(
             {TopicPartition(*at): spec for at in partitions},
@@ -175,14 +144,11 @@ class Admin:
         Args:
             stable: refuse for now if an open transaction may change it; else it is not waited for.
         """
-        wanted = [TopicPartition(*at) for at in partitions]
-        asked = self._client.list_consumer_group_offsets(
-            [ConsumerGroupTopicPartitions(self._group, wanted)],
-            require_stable=stable,
-            request_timeout=self.seconds,
-        )
+        group = self.settings.group
+        wanted = ConsumerGroupTopicPartitions(group, [TopicPartition(*at) for at in partitions])
+        asked = self._client.list_consumer_group_offsets([wanted], require_stable=stable, **TIMEOUT)
         metadata = {}
-        for stored in asked[self._group].result().topic_partitions:
+        for stored in asked[group].result().topic_partitions:
             if stored.error is not None:
                 raise KafkaException(stored.error)
             if stored.offset >= 0 and stored.metadata:
@@ -191,52 +157,51 @@ class Admin:
 
     # ---- configuration and rights ----
 
-    def limits(self, topic: str) -> Limits:
-        """The limits of a topic; the defaults if this user may not read them."""
+    def max_batch_bytes(self, topic: str) -> int:
+        """The longest batch that a topic accepts; a guess if this user may not read it."""
         found = self.configuration(ConfigResource.Type.TOPIC, topic)
-        if found is None:
-            log.info(
-                "this user may not read the configuration of %s (DescribeConfigs): assuming that it "
-                "accepts batches of %d bytes",
-                topic,
-                DEFAULT_MAX_BATCH_BYTES,
-            )
-            return Limits(DEFAULT_MAX_BATCH_BYTES)
-        behind_ms = int(found.get("message.timestamp.before.max.ms", MAX_MS))
-        return Limits(
-            int(found["max.message.bytes"]),
-            int(found.get("message.timestamp.after.max.ms", DEFAULT_AHEAD_MS)),
-            behind_ms if behind_ms < MAX_MS else None,
+        if found is not None:
+            return int(found["max.message.bytes"])
+        log.info(
+            "this user may not read the configuration of %s (DescribeConfigs): assuming that it "
+            "accepts batches of %d bytes",
+            topic,
+            DEFAULT_MAX_BATCH_BYTES,
         )
+        return DEFAULT_MAX_BATCH_BYTES
 
     def configuration(self, kind: Any, name: str) -> Configuration | None:
         """The configuration of a topic or a broker, without secrets; None: this user may not read it."""
-        resource = ConfigResource(kind, name)
-        asked = self._client.describe_configs([resource], request_timeout=self.seconds)
-        try:
-            entries = asked[resource].result()
-        except KafkaException as error:
-            if error.args[0].code() in REFUSED:
-                return None
-            raise
-        return {key: entry.value for key, entry in entries.items() if entry.value is not None}
+        (asked,) = self._client.describe_configs([ConfigResource(kind, name)], **TIMEOUT).values()
+        found = _answer(asked)
+        if not isinstance(found, KafkaError):
+            return {key: entry.value for key, entry in found.items() if entry.value is not None}
+        if found.code() in REFUSED:
+            return None
+        raise KafkaException(found)
 
     def cluster(self, seconds: float) -> DescribeClusterResult:
         """The brokers of the cluster, with this user's rights."""
-        found: DescribeClusterResult = self._client.describe_cluster(
-            include_authorized_operations=True, request_timeout=seconds
-        ).result()
+        asked = self._client.describe_cluster(**RIGHTS, request_timeout=seconds)
+        found: DescribeClusterResult = asked.result()
         return found
 
     def group_rights(self) -> frozenset[str] | None:
         """The operations that this user may do with our group; None: the broker does not say."""
-        asked = self._client.describe_consumer_groups(
-            [self._group], include_authorized_operations=True, request_timeout=self.seconds
-        )
-        return rights_in(asked[self._group].result())
+        group = self.settings.group
+        asked = self._client.describe_consumer_groups([group], **RIGHTS, **TIMEOUT)
+        return rights_in(asked[group].result())
 
 
 def rights_in(description: Any) -> frozenset[str] | None:
     """Kafka's names of what this user may do, such as `READ`; None: the broker does not tell."""
     rights = description.authorized_operations
     return None if rights is None else frozenset(right.name for right in rights)
+
+
+def _answer(asked: Future[Any]) -> Any:
+    """A request's result, or the `KafkaError` with which it failed."""
+    try:
+        return asked.result()
+    except KafkaException as error:
+        return error.args[0]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Producer
 from confluent_kafka.admin import AdminClient
@@ -18,22 +18,15 @@ from pleiades import __version__
 from pleiades.runtime.errors import UsageError
 from pleiades.runtime.logs import printable
 from pleiades.sinks.kafka.destination import KafkaDestination
-from pleiades.sinks.kafka.errors import group_of, text_of
+from pleiades.sinks.kafka.errors import text_of
 
 log = logging.getLogger(__name__)
 
-STATISTICS_MS = 5000
-RETRY_BACKOFF_MS = 10
-"""The first pause before a request is repeated. Of each commit one request comes too early for the
-coordinator: with the default of 100 ms a commit takes 105 ms, with 10 ms it takes 14."""
-LINGER_MS = 100
+Client = TypeVar("Client")
+
 TRANSACTION_TIMEOUT_MS = 300_000
 """The broker ends a transaction that lasts longer. Long, so that a broker may hang for minutes: the next
 start, not this, ends what a crash leaves open."""
-MAX_MESSAGE_BYTES = 32 * 1024 * 1024
-"""More than an event can have (8 MiB and its id): the broker says whether it is too large."""
-MAX_QUEUED_KBYTES = 128 * 1024
-"""More than is ever in flight, so that no message is refused between two others."""
 MAX_BATCH_BYTES = 1_000_000
 MIN_BATCH_BYTES = 1_000
 BATCH_OVERHEAD_BYTES = 1_000
@@ -46,7 +39,7 @@ class Clients:
     def __init__(self, settings: KafkaDestination) -> None:
         self.settings = settings
         self.last_error: KafkaError | None = None
-        self._polled: list[Producer | AdminClient] = []
+        self._polled: list[Any] = []
         self._logger = logging.getLogger(f"{__name__}.librdkafka")
         self._logger.addFilter(_as_debug)
 
@@ -57,15 +50,14 @@ class Clients:
 
     def admin(self) -> AdminClient:
         """For topics, their configuration, offsets and the stored position."""
-        admin: AdminClient = self._made(AdminClient, {})
-        return admin
+        return self._made(AdminClient, {})
 
     def consumer(self) -> Consumer:
         """To read the topic back."""
-        consumer: Consumer = self._made(
+        return self._made(
             Consumer,
             {
-                "group.id": group_of(self.settings),
+                "group.id": self.settings.group,
                 "enable.auto.commit": False,
                 "enable.auto.offset.store": False,
                 "auto.offset.reset": "earliest",
@@ -82,7 +74,6 @@ class Clients:
                 "fetch.message.max.bytes": 256 * 1024,
             },
         )
-        return consumer
 
     def producer(self, max_batch_bytes: int, on_statistics: Callable[[str], None]) -> Producer:
         """The transactional one.
@@ -93,34 +84,37 @@ class Clients:
             on_statistics: gets librdkafka's statistics, JSON.
         """
         batch_bytes = min(MAX_BATCH_BYTES, max_batch_bytes - BATCH_OVERHEAD_BYTES)
-        producer: Producer = self._made(
+        return self._made(
             Producer,
             {
-                "transactional.id": group_of(self.settings),
+                "transactional.id": self.settings.group,
                 "enable.idempotence": True,
                 "acks": "all",
                 "compression.type": self.settings.compression,
-                "message.max.bytes": MAX_MESSAGE_BYTES,
-                "queue.buffering.max.kbytes": MAX_QUEUED_KBYTES,
+                # More than an event can have (8 MiB and its id): the broker says what is too large.
+                "message.max.bytes": 32 * 1024 * 1024,
+                # More than is ever in flight, so that no message is refused between two others.
+                "queue.buffering.max.kbytes": 128 * 1024,
                 "queue.buffering.max.messages": 0,
-                "statistics.interval.ms": STATISTICS_MS,
+                "statistics.interval.ms": 5000,
                 "stats_cb": on_statistics,
             },
             {
                 "transaction.timeout.ms": TRANSACTION_TIMEOUT_MS,
                 "batch.size": max(batch_bytes, MIN_BATCH_BYTES),
-                "linger.ms": LINGER_MS,
+                "linger.ms": 100,
                 # As Java's producers do, so that topics keyed alike can be joined by partition.
                 "partitioner": "murmur2_random",
             },
         )
-        return producer
 
     def _made(
-        self, make: Callable[..., Any], needed: Mapping[str, Any], usual: Mapping[str, Any] = {}
-    ) -> Any:
+        self, make: Callable[..., Client], needed: Mapping[str, Any], usual: Mapping[str, Any] = {}
+    ) -> Client:
         configuration: dict[str, Any] = {
-            "retry.backoff.ms": RETRY_BACKOFF_MS,
+            # Of each commit one request comes too early for the coordinator: with the default of 100 ms
+            # before it is repeated a commit takes 105 ms, with 10 ms it takes 14.
+            "retry.backoff.ms": 10,
             # With librdkafka's default a commit that met a broker's restart gets no answer any more: it
             # forgets the coordinator with all brokers (seen with 2.16).
             "metadata.recovery.strategy": "none",

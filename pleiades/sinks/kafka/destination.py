@@ -150,6 +150,16 @@ class KafkaDestination(Destination):
         """See `Destination.place`."""
         return f"the topic {self.topic} of Kafka at {self.brokers}"
 
+    @property
+    def dead_letters(self) -> str:
+        """The topic of the dead letters."""
+        return self.topic + DEAD_LETTERS_SUFFIX
+
+    @property
+    def group(self) -> str:
+        """The consumer group that holds the position, which is also the transactional id."""
+        return f"pleiades-{self.topic}-{self.position_name}"
+
     def make_sink(self, context: SinkContext) -> Sink:
         """See `Destination.make_sink`."""
         from pleiades.sinks.kafka.sink import KafkaSink

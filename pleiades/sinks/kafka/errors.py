@@ -8,11 +8,11 @@ from confluent_kafka import KafkaError
 
 from pleiades.core.units import iso_time, rough_duration
 from pleiades.runtime.errors import Fatal
+from pleiades.runtime.findings import now_ms
 from pleiades.runtime.logs import printable
 from pleiades.sinks.kafka.destination import KafkaDestination
 from pleiades.sinks.kafka.properties import without_values
 
-_ROUGH_MS = 120_000
 MAX_SHOWN = 300
 """Characters of a broker's or librdkafka's message that are shown."""
 
@@ -99,11 +99,6 @@ def kind_of(error: KafkaError) -> Kind:
     return Kind.LOST
 
 
-def group_of(settings: KafkaDestination) -> str:
-    """The consumer group that holds the position, which is also the transactional id."""
-    return f"pleiades-{settings.topic}-{settings.position_name}"
-
-
 def text_of(error: KafkaError, settings: KafkaDestination) -> str:
     """An error's own text for a log: one line, without secrets."""
     text = without_values(error.str() or error.name(), settings.properties)
@@ -115,7 +110,7 @@ def advice(error: KafkaError, settings: KafkaDestination) -> str:
     # librdkafka reports some failed handshakes as a lost connection: only the text shows the cause.
     code = KafkaError._SSL if "SSL routines" in error.str() else error.code()
     found = next((text for codes, text in _ADVICE.items() if code in codes), "")
-    return found.format(brokers=settings.brokers, topic=settings.topic, group=group_of(settings))
+    return found.format(brokers=settings.brokers, topic=settings.topic, group=settings.group)
 
 
 def fatal(operation: str, error: KafkaError, settings: KafkaDestination) -> Fatal:
@@ -127,25 +122,19 @@ def fatal(operation: str, error: KafkaError, settings: KafkaDestination) -> Fata
     )
 
 
-def clock_advice(now_ms: int, newest_ms: int, ahead_ms: int, behind_ms: int | None) -> str:
+def clock_advice(newest_ms: int) -> str:
     """Advice about a topic that refuses records dated by this machine's clock.
 
     Args:
-        now_ms: this machine's clock.
         newest_ms: the upstream's time of the newest waiting event.
-        ahead_ms, behind_ms: how far a record's time may be from the broker's clock; None: no limit.
     """
-    apart_ms = now_ms - newest_ms
-    behind = "" if behind_ms is None else f" or more than {_duration(behind_ms)} behind it"
+    clock_ms = now_ms()
+    side = "ahead of" if clock_ms >= newest_ms else "behind"
     return (
-        f"this machine's clock says {iso_time(now_ms)}, which is more than {_duration(ahead_ms)} ahead "
-        f"of the broker's{behind}; the topic refuses records with such a time "
-        f"(message.timestamp.after.max.ms, message.timestamp.before.max.ms). It is "
-        f"{_duration(abs(apart_ms))} {'ahead of' if apart_ms >= 0 else 'behind'} the newest waiting "
-        f"event, dated {iso_time(newest_ms)}. Set the clock of the machine that is wrong (NTP): "
-        "publishing then resumes"
+        f"this machine's clock says {iso_time(clock_ms)}, which is too far from the broker's; the topic "
+        "refuses records with such a time (message.timestamp.after.max.ms, "
+        "message.timestamp.before.max.ms). It is "
+        f"{rough_duration(abs(clock_ms - newest_ms) / 1000)} {side} the newest waiting event, dated "
+        f"{iso_time(newest_ms)}. Set the clock of the machine that is wrong (NTP): publishing then "
+        "resumes"
     )
-
-
-def _duration(ms: int) -> str:
-    return rough_duration(ms / 1000) if ms >= _ROUGH_MS else f"{ms / 1000:g} s"

@@ -6,9 +6,10 @@ under our transactional id.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator, Iterator
 from dataclasses import replace
 
 from confluent_kafka import KafkaError, KafkaException
@@ -33,19 +34,13 @@ from pleiades.sinks.kafka.admin import (
 )
 from pleiades.sinks.kafka.clients import TRANSACTION_TIMEOUT_MS, Clients
 from pleiades.sinks.kafka.destination import KafkaDestination
-from pleiades.sinks.kafka.errors import advice, fatal, group_of
-from pleiades.sinks.kafka.inspect_topics import inspect_topics, retention_ms
-from pleiades.sinks.kafka.offset_metadata import (
-    MAX_METADATA_BYTES,
-    Stored,
-    read_metadata,
-    read_stored,
-)
+from pleiades.sinks.kafka.errors import advice, fatal
+from pleiades.sinks.kafka.inspect_topics import inspect_topics, refused, retention_ms
+from pleiades.sinks.kafka.offset_metadata import MAX_METADATA_BYTES, Stored, read_stored
 from pleiades.sinks.kafka.retry import CONNECT_SECONDS, REACH_SECONDS, check_first_start
 
 log = logging.getLogger(__name__)
 
-REQUEST_SECONDS = 3.0
 RETRY_SECONDS = 0.2
 RUNNING_SECONDS = 30.0
 """A younger position may be that of a running instance."""
@@ -70,17 +65,16 @@ def inspect(settings: Settings, kafka: KafkaDestination) -> Iterator[Finding]:
     admin, cluster = _reach(kafka)
     yield ok(f"Kafka at {kafka.brokers} answers: {plural(len(cluster.nodes), 'broker')}")
     try:
-        topics = admin.describe([admin.events, admin.dead_letters, GROUPS_TOPIC])
-        may_ask = may_hold_groups(topics[admin.events], topics.pop(GROUPS_TOPIC))
+        topics = admin.describe([kafka.topic, kafka.dead_letters, GROUPS_TOPIC])
+        may_ask = may_hold_groups(topics[kafka.topic], topics.pop(GROUPS_TOPIC))
+        seen = [topic for topic in topics.values() if not isinstance(topic, KafkaError)]
         configurations = {
-            name: admin.configuration(ConfigResource.Type.TOPIC, name)
-            for name, topic in topics.items()
-            if not isinstance(topic, KafkaError)
+            topic.name: admin.configuration(ConfigResource.Type.TOPIC, topic.name) for topic in seen
         }
-        yield from inspect_topics(settings, kafka, admin, topics, configurations)
-        yield from inspect_transactions(kafka, admin, cluster)
-        topic = configurations.get(admin.events) or {}
-        yield from inspect_position(settings, kafka, admin, topics, topic, may_ask)
+        yield from inspect_topics(settings, admin, topics, configurations)
+        yield from inspect_transactions(admin, cluster)
+        topic = configurations.get(kafka.topic) or {}
+        yield from inspect_position(settings, admin, seen, topic, may_ask)
     except KafkaException as error:
         raise fatal("inspect the topics", error.args[0], kafka) from None
 
@@ -93,19 +87,20 @@ def stored_checkpoint(kafka: KafkaDestination) -> Checkpoint | None:
     """
     admin, _ = _reach(kafka)
     try:
-        topics = admin.describe([admin.events, GROUPS_TOPIC])
-        if not may_hold_groups(topics[admin.events], topics[GROUPS_TOPIC]):
+        topics = admin.describe([kafka.topic, GROUPS_TOPIC])
+        if not may_hold_groups(topics[kafka.topic], topics[GROUPS_TOPIC]):
             return None
-        stored = admin.offset_metadata([(kafka.topic, 0)], stable=False)
-        return next((read_metadata(text).checkpoint for text in stored.values()), None)
+        at = (kafka.topic, 0)
+        metadata = admin.offset_metadata([at], stable=False)
+        return read_stored(metadata, at).checkpoint if metadata else None
     except KafkaException as error:
-        operation = f"read the position of the group {group_of(kafka)}"
+        operation = f"read the position of the group {kafka.group}"
         raise fatal(operation, error.args[0], kafka) from None
     except UnreadableCheckpoint as error:
         log.warning(
             "the position stored as the group %s is unusable (%s): beginning again. Events that the "
             "topic already has come twice, unless with --skipExisting",
-            group_of(kafka),
+            kafka.group,
             error,
         )
         return None
@@ -118,7 +113,7 @@ def _reach(kafka: KafkaDestination) -> tuple[Admin, DescribeClusterResult]:
         Fatal: no broker answers, or it refuses this user.
     """
     clients = Clients(kafka)
-    admin = Admin(clients.admin(), kafka, REQUEST_SECONDS)
+    admin = Admin(clients.admin(), kafka)
     deadline = time.monotonic() + CONNECT_SECONDS
     while True:
         try:
@@ -146,10 +141,9 @@ def may_hold_groups(
     return None if isinstance(events, KafkaError) else True
 
 
-def inspect_transactions(
-    kafka: KafkaDestination, admin: Admin, cluster: DescribeClusterResult
-) -> Iterator[Finding]:
+def inspect_transactions(admin: Admin, cluster: DescribeClusterResult) -> Iterator[Finding]:
     """Check that the brokers allow our transactions and keep our position."""
+    kafka = admin.settings
     own = dict(kafka.properties).get("transaction.timeout.ms", "")
     timeout_ms = int(own) if own.isdecimal() else TRANSACTION_TIMEOUT_MS
     wanted = f"transactions of up to {timeout_ms / 1000:g} s"
@@ -161,11 +155,11 @@ def inspect_transactions(
         )
     else:
         allowed_ms = int(broker.get("transaction.max.timeout.ms", timeout_ms))
-        refused = KafkaError(KafkaError.INVALID_TRANSACTION_TIMEOUT)
         if timeout_ms <= allowed_ms:
             yield ok(f"the brokers allow {wanted} (transaction.max.timeout.ms: {allowed_ms})")
         else:
-            allowed = f"at most {allowed_ms / 1000:g} s: {advice(refused, kafka)}"
+            hint = advice(KafkaError(KafkaError.INVALID_TRANSACTION_TIMEOUT), kafka)
+            allowed = f"at most {allowed_ms / 1000:g} s: {hint}"
             yield problem(f"the brokers do not allow {wanted}, {allowed}")
         stored_bytes = int(broker.get("offset.metadata.max.bytes", MAX_METADATA_BYTES))
         if stored_bytes < MAX_METADATA_BYTES:
@@ -177,7 +171,7 @@ def inspect_transactions(
     if "ALTER" not in (rights_in(cluster) or ()):
         yield note(
             "not tried, because it would end a running instance: whether this user has Describe and "
-            f"Write on the transactional id {group_of(kafka)}"
+            f"Write on the transactional id {kafka.group}"
         )
 
 
@@ -186,40 +180,36 @@ def inspect_transactions(
 
 def inspect_position(
     settings: Settings,
-    kafka: KafkaDestination,
     admin: Admin,
-    topics: Mapping[str, TopicDescription | KafkaError],
+    topics: list[TopicDescription],
     topic: Configuration,
     may_ask: bool | None,
 ) -> Iterator[Finding]:
     """Yield the findings about where a start would resume, and how much it would read back.
 
     Args:
-        topics: those of the sink.
+        topics: those of the sink that this user may see.
         topic: the configuration of the one that it publishes to.
         may_ask: see `may_hold_groups`.
     """
-    group, at = f"the group {group_of(kafka)}", (kafka.topic, 0)
-    seen = [topic for topic in topics.values() if not isinstance(topic, KafkaError)]
-    outputs = [(topic.name, partition.id) for topic in seen for partition in topic.partitions]
+    kafka = admin.settings
+    group, at = f"the group {kafka.group}", (kafka.topic, 0)
+    outputs = [(topic.name, partition.id) for topic in topics for partition in topic.partitions]
     if may_ask is None:
         yield note(f"did not ask whether {group} holds a position: this user can't see the topic")
         return
-    operation, metadata = f"see {group}", dict[OutputPartition, str]()
-    stored, records = None, 0
+    operation, metadata, stored, records = f"see {group}", dict[OutputPartition, str](), None, 0
     try:
         if may_ask:
             rights = admin.group_rights()
             if rights is not None and "READ" not in rights:
-                refused = KafkaError(KafkaError.GROUP_AUTHORIZATION_FAILED)
-                yield problem(str(fatal(f"commit as {group}", refused, kafka)))
+                yield refused(f"commit as {group}", KafkaError.GROUP_AUTHORIZATION_FAILED, kafka)
             operation = f"read the position of {group}"
             metadata = admin.offset_metadata({at, *outputs}, stable=False)
+            stored = read_stored(metadata, at) if at in metadata else None
     except KafkaException as error:
-        yield problem(str(fatal(operation, error.args[0], kafka)))
+        yield refused(operation, error.args[0], kafka)
         return
-    try:
-        stored = read_stored(metadata, at) if at in metadata else None
     except UnreadableCheckpoint as error:
         yield warning(
             f"the position stored as {group} is unusable ({error}): a start looks for it in the topic"
@@ -227,11 +217,11 @@ def inspect_position(
     if stored is not None:
         clock_ms = stored.checkpoint.clock_ms
         yield from stored_position(settings, stored.checkpoint, clock_ms, f"as {group}")
-    if kafka.topic in [topic.name for topic in seen]:
-        records = yield from _inspect_records(kafka, admin, stored, outputs, topic)
+    if at in outputs:
+        records = yield from _inspect_records(admin, stored, outputs, topic)
     if stored is not None:
         if now_ms() - stored.checkpoint.clock_ms < RUNNING_SECONDS * 1000:
-            yield _running(admin, at, metadata)
+            yield _running(admin, at, metadata[at])
     elif records and settings.resume:
         yield note(
             f"no position is stored as {group}, but the topic holds about {records:,} records: a start "
@@ -242,29 +232,24 @@ def inspect_position(
 
 
 def _inspect_records(
-    kafka: KafkaDestination,
-    admin: Admin,
-    stored: Stored | None,
-    outputs: list[OutputPartition],
-    topic: Configuration,
+    admin: Admin, stored: Stored | None, outputs: list[OutputPartition], topic: Configuration
 ) -> Generator[Finding, None, int]:
     """Returns about how many records a start reads, or could read where no position is stored."""
-    events = [output for output in outputs if output[0] == kafka.topic]
     try:
         # The leader of each partition answers for itself: this shows that all can be reached.
-        ends = admin.ends(REQUEST_SECONDS, of=outputs)
-        if stored is None:
-            read = [(begin, ends[at]) for at, begin in admin.starts(events).items()]
-        elif stored.readback is None:
-            begins = admin.begins(events, stored.since_ms)
-            read = [(begin, ends[at]) for at, begin in begins.items()]
-        else:
+        ends = admin.ends(of=outputs)
+        if stored is not None and stored.readback is not None:
             parts = stored.readback.parts(ends)
             read = [(part.begin.get(at, 0), end) for part in parts for at, end in part.end.items()]
+        else:
+            events = [output for output in outputs if output[0] == admin.settings.topic]
+            begins = admin.begins(events, 0 if stored is None else stored.since_ms)
+            read = [(begin, ends[at]) for at, begin in begins.items()]
     except KafkaException as error:
+        failure = fatal("ask the brokers that hold the topic", error.args[0], admin.settings)
         yield problem(
-            f"{fatal('ask the brokers that hold the topic', error.args[0], kafka)}. Also check the "
-            "brokers' advertised.listeners: each of their addresses must be reachable from here"
+            f"{failure}. Also check the brokers' advertised.listeners: each of their addresses must be "
+            "reachable from here"
         )
         return 0
     records = sum(max(end - begin, 0) for begin, end in read)
@@ -283,18 +268,15 @@ def _inspect_records(
     return records
 
 
-def _running(admin: Admin, at: OutputPartition, before: Mapping[OutputPartition, str]) -> Finding:
+def _running(admin: Admin, at: OutputPartition, before: str) -> Finding:
     """The finding about another instance: it publishes if the position moves."""
     instance = "an instance may be running, with nothing to publish at the moment"
     deadline = time.monotonic() + MOVE_SECONDS
     while time.monotonic() < deadline:
-        try:
-            moved = admin.offset_metadata([at], stable=False).get(at) != before[at]
-        except KafkaException:
-            moved = False
-        if moved:
-            instance = "an instance is running, its position moves"
-            break
+        with contextlib.suppress(KafkaException):
+            if admin.offset_metadata([at], stable=False).get(at) != before:
+                instance = "an instance is running, its position moves"
+                break
         time.sleep(MOVE_POLL_SECONDS)
     return note(
         f"{instance}: a start would end it and go on in its place. Nothing is lost by that, but two "

@@ -21,6 +21,12 @@ NEEDED = ("DESCRIBE", "READ", "WRITE")
 MAX_LISTED = 10
 
 
+def refused(operation: str, error: KafkaError | int, kafka: KafkaDestination) -> Finding:
+    """The finding about an operation that a start could not do; `error` may be a code."""
+    error = error if isinstance(error, KafkaError) else KafkaError(error)
+    return problem(str(fatal(operation, error, kafka)))
+
+
 def retention_ms(topic: Configuration) -> int | None:
     """The time for which a topic keeps its records; None: for ever, or unknown."""
     kept_ms = int(topic.get("retention.ms", -1))
@@ -29,7 +35,6 @@ def retention_ms(topic: Configuration) -> int | None:
 
 def inspect_topics(
     settings: Settings,
-    kafka: KafkaDestination,
     admin: Admin,
     topics: Mapping[str, TopicDescription | KafkaError],
     configurations: Mapping[str, Configuration | None],
@@ -37,39 +42,31 @@ def inspect_topics(
     """Each topic as a start would find or create it."""
     for name, topic in topics.items():
         if not isinstance(topic, KafkaError):
-            yield from _topic(kafka, topic, configurations[name])
-            yield from _cleanup(settings, kafka, name, configurations[name] or {})
+            yield from _topic(admin.settings, topic, configurations[name])
+            yield from _cleanup(settings, admin.settings, name, configurations[name] or {})
         elif topic.code() == KafkaError.UNKNOWN_TOPIC_OR_PART:
-            yield _missing(kafka, admin, name)
+            yield _missing(admin, name)
         else:
-            yield problem(str(fatal(f"see the topic {name}", topic, kafka)))
+            yield refused(f"see the topic {name}", topic, admin.settings)
 
 
-def _missing(kafka: KafkaDestination, admin: Admin, name: str) -> Finding:
-    try:
-        wanted: dict[str, Any] = {topic.topic: topic for topic in admin.missing(admin.seconds)}
-    except KafkaException:
-        # This user can't see the other topic, which has a finding of its own.
-        wanted = {}
-    if name not in wanted:
-        return note(f"the topic {name} is missing: a start would try to create it")
-    partitions = plural(wanted[name].num_partitions, "partition")
-    replication = wanted[name].replication_factor
-    copies = (
-        f"{plural(replication, 'copy', 'copies')} of each"
-        if replication > 0
-        else "the cluster's default number of copies"
+def _missing(admin: Admin, name: str) -> Finding:
+    topic: Any = admin.new_topic(name)
+    partitions, copies = plural(topic.num_partitions, "partition"), topic.replication_factor
+    each = (
+        plural(copies, "copy", "copies") if copies > 0 else "the cluster's default number of copies"
     )
-    would = f"the topic {name} is missing: a start would create it with {partitions} and {copies}"
+    would = (
+        f"the topic {name} is missing: a start would create it with {partitions}, {each} of each"
+    )
     try:
-        admin.create([wanted[name]], only_validate=True)
+        admin.create([topic], only_validate=True)
     except KafkaException as raised:
         error = raised.args[0]
-    else:
-        return note(f"{would}; the cluster allows it")
-    if error.code() in (KafkaError._UNSUPPORTED_FEATURE, KafkaError.UNSUPPORTED_VERSION):
-        return note(f"{would}. The brokers are too old to tell whether they allow it")
-    return problem(str(fatal(f"create the missing topic {name}", error, kafka)))
+        if error.code() in (KafkaError._UNSUPPORTED_FEATURE, KafkaError.UNSUPPORTED_VERSION):
+            return note(f"{would}. The brokers are too old to tell whether they allow it")
+        return refused(f"create the missing topic {name}", error, admin.settings)
+    return note(f"{would}; the cluster allows it")
 
 
 def _topic(
@@ -95,14 +92,14 @@ def _topic(
             f"assumes that it accepts batches of {DEFAULT_MAX_BATCH_BYTES:,} bytes"
         )
     led = [each for each in partitions if each.leader is not None and each.leader.id >= 0]
+    needed = int(found.get("min.insync.replicas", 1))
+    short = [each.id for each in led if len(each.isr) < needed]
     leaderless = [each.id for each in partitions if each not in led]
     if leaderless:
         yield problem(
             f"can't write to {_listed(leaderless)} of {topic.name}: no broker leads it. Start the "
             "broker that holds it"
         )
-    needed = int(found.get("min.insync.replicas", 1))
-    short = [each.id for each in led if len(each.isr) < needed]
     if short:
         yield problem(
             f"can't write to {_listed(short)} of {topic.name}: fewer copies are in sync than "
@@ -111,9 +108,8 @@ def _topic(
     rights = rights_in(topic)
     lacking = [right.title() for right in NEEDED if rights is not None and right not in rights]
     if lacking:
-        refused = KafkaError(KafkaError.TOPIC_AUTHORIZATION_FAILED)
         operation = f"use the topic {topic.name} ({' and '.join(lacking)})"
-        yield problem(str(fatal(operation, refused, kafka)))
+        yield refused(operation, KafkaError.TOPIC_AUTHORIZATION_FAILED, kafka)
 
 
 def _cleanup(

@@ -17,12 +17,10 @@ AGGREGATED = 300
 MAX_BROKERS = 100
 """Brokers with series of their own."""
 _US = 1e-6
-_ERRORS = {
-    "txerrs": "send",
-    "rxerrs": "receive",
-    "req_timeouts": "timeout",
-    "disconnects": "disconnect",
-}
+_ERRORS = (
+    *(("txerrs", "send"), ("rxerrs", "receive")),
+    *(("req_timeouts", "timeout"), ("disconnects", "disconnect")),
+)
 
 
 class KafkaMetrics:
@@ -30,8 +28,8 @@ class KafkaMetrics:
 
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
-        self._write_seconds: deque[float] = deque(maxlen=AGGREGATED)
-        self._wait_seconds: deque[float] = deque(maxlen=AGGREGATED)
+        self._seconds: dict[Any, deque[float]] = {}
+        """The latest values of each aggregating gauge."""
         self._written_seconds = 0.0
         self._totals: dict[tuple[str, str], int] = {}
 
@@ -48,10 +46,16 @@ class KafkaMetrics:
         started = time.monotonic()
         yield
         self._metrics.kafka_writes.inc()
-        _aggregate(self._metrics.kafka_write_seconds, self._write_seconds, self._written_seconds)
-        seconds = time.monotonic() - started
-        _aggregate(self._metrics.kafka_wait_seconds, self._wait_seconds, seconds)
+        self._aggregate(self._metrics.kafka_write_seconds, self._written_seconds)
+        self._aggregate(self._metrics.kafka_wait_seconds, time.monotonic() - started)
         self._written_seconds = 0.0
+
+    def _aggregate(self, gauge: Any, latest: float) -> None:
+        seconds = self._seconds.setdefault(gauge, deque(maxlen=AGGREGATED))
+        seconds.append(latest)
+        gauge.labels("min").set(min(seconds))
+        gauge.labels("max").set(max(seconds))
+        gauge.labels("avg").set(sum(seconds) / len(seconds))
 
     def statistics(self, encoded: str) -> None:
         """Take librdkafka's statistics (its STATISTICS.md): those that an operator needs."""
@@ -64,15 +68,8 @@ class KafkaMetrics:
             for percentile, key in (("50", "p50"), ("99", "p99")):
                 seconds = broker.get("rtt", {}).get(key, 0) * _US
                 self._metrics.kafka_rtt_seconds.labels(name, percentile).set(seconds)
-            for key, kind in _ERRORS.items():
+            for key, kind in _ERRORS:
                 total = broker.get(key, 0)
                 before = self._totals.get((name, kind), 0)
                 self._metrics.kafka_broker_errors.labels(name, kind).inc(max(total - before, 0))
                 self._totals[name, kind] = total
-
-
-def _aggregate(gauge: Any, seconds: deque[float], latest: float) -> None:
-    seconds.append(latest)
-    gauge.labels("min").set(min(seconds))
-    gauge.labels("max").set(max(seconds))
-    gauge.labels("avg").set(sum(seconds) / len(seconds))

@@ -12,15 +12,14 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import reduce
 
 from pleiades.core.checkpoint import Checkpoint
-from pleiades.core.fingerprint import fingerprint
 from pleiades.core.position import Position, join
 from pleiades.core.readback import UNKNOWN_LETTERS, Offsets, OutputPartition, Readback
 from pleiades.core.sse_id import UNKNOWN_SOURCE
-from pleiades.sinks.base import Remembered
 from pleiades.sinks.kafka.records import NO_STREAM, Published
 from pleiades.sinks.kafka.topic_reader import TopicReader
 
@@ -47,14 +46,16 @@ class Evidence:
     """The join of the ids that name several topic-partitions."""
     single: Position = field(default_factory=dict)
     """The join of the others. If there are both, these may be an old replay's."""
-    heads: dict[OutputPartition, list[Published]] = field(default_factory=dict)
-    """The first events of the last stretch."""
+    heads: dict[OutputPartition, list[Position]] = field(default_factory=dict)
+    """The timestamps in the ids of the first events of the last stretch."""
     seen: set[str] = field(default_factory=set)
     """The streams of the events, also those that are not relayed."""
     records: int = 0
     events: int = 0
     earliest_ms: int = 2**53
     """When the first of the records was published."""
+    passed: dict[OutputPartition, Position] = field(default_factory=dict)
+    """How far the records had got that `can_be_repeated` has seen."""
 
     def read(self, stretch: Iterable[Published]) -> None:
         """Take a stretch that lies before those that were read."""
@@ -65,18 +66,19 @@ class Evidence:
             if record.replay or record.stream == NO_STREAM:
                 continue
             self.events += 1
-            matching = [name for name in self.streams if is_of(record.stream, name)]
-            self.seen.update(matching or {record.stream})
+            # Old events do not name their stream.
+            name = record.stream
+            matching = [s for s in self.streams if not name or f".{name}".endswith(f".{s}")]
+            self.seen.update(matching or {name})
             if not matching:
                 continue
             head = self.heads.setdefault(record.at, [])
             if len(head) < HEAD_RECORDS:
-                head.append(record)
+                head.append(_timestamps(record))
             assignments = record.assignments
             position = self.several if len(assignments) > 1 else self.single
             for source, timestamp_ms in assignments:
-                if (timestamp_ms or 0) > position.get(source, -1):
-                    position[source] = timestamp_ms or 0
+                position[source] = max(timestamp_ms or 0, position.get(source, 0))
 
     @property
     def reached(self) -> Position:
@@ -84,14 +86,11 @@ class Evidence:
         return self.several or self.single
 
     @property
-    def missing(self) -> set[str]:
-        """The relayed streams without an event in the records."""
-        return set(self.streams) - self.seen
-
-    @property
     def complete(self) -> bool:
         """True if the position is known."""
-        return not self.missing and bool(self.reached) and all(self.reached.values())
+        return (
+            self.seen.issuperset(self.streams) and bool(self.reached) and all(self.reached.values())
+        )
 
     @property
     def covers_window(self) -> bool:
@@ -99,18 +98,23 @@ class Evidence:
 
         The beginning of each output partition tells.
         """
-        reached = self.reached
-        begun: list[Position] = []
-        for head in self.heads.values():
-            position: Position = {}
-            for record in head:
-                position = join(position, _timestamps(record))
-            begun.append(position)
+        nothing: Position = {}
+        begun = [reduce(join, head, nothing) for head in self.heads.values()]
         return bool(begun) and all(
             0 < position.get(source, 0) < reached_ms - self.window_ms
             for position in begun
-            for source, reached_ms in reached.items()
+            for source, reached_ms in self.reached.items()
         )
+
+    def can_be_repeated(self, record: Published) -> bool:
+        """True for an event of an ingest that the upstream can repeat; asked of all records in order."""
+        if record.replay:
+            return False
+        reached = self.reached
+        before = self.passed[record.at] = join(self.passed.get(record.at, {}), _timestamps(record))
+        source = record.source if record.source in reached else UNKNOWN_SOURCE
+        reached_ms = reached.get(source, max(reached.values()))
+        return before.get(source, reached_ms) >= reached_ms - self.window_ms
 
     def checkpoint(self) -> Checkpoint | None:
         """The position to resume from; None: the topic does not show it."""
@@ -121,16 +125,17 @@ class Evidence:
         begin_ms = min(times) - self.overlap_ms
         silent = sorted({topic for (topic, _), timestamp_ms in reached.items() if not timestamp_ms})
         if silent:
-            heads = [record for head in self.heads.values() for record in head]
-            known = [ms for record in heads for ms in _timestamps(record).values()]
+            heads = [each for head in self.heads.values() for each in head]
+            known = [ms for timestamps in heads for ms in timestamps.values()]
             begin_ms = min(begin_ms, min(known, default=begin_ms) - self.window_ms)
         begin_ms = max(begin_ms, 0)
-        if self.missing:
+        missing = sorted({*self.streams} - self.seen)
+        if missing:
             log.warning(
                 "the topic has events of %s, but none of %s: it does not tell where to go on. The relay "
                 "starts at --since; to leave no gap, start it again with --resume=false --since=%d",
                 ", ".join(sorted(self.seen)),
-                ", ".join(sorted(self.missing)),
+                ", ".join(missing),
                 begin_ms,
             )
             return None
@@ -149,8 +154,8 @@ class Evidence:
 
 
 def recover(
-    reader: TopicReader, topic: str, starts: Offsets, ends: Offsets, found: Evidence, now_ms: int
-) -> tuple[Checkpoint | None, Iterator[Remembered], Readback]:
+    reader: TopicReader, starts: Offsets, ends: Offsets, found: Evidence, now_ms: int
+) -> tuple[Checkpoint | None, Readback]:
     """Read as much of the end of a topic and its dead letters as is needed.
 
     Args:
@@ -160,7 +165,8 @@ def recover(
     Raises:
         Fatal, GenerationLost, Fenced: see `TopicReader.read`.
     """
-    partitions = max(sum(at[0] == topic for at in ends), 1)
+    # One more is that of the dead letters.
+    partitions = max(len(ends) - 1, 1)
     wanted, until = FIRST_RECORDS, ends
     while True:
         each = math.ceil(wanted / partitions)
@@ -181,7 +187,6 @@ def recover(
                 found.records,
             )
         until, wanted = begins, wanted * GROWTH
-    checkpoint = found.checkpoint()
     if found.records and not found.events:
         log.warning(
             "all %d records of the topic are those of replays: they do not tell where to go on. The "
@@ -190,35 +195,10 @@ def recover(
         )
     reached = found.reached
     if not reached:
-        return checkpoint, iter(()), Readback(ends, now_ms)
-    greatest = max(reached.values())
-    held = {**reached, UNKNOWN_SOURCE: greatest, UNKNOWN_LETTERS: greatest}
-    window = _window(reader.read(begins, ends), reached, found.window_ms)
-    return checkpoint, window, Readback(begins, min(found.earliest_ms, now_ms), held, held)
-
-
-def _window(
-    records: Iterable[Published], reached: Position, window_ms: int
-) -> Iterator[Remembered]:
-    """The events of an ingest that the upstream can repeat."""
-    greatest = max(reached.values())
-    passed: dict[OutputPartition, Position] = {}
-    for record in records:
-        if record.replay:
-            continue
-        before = passed.setdefault(record.at, {})
-        for source, timestamp_ms in _timestamps(record).items():
-            before[source] = max(timestamp_ms, before.get(source, 0))
-        source = record.source if record.source in reached else UNKNOWN_SOURCE
-        reached_ms = reached.get(source, greatest)
-        if before.get(source, reached_ms) >= reached_ms - window_ms:
-            yield Remembered(source, reached_ms, fingerprint(record.identity))
+        return found.checkpoint(), Readback(ends, now_ms)
+    held = {**reached, **dict.fromkeys((UNKNOWN_SOURCE, UNKNOWN_LETTERS), max(reached.values()))}
+    return found.checkpoint(), Readback(begins, min(found.earliest_ms, now_ms), held, held)
 
 
 def _timestamps(record: Published) -> Position:
     return {source: timestamp_ms for source, timestamp_ms in record.assignments if timestamp_ms}
-
-
-def is_of(meta_stream: str, name: str) -> bool:
-    """`mediawiki.recentchange` is of the stream `recentchange`; old events do not name theirs."""
-    return not meta_stream or meta_stream == name or meta_stream.endswith("." + name)

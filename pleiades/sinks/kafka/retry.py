@@ -82,19 +82,18 @@ class Retry:
         """
         started = time.monotonic()
 
-        def may_pass(error: KafkaError) -> bool:
-            waited_seconds = time.monotonic() - started
+        def failed(error: KafkaError) -> None:
             if self.deadline is not None:
                 check_first_start(self._clients, operation, error, self.deadline)
-                if kind_of(error) is not Kind.TRANSIENT:
-                    self.give_up(operation, error)
-            elif waited_seconds >= most_seconds or not _passes(error, waited_seconds):
+            waited_seconds = time.monotonic() - started
+            created_just_now = error.code() in NO_TOPIC and waited_seconds < PROPAGATION_SECONDS
+            passes = created_just_now or kind_of(error) in (Kind.TRANSIENT, Kind.ABORT)
+            if waited_seconds >= most_seconds or not passes:
                 self.give_up(operation, error)
-            else:
+            if self.deadline is None:
                 self.report(operation, error)
-            return True
 
-        done = self._repeat(attempt, may_pass)
+        done = self._repeat(attempt, failed)
         self.well()
         return done
 
@@ -116,10 +115,10 @@ class Retry:
         started = moved = time.monotonic()
         waiting = len(producer)
 
-        def may_pass(error: KafkaError) -> bool:
+        def failed(error: KafkaError) -> None:
             nonlocal moved, waiting
             if kind_of(error) is not Kind.TRANSIENT:
-                return False
+                raise KafkaException(error)
             # The length counts messages, and events such as statistics that come and go. Only a new
             # minimum shows that a message was delivered.
             now, left = time.monotonic(), len(producer)
@@ -130,11 +129,10 @@ class Retry:
             if now - started >= FAILING_SECONDS:
                 raise GenerationLost(f"a commit failed for {FAILING_SECONDS:.0f} s: {error.name()}")
             report("commit", error)
-            return True
 
-        self._repeat(lambda: self._in_thread(producer, call), may_pass)
+        self._repeat(lambda: self._in_thread(producer, call), failed)
 
-    def _repeat(self, attempt: Callable[[], T], may_pass: Callable[[KafkaError], bool]) -> T:
+    def _repeat(self, attempt: Callable[[], T], failed: Callable[[KafkaError], None]) -> T:
         failures = 0
         while True:
             self.child.beat()
@@ -142,8 +140,7 @@ class Retry:
             try:
                 return attempt()
             except KafkaException as raised:
-                if not may_pass(raised.args[0]):
-                    raise
+                failed(raised.args[0])
             # A call that timed out has waited already.
             if time.monotonic() - started < SLICE_SECONDS / 2:
                 failures += 1
@@ -176,24 +173,18 @@ class Retry:
 
     # ---- reporting ----
 
-    def report(self, operation: str, error: KafkaError) -> None:
-        """Report a call that failed and is repeated."""
+    def report(self, operation: str, error: KafkaError, why: str = "") -> None:
+        """Report a call that failed and is repeated; `why`: in place of the error's own text."""
         if error.code() == KafkaError._TIMED_OUT:
             # librdkafka's own report of the cause says more than that a call timed out.
             error = self._clients.last_error or error
         else:
             self._metrics.kafka_errors.inc()
-        # An aborted transaction is rare; other errors usually pass at once.
-        self._wait(operation, text_of(error, self._settings), kind_of(error) is Kind.ABORT)
-
-    def report_clock(self, advice: str) -> None:
-        """Report that the topic refuses the time of this machine."""
-        self._metrics.kafka_errors.inc()
-        self._wait("publish", advice, at_once=True)
-
-    def _wait(self, operation: str, why: str, at_once: bool) -> None:
         now = time.monotonic()
         self._waiting_since = self._waiting_since or now
+        # An aborted transaction is rare; other errors usually pass at once.
+        at_once = why or kind_of(error) is Kind.ABORT
+        why = why or text_of(error, self._settings)
         if not at_once and now - self._waiting_since < QUIET_SECONDS:
             log.debug("can't %s: %s", operation, why)
             return
@@ -240,9 +231,3 @@ def check_first_start(clients: Clients, operation: str, error: KafkaError, deadl
             raise fatal(operation, each, clients.settings)
     if time.monotonic() >= deadline:
         raise fatal(operation, reported, clients.settings)
-
-
-def _passes(error: KafkaError, waited_seconds: float) -> bool:
-    if error.code() in NO_TOPIC:
-        return waited_seconds < PROPAGATION_SECONDS
-    return kind_of(error) in (Kind.TRANSIENT, Kind.ABORT)

@@ -18,6 +18,7 @@ import logging
 import secrets
 import time
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import NoReturn
 
 from confluent_kafka import Consumer, KafkaException, Producer, TopicPartition
@@ -28,11 +29,11 @@ from pleiades.core.readback import UNKNOWN_LETTERS, Offsets, OutputPartition, Re
 from pleiades.core.sse_id import UNKNOWN_SOURCE
 from pleiades.core.sse_id import TopicPartition as Source
 from pleiades.runtime.errors import DestinationHeld, GenerationLost
+from pleiades.runtime.findings import now_ms
 from pleiades.sinks.base import Committed, Opened, SinkContext
 from pleiades.sinks.kafka.admin import Admin
 from pleiades.sinks.kafka.clients import Clients
 from pleiades.sinks.kafka.destination import KafkaDestination
-from pleiades.sinks.kafka.errors import group_of
 from pleiades.sinks.kafka.metrics import KafkaMetrics
 from pleiades.sinks.kafka.offset_metadata import Stored, encode, read_stored
 from pleiades.sinks.kafka.records import Published, RecordForm
@@ -44,7 +45,6 @@ from pleiades.sinks.kafka.transaction import Transactions
 
 log = logging.getLogger(__name__)
 
-REQUEST_SECONDS = 5.0
 BEGIN_SECONDS = 30.0
 """The time that a producer may take to begin transactions while the cluster is reachable. One that
 asked for its coordinator while that hung was seen to wait for it minutes after it ran again."""
@@ -103,11 +103,11 @@ class KafkaSink:
         reader = TopicReader(self._consumer, self._admin, self._retry)
         ends = ask("ask where the topic ends", self._admin.ends)
         stored = ask("read the stored position", lambda: self._stored(ends))
-        self._readback = Readback(ends, _now_ms())
+        self._readback = Readback(ends, now_ms())
         if stored is not None:
             self._readback = stored.readback or self._converted(stored, ends)
             if self._readback.is_mark_due(stored.checkpoint):
-                self._readback = self._readback.marked(ends, _now_ms())
+                self._readback = self._readback.marked(ends, now_ms())
             # The old instance, once it is fenced, looks for who did it.
             self._commit(stored.checkpoint, self._readback)
         if self._replay is not None and self._replay.skip_existing:
@@ -115,25 +115,13 @@ class KafkaSink:
         window_complete = self._existing is None
         if self._replay is not None and (stored is None or not resume):
             # It begins, or begins again: events of others are none of its business.
-            self._readback = Readback(ends, _now_ms())
+            self._readback = Readback(ends, now_ms())
             return Opened(None, window_complete=window_complete)
-        if stored is not None:
-            is_own = self._is_own(from_before=stored.readback is None)
-            window = reader.window(self._readback.parts(ends), is_own)
-            return Opened(stored.checkpoint, window, window_complete=window_complete)
-        starts = ask("ask where the topic begins", lambda: self._admin.starts(ends))
-        overlap_ms = int(self._relay.upstream.overlap_seconds * 1000)
-        window_ms = max(int(self._relay.window_seconds * 1000), overlap_ms)
-        found = Evidence(self._relay.upstream.streams, overlap_ms, window_ms)
-        checkpoint, window, self._readback = recover(
-            reader, self._admin.events, starts, ends, found, _now_ms()
-        )
-        if checkpoint is not None and resume:
-            log.warning(
-                "no position is stored as the group %s, but the topic is not empty: going on after its "
-                "last events, as far as their ids tell",
-                group_of(self._settings),
-            )
+        if stored is None:
+            checkpoint, is_own = self._recovered(reader, ends, resume)
+        else:
+            checkpoint, is_own = stored.checkpoint, self._is_own(stored.readback is None)
+        window = reader.window(self._readback.parts(ends), is_own)
         return Opened(checkpoint, window, window_complete=window_complete)
 
     def is_published(self, event: Event) -> bool:
@@ -150,7 +138,7 @@ class KafkaSink:
     def commit(self, checkpoint: Checkpoint) -> Committed:
         """See `Sink.commit`."""
         readback = self._readback.committed(
-            checkpoint, self._events_of, self._letters_of, self._admin.dead_letters
+            checkpoint, self._events_of, self._letters_of, self._settings.dead_letters
         )
         with self._metrics.committing():
             letters = self._commit(checkpoint, readback)
@@ -174,7 +162,7 @@ class KafkaSink:
             log.debug("no mark: %s", error)
             self._mark_at = now + MARK_RETRY_SECONDS
         else:
-            self._readback = self._readback.marked(ends, _now_ms())
+            self._readback = self._readback.marked(ends, now_ms())
             self._mark_at = now + MARK_SECONDS
 
     def poll(self) -> None:
@@ -203,28 +191,29 @@ class KafkaSink:
         self._retry.deadline = None
         while missing:
             names = " and ".join(topic.topic for topic in missing)
-            ask(f"create the topic {names}", lambda topics=missing: admin.create(topics))  # type: ignore[misc]
-            missing = ask("see the topic", lambda: admin.missing(REQUEST_SECONDS))
+            ask(f"create the topic {names}", partial(admin.create, missing))
+            missing = ask("see the topic", admin.missing)
 
     def _begin_transactions(self, consumer: Consumer) -> None:
-        admin, ask = self._admin, self._retry.until_done
-        operation = "ask what the topic accepts"
-        limits = ask(operation, lambda: admin.limits(admin.events))
-        dead_limits = ask(operation, lambda: admin.limits(admin.dead_letters))
-        producer = self._clients.producer(limits.max_batch_bytes, self._metrics.statistics)
+        settings, ask = self._settings, self._retry.until_done
+        max_bytes, max_dead_bytes = (
+            ask("ask what the topic accepts", partial(self._admin.max_batch_bytes, topic))
+            for topic in (settings.topic, settings.dead_letters)
+        )
+        producer = self._clients.producer(max_bytes, self._metrics.statistics)
         # Ends what an earlier producer left open, and fences it.
         ask("begin transactions", lambda: producer.init_transactions(SLICE_SECONDS), BEGIN_SECONDS)
         form = RecordForm(
-            admin.events,
-            admin.dead_letters,
-            self._settings.key_field,
+            settings.topic,
+            settings.dead_letters,
+            settings.key_field,
             self._replay_name,
-            dead_limits.max_batch_bytes // 2,
+            max_dead_bytes // 2,
         )
         # The consumer never joins the group, so this does not change. It takes half as long as a commit.
         group = consumer.consumer_group_metadata()
         self._producer = producer
-        self._transactions = Transactions(producer, form, limits, group, self._retry)
+        self._transactions = Transactions(producer, form, max_bytes, group, self._retry)
 
     def _stored(self, partitions: Iterable[OutputPartition]) -> Stored | None:
         metadata = self._admin.offset_metadata(partitions, stable=True)
@@ -235,10 +224,28 @@ class KafkaSink:
         except UnreadableCheckpoint as error:
             log.warning(
                 "the position stored as the group %s is unusable (%s): looking for it in the topic",
-                group_of(self._settings),
+                self._settings.group,
                 error,
             )
             return None
+
+    def _recovered(
+        self, reader: TopicReader, ends: Offsets, resume: bool
+    ) -> tuple[Checkpoint | None, Callable[[Published], bool]]:
+        starts = self._retry.until_done(
+            "ask where the topic begins", lambda: self._admin.starts(ends)
+        )
+        overlap_ms = int(self._relay.upstream.overlap_seconds * 1000)
+        window_ms = max(int(self._relay.window_seconds * 1000), overlap_ms)
+        found = Evidence(self._relay.upstream.streams, overlap_ms, window_ms)
+        checkpoint, self._readback = recover(reader, starts, ends, found, now_ms())
+        if checkpoint is not None and resume:
+            log.warning(
+                "no position is stored as the group %s, but the topic is not empty: going on after its "
+                "last events, as far as their ids tell",
+                self._settings.group,
+            )
+        return checkpoint, found.can_be_repeated
 
     def _converted(self, stored: Stored, ends: Offsets) -> Readback:
         """For a position of the version before: by publish time, as that did."""
@@ -262,12 +269,16 @@ class KafkaSink:
             from_before: the version before published some. It did not mark the records of replays.
         """
         name, span = self._replay_name, None if self._replay is None else self._replay.range
-        if not from_before or span is None:
-            return lambda record: record.replay == name
         return lambda record: (
             record.replay == name
-            # One whose id can't be read may be ours.
-            or (not record.replay and len(record.assignments) <= 1 and record.may_be_of(span))
+            or (
+                from_before
+                and span is not None
+                and not record.replay
+                # One whose id can't be read may be ours.
+                and len(record.assignments) <= 1
+                and record.may_be_of(span)
+            )
         )
 
     # ---- committing ----
@@ -295,21 +306,16 @@ class KafkaSink:
 
     def _explain_fence(self) -> NoReturn:
         deadline = time.monotonic() + CLAIM_SECONDS
+        ask = partial(self._stored, [self._position_at])
         while time.monotonic() < deadline:
-            stored = self._retry.until_done(
-                "read the stored position", lambda: self._stored([self._position_at])
-            )
+            stored = self._retry.until_done("read the stored position", ask)
             if stored is not None and stored.writer != self._writer:
                 raise DestinationHeld(
                     f"another instance has taken over the topic {self._settings.topic} (transactional "
-                    f"id {group_of(self._settings)}). It goes on where this one stopped, and nothing is "
+                    f"id {self._settings.group}). It goes on where this one stopped, and nothing is "
                     "lost. Two instances at once are of no use: find out who starts the other one"
                 )
             self._retry.child.pause(SLICE_SECONDS)
         raise GenerationLost(
             "the broker has ended our transaction, because it took longer than transaction.timeout.ms"
         )
-
-
-def _now_ms() -> int:
-    return time.time_ns() // 1_000_000

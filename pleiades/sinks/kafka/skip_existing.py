@@ -10,7 +10,6 @@ import logging
 import sqlite3
 import time
 from collections.abc import Iterable
-from itertools import islice
 
 from pleiades.core.range import Range
 from pleiades.sinks.kafka.admin import Admin
@@ -22,7 +21,6 @@ log = logging.getLogger(__name__)
 SLACK_MS = 2 * 3_600_000
 """Records are read from so long before the begin of a range. An event is published after it happened,
 but another clock dates the record: one that is off by two hours would be noticed."""
-ROWS_AT_ONCE = 10_000
 CACHE_KIB = 16 * 1024
 
 
@@ -31,7 +29,7 @@ class Existing:
 
     def __init__(self) -> None:
         # An empty name: a temporary database on disk, https://www.sqlite.org/inmemorydb.html.
-        self._database = sqlite3.connect("", isolation_level=None)
+        self._database = sqlite3.connect("")
         self._database.execute("PRAGMA journal_mode = OFF")
         self._database.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
         self._database.execute("CREATE TABLE known (identity TEXT PRIMARY KEY) WITHOUT ROWID")
@@ -39,18 +37,15 @@ class Existing:
     def add(self, identities: Iterable[str]) -> None:
         """Add identities."""
         rows = ((identity,) for identity in identities)
-        self._database.execute("BEGIN")
-        while some := list(islice(rows, ROWS_AT_ONCE)):
-            self._database.executemany("INSERT OR IGNORE INTO known VALUES (?)", some)
-        self._database.execute("COMMIT")
+        self._database.executemany("INSERT OR IGNORE INTO known VALUES (?)", rows)
+        self._database.commit()
 
     def __contains__(self, identity: str) -> bool:
         found = self._database.execute("SELECT 1 FROM known WHERE identity = ?", (identity,))
         return found.fetchone() is not None
 
     def __len__(self) -> int:
-        (count,) = self._database.execute("SELECT count(*) FROM known").fetchone()
-        return int(count)
+        return self._database.total_changes
 
     def close(self) -> None:
         """Remove all."""

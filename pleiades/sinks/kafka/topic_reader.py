@@ -13,6 +13,7 @@ import logging
 import time
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
@@ -60,8 +61,11 @@ class TopicReader:
             for remembered in self._run(run, is_own):
                 count += 1
                 yield remembered
-        seconds = time.monotonic() - started
-        log.info("read %d events of the topic back in %.1f s to recognise repeats", count, seconds)
+        if count:
+            seconds = time.monotonic() - started
+            log.info(
+                "read %d events of the topic back in %.1f s to recognise repeats", count, seconds
+            )
 
     def _run(self, run: list[Part], is_own: Callable[[Published], bool]) -> Iterator[Remembered]:
         begins: dict[OutputPartition, int] = {}
@@ -78,7 +82,7 @@ class TopicReader:
             if not is_own(record):
                 continue
             part = run[bisect_right(bounds[record.at], record.offset)] if len(run) > 1 else run[0]
-            letter = record.at[0] == self._admin.dead_letters
+            letter = record.at[0] == self._admin.settings.dead_letters
             name = remembered_as(record.source, part.reached, letter)
             reached_ms = part.reached.get(name)
             if reached_ms is None and record.source == UNKNOWN_SOURCE:
@@ -96,7 +100,8 @@ class TopicReader:
         Raises:
             Fatal, GenerationLost, Fenced: they can't be read, and waiting would not help.
         """
-        starts = self._retry.until_done(READING, lambda: self._admin.starts(ends))
+        consumer, ask = self._consumer, self._retry.until_done
+        starts = ask(READING, lambda: self._admin.starts(ends))
         unread = {
             at: begin
             for at, end in ends.items()
@@ -104,28 +109,22 @@ class TopicReader:
         }
         if not unread:
             return
-        self._assign(unread)
-        try:
-            yield from self._consume(unread, ends)
-        except KafkaException as error:
-            self._retry.give_up(READING, error.args[0])
-        finally:
-            self._consumer.unassign()
-
-    def _assign(self, begins: Offsets) -> None:
-        consumer = self._consumer
         # Ask for the leaders now; librdkafka would do it a second after the assignment.
-        for topic in {topic for topic, _ in begins}:
-            self._retry.until_done(
-                READING,
-                lambda topic=topic: consumer.list_topics(topic, REQUEST_SECONDS),  # type: ignore[misc]
-            )
-        partitions = [TopicPartition(*at, begin) for at, begin in begins.items()]
+        for topic in {topic for topic, _ in unread}:
+            ask(READING, partial(consumer.list_topics, topic, REQUEST_SECONDS))
+        partitions = [TopicPartition(*at, begin) for at, begin in unread.items()]
         consumer.assign(partitions)
         # A partition that was paused stays paused in the next assignment.
         consumer.resume(partitions)
+        try:
+            yield from self._consume(set(unread), ends)
+        except KafkaException as error:
+            self._retry.give_up(READING, error.args[0])
+        finally:
+            consumer.unassign()
 
-    def _consume(self, unread: dict[OutputPartition, int], ends: Offsets) -> Iterator[Published]:
+    def _consume(self, unread: set[OutputPartition], ends: Offsets) -> Iterator[Published]:
+        dead_letters = self._admin.settings.dead_letters
         started, logged, count = time.monotonic(), False, 0
         while unread:
             self._retry.child.beat()
@@ -136,7 +135,7 @@ class TopicReader:
                 error = message.error()
                 if error is None:
                     count += 1
-                    read = read_dead_letter if at[0] == self._admin.dead_letters else read_event
+                    read = read_dead_letter if at[0] == dead_letters else read_event
                     if offset < ends[at] and (record := read(message)) is not None:
                         yield record
                     if offset + 1 >= ends[at]:
@@ -148,15 +147,14 @@ class TopicReader:
                     log.debug("reading %s: %s", at, error)
                 else:
                     raise KafkaException(error)
-            for at in done & unread.keys():
-                # Otherwise the records behind it would be fetched, too.
-                del unread[at]
-                self._consumer.pause([TopicPartition(*at)])
+            # Otherwise the records behind them would be fetched, too.
+            self._consumer.pause([TopicPartition(*at) for at in done & unread])
+            unread -= done
             if not logged and time.monotonic() - started > WAITING_SECONDS:
                 logged = True
                 log.info(
                     "reading %s back: %d records so far. If the number does not grow, another "
                     "transaction is open on the topic, and the relay waits for its end",
-                    self._admin.events,
+                    self._admin.settings.topic,
                     count,
                 )

@@ -11,7 +11,6 @@ Laws:
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from functools import partial
 from typing import TypeAlias
@@ -20,7 +19,6 @@ from confluent_kafka import KafkaError, KafkaException, Message, Producer, Topic
 
 from pleiades.core.event import TOO_LARGE, Event
 from pleiades.runtime import faultpoints
-from pleiades.sinks.kafka.admin import Limits
 from pleiades.sinks.kafka.clients import BATCH_OVERHEAD_BYTES
 from pleiades.sinks.kafka.errors import Kind, clock_advice, kind_of
 from pleiades.sinks.kafka.records import RecordForm
@@ -37,15 +35,15 @@ class Transactions:
     """Produces events and commits them.
 
     Args:
-        limits: those of the topic. It takes an event below them, however it compresses.
+        max_bytes: the longest batch of the topic. It takes a shorter event, however it compresses.
     """
 
     def __init__(
-        self, producer: Producer, form: RecordForm, limits: Limits, group: object, retry: Retry
+        self, producer: Producer, form: RecordForm, max_bytes: int, group: object, retry: Retry
     ) -> None:
         self._producer = producer
         self._form = form
-        self._limits = limits
+        self._surely_taken_bytes = max_bytes - BATCH_OVERHEAD_BYTES
         self._group = group
         self._retry = retry
         self._written: list[Event] = []
@@ -86,7 +84,12 @@ class Transactions:
         failures = invalid = 0
         while not self._try_to_commit(offsets):
             if self._is_spoilt_by(INVALID):
-                self._find_cause(offsets)
+                # The error of the transaction says why a record is invalid, the report does not. Whatever
+                # the answer is, the transaction is aborted.
+                try:
+                    self._send_offsets(offsets)
+                except KafkaException as error:
+                    self._spoil(error.args[0])
                 invalid += self._is_spoilt_by(INVALID)
                 if self._spoilt is not None and invalid > MAX_INVALID:
                     raise KafkaException(self._spoilt)
@@ -108,7 +111,7 @@ class Transactions:
             self._send_offsets(offsets)
             faultpoints.passing(faultpoints.POSITION_SENT)
             # A commit that timed out goes on; calling again waits for its end.
-            self._step(lambda: self._producer.commit_transaction(SLICE_SECONDS))
+            self._step(self._producer.commit_transaction, SLICE_SECONDS)
         except KafkaException as error:
             if kind_of(error.args[0]) is not Kind.ABORT:
                 raise
@@ -123,19 +126,11 @@ class Transactions:
             self._begun = True
 
     def _send_offsets(self, offsets: list[TopicPartition]) -> None:
-        producer, group = self._producer, self._group
-        self._step(lambda: producer.send_offsets_to_transaction(offsets, group, SLICE_SECONDS))
+        call = self._producer.send_offsets_to_transaction
+        self._step(call, offsets, self._group, SLICE_SECONDS)
 
-    def _step(self, call: Callable[[], None]) -> None:
-        self._retry.commit_step(self._producer, call, self._report)
-
-    def _find_cause(self, offsets: list[TopicPartition]) -> None:
-        """Ask why a record is invalid: the error of the transaction says it, the report does not."""
-        try:
-            # Whatever the answer, the transaction is aborted.
-            self._send_offsets(offsets)
-        except KafkaException as error:
-            self._spoil(error.args[0])
+    def _step(self, call: Callable[..., None], *arguments: object) -> None:
+        self._retry.commit_step(self._producer, partial(call, *arguments), self._report)
 
     def _is_spoilt_by(self, code: int) -> bool:
         return self._spoilt is not None and self._spoilt.code() == code
@@ -146,13 +141,10 @@ class Transactions:
             self._report("commit a transaction, which begins again", error)
 
     def _report(self, operation: str, error: KafkaError) -> None:
+        advice = ""
         if error.code() == KafkaError.INVALID_TIMESTAMP and self._written:
-            now_ms, limits = time.time_ns() // 1_000_000, self._limits
-            newest_ms = self._written[-1].timestamp_ms
-            advice = clock_advice(now_ms, newest_ms, limits.ahead_ms, limits.behind_ms)
-            self._retry.report_clock(advice)
-        else:
-            self._retry.report(operation, error)
+            operation, advice = "publish", clock_advice(self._written[-1].timestamp_ms)
+        self._retry.report(operation, error, advice)
 
     # ---- producing ----
 
@@ -160,14 +152,7 @@ class Transactions:
         """Produce one event, which goes into `failed` if it can't be delivered."""
         topic, value, key, headers = self._form.record(event)
         on_delivery = None if failed is None else partial(_note, event, failed)
-        while True:
-            try:
-                self._producer.produce(topic, value, key, headers=headers, on_delivery=on_delivery)
-            except BufferError:
-                self._retry.child.beat()
-                self._producer.poll(SLICE_SECONDS)
-            else:
-                return
+        self._producer.produce(topic, value, key, headers=headers, on_delivery=on_delivery)
 
     def _produce_batch(self, events: list[Event]) -> None:
         # It takes no headers, and a third less time: 1.4 µs for an event.
@@ -176,13 +161,13 @@ class Transactions:
             raise KafkaException(next(each["_error"] for each in messages if "_error" in each))
 
     def _produce_again(self) -> bool:
-        """Abort, and produce everything once more with reports; whether all of it was delivered.
+        """Abort, and produce everything once more with reports; True if all of it was delivered.
 
         Raises:
             KafkaException: the transaction can't be aborted, or a message can never be delivered.
         """
         if self._begun:
-            self._step(lambda: self._producer.abort_transaction(SLICE_SECONDS))
+            self._step(self._producer.abort_transaction, SLICE_SECONDS)
             self._begun = False
         failed: Failed = []
         try:
@@ -199,7 +184,6 @@ class Transactions:
                     break
         except KafkaException as error:
             # The transaction failed in the background. If a message was the cause, a report names it.
-            self._spoilt = error.args[0]
             self._producer.poll(SLICE_SECONDS)
             if not failed:
                 self._spoil(error.args[0])
@@ -207,9 +191,9 @@ class Transactions:
         self._deliver(failed)
         if failed:
             self._learn(failed)
-            return False
-        self._spoilt = None
-        return True
+        else:
+            self._spoilt = None
+        return not failed
 
     def _deliver(self, failed: Failed) -> None:
         """Wait until all messages are delivered; after a failure the others are not sent."""
@@ -218,25 +202,22 @@ class Transactions:
 
     def _is_suspect(self, event: Event) -> bool:
         size_bytes = len(event.key) + len(event.data)
-        surely_taken_bytes = self._limits.max_batch_bytes - BATCH_OVERHEAD_BYTES
-        return size_bytes > surely_taken_bytes or event.identity in self._suspects
+        return size_bytes > self._surely_taken_bytes or event.identity in self._suspects
 
     def _learn(self, failed: Failed) -> None:
-        codes = {error.code() for _, error in failed}
-        if TOO_LARGE_CODE in codes:
-            # All others failed with them.
-            self._spoilt = KafkaError(TOO_LARGE_CODE)
-            for event in [event for event, error in failed if error.code() == TOO_LARGE_CODE]:
-                self._set_apart(event)
-        elif INVALID in codes:
-            # The others may have failed because of these.
-            self._spoilt = KafkaError(INVALID)
-        else:
-            self._spoilt = failed[0][1]
+        errors = {error.code(): error for _, error in reversed(failed)}
+        # All others failed with one that is too large, and may have failed because of an invalid one.
+        cause = errors.get(TOO_LARGE_CODE) or errors.get(INVALID) or failed[0][1]
+        self._spoilt = cause
+        if cause.code() == TOO_LARGE_CODE:
+            for event, error in failed:
+                if error.code() == TOO_LARGE_CODE:
+                    self._set_apart(event)
+        elif cause.code() != INVALID:
             for _, error in failed:
                 if kind_of(error) is not Kind.TRANSIENT:
                     raise KafkaException(error)
-            self._report("deliver events", failed[0][1])
+            self._report("deliver events", cause)
 
     def _set_apart(self, event: Event) -> None:
         """An event whose batch was too large: is it that alone?"""

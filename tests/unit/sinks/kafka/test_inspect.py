@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from confluent_kafka import KafkaError, KafkaException, Node, TopicPartitionInfo, Uuid
@@ -88,8 +89,8 @@ def look(kafka_settings_of: SettingsOf) -> Look:
     ) -> list[Finding]:
         settings, kafka = kafka_settings_of(*flags)
         topic = described(*partitions, rights=rights, name="t")
-        nobody: Any = None
-        return list(inspect_topics(settings, kafka, nobody, {"t": topic}, {"t": configuration}))
+        admin: Any = Mock(settings=kafka)
+        return list(inspect_topics(settings, admin, {"t": topic}, {"t": configuration}))
 
     return looked
 
@@ -162,6 +163,8 @@ def test_the_brokers_time_is_mentioned(look: Look) -> None:
 class FakeAdmin:
     """Answers what it is told to."""
 
+    settings: KafkaDestination
+
     def __init__(
         self,
         records: int | KafkaError = 7,
@@ -174,12 +177,14 @@ class FakeAdmin:
         self._rights = rights
         self._broker = broker or {}
 
-    def ends(self, _seconds: float, of: Iterable[OutputPartition]) -> dict[OutputPartition, int]:
+    def ends(self, of: Iterable[OutputPartition]) -> dict[OutputPartition, int]:
         if isinstance(self._records, KafkaError):
             raise KafkaException(self._records)
         return dict.fromkeys(of, self._records)
 
-    def starts(self, partitions: Iterable[OutputPartition]) -> dict[OutputPartition, int]:
+    def begins(
+        self, partitions: Iterable[OutputPartition], _since_ms: int
+    ) -> dict[OutputPartition, int]:
         return dict.fromkeys(partitions, 0)
 
     def offset_metadata(
@@ -206,8 +211,8 @@ def stored(clock_ms: int) -> str:
 def position(
     admin: Any, of: tuple[Settings, KafkaDestination], configuration: Configuration = DEFAULTS
 ) -> list[Finding]:
-    topics = {TOPIC: described()}
-    return list(inspect_position(*of, admin, topics, configuration, True))
+    settings, admin.settings = of
+    return list(inspect_position(settings, admin, [described()], configuration, True))
 
 
 def test_a_position_that_moves_is_a_running_instances(kafka_settings_of: SettingsOf) -> None:
@@ -304,15 +309,15 @@ def test_limits_of_the_brokers(
     kafka_settings_of: SettingsOf, broker: Configuration, kinds: list[Kind]
 ) -> None:
     admin: Any = FakeAdmin(broker=broker)
-    _, kafka = kafka_settings_of()
-    findings = list(inspect_transactions(kafka, admin, ADMINISTRATOR))
+    _, admin.settings = kafka_settings_of()
+    findings = list(inspect_transactions(admin, ADMINISTRATOR))
     assert [finding.kind for finding in findings] == kinds
 
 
 def test_a_timeout_of_the_users_own_counts(kafka_settings_of: SettingsOf) -> None:
     admin: Any = FakeAdmin(broker={"transaction.max.timeout.ms": "900000"})
-    _, kafka = kafka_settings_of("--kafka.property=transaction.timeout.ms=900001")
-    (finding,) = inspect_transactions(kafka, admin, ADMINISTRATOR)
+    _, admin.settings = kafka_settings_of("--kafka.property=transaction.timeout.ms=900001")
+    (finding,) = inspect_transactions(admin, ADMINISTRATOR)
     assert finding.kind is Kind.PROBLEM
 
 

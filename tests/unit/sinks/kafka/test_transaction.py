@@ -13,7 +13,6 @@ from confluent_kafka import KafkaError, KafkaException, TopicPartition
 from pleiades.core.event import Event
 from pleiades.runtime.errors import GenerationLost
 from pleiades.sinks.kafka import retry as retries
-from pleiades.sinks.kafka.admin import Limits
 from pleiades.sinks.kafka.records import RecordForm
 from pleiades.sinks.kafka.retry import Retry
 from pleiades.sinks.kafka.transaction import Transactions
@@ -58,7 +57,7 @@ def transactions_of(retry: Retry) -> Callable[[Any], Transactions]:
     form = RecordForm("x", "x-dead-letters", (), b"", 10)
 
     def transactions(producer: Any) -> Transactions:
-        return Transactions(producer, form, Limits(10_000), None, retry)
+        return Transactions(producer, form, 10_000, None, retry)
 
     return transactions
 
