@@ -119,9 +119,7 @@ class KafkaDestination(Destination):
         """See `Destination.from_flags`; also if a property is refused or can't be read."""
         made = super().from_flags(given, position_name)
         from_file = librdkafka.read_file(made.properties_file) if made.properties_file else ()
-        merged = librdkafka.merged(from_file, made.properties)
-        brokers, others = librdkafka.without_brokers(merged)
-        librdkafka.refuse(others)
+        brokers, others = librdkafka.settled(from_file, made.properties)
         if brokers is not None and "kafka.broker" in given["given"] and brokers != made.brokers:
             raise UsageError(
                 "--kafka.broker says something else than bootstrap.servers in the Kafka properties: "
@@ -134,7 +132,7 @@ class KafkaDestination(Destination):
                 "the Kafka property transaction.timeout.ms must be longer than --kafka.commitInterval: "
                 "otherwise the cluster would break off each transaction before its end"
             )
-        return replace(made, brokers=brokers or made.brokers, properties=librdkafka.located(others))
+        return replace(made, brokers=brokers or made.brokers, properties=others)
 
     @staticmethod
     def refused_argument(words: Sequence[str]) -> str | None:

@@ -28,7 +28,10 @@ DEFAULT_PORT = 9092
 
 _BROKERS = ("bootstrap.servers", "metadata.broker.list")
 _NAME = re.compile(r"[a-z][a-z0-9_]*(?:\.[a-z0-9_]+)*")
-_HOST = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9._-]{0,253}[A-Za-z0-9_.])?")
+# A name or an IPv4 address, or an IPv6 address in brackets; then a port.
+_BROKER = re.compile(
+    r"([A-Za-z0-9_](?:[A-Za-z0-9._-]{0,253}[A-Za-z0-9_.])?|\[([^\[\]]+)\])(?::([0-9]+))?", re.ASCII
+)
 # By their parts, so that misplaced (--sasl.password=x), Java's and future ones are secret too.
 _SECRET = re.compile(
     r"password|passphrase|secret|key\.pem\b|\bjaas\.config\b|\boauthbearer\.config\b", re.IGNORECASE
@@ -52,12 +55,15 @@ def properties_in(text: str) -> Properties:
         if stripped and not stripped.startswith("#"):
             try:
                 found.append(_property_in(stripped))
+            except UnicodeEncodeError:
+                raise ValueError(f"line {number} is not UTF-8") from None
             except ValueError as error:
                 raise ValueError(f"line {number} {error}") from None
     return tuple(found)
 
 
 def _property_in(line: str) -> tuple[str, str]:
+    line.encode()
     name, equals, value = line.partition("=")
     name, value = name.rstrip(_BLANKS), value.lstrip(_BLANKS)
     if not equals:
@@ -67,10 +73,6 @@ def _property_in(line: str) -> tuple[str, str]:
             "has something else than a property's name, such as security.protocol, before its = "
             "(it is not shown: it may be secret)"
         )
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        raise ValueError(f"gives {name} a value that is not UTF-8") from None
     if "\0" in value:
         raise ValueError(f"gives {name} a value with a NUL, which would end it")
     return name, value
@@ -98,13 +100,9 @@ def read_file(path: str) -> Properties:
     if len(content) > MAX_FILE_BYTES:
         raise UsageError(f"--kafka.config: {path!r} is larger than {MAX_FILE_BYTES} bytes")
     try:
-        return properties_in(content.decode("utf-8-sig"))
-    except UnicodeDecodeError as error:
-        number = content.count(b"\n", 0, error.start) + 1
-        complaint = f"line {number} is not UTF-8"
+        return properties_in(content.decode("utf-8-sig", "surrogateescape"))
     except ValueError as error:
-        complaint = str(error)
-    raise UsageError(f"--kafka.config: {path!r}: {complaint}")
+        raise UsageError(f"--kafka.config: {path!r}: {error}") from None
 
 
 def brokers(text: str) -> str:
@@ -115,71 +113,57 @@ def brokers(text: str) -> str:
 def _broker(text: str) -> str:
     if "://" in text:
         raise ValueError(f"{text!r} must be host:port alone; security.protocol sets the protocol")
-    # Brackets hold an IPv6 address, the only host that may hold colons.
-    match = re.fullmatch(r"(\[[^\[\]]*\]|[^:\[\]]*)(?::([0-9]+))?", text, re.ASCII)
-    if match is None:
-        raise ValueError(f"{text!r} is no broker such as kafka.example.org:9092 or [::1]:9092")
-    host, port = match[1], int((match[2] or str(DEFAULT_PORT))[:6])
+    match = _BROKER.fullmatch(text)
+    host, address, port = match.groups() if match else ("", "", "")
     try:
-        known = ipaddress.IPv6Address(host[1:-1]) if host.startswith("[") else _HOST.fullmatch(host)
+        known = ipaddress.IPv6Address(address) if address else host
     except ValueError:
-        known = None
-    if known is None:
-        raise ValueError(f"{text!r} names no host; write host:port[,host:port]")
-    if not 1 <= port <= MAX_PORT:
+        known = ""
+    if not known:
+        raise ValueError(f"{text!r} is no broker such as kafka.example.org:9092 or [::1]:9092")
+    number = int((port or str(DEFAULT_PORT))[:6])
+    if not 1 <= number <= MAX_PORT:
         raise ValueError(f"{text!r} has a port that is not between 1 and {MAX_PORT}")
-    return f"{host}:{port}"
+    return f"{host}:{number}"
 
 
-def merged(*sources: Properties) -> Properties:
-    """All of them; later sources outrank earlier ones, also where a property has two names."""
+def settled(*sources: Properties) -> tuple[str | None, Properties]:
+    """The brokers that stand among the properties, None where they don't, and all other properties.
+
+    Later sources outrank earlier ones, also where a property has two names. Paths hold in any working
+    directory.
+
+    Raises:
+        UsageError: they are no brokers, a property is refused, or a path is relative and there is no
+            working directory.
+    """
     found: dict[str, str] = {}
     for name, value in chain(*sources):
         found.pop(name, None)
         found[name] = value
-    return tuple(found.items())
-
-
-def located(properties: Properties) -> Properties:
-    """The same properties, with paths that hold in any working directory.
-
-    Raises:
-        UsageError: a path is relative, and there is no working directory.
-    """
+    named = [(name, found.pop(name)) for name in list(found) if name in _BROKERS]
+    refuse(tuple(found.items()))
     try:
-        return tuple(
+        others = tuple(
             (name, str(Path(value).absolute()) if _is_path(name, value) else value)
-            for name, value in properties
+            for name, value in found.items()
         )
+        return brokers(named[-1][1]) if named else None, others
     except OSError:
         raise UsageError(
             "the working directory is gone, and a Kafka property names a file relative to it: give its "
             "absolute path"
+        ) from None
+    except ValueError:
+        raise UsageError(
+            f"the Kafka property {named[-1][0]} must be host:port[,host:port], an IPv6 address in "
+            "brackets"
         ) from None
 
 
 def _is_path(name: str, value: str) -> bool:
     # librdkafka looks for the system's certificates itself if it is told to `probe`.
     return name.endswith((".location", ".keytab")) and value not in ("", "probe")
-
-
-def without_brokers(properties: Properties) -> tuple[str | None, Properties]:
-    """The brokers that stand among the properties, None where they don't, and all other properties.
-
-    Raises:
-        UsageError: they are no brokers.
-    """
-    named = [(name, value) for name, value in properties if name in _BROKERS]
-    others = tuple(entry for entry in properties if entry not in named)
-    if not named:
-        return None, others
-    name, value = named[-1]
-    try:
-        return brokers(value), others
-    except ValueError:
-        raise UsageError(
-            f"the Kafka property {name} must be host:port[,host:port], an IPv6 address in brackets"
-        ) from None
 
 
 # ---- secrets ----

@@ -10,6 +10,8 @@ names the replay that published a record; records of an ingest have none.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import reduce
+from operator import attrgetter
 from typing import Any, NamedTuple, TypeAlias
 
 import msgspec
@@ -147,23 +149,9 @@ def _field_reader(path: tuple[str, ...]) -> Callable[[bytes], msgspec.Raw]:
     except ValueError:
         # JSON spells one of the names with escapes.
         fields = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
-
-        def read_fields(data: bytes) -> msgspec.Raw:
-            raw = msgspec.Raw(data)
-            for name in path:
-                raw = fields(raw)[name]
-            return raw
-
-        return read_fields
-    decode = msgspec.json.Decoder(level).decode
-
-    def read(data: bytes) -> Any:
-        found = decode(data)
-        for _ in path:
-            found = found.field
-        return found
-
-    return read
+        return lambda data: reduce(lambda raw, name: fields(raw)[name], path, msgspec.Raw(data))
+    decode, field = msgspec.json.Decoder(level).decode, attrgetter(".".join(["field"] * len(path)))
+    return lambda data: field(decode(data))
 
 
 # ---- reading back ----

@@ -84,8 +84,8 @@ class Transactions:
         failures = invalid = 0
         while not self._try_to_commit(offsets):
             if self._is_spoilt_by(INVALID):
-                # The error of the transaction says why a record is invalid, the report does not. Whatever
-                # the answer is, the transaction is aborted.
+                # The error of the transaction says why a record is invalid, and the report does not.
+                # Whatever the answer is, the transaction is aborted.
                 try:
                     self._send_offsets(offsets)
                 except KafkaException as error:

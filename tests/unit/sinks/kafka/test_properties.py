@@ -184,7 +184,7 @@ def test_a_flag_outranks_the_file_and_the_last_flag_all_others(tmp_path: Path) -
 
 
 def test_the_other_name_of_a_property_outranks_it_by_standing_behind_it() -> None:
-    merged = properties.merged(
+    _, merged = properties.settled(
         (("linger.ms", "1"), ("queue.buffering.max.ms", "2")), (("linger.ms", "3"),)
     )
     assert merged == (("queue.buffering.max.ms", "2"), ("linger.ms", "3"))
@@ -518,14 +518,14 @@ def test_paths_hold_in_any_working_directory(
         ("sasl.kerberos.keytab", f"{tmp_path}/keytab"),
         ("client.id", "a"),
     )
-    assert properties.located(given) == absolute
-    assert properties.located(absolute) == absolute
+    assert properties.settled(given) == (None, absolute)
+    assert properties.settled(absolute) == (None, absolute)
     probing = (("ssl.ca.location", "probe"),)
-    assert properties.located(probing) == probing
+    assert properties.settled(probing) == (None, probing)
     gone = tmp_path / "gone"
     gone.mkdir()
     monkeypatch.chdir(gone)
     gone.rmdir()
-    assert properties.located(absolute) == absolute
+    assert properties.settled(absolute) == (None, absolute)
     with pytest.raises(UsageError, match="working directory is gone"):
-        properties.located(given)
+        properties.settled(given)
