@@ -29,7 +29,7 @@ from confluent_kafka.cimpl import NewTopic
 from pleiades.core.checkpoint import decode_checkpoint
 from pleiades.core.position import Position
 from pleiades.sinks.files.destination import OWN_FOLDER
-from pleiades.sinks.kafka.offset_metadata import read_metadata
+from pleiades.sinks.kafka.offset_metadata import read_stored
 from tests.benchmarks.corpus import STREAM, Corpus
 from tests.benchmarks.serve import MAX_RECORD_BYTES
 from tests.harness.destinations import DEAD_LETTERS, Directory
@@ -197,7 +197,8 @@ class Topic:
 
         def ask() -> Position:
             (found,) = consumer.committed([TopicPartition(self.name, 0)], REQUEST_SECONDS)
-            return read_metadata(found.metadata).checkpoint.position if found.metadata else {}
+            at, metadata = (self.name, 0), found.metadata
+            return read_stored({at: metadata}, at).checkpoint.position if metadata else {}
 
         try:
             yield ask

@@ -22,7 +22,7 @@ from pleiades.core.event import Event, Frames
 from pleiades.core.framing import Framer
 from pleiades.simulator.settings import Faults, SimulatorSettings
 from pleiades.simulator.simulator import Simulator
-from pleiades.sinks.kafka.offset_metadata import Stored, read_metadata
+from pleiades.sinks.kafka.offset_metadata import Stored, read_stored
 from tests.harness.answers import Server
 from tests.harness.authority import authority
 from tests.harness.broker import topic_records
@@ -49,7 +49,7 @@ def stored(kafka: str, topic: str) -> Stored:
     (found,) = consumer.committed([TopicPartition(topic, 0)], 10)
     consumer.close()
     assert found.metadata, "nothing is committed"
-    return read_metadata(found.metadata)
+    return read_stored({(topic, 0): found.metadata}, (topic, 0))
 
 
 def forget_position(kafka: str, topic: str) -> None:

@@ -20,6 +20,7 @@ import re
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import chain
 from typing import Any, NamedTuple
 
 import orjson
@@ -146,16 +147,6 @@ def _offsets(readback: Readback) -> dict[OutputPartition, list[Any]]:
 # ---- reading ----
 
 
-def read_metadata(metadata: str) -> Stored:
-    """Read the position alone; its `readback` lacks the other partitions.
-
-    Raises:
-        UnreadableCheckpoint: see `read_stored`.
-    """
-    at = ("", 0)
-    return read_stored({at: metadata}, at)
-
-
 def read_stored(texts: Mapping[OutputPartition, str], at: OutputPartition) -> Stored:
     """Read what `encode` gave. There is nothing of a partition that was added since.
 
@@ -167,22 +158,18 @@ def read_stored(texts: Mapping[OutputPartition, str], at: OutputPartition) -> St
         check_version(fields)
         position = read_listed(fields["position"])
         writer, since_ms = fields["writer"], fields["window_since_ms"]
-        _require(
-            len(position) == len(fields["position"]) and is_time(since_ms), "holds no position"
-        )
+        once = len(position) == len(fields["position"])
+        _require(once and is_time(since_ms), "holds no position")
+        _require(type(writer) is str and _WRITER.fullmatch(writer), "does not say who wrote it")
         checkpoint = read_common_fields(fields, position)
-        _require(
-            type(writer) is str and bool(_WRITER.fullmatch(writer)), "does not say who wrote it"
-        )
         if "segments" not in fields:
             return Stored(checkpoint.remembering(LEGACY_WINDOW_MS), None, writer, since_ms)
         known_from = _read_known_from(checkpoint, *fields["known_from"])
-        checkpoint = replace(checkpoint, known_from=known_from)
         readback = _read_readback(fields, position, _read_offsets(fields, texts, at))
-        return Stored(checkpoint, readback, writer, since_ms)
+        return Stored(replace(checkpoint, known_from=known_from), readback, writer, since_ms)
 
 
-def _require(sound: bool, otherwise: str) -> None:
+def _require(sound: object, otherwise: str) -> None:
     if not sound:
         raise UnreadableCheckpoint(f"it {otherwise}")
 
@@ -221,17 +208,13 @@ def _read_known_from(checkpoint: Checkpoint, behind: Any, others: Any, follows: 
 def _read_offsets(
     fields: Any, texts: Mapping[OutputPartition, str], at: OutputPartition
 ) -> dict[OutputPartition, Sequence[Any]]:
-    offsets = {}
-    for partition, text in texts.items():
-        numbers = fields["offsets"] if partition == at else orjson.loads(text)
-        if numbers is None:
-            continue
-        flat = [numbers[0], *(one for pair in numbers[1:] if pair is not None for one in pair)]
+    offsets = {at: fields["offsets"]} if fields["offsets"] is not None else {}
+    offsets |= {other: orjson.loads(text) for other, text in texts.items() if other != at}
+    for begin, *pairs in offsets.values():
+        flat = [begin, *chain.from_iterable(pair for pair in pairs if pair is not None)]
         sound = all(type(one) is int and 0 <= one <= MAX_OFFSET for one in flat)
-        _require(
-            sound and len(numbers) == len(fields["segments"]) + 1, "does not say where to read"
-        )
-        offsets[partition] = numbers
+        fits = len(pairs) == len(fields["segments"])
+        _require(sound and fits, "does not say where to read")
     return offsets
 
 

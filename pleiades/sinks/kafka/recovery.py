@@ -20,6 +20,7 @@ from pleiades.core.checkpoint import Checkpoint
 from pleiades.core.position import Position, join
 from pleiades.core.readback import UNKNOWN_LETTERS, Offsets, OutputPartition, Readback
 from pleiades.core.sse_id import UNKNOWN_SOURCE
+from pleiades.runtime.findings import now_ms
 from pleiades.sinks.kafka.records import NO_STREAM, Published
 from pleiades.sinks.kafka.topic_reader import TopicReader
 
@@ -154,13 +155,11 @@ class Evidence:
 
 
 def recover(
-    reader: TopicReader, starts: Offsets, ends: Offsets, found: Evidence, now_ms: int
+    reader: TopicReader, starts: Offsets, ends: Offsets, found: Evidence
 ) -> tuple[Checkpoint | None, Readback]:
-    """Read as much of the end of a topic and its dead letters as is needed.
+    """Read as much of the end of a topic and its dead letters as is needed; `found` takes what they say.
 
-    Args:
-        starts, ends: the first offset of each output partition, and its end.
-        found: takes what the records say.
+    Returns the position to resume from (None: unknown), and the parts that were read.
 
     Raises:
         Fatal, GenerationLost, Fenced: see `TopicReader.read`.
@@ -195,9 +194,9 @@ def recover(
         )
     reached = found.reached
     if not reached:
-        return found.checkpoint(), Readback(ends, now_ms)
+        return found.checkpoint(), Readback(ends, now_ms())
     held = {**reached, **dict.fromkeys((UNKNOWN_SOURCE, UNKNOWN_LETTERS), max(reached.values()))}
-    return found.checkpoint(), Readback(begins, min(found.earliest_ms, now_ms), held, held)
+    return found.checkpoint(), Readback(begins, min(found.earliest_ms, now_ms()), held, held)
 
 
 def _timestamps(record: Published) -> Position:

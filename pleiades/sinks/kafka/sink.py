@@ -39,7 +39,7 @@ from pleiades.sinks.kafka.offset_metadata import Stored, encode, read_stored
 from pleiades.sinks.kafka.records import Published, RecordForm
 from pleiades.sinks.kafka.recovery import Evidence, recover
 from pleiades.sinks.kafka.retry import REACH_SECONDS, SLICE_SECONDS, Fenced, Retry
-from pleiades.sinks.kafka.skip_existing import Existing, find_existing
+from pleiades.sinks.kafka.skip_existing import Existing
 from pleiades.sinks.kafka.topic_reader import TopicReader
 from pleiades.sinks.kafka.transaction import Transactions
 
@@ -56,14 +56,13 @@ MARK_SECONDS = 0.2
 MARK_TIMEOUT_SECONDS = 0.5
 MARK_RETRY_SECONDS = 5.0
 REFRESH_SECONDS = 3600.0
-"""The interval at which unchanged offsets are committed again: Kafka forgets an offset that was not
-committed for a week (`offsets.retention.minutes`)."""
+"""Unchanged offsets are committed again so often: Kafka forgets those that were not for a week."""
 CLAIM_SECONDS = 5.0
 """The longest wait of a fenced instance for the first commit of a new one, which commits at once."""
 
 
 class KafkaSink:
-    """Publishes into a topic."""
+    """See `Sink`."""
 
     def __init__(self, settings: KafkaDestination, context: SinkContext) -> None:
         self._settings = settings
@@ -79,20 +78,16 @@ class KafkaSink:
         """Names this process in the stored position."""
         self._producer: Producer | None = None
         self._consumer: Consumer | None = None
+        self._existing: Existing | None = None
         self._transactions: Transactions
-        """From opening on."""
         self._readback = Readback({}, 0)
+        # The sources of the events and of the dead letters that are written and not committed.
         self._events_of: set[Source] = set()
-        """Sources of the events that are written and not committed."""
         self._letters_of: set[Source] = set()
-        """The same of dead letters."""
         self._metadata: dict[OutputPartition, str] = {}
         """The texts stored with the offsets."""
-        self._refresh_at = 0.0
-        """Monotonic time at which all offsets are committed again."""
-        self._mark_at = 0.0
-        """The earliest monotonic time of the next mark."""
-        self._existing: Existing | None = None
+        # Monotonic times: when all offsets are committed again, and the earliest one of the next mark.
+        self._refresh_at = self._mark_at = 0.0
 
     def open(self, resume: bool) -> Opened:
         """See `Sink.open`."""
@@ -111,7 +106,7 @@ class KafkaSink:
             # The old instance, once it is fenced, looks for who did it.
             self._commit(stored.checkpoint, self._readback)
         if self._replay is not None and self._replay.skip_existing:
-            self._existing = find_existing(reader, self._admin, self._retry, self._replay.range)
+            self._existing = reader.existing(self._replay.range)
         window_complete = self._existing is None
         if self._replay is not None and (stored is None or not resume):
             # It begins, or begins again: events of others are none of its business.
@@ -232,13 +227,12 @@ class KafkaSink:
     def _recovered(
         self, reader: TopicReader, ends: Offsets, resume: bool
     ) -> tuple[Checkpoint | None, Callable[[Published], bool]]:
-        starts = self._retry.until_done(
-            "ask where the topic begins", lambda: self._admin.starts(ends)
-        )
-        overlap_ms = int(self._relay.upstream.overlap_seconds * 1000)
-        window_ms = max(int(self._relay.window_seconds * 1000), overlap_ms)
-        found = Evidence(self._relay.upstream.streams, overlap_ms, window_ms)
-        checkpoint, self._readback = recover(reader, starts, ends, found, now_ms())
+        upstream, window_seconds = self._relay.upstream, self._relay.window_seconds
+        overlap_ms, window_ms = (int(s * 1000) for s in (upstream.overlap_seconds, window_seconds))
+        found = Evidence(upstream.streams, overlap_ms, max(window_ms, overlap_ms))
+        asked = partial(self._admin.starts, ends)
+        starts = self._retry.until_done("ask where the topic begins", asked)
+        checkpoint, self._readback = recover(reader, starts, ends, found)
         if checkpoint is not None and resume:
             log.warning(
                 "no position is stored as the group %s, but the topic is not empty: going on after its "
@@ -253,20 +247,16 @@ class KafkaSink:
             "ask where to read", lambda: self._admin.begins(ends, stored.since_ms - OLD_SLACK_MS)
         )
         checkpoint = stored.checkpoint
-        unknown = dict.fromkeys(
-            (UNKNOWN_SOURCE, UNKNOWN_LETTERS), checkpoint.reached(UNKNOWN_SOURCE)
-        )
+        greatest_ms = checkpoint.reached(UNKNOWN_SOURCE)
         # Any source may have records there.
-        reached = {**checkpoint.position, **unknown}
+        reached = {**checkpoint.position, UNKNOWN_SOURCE: greatest_ms, UNKNOWN_LETTERS: greatest_ms}
         return Readback({**ends, **begins}, stored.since_ms, reached, reached)
 
     def _is_own(self, from_before: bool) -> Callable[[Published], bool]:
         """Distinguishes our own records from those of others, who may publish into the topic, too.
 
-        An ingest must not be delayed by the records of a fast replay, nor take them for its own.
-
-        Args:
-            from_before: the version before published some. It did not mark the records of replays.
+        An ingest must not be delayed by the records of a fast replay, nor take them for its own. If
+        some are `from_before`, the version before published them and did not mark those of replays.
         """
         name, span = self._replay_name, None if self._replay is None else self._replay.range
         return lambda record: (

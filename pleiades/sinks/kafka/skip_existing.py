@@ -6,17 +6,10 @@ soon as it has opened it, so nothing remains, however the process ends.
 
 from __future__ import annotations
 
-import logging
 import sqlite3
-import time
 from collections.abc import Iterable
 
 from pleiades.core.range import Range
-from pleiades.sinks.kafka.admin import Admin
-from pleiades.sinks.kafka.retry import Retry
-from pleiades.sinks.kafka.topic_reader import TopicReader
-
-log = logging.getLogger(__name__)
 
 SLACK_MS = 2 * 3_600_000
 """Records are read from so long before the begin of a range. An event is published after it happened,
@@ -56,23 +49,3 @@ def since_ms(span: Range) -> int:
     """The publish time from which on the topic may have events of a range, ms since 1970."""
     begin = span.begin
     return max(min([begin.default_ms, *begin.own_ms.values()]) - SLACK_MS, 0)
-
-
-def find_existing(reader: TopicReader, admin: Admin, retry: Retry, span: Range) -> Existing:
-    """Read the events of a range back.
-
-    Raises:
-        Fatal, GenerationLost, Fenced: see `TopicReader.read`.
-    """
-    started = time.monotonic()
-    ends = retry.until_done("ask where the topic ends", admin.ends)
-    begins = retry.until_done("ask where to read", lambda: admin.begins(ends, since_ms(span)))
-    existing = Existing()
-    records = reader.read({**ends, **begins}, ends)
-    existing.add(record.identity for record in records if record.may_be_of(span))
-    log.info(
-        "the topic has %d events of the range already, read in %.1f s: adding the missing ones",
-        len(existing),
-        time.monotonic() - started,
-    )
-    return existing

@@ -19,6 +19,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
 from pleiades.core.fingerprint import fingerprint
 from pleiades.core.position import Position
+from pleiades.core.range import Range
 from pleiades.core.readback import (
     UNKNOWN_LETTERS,
     Offsets,
@@ -33,6 +34,7 @@ from pleiades.sinks.kafka.admin import REQUEST_SECONDS, Admin
 from pleiades.sinks.kafka.errors import Kind, kind_of
 from pleiades.sinks.kafka.records import Published, read_dead_letter, read_event
 from pleiades.sinks.kafka.retry import Retry
+from pleiades.sinks.kafka.skip_existing import Existing, since_ms
 
 log = logging.getLogger(__name__)
 
@@ -66,6 +68,21 @@ class TopicReader:
             log.info(
                 "read %d events of the topic back in %.1f s to recognise repeats", count, seconds
             )
+
+    def existing(self, span: Range) -> Existing:
+        """The events of a range that the topic has already."""
+        started, ask = time.monotonic(), self._retry.until_done
+        ends = ask("ask where the topic ends", self._admin.ends)
+        asked = partial(self._admin.begins, ends, since_ms(span))
+        records = self.read({**ends, **ask("ask where to read", asked)}, ends)
+        existing = Existing()
+        existing.add(record.identity for record in records if record.may_be_of(span))
+        log.info(
+            "the topic has %d events of the range already, read in %.1f s: adding the missing ones",
+            len(existing),
+            time.monotonic() - started,
+        )
+        return existing
 
     def _run(self, run: list[Part], is_own: Callable[[Published], bool]) -> Iterator[Remembered]:
         begins: dict[OutputPartition, int] = {}

@@ -25,7 +25,6 @@ from pleiades.sinks.kafka.offset_metadata import (
     MAX_METADATA_BYTES,
     Stored,
     encode,
-    read_metadata,
     read_stored,
 )
 
@@ -81,6 +80,11 @@ def all_stored(draw: st.DrawFn) -> Stored:
         Readback(begins, draw(times), first, last, tuple(closed)),
         draw(st.from_regex(r"[0-9a-f]{1,32}", fullmatch=True)),
     )
+
+
+def read_metadata(metadata: str) -> Stored:
+    """The position alone."""
+    return read_stored({AT: metadata}, AT)
 
 
 def texts_of(stored: Stored) -> dict[OutputPartition, str]:
