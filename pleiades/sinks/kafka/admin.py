@@ -31,6 +31,7 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]  # its documen
 
 from pleiades.core.readback import OutputPartition
 from pleiades.sinks.kafka.destination import KafkaDestination
+from pleiades.sinks.kafka.offset_metadata import Stored, read_stored
 
 log = logging.getLogger(__name__)
 
@@ -55,6 +56,8 @@ class Admin:
     def __init__(self, client: AdminClient, settings: KafkaDestination) -> None:
         self._client = client
         self.settings = settings
+        self.position_at: OutputPartition = (settings.topic, 0)
+        """The output partition whose offset has the position."""
 
     # ---- topics ----
 
@@ -97,11 +100,7 @@ class Admin:
     def ends(
         self, seconds: float = REQUEST_SECONDS, of: Iterable[OutputPartition] | None = None
     ) -> dict[OutputPartition, int]:
-        """The end offsets of partitions, uncommitted records of others included.
-
-        Args:
-            of: the partitions; None: all of both topics.
-        """
+        """The end offsets of partitions (None: all), uncommitted records of others included."""
         if of is None:
             # Afresh: some may have been added.
             topics = (self.settings.topic, self.settings.dead_letters)
@@ -136,24 +135,28 @@ class Admin:
         )
         return {(at.topic, at.partition): answer.result().offset for at, answer in asked.items()}
 
-    def offset_metadata(
-        self, partitions: Iterable[OutputPartition], stable: bool
-    ) -> dict[OutputPartition, str]:
-        """The metadata that is stored with the offsets of our group.
+    def stored(self, partitions: Iterable[OutputPartition], stable: bool = False) -> Stored | None:
+        """The stored position with what these partitions have of it; None: there is none.
 
-        Args:
-            stable: refuse for now if an open transaction may change it; else it is not waited for.
+        If it must be `stable`, the broker refuses for now while an open transaction may change it.
+
+        Raises:
+            UnreadableCheckpoint: it is damaged, or somebody else's.
         """
         group = self.settings.group
-        wanted = ConsumerGroupTopicPartitions(group, [TopicPartition(*at) for at in partitions])
-        asked = self._client.list_consumer_group_offsets([wanted], require_stable=stable, **TIMEOUT)
+        wanted = [TopicPartition(*at) for at in {self.position_at, *partitions}]
+        asked = self._client.list_consumer_group_offsets(
+            [ConsumerGroupTopicPartitions(group, wanted)], require_stable=stable, **TIMEOUT
+        )
         metadata = {}
         for stored in asked[group].result().topic_partitions:
             if stored.error is not None:
                 raise KafkaException(stored.error)
             if stored.offset >= 0 and stored.metadata:
                 metadata[stored.topic, stored.partition] = stored.metadata
-        return metadata
+        if self.position_at not in metadata:
+            return None
+        return read_stored(metadata, self.position_at)
 
     # ---- configuration and rights ----
 

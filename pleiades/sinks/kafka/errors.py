@@ -123,11 +123,7 @@ def fatal(operation: str, error: KafkaError, settings: KafkaDestination) -> Fata
 
 
 def clock_advice(newest_ms: int) -> str:
-    """Advice about a topic that refuses records dated by this machine's clock.
-
-    Args:
-        newest_ms: the upstream's time of the newest waiting event.
-    """
+    """Advice if the topic refuses this machine's time; `newest_ms`: that of the newest waiting event."""
     clock_ms = now_ms()
     side = "ahead of" if clock_ms >= newest_ms else "behind"
     return (

@@ -36,7 +36,7 @@ from pleiades.sinks.kafka.clients import TRANSACTION_TIMEOUT_MS, Clients
 from pleiades.sinks.kafka.destination import KafkaDestination
 from pleiades.sinks.kafka.errors import advice, fatal
 from pleiades.sinks.kafka.inspect_topics import inspect_topics, refused, retention_ms
-from pleiades.sinks.kafka.offset_metadata import MAX_METADATA_BYTES, Stored, read_stored
+from pleiades.sinks.kafka.offset_metadata import MAX_METADATA_BYTES, Stored
 from pleiades.sinks.kafka.retry import CONNECT_SECONDS, REACH_SECONDS, check_first_start
 
 log = logging.getLogger(__name__)
@@ -86,13 +86,11 @@ def stored_checkpoint(kafka: KafkaDestination) -> Checkpoint | None:
         Fatal: the cluster can't be asked.
     """
     admin, _ = _reach(kafka)
+    stored = None
     try:
         topics = admin.describe([kafka.topic, GROUPS_TOPIC])
-        if not may_hold_groups(topics[kafka.topic], topics[GROUPS_TOPIC]):
-            return None
-        at = (kafka.topic, 0)
-        metadata = admin.offset_metadata([at], stable=False)
-        return read_stored(metadata, at).checkpoint if metadata else None
+        if may_hold_groups(topics[kafka.topic], topics[GROUPS_TOPIC]):
+            stored = admin.stored(())
     except KafkaException as error:
         operation = f"read the position of the group {kafka.group}"
         raise fatal(operation, error.args[0], kafka) from None
@@ -103,7 +101,7 @@ def stored_checkpoint(kafka: KafkaDestination) -> Checkpoint | None:
             kafka.group,
             error,
         )
-        return None
+    return stored and stored.checkpoint
 
 
 def _reach(kafka: KafkaDestination) -> tuple[Admin, DescribeClusterResult]:
@@ -126,11 +124,7 @@ def _reach(kafka: KafkaDestination) -> tuple[Admin, DescribeClusterResult]:
 def may_hold_groups(
     events: TopicDescription | KafkaError, groups: TopicDescription | KafkaError
 ) -> bool | None:
-    """True if our group may hold a position; None: unknown, and a request could create something.
-
-    Args:
-        events, groups: the topic that the relay publishes to, and that of all groups.
-    """
+    """True if our group may hold a position; None: unknown, and a request could create something."""
     if not isinstance(groups, KafkaError):
         return True
     refusals = [answer.code() for answer in (events, groups) if isinstance(answer, KafkaError)]
@@ -188,25 +182,22 @@ def inspect_position(
     """Yield the findings about where a start would resume, and how much it would read back.
 
     Args:
-        topics: those of the sink that this user may see.
-        topic: the configuration of the one that it publishes to.
+        topics: those of the sink that this user may see; `topic`: the configuration of the first.
         may_ask: see `may_hold_groups`.
     """
-    kafka = admin.settings
-    group, at = f"the group {kafka.group}", (kafka.topic, 0)
+    kafka, group = admin.settings, f"the group {admin.settings.group}"
     outputs = [(topic.name, partition.id) for topic in topics for partition in topic.partitions]
     if may_ask is None:
         yield note(f"did not ask whether {group} holds a position: this user can't see the topic")
         return
-    operation, metadata, stored, records = f"see {group}", dict[OutputPartition, str](), None, 0
+    operation, stored, records = f"see {group}", None, 0
     try:
         if may_ask:
             rights = admin.group_rights()
             if rights is not None and "READ" not in rights:
                 yield refused(f"commit as {group}", KafkaError.GROUP_AUTHORIZATION_FAILED, kafka)
             operation = f"read the position of {group}"
-            metadata = admin.offset_metadata({at, *outputs}, stable=False)
-            stored = read_stored(metadata, at) if at in metadata else None
+            stored = admin.stored(outputs)
     except KafkaException as error:
         yield refused(operation, error.args[0], kafka)
         return
@@ -217,11 +208,11 @@ def inspect_position(
     if stored is not None:
         clock_ms = stored.checkpoint.clock_ms
         yield from stored_position(settings, stored.checkpoint, clock_ms, f"as {group}")
-    if at in outputs:
+    if admin.position_at in outputs:
         records = yield from _inspect_records(admin, stored, outputs, topic)
     if stored is not None:
         if now_ms() - stored.checkpoint.clock_ms < RUNNING_SECONDS * 1000:
-            yield _running(admin, at, metadata[at])
+            yield _running(admin, stored.checkpoint)
     elif records and settings.resume:
         yield note(
             f"no position is stored as {group}, but the topic holds about {records:,} records: a start "
@@ -268,13 +259,14 @@ def _inspect_records(
     return records
 
 
-def _running(admin: Admin, at: OutputPartition, before: str) -> Finding:
+def _running(admin: Admin, before: Checkpoint) -> Finding:
     """The finding about another instance: it publishes if the position moves."""
     instance = "an instance may be running, with nothing to publish at the moment"
     deadline = time.monotonic() + MOVE_SECONDS
     while time.monotonic() < deadline:
-        with contextlib.suppress(KafkaException):
-            if admin.offset_metadata([at], stable=False).get(at) != before:
+        with contextlib.suppress(KafkaException, UnreadableCheckpoint):
+            stored = admin.stored(())
+            if stored is None or stored.checkpoint != before:
                 instance = "an instance is running, its position moves"
                 break
         time.sleep(MOVE_POLL_SECONDS)

@@ -67,11 +67,7 @@ class Stored(NamedTuple):
 def encode(
     checkpoint: Checkpoint, readback: Readback, writer: str, at: OutputPartition
 ) -> dict[OutputPartition, str]:
-    """The metadata of the offset of each output partition.
-
-    Args:
-        writer: names this process.
-        at: the partition that has the position.
+    """The metadata of the offset of each output partition; that of `at` has the position.
 
     Raises:
         Fatal: the position has more topic-partitions than fit.

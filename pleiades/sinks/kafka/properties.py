@@ -211,47 +211,36 @@ class Rule(NamedTuple):
 
 
 _TABLE = """
-the producer:
-transactional.id | | Pleiades derives it from topic and streams, so that a second instance is kept out
+transactional.id group.id | | Pleiades derives it from topic and streams, to keep a second instance out
 enable.idempotence | true t 1 | without it a retry would publish an event twice
 acks request.required.acks | all -1 | with less, a broker's death would lose published events
 max.in.flight max.in.flight.requests.per.connection | 1 2 3 4 5 | \
     with more, a retry could change the order of events or repeat them
-enable.gapless.guarantee | false f 0 | \
-    a transaction leaves no gap anyway; with this a failed batch would end the producer
+enable.gapless.guarantee | false f 0 | with this a failed batch would end the producer
 queuing.strategy | fifo | otherwise events would not stay in order
 partitioner | consistent consistent_random murmur2 murmur2_random fnv1a fnv1a_random | \
     otherwise events with the same key would not stay in order
 compression.codec compression.type | | use --kafka.compression
-queue.buffering.max.messages queue.buffering.max.kbytes | | Pleiades sets it for all events in flight
-message.max.bytes | | Pleiades sets it; the topic's max.message.bytes limits the size of an event
 delivery.report.only.error | | Pleiades waits for the report of each event
-
-the consumer that reads the topic back:
-group.id | | Pleiades derives it from topic and streams: it holds the position
 group.instance.id | | the group only holds the position, and has no members
 isolation.level | read_committed | otherwise events of a broken transaction would count as published
 enable.auto.commit auto.commit.enable enable.auto.offset.store | false f 0 | \
     the transaction of the events commits the position, and nothing else may
-offset.store.method | broker none | \
-    the transaction of the events commits the position, and nothing else may
+offset.store.method | broker none | the transaction of the events commits the position
 auto.offset.reset | | Pleiades sets where it reads; going on elsewhere would hide published events
-enable.partition.eof | | Pleiades sets it to find the end of the topic
-queued.max.messages.kbytes fetch.queue.backoff.ms | | \
-    Pleiades sets it, so that a start reads the topic back within bounded memory
+queue.buffering.max.messages queue.buffering.max.kbytes message.max.bytes enable.partition.eof | | \
+    Pleiades sets it for its own needs
+queued.max.messages.kbytes fetch.queue.backoff.ms statistics.interval.ms | | \
+    Pleiades sets it for its own needs
 topic.blacklist | | a hidden topic would look empty, and be filled again
-
-both:
-allow.auto.create.topics | false f 0 | \
-    Pleiades creates the topic itself, with --kafka.partitions and --kafka.replication
-statistics.interval.ms | | Pleiades sets it for its own metrics
+allow.auto.create.topics | false f 0 | Pleiades creates the topic, with the partitions of its flags
 enabled_events | | delivery reports would go where nobody reads them
 log.queue | | librdkafka's log would go where nobody reads it
 internal.termination.signal | | signals stop Pleiades and its processes
 plugin.library.paths | | it loads foreign code, which may change or drop published events
 test.mock.num.brokers | | it simulates a cluster in memory, and all events would be lost with it
 """
-_ROWS = [[cell.strip() for cell in row.split("|")] for row in _TABLE.splitlines() if "|" in row]
+_ROWS = [[cell.strip() for cell in row.split("|")] for row in _TABLE.splitlines() if row]
 RULES = {
     name: Rule(tuple(accepted.split()), why)
     for names, accepted, why in _ROWS

@@ -72,10 +72,7 @@ class Retry:
     def until_done(
         self, operation: str, attempt: Callable[[], T], most_seconds: float = math.inf
     ) -> T:
-        """Repeat a call for as long as its errors may pass.
-
-        Args:
-            most_seconds: after that a new process has better prospects.
+        """Repeat a call for as long as its errors may pass, or `most_seconds`.
 
         Raises:
             Fatal, GenerationLost, Fenced: it will not succeed.
@@ -103,10 +100,7 @@ class Retry:
         call: Callable[[], None],
         report: Callable[[str, KafkaError], None],
     ) -> None:
-        """Repeat one step of a commit for as long as its errors are transient.
-
-        Args:
-            report: called with each of them.
+        """Repeat one step of a commit for as long as its errors are transient; report each.
 
         Raises:
             KafkaException: another kind of error.

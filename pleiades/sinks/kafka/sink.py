@@ -35,7 +35,7 @@ from pleiades.sinks.kafka.admin import Admin
 from pleiades.sinks.kafka.clients import Clients
 from pleiades.sinks.kafka.destination import KafkaDestination
 from pleiades.sinks.kafka.metrics import KafkaMetrics
-from pleiades.sinks.kafka.offset_metadata import Stored, encode, read_stored
+from pleiades.sinks.kafka.offset_metadata import Stored, encode
 from pleiades.sinks.kafka.records import Published, RecordForm
 from pleiades.sinks.kafka.recovery import Evidence, recover
 from pleiades.sinks.kafka.retry import REACH_SECONDS, SLICE_SECONDS, Fenced, Retry
@@ -73,7 +73,6 @@ class KafkaSink:
         self._clients = Clients(settings)
         self._admin = Admin(self._clients.admin(), settings)
         self._retry = Retry(self._clients, context)
-        self._position_at: OutputPartition = (settings.topic, 0)
         self._writer = secrets.token_hex(8)
         """Names this process in the stored position."""
         self._producer: Producer | None = None
@@ -211,11 +210,8 @@ class KafkaSink:
         self._transactions = Transactions(producer, form, max_bytes, group, self._retry)
 
     def _stored(self, partitions: Iterable[OutputPartition]) -> Stored | None:
-        metadata = self._admin.offset_metadata(partitions, stable=True)
-        if self._position_at not in metadata:
-            return None
         try:
-            return read_stored(metadata, self._position_at)
+            return self._admin.stored(partitions, stable=True)
         except UnreadableCheckpoint as error:
             log.warning(
                 "the position stored as the group %s is unusable (%s): looking for it in the topic",
@@ -274,7 +270,7 @@ class KafkaSink:
     # ---- committing ----
 
     def _commit(self, checkpoint: Checkpoint, readback: Readback) -> list[Event]:
-        metadata = encode(checkpoint, readback, self._writer, self._position_at)
+        metadata = encode(checkpoint, readback, self._writer, self._admin.position_at)
         now = time.monotonic()
         refreshing = now >= self._refresh_at
         offsets = [
@@ -296,7 +292,7 @@ class KafkaSink:
 
     def _explain_fence(self) -> NoReturn:
         deadline = time.monotonic() + CLAIM_SECONDS
-        ask = partial(self._stored, [self._position_at])
+        ask = partial(self._stored, ())
         while time.monotonic() < deadline:
             stored = self._retry.until_done("read the stored position", ask)
             if stored is not None and stored.writer != self._writer:

@@ -25,7 +25,7 @@ from pleiades.sinks.kafka.clients import Clients
 from pleiades.sinks.kafka.destination import KafkaDestination
 from pleiades.sinks.kafka.inspect import inspect_position, inspect_transactions, may_hold_groups
 from pleiades.sinks.kafka.inspect_topics import inspect_topics
-from pleiades.sinks.kafka.offset_metadata import encode
+from pleiades.sinks.kafka.offset_metadata import Stored, encode, read_stored
 from tests.harness.settings import kafka_of, settings_of
 
 ALL = frozenset({"DESCRIBE", "READ", "WRITE", "DELETE"})
@@ -164,6 +164,7 @@ class FakeAdmin:
     """Answers what it is told to."""
 
     settings: KafkaDestination
+    position_at = AT
 
     def __init__(
         self,
@@ -187,12 +188,10 @@ class FakeAdmin:
     ) -> dict[OutputPartition, int]:
         return dict.fromkeys(partitions, 0)
 
-    def offset_metadata(
-        self, _partitions: Iterable[OutputPartition], stable: bool
-    ) -> dict[OutputPartition, str]:
+    def stored(self, _partitions: Iterable[OutputPartition], stable: bool = False) -> Stored | None:
         assert not stable, "a running instance's open transaction is not waited for"
         text = self._metadata.pop(0) if len(self._metadata) > 1 else self._metadata[0]
-        return {AT: text} if text else {}
+        return read_stored({AT: text}, AT) if text else None
 
     def group_rights(self) -> frozenset[str] | None:
         return self._rights
