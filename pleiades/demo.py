@@ -14,7 +14,7 @@ from pleiades.config.settings import settings_from
 from pleiades.config.values import duration, integer
 from pleiades.core.units import plural
 from pleiades.runtime import logs
-from pleiades.simulator.journal import JournalEntry
+from pleiades.simulator.log import JournalEntry
 from pleiades.sinks.files.destination import FilesDestination
 from pleiades.sinks.files.names import identity_in
 from pleiades.sinks.registry import relay_parser

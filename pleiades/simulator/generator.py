@@ -29,25 +29,22 @@ def generated(settings: SimulatorSettings, started_ms: int) -> Iterator[Fresh]:
     """All events, in the order in which they are appended; those before `started_ms` are history."""
     rng = seeded(settings.seed, "events")
     period_ms = settings.period_ms()
-    every_ms = settings.canary_every_seconds * 1000.0 or inf
     streams = [_Stream(settings, name, started_ms) for name in settings.streams]
     number = -settings.history_events
-    next_canary_ms = inf if every_ms == inf else number * period_ms
+    next_canary_ms = number * period_ms if settings.canary_every_seconds else inf
     while True:
         # Slots of equal length with the event anywhere inside: no date is in the future, and the
         # history does not reach beyond the start.
         due_ms = (number + rng.random()) * period_ms
-        if due_ms < next_canary_ms:
+        if canary := due_ms >= next_canary_ms:
+            next_canary_ms = due_ms + settings.canary_every_seconds * 1000
+            due = [(stream, source) for stream in streams for source in stream.sources]
+        else:
             stream = streams[0] if len(streams) == 1 else rng.choice(streams)
-            (source,) = rng.choices(stream.sources, stream.weights)
-            yield stream.event(rng, source, due_ms)
-            number += 1
-            continue
-        next_canary_ms = due_ms + every_ms
-        for stream in streams:
-            for source in stream.sources:
-                yield stream.event(rng, source, due_ms, canary=True)
-                number += 1
+            due = [(stream, rng.choices(stream.sources, stream.weights)[0])]
+        for stream, source in due:
+            yield stream.event(rng, source, due_ms, canary)
+        number += len(due)
 
 
 class _Stream:
@@ -68,7 +65,7 @@ class _Stream:
         self._last_ms: dict[TopicPartition, int] = {}
 
     def event(
-        self, rng: random.Random, source: TopicPartition, due_ms: float, *, canary: bool = False
+        self, rng: random.Random, source: TopicPartition, due_ms: float, canary: bool
     ) -> Fresh:
         """The next event of a topic-partition."""
         before, after = rng.choice(self._canaries if canary else self._templates)

@@ -38,6 +38,25 @@ class Fresh(NamedTuple):
     canary: bool
 
 
+class JournalEntry(NamedTuple):
+    """One event that was appended."""
+
+    topic: str
+    partition: int
+    offset: int
+    """In the cluster of the topic's own data centre."""
+    timestamp: int
+    """Kafka's, ms since 1970; the id says one more."""
+    identity: str
+    """`meta.id`; empty for a recorded event without one."""
+    canary: bool
+
+    @property
+    def source(self) -> TopicPartition:
+        """The topic-partition."""
+        return self.topic, self.partition
+
+
 class PartitionLog:
     """One topic-partition. Indexes count from 0 with the first event ever appended.
 
@@ -120,11 +139,7 @@ class UpstreamLog:
         self._segment_events = segment_events
 
     def append(self, fresh: Fresh, now_seconds: float) -> int:
-        """Add an event to its topic-partition; returns its index there.
-
-        Raises:
-            KeyError: there is no such topic-partition.
-        """
+        """Add an event to its topic-partition; returns its index there."""
         index = self.partitions[fresh.source].append(fresh, now_seconds)
         if index % self._segment_events == 0:
             self._expire()
@@ -172,8 +187,7 @@ class Cluster:
     def index_of(self, source: TopicPartition, offset: int, now_seconds: float) -> int:
         """The index at which consuming from an offset starts.
 
-        Upstream leaves Kafka's `auto.offset.reset` at its default: an offset that has expired or
-        does not exist yet means the end.
+        As Kafka's `auto.offset.reset` has its default, one that is not there means the end.
         """
         start, end = self.partitions[source].start, self.end(source, now_seconds)
         if offset == EARLIEST:

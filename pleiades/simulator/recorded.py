@@ -30,14 +30,14 @@ def read_recorded(path: Path, default_topic: str) -> list[Fresh]:
     Raises:
         UsageError: the file can't be read or holds no events.
     """
+    events: list[Fresh] = []
+    last_ms = 0
     try:
-        text = path.read_bytes()
+        for data, sse_id in recorded_pairs(path.read_bytes(), sse=path.suffix == ".sse"):
+            events.append(recorded_event(data, sse_id, default_topic, last_ms))
+            last_ms = events[-1].timestamp_ms
     except OSError as error:
         raise UsageError(f"can't read the recorded events: {error}; check --file") from None
-    events: list[Fresh] = []
-    for data, sse_id in recorded_pairs(text, sse=path.suffix == ".sse"):
-        last_ms = events[-1].timestamp_ms if events else 0
-        events.append(recorded_event(data, sse_id, default_topic, last_ms))
     if not events:
         raise UsageError(f"{path} holds no events; --file takes .ndjson or .sse")
     return events
@@ -63,28 +63,23 @@ def recorded_pairs(text: bytes, sse: bool) -> Iterator[tuple[bytes, bytes]]:
 def recorded_event(data: bytes, sse_id: bytes, default_topic: str, last_ms: int) -> Fresh:
     """One event; `last_ms` is the timestamp of the event before, for one without a date."""
     try:
-        meta: Any = orjson.loads(data).get("meta")
-    except (orjson.JSONDecodeError, AttributeError):
-        meta = None
-    if not isinstance(meta, dict):
-        meta = {}
-    topic, partition, identity, dt = map(meta.get, ("topic", "partition", "id", "dt"))
+        meta: Any = orjson.loads(data)["meta"]
+        topic, partition, identity, dt = map(meta.get, ("topic", "partition", "id", "dt"))
+        canary = meta.get("domain") == "canary"
+    except (ValueError, LookupError, TypeError, AttributeError):
+        topic, partition, identity, dt, canary = None, None, None, None, False
     source = (
         topic if is_source((topic, 0)) else default_topic,
         partition if is_source((default_topic, partition)) else 0,
     )
-    dt_ms = time_ms(dt) if isinstance(dt, str) else 0
-    timestamp_ms = _id_ms(sse_id, source) or dt_ms or last_ms
+    try:
+        id_ms = (dict(parse_id(sse_id)).get(source) or 1) - 1
+    except MalformedId:
+        id_ms = 0
+    timestamp_ms = id_ms or time_ms(dt if isinstance(dt, str) else "") or last_ms
     # An identity of another type may be nested too deeply to be shown.
     shown = str(identity) if isinstance(identity, str | int | float) else ""
-    return Fresh(0.0, source, timestamp_ms, data, 0, shown, meta.get("domain") == "canary")
-
-
-def _id_ms(sse_id: bytes, source: TopicPartition) -> int:
-    try:
-        return (dict(parse_id(sse_id)).get(source) or 1) - 1
-    except MalformedId:
-        return 0
+    return Fresh(0.0, source, timestamp_ms, data, 0, shown, canary)
 
 
 def replayed(events: list[Fresh], settings: SimulatorSettings, started_ms: int) -> Iterator[Fresh]:

@@ -5,12 +5,12 @@ Law: a slow client slows only itself down: a batch is composed after the previou
 
 from __future__ import annotations
 
-import logging
 import socket
 import socketserver
 import struct
 import threading
 from contextlib import suppress
+from functools import partial
 from http.server import BaseHTTPRequestHandler
 from math import inf
 from typing import Any
@@ -25,14 +25,11 @@ from pleiades.simulator.log import Cluster
 from pleiades.simulator.settings import Cut, Faults, SimulatorSettings
 from pleiades.simulator.upstream import LocalUpstream
 
-log = logging.getLogger(__name__)
-
 STREAM_PATH = "/v2/stream"
 MAX_HEADER_BYTES = 16 * 1024
 """As much as Node takes: a `Last-Event-ID` of many topics is long."""
 TICK_SECONDS = 0.005
 """The time between two rounds of appending; at 1,000 events/s five events a round."""
-IDLE_TICK_SECONDS = 0.05
 
 _NO_LINGER = struct.pack("ii", 1, 0)
 _STREAM_HEADERS = {
@@ -83,8 +80,8 @@ class Simulator(LocalUpstream):
         if self._server is None:
             self._server = _Server(self, (self.settings.host, self._port))
             self._port = int(self._server.server_address[1])
-            tick = (TICK_SECONDS if self.settings.rate > 0 else IDLE_TICK_SECONDS,)
-            threading.Thread(target=self._server.serve_forever, args=tick, daemon=True).start()
+            accepting = partial(self._server.serve_forever, TICK_SECONDS)
+            threading.Thread(target=accepting, daemon=True).start()
         return self.url
 
     def stop(self) -> None:
@@ -109,9 +106,8 @@ class _Server(socketserver.ThreadingTCPServer):
         super().__init__(address, _Handler)
         if (tls := upstream.settings.tls) is not None:
             # A connection's own thread does the handshake, when it reads.
-            self.socket = tls.wrap_socket(
-                self.socket, server_side=True, do_handshake_on_connect=False
-            )
+            wrap = partial(tls.wrap_socket, server_side=True, do_handshake_on_connect=False)
+            self.socket = wrap(self.socket)
 
     def service_actions(self) -> None:
         """Called at each tick."""
@@ -136,10 +132,6 @@ class _Server(socketserver.ThreadingTCPServer):
                 socket.socket.shutdown(connection, socket.SHUT_RDWR)
         super().server_close()
 
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """Report a bug: the handler expects clients to leave."""
-        log.exception("the local upstream could not answer %s", client_address)
-
 
 class _Handler(BaseHTTPRequestHandler):
     """Answers the requests of one connection, in its own thread."""
@@ -158,12 +150,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         """Answer one request."""
-        upstream, faults, target = (
-            self.server.upstream,
-            self.server.upstream.faults,
-            urlsplit(self.path),
-        )
-        path = unquote(target.path)
+        upstream, target = self.server.upstream, urlsplit(self.path)
+        path, faults = unquote(target.path), upstream.faults
         if sum(len(name) + len(text) for name, text in self.headers.items()) > MAX_HEADER_BYTES:
             self.send_error(431)
         elif path == "/simulator/journal":
@@ -180,36 +168,26 @@ class _Handler(BaseHTTPRequestHandler):
                 body = refusal.body
                 if isinstance(body, dict):
                     body = orjson.dumps({**body, "method": "GET", "uri": self.path})
-                headers = refusal.headers
                 if refusal.status in (429, 503):
-                    headers = {**headers, "Retry-After": f"{faults.retry_after_seconds:.0f}"}
-                self._answer(refusal.status, headers, body, refusal.reason)
+                    refusal.headers["Retry-After"] = f"{faults.retry_after_seconds:.0f}"
+                self._answer(refusal.status, refusal.headers, body, refusal.reason)
         else:
             self.send_error(404)
 
     def _answer(
-        self,
-        status: int,
-        headers: dict[str, str],
-        body: bytes | None = None,
-        reason: str | None = None,
+        self, status: int, headers: dict[str, str], body: bytes, reason: str | None = None
     ) -> None:
-        """Send an answer; without a body, one of unknown length follows."""
+        self._begin(status, headers | {"Content-Length": str(len(body))}, reason)
+        self.wfile.write(body)
+
+    def _begin(self, status: int, headers: dict[str, str], reason: str | None = None) -> None:
         self.send_response(status, reason)
-        if body is not None:
-            headers = {**headers, "Content-Length": str(len(body))}
         for name, text in headers.items():
             self.send_header(name, text)
         self.end_headers()
-        self.wfile.write(body or b"")
 
     def _serve(self, streams: str, query: dict[str, list[str]], faults: Faults) -> None:
-        """Answer with a stream, until it ends.
-
-        Raises:
-            Refusal: not a stream, but this.
-            OSError: the client has left.
-        """
+        """Answer with a stream, until it ends; raises `Refusal` before it begins."""
         upstream = self.server.upstream
         if not faults.any_user_agent:
             request.check_user_agent(self.headers.get("User-Agent", ""))
@@ -221,10 +199,8 @@ class _Handler(BaseHTTPRequestHandler):
         if last_event_id is not None:
             # http.client reads headers as Latin-1.
             last_event_id = last_event_id.encode("latin-1").decode(errors="surrogateescape")
-        present = [
-            source for source in upstream.log.partitions if source[0] not in faults.missing_topics
-        ]
-        asked = request.asked_for(last_event_id, since, topics, present)
+        there = [each for each in upstream.log.partitions if each[0] not in faults.missing_topics]
+        asked = request.asked_for(last_event_id, since, topics, there)
         planned = plan(faults, upstream.settings.seed, next(upstream.request_numbers))
         if planned.refuse_status is not None:
             raise request.failure(planned.refuse_status)
@@ -232,16 +208,14 @@ class _Handler(BaseHTTPRequestHandler):
         body = Body(self.connection, planned, faults.chunk_bytes, compress)
         if planned.hang:
             body.pause(inf)
-        lag_seconds = faults.mirror_lag_seconds
+        lag_seconds, seed = faults.mirror_lag_seconds, upstream.settings.seed
         with upstream.changed:
-            cluster = Cluster(
-                upstream.log, planned.data_centre, upstream.settings.seed, lag_seconds
-            )
+            cluster = Cluster(upstream.log, planned.data_centre, seed, lag_seconds)
             feed = Feed(cluster, asked, planned.rng, upstream.now(), faults.deaf_seconds)
             upstream.open.add(body)
             upstream.count(connections_total=1, connections_open=1)
         try:
-            self._answer(200, _STREAM_HEADERS | ({"Content-Encoding": "gzip"} if compress else {}))
+            self._begin(200, _STREAM_HEADERS | ({"Content-Encoding": "gzip"} if compress else {}))
             self._pump(feed, body, faults)
         except CutShort as short:
             upstream.count(cuts_total=1)

@@ -6,32 +6,32 @@ Law: one lock, that of `changed` and `grown`, guards all of it; nothing is sent 
 from __future__ import annotations
 
 import itertools
+import tempfile
 import threading
 import time
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from math import inf
-from typing import Any
+from pathlib import Path
+from typing import IO, Any
 
 import orjson
 
+from pleiades.runtime.errors import UsageError
 from pleiades.simulator.body import Body
 from pleiades.simulator.generator import generated
-from pleiades.simulator.journal import JournalEntry, open_journal
-from pleiades.simulator.log import UpstreamLog, first_offset, home_of, sources_of
+from pleiades.simulator.log import JournalEntry, UpstreamLog, first_offset, home_of, sources_of
 from pleiades.simulator.recorded import read_recorded, replayed
 from pleiades.simulator.settings import Cut, SimulatorSettings, stream_of, topics_of
 
 
 @dataclass(slots=True)
 class Stats:
-    """Counters since the start."""
+    """Counters since the start, of requests for streams, streams and events."""
 
     requests_total: int = 0
-    """Requests for a stream, refused ones included."""
     connections_total: int = 0
-    """Streams that were opened."""
     connections_open: int = 0
     refused_total: int = 0
     """Requests answered with anything but a stream."""
@@ -41,7 +41,7 @@ class Stats:
     events_served_total: int = 0
     """Whole events given to the network; a cut may have lost some of them."""
     bytes_served_total: int = 0
-    """The bytes of these in the bodies, as written (compressed)."""
+    """Of these in the bodies, as written (compressed)."""
 
 
 class LocalUpstream:
@@ -79,7 +79,7 @@ class LocalUpstream:
         """Notified of each change of the counters."""
         self.grown = threading.Condition(lock)
         """Notified of new events, and of cuts."""
-        self._journal = open_journal(settings.journal)
+        self._journal = _journal_file(settings.journal)
         weakref.finalize(self, self._journal.close)
         self._started = time.monotonic()
         self._stats = Stats()
@@ -177,3 +177,11 @@ class LocalUpstream:
             if not self.changed.wait_for(lambda: condition(self._stats), timeout_seconds):
                 raise TimeoutError(f"still {self._stats} after {timeout_seconds} s")
             return self.stats()
+
+
+def _journal_file(path: Path | None) -> IO[bytes]:
+    # On disk, so that a long run needs no memory for it.
+    try:
+        return path.open("w+b") if path else tempfile.TemporaryFile("w+b")
+    except OSError as error:
+        raise UsageError(f"can't write the journal: {error}; check --journal") from None

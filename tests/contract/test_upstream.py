@@ -24,7 +24,7 @@ from typing import Any, NamedTuple, Protocol
 import pytest
 from confluent_kafka import KafkaError, Message, Producer
 
-from pleiades.simulator.journal import JournalEntry
+from pleiades.simulator.log import JournalEntry
 from pleiades.simulator.settings import Cut, Faults, SimulatorSettings, topics_of
 from pleiades.simulator.simulator import Simulator
 from tests.harness.authority import authority

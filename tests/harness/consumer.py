@@ -8,7 +8,7 @@ import threading
 from itertools import count
 from pathlib import Path
 
-from pleiades.simulator.journal import JournalEntry
+from pleiades.simulator.log import JournalEntry
 from tests.harness.destinations import Directory
 from tests.harness.oracle import Verdict, judge
 

@@ -10,7 +10,7 @@ from typing import Protocol
 
 from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaException, TopicPartition
 
-from pleiades.simulator.journal import JournalEntry
+from pleiades.simulator.log import JournalEntry
 from tests.harness.broker import FETCH_MESSAGES, topic_records
 from tests.harness.oracle import Verdict, judge, judge_topic
 from tests.harness.relay import kafka_flags

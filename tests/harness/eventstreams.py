@@ -17,7 +17,7 @@ from confluent_kafka import Producer
 from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewTopic
 
-from pleiades.simulator.journal import JournalEntry
+from pleiades.simulator.log import JournalEntry
 from tests.harness.broker import free_port
 from tests.harness.prerequisites import KAFKA, NODE, require
 

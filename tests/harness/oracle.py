@@ -11,7 +11,7 @@ from typing import TypeAlias
 
 import orjson
 
-from pleiades.simulator.journal import JournalEntry
+from pleiades.simulator.log import JournalEntry
 from tests.harness.broker import Record, topic_records
 
 Part: TypeAlias = Callable[[JournalEntry], bool]

@@ -16,7 +16,7 @@ import psutil
 import requests
 from prometheus_client.parser import text_string_to_metric_families
 
-from pleiades.simulator.journal import JournalEntry
+from pleiades.simulator.log import JournalEntry
 from pleiades.simulator.upstream import Stats
 from tests.harness.authority import authority
 from tests.harness.waiting import until

@@ -26,8 +26,7 @@ from urllib.parse import parse_qs, urlsplit
 import orjson
 
 from pleiades.core.units import parse_iso_time_ms
-from pleiades.simulator.journal import JournalEntry
-from pleiades.simulator.log import LATEST
+from pleiades.simulator.log import LATEST, JournalEntry
 from pleiades.simulator.simulator import STREAM_PATH
 from pleiades.simulator.upstream import Stats
 from tests.harness.authority import authority

@@ -15,7 +15,7 @@ import orjson
 import pytest
 
 from pleiades.core.units import iso_time
-from pleiades.simulator.journal import JournalEntry
+from pleiades.simulator.log import JournalEntry
 from pleiades.simulator.settings import Disorder, Faults, SimulatorSettings
 from pleiades.simulator.simulator import Simulator
 from tests.harness.oracle import (

@@ -23,7 +23,7 @@ from typing import Any
 
 import pytest
 
-from pleiades.simulator.journal import JournalEntry
+from pleiades.simulator.log import JournalEntry
 from pleiades.simulator.settings import NO_DISORDER, Cut, Faults, SimulatorSettings
 from pleiades.simulator.simulator import Simulator
 from pleiades.simulator.tls import server_context

@@ -6,7 +6,7 @@ import threading
 import time
 from itertools import count, cycle
 
-from pleiades.simulator.journal import JournalEntry
+from pleiades.simulator.log import JournalEntry
 from pleiades.simulator.upstream import Stats
 from tests.faults.matrix import row
 from tests.faults.trial import Trial
