@@ -41,15 +41,6 @@ def ingest(arguments: Sequence[str], meaning: str) -> int:
     return relay(settings)
 
 
-def simulate(arguments: Sequence[str], meaning: str) -> int:
-    """Serve a local upstream until stopped."""
-    from pleiades.simulator import command
-
-    given = vars(command.simulator_parser(meaning).parse_args(arguments))
-    logs.configure(logging.INFO, logs.TEXT, "simulator")
-    return command.run(given)
-
-
 def explain(arguments: Sequence[str], _meaning: str = "") -> int:
     """Print the help of a command, or the list of commands."""
     if not arguments or arguments[0] in ("help", "-h", "--help"):
@@ -83,7 +74,10 @@ COMMANDS = {
         _module("pleiades.demo"),
         "Relay from a local upstream into ./events: no internet, no Kafka.",
     ),
-    "simulate": Command(simulate, "Serve a local upstream that speaks the EventStreams protocol."),
+    "simulate": Command(
+        _module("pleiades.simulator.command"),
+        "Serve a local upstream that speaks the EventStreams protocol.",
+    ),
     "help": Command(explain, "Show this, or the flags of a command."),
 }
 

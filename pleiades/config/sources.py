@@ -31,6 +31,7 @@ class Parser(configargparse.ArgumentParser):  # type: ignore[misc]  # untyped in
         command: its name, as in `pleiades help NAME`.
         flags: all that it has, and those that it lacks and that have their default here.
         refuse: looks at the command line first; returns an error, or None.
+        command_line_only: read neither environment nor file.
     """
 
     def __init__(
@@ -39,6 +40,7 @@ class Parser(configargparse.ArgumentParser):  # type: ignore[misc]  # untyped in
         description: str,
         flags: Iterable[Flag],
         refuse: Callable[[Sequence[str]], str | None] = lambda _: None,
+        command_line_only: bool = False,
     ) -> None:
         super().__init__(
             prog=f"pleiades {command}",
@@ -53,14 +55,16 @@ class Parser(configargparse.ArgumentParser):  # type: ignore[misc]  # untyped in
         self._command = command
         self._refuse = refuse
         self._config_file_parser.flags = {}
-        self.add_argument(
-            "--config",
-            is_config_file=True,
-            metavar="FILE",
-            help="a TOML file of flags: publishDir in [file] is --file.publishDir "
-            "[default: none; $PLEIADES_CONFIG]",
-            env_var="PLEIADES_CONFIG",
-        )
+        self._command_line_only = command_line_only
+        if not command_line_only:
+            self.add_argument(
+                "--config",
+                is_config_file=True,
+                metavar="FILE",
+                help="a TOML file of flags: publishDir in [file] is --file.publishDir "
+                "[default: none; $PLEIADES_CONFIG]",
+                env_var="PLEIADES_CONFIG",
+            )
         group: argparse._ActionsContainer = self
         for flag in flags:
             if flag.group:
@@ -80,7 +84,9 @@ class Parser(configargparse.ArgumentParser):  # type: ignore[misc]  # untyped in
                 raise argparse.ArgumentTypeError(str(error)) from None
 
         self._config_file_parser.flags[flag.name] = flag
-        shown = f"{flag.meaning} [default: {default or '(empty)'}; ${flag.environment}]"
+        environment = None if self._command_line_only else flag.environment
+        source = f"; ${environment}" if environment else ""
+        shown = f"{flag.meaning} [default: {default or '(empty)'}{source}]"
         group.add_argument(
             *flag.aliases,
             f"--{flag.name}",
@@ -90,7 +96,7 @@ class Parser(configargparse.ArgumentParser):  # type: ignore[misc]  # untyped in
             type=typed,
             metavar=flag.unit,
             help=shown.replace("%", "%%"),
-            env_var=flag.environment,
+            env_var=environment,
         )
 
     def parse_args(

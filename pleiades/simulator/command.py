@@ -2,64 +2,37 @@
 
 from __future__ import annotations
 
-import argparse
 import logging
 import signal
-from collections.abc import Callable, Mapping
+from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
-from typing import Any
 
-from pleiades.config.flags import BOOLEAN, flags_of
-from pleiades.config.values import Reader
+from pleiades.config.sources import Parser
+from pleiades.runtime import logs
 from pleiades.runtime.errors import EXIT_STOPPED, UsageError
-from pleiades.simulator.settings import COMMAND, GROUPS, settings_from
+from pleiades.simulator.settings import COMMAND, FLAGS, settings_from
 from pleiades.simulator.simulator import Simulator
 from pleiades.simulator.tls import server_context
 
 log = logging.getLogger(__name__)
 
 
-def simulator_parser(description: str = "") -> argparse.ArgumentParser:
+def simulator_parser(description: str = "") -> Parser:
     """The parser of the command line.
 
-    Not the relay's: its environment and its TOML file are not for the local upstream.
+    Environment and TOML files are the relay's: its `rate` is not the local upstream's.
     """
-    parser = argparse.ArgumentParser(
-        prog=f"pleiades {COMMAND}", description=description, allow_abbrev=False
-    )
-    for title, holder in GROUPS.items():
-        group = parser.add_argument_group(title)
-        for flag in flags_of(holder):
-            add = partial(group.add_argument, f"--{flag.name}", dest=flag.name)
-            if flag.reads is BOOLEAN:
-                add(action="store_true", help=flag.meaning)
-                continue
-            default = flag.default_of(COMMAND)
-            shown = f"{flag.meaning} (default: {default})" if default else flag.meaning
-            add(type=_typed(flag.reads), default=default, metavar=flag.unit, help=shown)
-    return parser
+    return Parser(COMMAND, description, FLAGS, command_line_only=True)
 
 
-def _typed(reads: Reader) -> Callable[[str], object]:
-    def typed(text: str) -> object:
-        try:
-            return reads(text)
-        except ValueError as error:
-            raise argparse.ArgumentTypeError(str(error)) from None
-
-    return typed
-
-
-def run(given: Mapping[str, Any]) -> int:
+def run(arguments: Sequence[str], description: str) -> int:
     """Serve until SIGTERM or SIGINT; returns the exit status.
-
-    Args:
-        given: the values of all flags.
 
     Raises:
         UsageError: a file can't be used, the address is taken, or TLS needs what is not installed.
     """
+    given = vars(simulator_parser(description).parse_args(arguments))
+    logs.configure(logging.INFO, logs.TEXT, "simulator")
     settings = settings_from(given)
     if given["tls"] or given["tlsRecord"]:
         context = server_context(settings.host, given["tlsCa"], given["tlsRecord"])

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from pleiades.config import values
-from pleiades.config.flags import BOOLEAN, flag, values_of
+from pleiades.config.flags import BOOLEAN, flag, flags_of, values_of
 from pleiades.config.values import Reader, duration, integer, optional
 
 COMMAND = "simulate"
@@ -76,7 +76,9 @@ class Disorder:
     """Earlier by 1 to 10 s."""
     back_years_rate: float = 0.00005
     """Earlier by up to ten years, like an imported edit."""
-    factor: float = flag("1", "scales how often they are out of order", FACTOR, name="disorder")
+    factor: float = flag(
+        "1", "scales how often they are out of order", FACTOR, name="disorder", group="timestamps"
+    )
     ahead_rate: float = flag("0", "events dated in the future", SHARE)
     ahead_seconds: float = flag("1h", "by how much at most", SECONDS)
     resolution_ms: int = flag("1ms", "until 2024: 1s", MILLISECONDS, name="timestampResolution")
@@ -89,7 +91,9 @@ NO_DISORDER = Disorder(factor=0.0)
 class Faults:
     """The faults to inject, and the behaviour of a connection. Rates are probabilities."""
 
-    cut_every_seconds: float = flag("900s", "life of a connection; 0: no limit", SECONDS)
+    cut_every_seconds: float = flag(
+        "900s", "life of a connection; 0: no limit", SECONDS, group="connections"
+    )
     cut_bytes: int = flag("0", "body bytes until a cut; 0: no limit", COUNT)
     cut_jitter: float = flag("0.5", "relative variation of both", SHARE)
     cuts: tuple[Cut, ...] = flag("any", "TCP reset, no final chunk, clean end", CUTS, name="cut")
@@ -106,7 +110,7 @@ class Faults:
         "0.5", "connections to the other Kafka, with its offsets", SHARE
     )
     # Measured at the real service: 0.46 to 0.53 s.
-    deaf_seconds: float = flag("0.5s", "a topic past its end misses new events so long", SECONDS)
+    deaf_seconds: float = flag("0.5s", "how long a topic past its end misses new events", SECONDS)
     mirror_lag_seconds: float = flag("0s", "delay of the other data centre's topics", SECONDS)
     chunk_bytes: int = flag("0", "body bytes in a write; 0: whole events", COUNT, name="chunk")
     gzip: bool = flag("false", "compress where the client accepts it", BOOLEAN)
@@ -119,7 +123,7 @@ class Faults:
 class SimulatorSettings:
     """Everything a local upstream needs to know."""
 
-    host: str = flag("127.0.0.1", "address to listen on")
+    host: str = flag("127.0.0.1", "address to listen on", group="what is served")
     port: int = flag("0", "TCP port; 0: any free one", PORT, defaults={COMMAND: "8080"})
     seed: int = flag("1", "same seed, same events and faults", Reader("number", int))
     streams: tuple[str, ...] = flag("recentchange", "streams that are served", STREAMS)
@@ -165,12 +169,12 @@ class Arguments:
     tls_record: int = flag("0", "implies --tls: most bytes in one TLS record; 0: no limit", RECORD)
 
 
-GROUPS = {
-    "what is served": SimulatorSettings,
-    "how much of it, and how": Arguments,
-    "timestamps": Disorder,
-    "connections": Faults,
-}
+FLAGS = (
+    *flags_of(SimulatorSettings),
+    *flags_of(Arguments),
+    *flags_of(Disorder),
+    *flags_of(Faults),
+)
 
 
 def settings_from(given: Mapping[str, Any]) -> SimulatorSettings:

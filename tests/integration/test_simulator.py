@@ -584,10 +584,7 @@ def test_a_port_that_is_taken_is_an_error_at_the_start() -> None:
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_the_command_serves_until_a_signal(number: signal.Signals) -> None:
     code = (
-        "import logging, sys\n"
-        "from pleiades.simulator.command import run, simulator_parser\n"
-        "logging.basicConfig(level=logging.INFO)\n"
-        "sys.exit(run(vars(simulator_parser().parse_args())))\n"
+        "import sys\nfrom pleiades.simulator.command import run\nsys.exit(run(sys.argv[1:], ''))\n"
     )
     flags = ["--port", "0", "--rate", "0", "--events", "10", "--anyUserAgent"]
     with subprocess.Popen(

@@ -45,8 +45,8 @@ FORBIDDEN = (
 )
 
 SIMULATOR_MAY_IMPORT = (
-    *("pleiades.core", "pleiades.runtime.errors"),
-    *("pleiades.config.flags", "pleiades.config.values"),
+    *("pleiades.core", "pleiades.runtime.errors", "pleiades.runtime.logs"),
+    *("pleiades.config.flags", "pleiades.config.sources", "pleiades.config.values"),
 )
 
 QUEUE_OWNER = "pleiades.runtime.channel"

@@ -95,3 +95,15 @@ def test_tls_without_trustme_says_what_to_install(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setitem(sys.modules, "trustme", None)
     with pytest.raises(UsageError, match=r"pip install 'pleiades\[simulate\]'"):
         server_context("127.0.0.1", Path("nowhere.pem"), 0)
+
+
+def test_the_relays_environment_is_not_the_local_upstreams(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PLEIADES_CONFIG", "nowhere.toml")
+    monkeypatch.setenv("PLEIADES_RATE", "7")
+    assert parsed().rate == 50.0
+
+
+def test_an_unknown_flag_gets_a_hint(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parsed("--erorRate=1")
+    assert "did you mean --errorRate" in capsys.readouterr().err
