@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from itertools import count
 
 from pleiades.core.sse_id import TopicPartition
-from pleiades.simulator.log import Cluster
+from pleiades.simulator.log import LATEST, Cluster
 from pleiades.simulator.request import Asked
 
 BATCH_EVENTS = 200
@@ -40,32 +40,28 @@ class Feed:
         self._rng = rng
         self._next: dict[TopicPartition, int] = {}
         self._entries: dict[TopicPartition, bytes] = {}
-        self._shapes: dict[TopicPartition, tuple[bytes, bytes]] = {}
+        self._shapes: dict[TopicPartition, bytes] = {}
         self._deaf: set[TopicPartition] = set()
         """Requested from past their end, and still silent."""
         self._hears_at = now_seconds + deaf_seconds
-        order = list(asked)
-        rng.shuffle(order)
-        for source, offset, timestamp_ms in order:
+        for source, asked_offset, timestamp_ms in rng.sample(asked, len(asked)):
+            offset = LATEST if asked_offset is None else asked_offset
             self._shapes[source] = self._shape(source, b"timestamp")
-            known = source in cluster.partitions
-            if known and offset is None and timestamp_ms is not None:
-                offset = cluster.resolve_timestamp(source, timestamp_ms, now_seconds)  # noqa: PLW2901
-            before, after = self._shape(source, b"offset")
-            self._entries[source] = b"%b%d%b" % (before, -1 if offset is None else offset, after)
-            if known and offset is not None:
+            if source in cluster.partitions:
+                if timestamp_ms is not None:
+                    offset = cluster.resolve_timestamp(source, timestamp_ms, now_seconds)
                 self._next[source] = cluster.index_of(source, offset, now_seconds)
                 if deaf_seconds and self._next[source] == cluster.end(source, now_seconds):
                     self._deaf.add(source)
+            self._entries[source] = self._shape(source, b"offset") % offset
 
-    def _shape(self, source: TopicPartition, key: bytes) -> tuple[bytes, bytes]:
-        """The text before and after the number in an id's entry, with the keys in some order."""
+    def _shape(self, source: TopicPartition, key: bytes) -> bytes:
+        """An id's entry with a gap for the number, and with the keys in some order."""
         topic, partition = b'"topic":"%b"' % source[0].encode(), b'"partition":%d' % source[1]
-        members = [topic, partition, b'"%b":#' % key]
+        members = [topic, partition, b'"%b":%%d' % key]
         if self._rng.random() < 0.5:  # noqa: PLR2004  # a coin
             self._rng.shuffle(members)
-        before, _, after = (b"{" + b",".join(members) + b"}").partition(b"#")
-        return before, after
+        return b"{" + b",".join(members) + b"}"
 
     def id_line(self) -> bytes:
         """The current id, without its line end."""
@@ -86,24 +82,19 @@ class Feed:
             return b"", 0
         source = waiting[0] if len(waiting) == 1 else self._rng.choice(waiting)
         index = self._next[source]
-        stop = min(index + BATCH_EVENTS, ends[source])
+        self._next[source] = stop = min(index + BATCH_EVENTS, ends[source])
         payloads, splits, times = self._cluster.partitions[source].slice(index, stop)
-        self._next[source] = stop
-        before_entry, after_entry = self._shapes[source]
-        self._entries[source] = before_entry + b"#" + after_entry
-        before, _, after = self.id_line().partition(b"#")
-        before = b"event: message\n" + before
-        after += b"\ndata: "
-        parts: list[bytes] = []
-        add = parts.append
+        self._entries[source] = self._shapes[source]
+        frame = b"event: message\n%b\ndata: %%b\n\n" % self.id_line()
+        with_offset = frame.replace(b"data: %b", b"data: %b%d%b")
         offsets = count(index + self._cluster.bases[source])
-        for payload, split, time_ms, offset in zip(payloads, splits, times, offsets, strict=False):
-            if split:
-                add(
-                    b"%b%d%b%b%d%b\n\n"
-                    % (before, time_ms + 1, after, payload[:split], offset, payload[split:])
-                )
-            else:
-                add(b"%b%d%b%b\n\n" % (before, time_ms + 1, after, payload))
-        self._entries[source] = b"%b%d%b" % (before_entry, times[-1] + 1, after_entry)
-        return b"".join(parts), len(parts)
+        frames = [
+            with_offset % (time_ms + 1, payload[:split], offset, payload[split:])
+            if split
+            else frame % (time_ms + 1, payload)
+            for payload, split, time_ms, offset in zip(
+                payloads, splits, times, offsets, strict=False
+            )
+        ]
+        self._entries[source] = self._shapes[source] % (times[-1] + 1)
+        return b"".join(frames), len(frames)

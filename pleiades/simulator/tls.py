@@ -8,8 +8,6 @@ from typing import Any
 
 from pleiades.runtime.errors import UsageError
 
-NAMES = ("127.0.0.1", "::1", "localhost")
-
 
 def server_context(host: str, ca: Path, record_bytes: int = 0) -> ssl.SSLContext:
     """A server's context; clients must trust the new authority whose certificate goes to `ca` (PEM).
@@ -30,20 +28,17 @@ def server_context(host: str, ca: Path, record_bytes: int = 0) -> ssl.SSLContext
         ) from None
     authority = trustme.CA()
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    authority.issue_cert(*dict.fromkeys((*NAMES, host))).configure_cert(context)
+    authority.issue_cert(*{"127.0.0.1", "::1", "localhost", host}).configure_cert(context)
     if record_bytes:
-        context.sslsocket_class = _cutting(record_bytes)
+
+        class CuttingSocket(ssl.SSLSocket):
+            def send(self, data: Any, flags: int = 0) -> int:
+                """Make one record; `sendall` calls this until everything is sent."""
+                return super().send(memoryview(data)[:record_bytes], flags)
+
+        context.sslsocket_class = CuttingSocket
     try:
         authority.cert_pem.write_to_path(ca)
     except OSError as error:
         raise UsageError(f"can't write the certificate {ca}: {error.strerror}") from None
     return context
-
-
-def _cutting(record_bytes: int) -> type[ssl.SSLSocket]:
-    class CutSocket(ssl.SSLSocket):
-        def send(self, data: Any, flags: int = 0) -> int:
-            """Make one record; `sendall` calls this until everything is sent."""
-            return super().send(memoryview(data)[:record_bytes], flags)
-
-    return CutSocket
