@@ -9,13 +9,10 @@ Law: a printed finding is one line without control characters, whatever it quote
 from __future__ import annotations
 
 import logging
-import os
 import queue
-import signal
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from types import FrameType
 from urllib.parse import urlsplit
 
 import orjson
@@ -23,7 +20,7 @@ import orjson
 from pleiades import PROJECT_URL
 from pleiades.config.settings import Settings
 from pleiades.runtime import logs
-from pleiades.runtime.errors import EXIT_FAILED, EXIT_STOPPED, Fatal, UsageError
+from pleiades.runtime.errors import EXIT_STOPPED, Fatal, UsageError
 from pleiades.runtime.findings import Finding, Kind, note, ok, problem
 from pleiades.runtime.http import refuse_if_taken
 from pleiades.sinks.base import destination_of
@@ -39,8 +36,6 @@ MAX_TEXT = 2000
 
 def run(arguments: Sequence[str], description: str) -> int:
     """Look at everything and print the findings; returns the exit status."""
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, _leave)
     flag = vars(relay_parser("check", description).parse_args(arguments))
     try:
         settings = relay_settings(flag)
@@ -51,11 +46,6 @@ def run(arguments: Sequence[str], description: str) -> int:
     level = settings.log_level if settings.log_level == logging.DEBUG else logging.CRITICAL
     logs.configure(level, settings.log_format, "check")
     return _show(_all(settings), settings.log_level, settings.log_format)
-
-
-def _leave(_number: int, _frame: FrameType | None) -> None:
-    # Not all was looked at, so not all is well.
-    os._exit(EXIT_FAILED)
 
 
 def _show(found: Iterator[tuple[str, Finding]], level: int, log_format: str) -> int:
@@ -76,13 +66,13 @@ def _show(found: Iterator[tuple[str, Finding]], level: int, log_format: str) -> 
 def _all(settings: Settings) -> Iterator[tuple[str, Finding]]:
     deadline = time.monotonic() + LOOK_SECONDS
     destination = destination_of(settings)
-    looks = [
-        Look("configuration", _look_at_configuration(settings)),
-        Look("upstream", look_at_upstream(settings.upstream, destination.clock_refusal)),
-        Look("destination", destination.inspect(settings)),
-        Look("metrics", _look_at_metrics(settings)),
-    ]
-    for look in looks:
+    parts = {
+        "configuration": _look_at_configuration(settings),
+        "upstream": look_at_upstream(settings.upstream, destination.clock_refusal),
+        "destination": destination.inspect(settings),
+        "metrics": _look_at_metrics(settings),
+    }
+    for look in [Look(part, found) for part, found in parts.items()]:
         for finding in look.findings(deadline):
             yield look.part, finding
 
@@ -114,10 +104,10 @@ class Look:
         except Fatal as error:
             self._found.put(problem(str(error), error.exit_status))
         except Exception as error:
-            # Without its text, which may quote a secret.
             log.debug("looking at the %s", self.part, exc_info=True)
-            name = type(error).__name__
-            self._found.put(problem(f"this is a bug ({name}): --verbose tells where"))
+            # Without its text, which may quote a secret.
+            bug = f"this is a bug ({type(error).__name__}): --verbose tells where"
+            self._found.put(problem(bug))
         self._found.put(None)
 
 
@@ -133,10 +123,9 @@ def _look_at_configuration(settings: Settings) -> Iterator[Finding]:
 
 
 def _look_at_metrics(settings: Settings) -> Iterator[Finding]:
-    refuse_if_taken(settings.metrics_host, settings.metrics_port)
-    where = f"{settings.metrics_host or '*'}:{settings.metrics_port}"
-    yield ok(
-        f"{where} is free for /metrics"
-        if settings.metrics_port
-        else "a start takes any free port for /metrics (--metricsPort=0)"
+    host, port = settings.metrics_host, settings.metrics_port
+    refuse_if_taken(host, port)
+    where = (
+        f"{host or '*'}:{port} is free" if port else "a start takes any free port (--metricsPort=0)"
     )
+    yield ok(f"{where} for /metrics")

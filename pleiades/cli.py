@@ -7,11 +7,18 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from pleiades import __version__
 from pleiades.runtime import logs, startup
-from pleiades.runtime.errors import EXIT_INTERRUPTED, EXIT_STOPPED, EXIT_USAGE, Fatal, UsageError
+from pleiades.runtime.errors import (
+    EXIT_FAILED,
+    EXIT_INTERRUPTED,
+    EXIT_STOPPED,
+    EXIT_USAGE,
+    Fatal,
+    UsageError,
+)
 
 log = logging.getLogger(__name__)
 
@@ -36,28 +43,29 @@ def ingest(arguments: Sequence[str], meaning: str) -> int:
     settings = relay_settings(vars(relay_parser("ingest", meaning).parse_args(arguments)))
     logs.configure(settings.log_level, settings.log_format, "parent")
 
-    from pleiades.pipeline import ingest as relay
+    from pleiades.pipeline import relay
 
     return relay(settings)
 
 
 def explain(arguments: Sequence[str], _meaning: str = "") -> int:
     """Print the help of a command, or the list of commands."""
-    if not arguments or arguments[0] in ("help", "-h", "--help"):
-        print(_overview())  # noqa: T201  # the help
-        return EXIT_STOPPED
-    command = _command(arguments[0])
-    return command.run(["--help"], command.meaning)
+    if arguments and arguments[0] not in ("help", "-h", "--help"):
+        command = _command(arguments[0])
+        return command.run(["--help"], command.meaning)
+    commands = "\n".join(f"  {name:10} {command.meaning}" for name, command in COMMANDS.items())
+    print(  # noqa: T201  # the help
+        "usage: pleiades <command> [flags]\n\n"
+        f"Relays Wikimedia EventStreams: every event exactly once, in order.\n\n{commands}\n\n"
+        "pleiades help <command> lists its flags; pleiades --version tells the version.\n"
+        "Begin with: pleiades demo"
+    )
+    return EXIT_STOPPED
 
 
-def _module(name: str) -> Callable[[Sequence[str], str], int]:
+def _module(name: str) -> Callable[[Sequence[str], str], Any]:
     """The command that is the function `run` of a module."""
-
-    def run(arguments: Sequence[str], meaning: str) -> int:
-        status: int = import_module(name).run(arguments, meaning)
-        return status
-
-    return run
+    return lambda arguments, meaning: import_module(name).run(arguments, meaning)
 
 
 COMMANDS = {
@@ -68,7 +76,10 @@ COMMANDS = {
         EXIT_INTERRUPTED,
     ),
     "check": Command(
-        _module("pleiades.check"), "Try what ingest would use with the same flags; writes nothing."
+        _module("pleiades.check"),
+        "Try what ingest would use with the same flags; writes nothing.",
+        # Not all was looked at, so not all is well.
+        EXIT_FAILED,
     ),
     "demo": Command(
         _module("pleiades.demo"),
@@ -82,23 +93,11 @@ COMMANDS = {
 }
 
 
-def _overview() -> str:
-    commands = "\n".join(f"  {name:10} {command.meaning}" for name, command in COMMANDS.items())
-    return (
-        "usage: pleiades <command> [flags]\n\n"
-        f"Relays Wikimedia EventStreams: every event exactly once, in order.\n\n{commands}\n\n"
-        "pleiades help <command> lists its flags; pleiades --version tells the version.\n"
-        "Begin with: pleiades demo"
-    )
-
-
 def _command(name: str) -> Command:
-    try:
+    if name in COMMANDS:
         return COMMANDS[name]
-    except KeyError:
-        raise UsageError(
-            f"there is no command {logs.printable(name, 40)!r}; there are {', '.join(COMMANDS)}"
-        ) from None
+    shown = logs.printable(name, 40)
+    raise UsageError(f"there is no command {shown!r}; there are {', '.join(COMMANDS)}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

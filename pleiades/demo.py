@@ -29,12 +29,7 @@ FLAGS = (
         integer(1, 100_000),
         group="the local upstream",
     ),
-    Flag(
-        "demo.cutEvery",
-        "10s",
-        "how long it leaves a connection alone before it cuts it",
-        duration(0.1),
-    ),
+    Flag("demo.cutEvery", "10s", "how long it lets a connection live", duration(0.1)),
 )
 
 
@@ -51,7 +46,7 @@ def run(arguments: Sequence[str], description: str) -> int:
     settings = settings_from(chosen, files)
     logs.configure(settings.log_level, settings.log_format, "parent")
 
-    from pleiades.pipeline import ingest
+    from pleiades.pipeline import relay
     from pleiades.simulator.settings import Faults, SimulatorSettings
     from pleiades.simulator.simulator import Simulator
 
@@ -63,14 +58,13 @@ def run(arguments: Sequence[str], description: str) -> int:
     )
     with Simulator(simulated) as upstream:
         log.info(
-            "demo: a local upstream at %s makes %d events/s and cuts each connection after about "
-            "%g s",
+            "demo: a local upstream at %s makes %d events/s and cuts each connection after about %g s",
             upstream.url,
             chosen["demo.rate"],
             chosen["demo.cutEvery"],
         )
         settings = replace(settings, upstream=replace(settings.upstream, url=upstream.url))
-        status = ingest(settings)
+        status = relay(settings)
         journal = upstream.journal()
         log.info(
             "demo: the upstream made %s, %d of them canaries, and cut %s",
@@ -92,13 +86,10 @@ def _compare(publish_dir: Path, journal: list[JournalEntry]) -> None:
             reached.add(entry.source)
         if entry.source in reached and not entry.canary:
             expected.append(entry)
-    lost = sum(entry.identity not in names for entry in expected)
-    doubled = sum(names[entry.identity] > 1 for entry in expected)
-    later = sum(not entry.canary for entry in journal) - len(expected)
     log.info(
         "demo: compared %s: %d lost, %d doubled; %d came when the relay had stopped reading",
         plural(len(expected), "event"),
-        lost,
-        doubled,
-        later,
+        sum(entry.identity not in names for entry in expected),
+        sum(names[entry.identity] > 1 for entry in expected),
+        sum(not entry.canary for entry in journal) - len(expected),
     )

@@ -23,7 +23,7 @@ from pleiades.runtime.channel import POLL_SECONDS, Channel
 from pleiades.runtime.child import ChildContext
 from pleiades.runtime.logs import Throttle
 from pleiades.runtime.metrics import Metrics
-from pleiades.sinks.base import Sink, destination_of
+from pleiades.sinks.base import Sink, SinkContext, destination_of
 
 log = logging.getLogger(__name__)
 
@@ -335,3 +335,22 @@ class Publisher:
                 "reconnect may publish their events twice. Raise it",
                 self._settings.max_entries,
             )
+
+
+def run(
+    child: ChildContext,
+    metrics: Metrics,
+    settings: Settings,
+    reached: bool,
+    last: Checkpoint | None,
+    resume: Channel[Checkpoint],
+    parsers: list[Channel[Batch | End]],
+) -> None:
+    """Publish in this process.
+
+    Args:
+        reached: an earlier publisher of this program had the destination open.
+        last: the checkpoint that it committed last.
+    """
+    sink = destination_of(settings).make_sink(SinkContext(child, metrics, settings, reached))
+    Publisher(child, metrics, settings, sink, resume, parsers, last).run()

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from itertools import count
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from pleiades.config.settings import ReplaySettings
 from pleiades.core.checkpoint import Checkpoint, ReplayProgress
@@ -137,3 +137,8 @@ def _bring(reader: PartitionReader, is_empty: bool, put: Callable[[Message], Non
             put((reader.source, item))
     except BaseException as error:  # raised again in the main thread
         put((reader.source, error))
+
+
+def run(*arguments: Any) -> None:
+    """Read a range in this process; the arguments are those of `RangeReader`."""
+    RangeReader(*arguments).run()

@@ -13,6 +13,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import closing
 from itertools import count
+from typing import Any
 
 from pleiades.config.settings import Settings
 from pleiades.core.checkpoint import Checkpoint
@@ -217,3 +218,8 @@ class Reader(BaseReader):
                 lag_seconds,
                 cause,
             )
+
+
+def run(*arguments: Any) -> None:
+    """Read the live stream in this process; the arguments are those of `Reader`."""
+    Reader(*arguments).run()

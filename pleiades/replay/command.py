@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
-import signal
 import sys
 import time
 from collections.abc import Sequence
 from dataclasses import replace
-from types import FrameType
 
 from pleiades.config.settings import ReplaySettings, Settings
 from pleiades.core.checkpoint import Checkpoint
@@ -43,8 +41,6 @@ def run(arguments: Sequence[str], description: str) -> int:
         HistoryMissing: the upstream no longer has all of it; nothing was written.
         Fatal: the destination or the upstream can't be used.
     """
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, _leave)
     told = arguments_from(vars(replay_parser(description).parse_args(arguments)))
     logs.configure(told.settings.log_level, told.settings.log_format, "parent")
     stored = None
@@ -70,14 +66,9 @@ def run(arguments: Sequence[str], description: str) -> int:
     )
     settings = replace(_with_range(told, span, now_ms, stored), resume=resume)
 
-    from pleiades.pipeline import replay
+    from pleiades.pipeline import relay
 
-    return display.conclude(replay(settings, display))
-
-
-def _leave(_number: int, _frame: FrameType | None) -> None:
-    # There is nothing to finish yet.
-    os._exit(EXIT_INTERRUPTED)
+    return display.conclude(relay(settings, display))
 
 
 def _is_finished(checkpoint: Checkpoint) -> bool:

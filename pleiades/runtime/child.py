@@ -18,6 +18,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
+from importlib import import_module
 from multiprocessing import connection, parent_process
 from multiprocessing.connection import Connection
 from types import FrameType
@@ -203,7 +204,7 @@ def run(spec: ProcessSpec, settings: Settings, folder: str, beats: Connection) -
     status = 1
     try:
         child.beat()
-        spec.target(child, Metrics(spec.name, folder), *spec.arguments)
+        import_module(spec.module).run(child, Metrics(spec.name, folder), *spec.arguments)
         status = 0
     except Fatal as error:
         log.error("%s", error)

@@ -9,7 +9,6 @@ import select
 import signal
 import socket
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerContext
@@ -28,10 +27,10 @@ EXIT_UNKNOWN = 255
 
 @dataclass(frozen=True, slots=True)
 class ProcessSpec:
-    """One process to start: `target(child, metrics, *arguments)`."""
+    """One process to start: `module.run(child, metrics, *arguments)`."""
 
     name: str
-    target: Callable[..., None]
+    module: str
     arguments: tuple[object, ...]
     stoppable: bool = False
     """SIGTERM asks this one to stop; the others then follow by the end marker."""

@@ -27,10 +27,6 @@ def settings() -> Settings:
     return settings_of(*flags)
 
 
-def never(*_: object) -> None:
-    raise AssertionError("no child should run")
-
-
 decided = RestartPolicy.pause_seconds
 
 
@@ -47,7 +43,7 @@ def test_a_process_that_can_not_be_started_is_a_failed_generation(
     started: list[str] = []
 
     def stages(_resume: bool, _details: object) -> list[ProcessSpec]:
-        return [ProcessSpec("reader", never, ()), ProcessSpec("publisher", never, ())]
+        return [ProcessSpec("reader", "never", ()), ProcessSpec("publisher", "never", ())]
 
     def failing(_context: object, _settings: object, _folder: str, spec: ProcessSpec) -> object:
         started.append(spec.name)
@@ -72,13 +68,13 @@ def test_a_process_that_can_not_be_started_is_a_failed_generation(
 # ---- the forkserver ----
 
 
-def beats_on(child: ChildContext, _metrics: Metrics) -> None:
+def run(child: ChildContext, _metrics: Metrics) -> None:
     while True:
         child.beat(at_once=True)
         threading.Event().wait(0.01)
 
 
-SPEC = ProcessSpec("reader", beats_on, ())
+SPEC = ProcessSpec("reader", __name__, ())
 
 
 @pytest.fixture
