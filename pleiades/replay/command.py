@@ -6,7 +6,7 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from pleiades.config.settings import ReplaySettings, Settings
@@ -17,8 +17,8 @@ from pleiades.core.units import iso_time
 from pleiades.replay.arguments import Arguments, arguments_from, replay_parser
 from pleiades.replay.progress import ProgressLine
 from pleiades.replay.report import Report
-from pleiades.replay.survey import Found, Survey, look_at_all
-from pleiades.runtime import logs, metric_store
+from pleiades.replay.survey import Found, Survey
+from pleiades.runtime import logs
 from pleiades.runtime.errors import (
     EXIT_INCOMPLETE,
     EXIT_INTERRUPTED,
@@ -28,7 +28,6 @@ from pleiades.runtime.errors import (
     UsageError,
 )
 from pleiades.sinks.base import destination_of
-from pleiades.sinks.counting import Counted
 
 log = logging.getLogger(__name__)
 
@@ -49,15 +48,16 @@ def run(arguments: Sequence[str], description: str) -> int:
     if stored is not None and stored.done is None:
         stored = None
     resume = not told.restart
-    if stored is not None and _is_finished(stored) and (told.skip_existing or not told.absolute):
+    if _is_finished(stored) and (told.skip_existing or not told.absolute):
         # The destination may hold less than was published. And `-36h` means another range by now.
         stored, resume = None, False
     now_ms = time.time_ns() // 1_000_000 if stored is None else stored.clock_ms
     span = told.range(now_ms)
-    display = Display(told, span, stored)
-    if stored is not None and _is_finished(stored):
+    started = time.monotonic()
+    report = Report(told, span, stored)
+    if _is_finished(stored):
         log.info("all of this is published already: --restart would begin again")
-        return display.conclude(EXIT_STOPPED)
+        return _conclude(report, EXIT_STOPPED, started)
     log.info(
         "replaying from %s to %s%s",
         iso_time(span.begin.default_ms),
@@ -65,15 +65,17 @@ def run(arguments: Sequence[str], description: str) -> int:
         "" if stored is None else ", going on where an earlier run stopped",
     )
     settings = replace(_with_range(told, span, now_ms, stored), resume=resume)
+    display = ProgressLine(report, quiet=settings.log_level >= logging.ERROR)
 
     from pleiades.pipeline import relay
 
-    return display.conclude(relay(settings, display))
+    return _conclude(report, relay(settings, display), started)
 
 
-def _is_finished(checkpoint: Checkpoint) -> bool:
-    done = checkpoint.done
-    return done is not None and done.finished.issuperset(checkpoint.position)
+def _is_finished(checkpoint: Checkpoint | None) -> bool:
+    if checkpoint is None or checkpoint.done is None:
+        return False
+    return checkpoint.done.finished.issuperset(checkpoint.position)
 
 
 def _with_range(told: Arguments, span: Range, now_ms: int, stored: Checkpoint | None) -> Settings:
@@ -91,8 +93,11 @@ def _with_range(told: Arguments, span: Range, now_ms: int, stored: Checkpoint | 
             f"the id in --from or --to names {strangers[0][0]}, which is no topic of "
             f"{', '.join(told.settings.upstream.streams)}: check --upstream.stream"
         )
-    unread = [source for source in sources if stored is None or not stored.position[source]]
-    found = look_at_all(survey, unread, span)
+    found = {
+        source: survey.look(source, span)
+        for source in sources
+        if stored is None or not stored.position[source]
+    }
     incomplete = _tell_of_gaps(found, told.allow_gap)
     published = 0 if stored is None or stored.done is None else stored.done.total
     return replace(
@@ -113,7 +118,7 @@ def _with_range(told: Arguments, span: Range, now_ms: int, stored: Checkpoint | 
     )
 
 
-def _tell_of_gaps(found: dict[TopicPartition, Found], allow_gap: bool) -> bool:
+def _tell_of_gaps(found: Mapping[TopicPartition, Found], allow_gap: bool) -> bool:
     """Report missing history; returns whether there is any."""
     missing = [
         f"{topic}/{partition} is gone"
@@ -134,59 +139,34 @@ def _tell_of_gaps(found: dict[TopicPartition, Found], allow_gap: bool) -> bool:
     return True
 
 
-class Display:
-    """Shows the progress, and a summary at the end."""
+def _conclude(report: Report, status: int, started: float) -> int:
+    """Print the summary and write the report; returns the exit status.
 
-    def __init__(self, told: Arguments, span: Range, stored: Checkpoint | None) -> None:
-        self._report = Report(told, span, stored)
-        self._line = ProgressLine(span, quiet=told.settings.log_level >= logging.ERROR)
-        self._started = time.monotonic()
-
-    def show(self, published: int, lag_seconds: float, restarts: int, details: object) -> None:
-        """See `supervisor.Display`."""
-        self._learn(published, restarts, details)
-        self._line.show(self._report.checkpoint)
-
-    def close(self, published: int, restarts: int, details: object) -> None:
-        """See `supervisor.Display`."""
-        self._learn(published, restarts, details)
-        self._line.close()
-        self._report.count(metric_store.collected())
-
-    def _learn(self, published: int, restarts: int, details: object) -> None:
-        report = self._report
-        report.published_now, report.restarts = published, restarts
-        if isinstance(details, Counted):
-            details, report.hours = details
-        if isinstance(details, Checkpoint):
-            report.checkpoint = details
-
-    def conclude(self, status: int) -> int:
-        """Print the summary and write the report; returns the exit status."""
-        report, checkpoint = self._report, self._report.checkpoint
-        if status == EXIT_STOPPED:
-            if checkpoint is None or not _is_finished(checkpoint):
-                status = EXIT_INTERRUPTED
-            elif checkpoint.done is not None and checkpoint.done.incomplete:
-                status = EXIT_INCOMPLETE
-        report.status, report.seconds = status, time.monotonic() - self._started
-        wrong, path = "", report.told.report
+    Args:
+        status: of the relay.
+        started: monotonic.
+    """
+    checkpoint, path = report.checkpoint, report.told.report
+    if status == EXIT_STOPPED and not _is_finished(checkpoint):
+        status = EXIT_INTERRUPTED
+    elif status == EXIT_STOPPED and checkpoint and checkpoint.done and checkpoint.done.incomplete:
+        status = EXIT_INCOMPLETE
+    report.status, report.seconds = status, time.monotonic() - started
+    wrong = ""
+    try:
         if path is not None:
-            try:
-                report.write(path)
-            except OSError as error:
-                wrong = (
-                    f"can't write the report {path}: {error.strerror}. The events are safe: the "
-                    "summary is right. Run the same command again for the report"
-                )
-        try:
-            print(report.text(), file=sys.stdout, flush=True)  # noqa: T201  # the summary
-        except OSError as error:
-            log.warning("can't write the summary to standard output: %s", error.strerror)
-            # Or Python tries once more at its end, and complains.
-            nowhere = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(nowhere, sys.stdout.fileno())
-            os.close(nowhere)
-        if wrong:
-            raise Fatal(wrong)
-        return status
+            report.write(path)
+    except OSError as error:
+        wrong = (
+            f"can't write the report {path}: {error.strerror}. The events are safe: the summary is "
+            "right. Run the same command again for the report"
+        )
+    try:
+        print(report.text(), flush=True)  # noqa: T201  # the summary
+    except OSError as error:
+        log.warning("can't write the summary to standard output: %s", error.strerror)
+        # Or Python tries once more at its end, and complains.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    if wrong:
+        raise Fatal(wrong)
+    return status

@@ -3,32 +3,26 @@
 from __future__ import annotations
 
 import logging
-import sys
+import shutil
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
-from typing import NamedTuple
-
-from rich.console import Console
-from rich.control import Control
-from rich.segment import ControlType
-from rich.text import Text
+from typing import NamedTuple, TextIO
 
 from pleiades.core.checkpoint import Checkpoint
 from pleiades.core.range import Range
 from pleiades.core.sse_id import TopicPartition
 from pleiades.core.units import iso_time, rough_duration
+from pleiades.replay.report import Report, name_of
+from pleiades.runtime import metric_store
+from pleiades.runtime.liveline import LiveLine
 
 log = logging.getLogger(__name__)
 
-DRAW_SECONDS = 0.5
 PLAIN_SECONDS = 10.0
 """Between two plain lines."""
-SMOOTHING = 0.3
-"""The weight of the latest rate."""
 MAX_TOPICS = 3
 """Only the topics furthest behind are named; the others are counted."""
-BAR = "━"
 BAR_WIDTH = 24
 WIDTH_WITH_BAR = 80
 """A narrower terminal has room for the text only."""
@@ -60,50 +54,6 @@ def fraction(span: Range, source: TopicPartition, checkpoint: Checkpoint) -> flo
     return min(max(reached_ms - begin_ms, 0) / (end_ms - begin_ms), 1.0)
 
 
-def name_of(source: TopicPartition) -> str:
-    """`eqiad.mediawiki.recentchange`, with the partition where it is not the first."""
-    topic, partition = source
-    return f"{topic}/{partition}" if partition else topic
-
-
-class Progress:
-    """Follows a replay. Pure but for the clock it is given."""
-
-    def __init__(self, span: Range, now: Callable[[], float]) -> None:
-        self._span = span
-        self._now = now
-        self._begun: tuple[float, float] | None = None
-        """When this run first knew its progress, and that progress."""
-        self._last: tuple[float, int] | None = None
-        self._rate = 0.0
-
-    def state(self, checkpoint: Checkpoint) -> State:
-        """The progress that a checkpoint stands for."""
-        now, position = self._now(), checkpoint.position
-        parts = {source: fraction(self._span, source, checkpoint) for source in position}
-        part = sum(parts.values()) / max(len(parts), 1)
-        events = 0 if checkpoint.done is None else checkpoint.done.total
-        self._follow(now, events)
-        self._begun = self._begun or (now, part)
-        begun_at, begun_part = self._begun
-        left = None
-        if part > begun_part and now > begun_at:
-            left = (1.0 - part) * (now - begun_at) / (part - begun_part)
-        behind = sorted((done, source) for source, done in parts.items() if done < 1.0)
-        # An id's timestamp is that of its event + 1.
-        reached = tuple((name_of(source), max(position[source] - 1, 0)) for _, source in behind)
-        return State(part, events, self._rate, reached, left)
-
-    def _follow(self, now: float, events: int) -> None:
-        at, before = self._last or (now, events)
-        if now - at >= DRAW_SECONDS:
-            latest = (events - before) / (now - at)
-            smoothed = (1 - SMOOTHING) * self._rate + SMOOTHING * latest
-            self._rate = smoothed if self._rate else latest
-            at, before = now, events
-        self._last = at, before
-
-
 def plain_line(state: State) -> str:
     """The progress for a pipe."""
     times = [f"{name} {iso_time(at) if at else 'not begun'}" for name, at in state.reached]
@@ -119,8 +69,8 @@ def plain_line(state: State) -> str:
     )
 
 
-def live_text(state: State, with_dates: bool) -> str:
-    """The progress for a terminal, beside the bar."""
+def live_line(state: State, with_dates: bool) -> str:
+    """The progress for a terminal."""
     pieces = [f"{state.part * 100:3.0f} %", f"{state.events:,} events", f"{state.rate:,.0f}/s"]
     if state.left_seconds is not None:
         pieces.append(f"{timedelta(seconds=int(state.left_seconds))} left")
@@ -130,11 +80,15 @@ def live_text(state: State, with_dates: bool) -> str:
         pieces.append(f"{name.partition('.')[0]} {time_of_day if at_ms else '-'}")
     if len(state.reached) > MAX_TOPICS:
         pieces.append(f"+{len(state.reached) - MAX_TOPICS}")
-    return " · ".join(pieces)
+    text = " · ".join(pieces)
+    if shutil.get_terminal_size().columns < WIDTH_WITH_BAR:
+        return text
+    full = round(BAR_WIDTH * state.part)
+    return f"{'━' * full}{'─' * (BAR_WIDTH - full)} {text}"
 
 
-class ProgressLine:
-    """Shows the progress on standard error.
+class ProgressLine(LiveLine):
+    """Shows the progress on standard error, and keeps the report up to date.
 
     Args:
         quiet: only plain lines, also on a terminal. They are records of the log, whatever its level.
@@ -142,43 +96,51 @@ class ProgressLine:
 
     def __init__(
         self,
-        span: Range,
+        report: Report,
         quiet: bool,
         now: Callable[[], float] = time.monotonic,
-        console: Console | None = None,
+        stream: TextIO | None = None,
     ) -> None:
-        self._progress = Progress(span, now)
-        self._now = now
-        log.setLevel(logging.INFO)
+        super().__init__(quiet, now, stream)
+        self._report = report
+        self._span = span = report.span
         self._with_dates = span.end.default_ms - span.begin.default_ms > DAY_MS
-        self._console = console or Console(file=sys.stderr, highlight=False)
-        self._live = self._console.is_terminal and not quiet
-        self._drawn_at = self._plain_at = now()
+        self._begun: tuple[float, float] | None = None
+        """When this run first knew its progress, and that progress."""
+        self._plain_at = now()
+        log.setLevel(logging.INFO)
 
-    def show(self, checkpoint: Checkpoint | None) -> None:
-        """Show the last durable checkpoint, if it is time; None: there is none yet."""
-        now = self._now()
-        if checkpoint is None or now - self._drawn_at < DRAW_SECONDS:
+    def state(self, checkpoint: Checkpoint) -> State:
+        """The progress that a checkpoint stands for."""
+        now, position = self._now(), checkpoint.position
+        parts = {source: fraction(self._span, source, checkpoint) for source in position}
+        part = sum(parts.values()) / max(len(parts), 1)
+        events = 0 if checkpoint.done is None else checkpoint.done.total
+        self._begun = self._begun or (now, part)
+        begun_at, begun_part = self._begun
+        left = None
+        if part > begun_part and now > begun_at:
+            left = (1.0 - part) * (now - begun_at) / (part - begun_part)
+        behind = sorted((done, source) for source, done in parts.items() if done < 1.0)
+        # An id's timestamp is that of its event + 1.
+        reached = tuple((name_of(source), max(position[source] - 1, 0)) for _, source in behind)
+        return State(part, events, self.rate(events), reached, left)
+
+    def show(self, published: int, lag_seconds: float, restarts: int, details: object) -> None:
+        """See `supervisor.Display`."""
+        self._report.learn(published, restarts, details)
+        checkpoint = self._report.checkpoint
+        if checkpoint is None or not self._is_due():
             return
-        self._drawn_at = now
-        state = self._progress.state(checkpoint)
-        if self._live:
-            self._draw(state)
-        elif now - self._plain_at >= PLAIN_SECONDS:
-            self._plain_at = now
+        state = self.state(checkpoint)
+        if self._on_terminal:
+            self.draw(live_line(state, self._with_dates))
+        elif self._now() - self._plain_at >= PLAIN_SECONDS:
+            self._plain_at = self._now()
             log.info("%s", plain_line(state))
 
-    def close(self) -> None:
-        """Remove the line."""
-        if self._live:
-            erase = (ControlType.ERASE_IN_LINE, 2)
-            self._console.control(Control(ControlType.CARRIAGE_RETURN, erase))
-
-    def _draw(self, state: State) -> None:
-        self.close()
-        line = Text(no_wrap=True, overflow="ellipsis")
-        if self._console.width >= WIDTH_WITH_BAR:
-            full = round(BAR_WIDTH * state.part)
-            line.append(BAR * full, "green").append(BAR * (BAR_WIDTH - full), "dim").append(" ")
-        line.append(live_text(state, self._with_dates))
-        self._console.print(line, end="", no_wrap=True, overflow="ellipsis", crop=True)
+    def close(self, published: int, restarts: int, details: object) -> None:
+        """See `supervisor.Display`."""
+        self.draw("")
+        self._report.learn(published, restarts, details)
+        self._report.count(metric_store.collected())

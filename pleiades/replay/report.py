@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import groupby
@@ -17,9 +16,9 @@ from pleiades.core.range import Range
 from pleiades.core.sse_id import TopicPartition
 from pleiades.core.units import iso_time, plural, rough_duration
 from pleiades.replay.arguments import Arguments
-from pleiades.replay.progress import name_of
 from pleiades.runtime.errors import EXIT_INCOMPLETE, EXIT_INTERRUPTED, EXIT_STOPPED
 from pleiades.sinks.base import destination_of
+from pleiades.sinks.counting import Counted
 
 LABEL_WIDTH = 20
 ROUGH_SECONDS = 120
@@ -35,6 +34,12 @@ _COUNTERS = {
     "outside_range_dropped": "outside_range_events_dropped",
 }
 """Metrics by their key in the report."""
+
+
+def name_of(source: TopicPartition) -> str:
+    """`eqiad.mediawiki.recentchange`, with the partition where it is not the first."""
+    topic, partition = source
+    return f"{topic}/{partition}" if partition else topic
 
 
 @dataclass(slots=True)
@@ -58,6 +63,14 @@ class Report:
     hours: Mapping[tuple[str, int], int] = field(default_factory=dict)
     """The events of a dry run by topic (empty: unknown) and begin of the hour, ms since 1970."""
 
+    def learn(self, published: int, restarts: int, details: object) -> None:
+        """Take what the supervisor shows; see `supervisor.Display`."""
+        self.published_now, self.restarts = published, restarts
+        if isinstance(details, Counted):
+            details, self.hours = details
+        if isinstance(details, Checkpoint):
+            self.checkpoint = details
+
     def count(self, registry: CollectorRegistry) -> None:
         """Take the counters from the metrics of all processes."""
         samples = [sample for family in registry.collect() for sample in family.samples]
@@ -71,75 +84,12 @@ class Report:
             if sample.name == "pleiades_dead_letters_total" and sample.value
         }
 
-    @property
-    def _done(self) -> ReplayProgress:
-        return (None if self.checkpoint is None else self.checkpoint.done) or ReplayProgress()
-
-    @property
-    def _position(self) -> Mapping[TopicPartition, int]:
-        return {} if self.checkpoint is None else self.checkpoint.position
-
-    @property
-    def _rate(self) -> float:
-        return self.published_now / self.seconds if self.seconds else 0.0
-
-    def _outcome(self) -> str:
-        if self.status == EXIT_INTERRUPTED and self.told.dry_run:
-            return "stopped before its end: nothing is kept of a dry run"
-        if self.status == EXIT_INTERRUPTED and self.told.restart:
-            return "stopped before its end: the same command without --restart goes on"
-        return _OUTCOMES.get(self.status, "failed: the log says why")
-
-    def text(self) -> str:
-        """A summary."""
+    def _fields(self) -> dict[str, Any]:
+        """The report for programs; keys and their order stay as they are."""
+        checkpoint = self.checkpoint or Checkpoint({}, 0, 0)
+        done, part = checkpoint.done or ReplayProgress(), self.told.part
         begin, end = self.span.begin, self.span.end
-        part = self.told.part
-        piece = "" if part is None else f", slice {part.number} of {part.parts}"
-        own = " (each topic from its own id)" if self.span.sources else ""
-        letters = ", ".join(f"{count:,} {reason}" for reason, count in self.dead_letters.items())
-        duration = f"{self.seconds:.1f} s"
-        if self.seconds >= ROUGH_SECONDS:
-            duration = rough_duration(self.seconds)
-        rows = {
-            "replay": self._outcome(),
-            "range": f"{iso_time(begin.default_ms)} to {iso_time(end.default_ms)}{own}{piece}",
-            "streams": ", ".join(self.told.settings.upstream.streams),
-            "into": destination_of(self.told.settings).place,
-            "events": self._events(),
-            **{f"  {name_of(source)}": self._state(source) for source in sorted(self._position)},
-            **{key.replace("_", " "): f"{count:,}" for key, count in self.counted.items()},
-            "dead letters": f"{sum(self.dead_letters.values()):,}"
-            + (f" ({letters})" if letters else ""),
-            "time": f"{duration}, {self._rate:,.0f} events/s, {plural(self.restarts, 'restart')}",
-        }
-        width = max(LABEL_WIDTH, *map(len, rows))
-        lines = [f"{label:{width}} {value}" for label, value in rows.items()]
-        lines += [""] if self.hours else []
-        for topic, counts in groupby(sorted(self.hours.items()), key=lambda row: row[0][0]):
-            lines.append(topic or "(of no known topic)")
-            lines += [f"  {iso_time(hour)[:13]}  {count:>12,}" for (_, hour), count in counts]
-        return "\n".join(lines)
-
-    def _events(self) -> str:
-        total = self._done.total
-        if self.told.dry_run:
-            return f"{total:,} counted, nothing was written"
-        if total == self.published_now:
-            return f"{total:,}"
-        return f"{total:,} in all runs, {self.published_now:,} in this one"
-
-    def _state(self, source: TopicPartition) -> str:
-        published = f"{self._done.published.get(source, 0):,}"
-        if source in self._done.finished:
-            return published
-        reached_ms = self._position[source]
-        reached = f"reached {iso_time(reached_ms - 1)}" if reached_ms else "not begun"
-        return f"{published}, {reached}"
-
-    def json(self) -> bytes:
-        """The same for programs; keys and their order stay as they are."""
-        done, part, begin, end = self._done, self.told.part, self.span.begin, self.span.end
-        report: dict[str, Any] = {
+        fields: dict[str, Any] = {
             "complete": self.status == EXIT_STOPPED,
             "exit_status": self.status,
             "range": {
@@ -149,7 +99,7 @@ class Report:
                 "to_ms": end.default_ms,
             },
             "slice": part and {"number": part.number, "of": part.parts},
-            "streams": list(self.told.settings.upstream.streams),
+            "streams": self.told.settings.upstream.streams,
             "destination": destination_of(self.told.settings).place,
             "events": done.total,
             "events_this_run": self.published_now,
@@ -163,20 +113,73 @@ class Report:
                     "reached": iso_time(reached_ms - 1) if reached_ms else None,
                     "finished": source in done.finished,
                 }
-                for source, reached_ms in sorted(self._position.items())
+                for source, reached_ms in sorted(checkpoint.position.items())
             ],
             **self.counted,
             "dead_letters": self.dead_letters,
             "seconds": round(self.seconds, 3),
-            "events_per_second": round(self._rate, 1),
+            "events_per_second": round(self.published_now / (self.seconds or 1.0), 1),
             "restarts": self.restarts,
         }
         if self.told.dry_run:
-            report["hours"] = [
+            fields["hours"] = [
                 {"topic": topic or None, "hour": iso_time(hour), "events": count}
                 for (topic, hour), count in sorted(self.hours.items())
             ]
-        return orjson.dumps(report, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
+        return fields
+
+    def json(self) -> bytes:
+        """The report for programs."""
+        return orjson.dumps(self._fields(), option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
+
+    def text(self) -> str:
+        """A summary for a person."""
+        fields = self._fields()
+        part = " (each topic from its own id)" if self.span.sources else ""
+        if fields["slice"]:
+            part += ", slice {number} of {of}".format(**fields["slice"])
+        letters = ", ".join(f"{count:,} {reason}" for reason, count in self.dead_letters.items())
+        took = rough_duration(self.seconds)
+        if self.seconds < ROUGH_SECONDS:
+            took = f"{self.seconds:.1f} s"
+        rate = f"{fields['events_per_second']:,.0f} events/s"
+        rows = {
+            "replay": self._outcome(),
+            "range": "{from} to {to}".format(**fields["range"]) + part,
+            "streams": ", ".join(fields["streams"]),
+            "into": fields["destination"],
+            "events": self._events(fields["events"]),
+            **{
+                f"  {name_of((topic['topic'], topic['partition']))}": _state(topic)
+                for topic in fields["topics"]
+            },
+            **{key.replace("_", " "): f"{count:,}" for key, count in self.counted.items()},
+            "dead letters": f"{sum(self.dead_letters.values()):,}"
+            + (f" ({letters})" if letters else ""),
+            "time": f"{took}, {rate}, {plural(self.restarts, 'restart')}",
+        }
+        width = max(LABEL_WIDTH, *map(len, rows))
+        lines = [f"{label:{width}} {value}" for label, value in rows.items()]
+        hours = fields.get("hours", ())
+        lines += [""] if hours else []
+        for topic, counts in groupby(hours, key=lambda row: row["topic"]):
+            lines.append(topic or "(of no known topic)")
+            lines += [f"  {row['hour'][:13]}  {row['events']:>12,}" for row in counts]
+        return "\n".join(lines)
+
+    def _outcome(self) -> str:
+        if self.status == EXIT_INTERRUPTED and self.told.dry_run:
+            return "stopped before its end: nothing is kept of a dry run"
+        if self.status == EXIT_INTERRUPTED and self.told.restart:
+            return "stopped before its end: the same command without --restart goes on"
+        return _OUTCOMES.get(self.status, "failed: the log says why")
+
+    def _events(self, total: int) -> str:
+        if self.told.dry_run:
+            return f"{total:,} counted, nothing was written"
+        if total == self.published_now:
+            return f"{total:,}"
+        return f"{total:,} in all runs, {self.published_now:,} in this one"
 
     def write(self, path: Path) -> None:
         """Write the JSON; a file appears whole, a device or pipe gets it as it comes.
@@ -189,4 +192,11 @@ class Report:
             return
         staged = path.with_name(path.name + ".new")
         staged.write_bytes(self.json())
-        os.replace(staged, path)  # noqa: PTH105  # over an existing one, too
+        staged.replace(path)
+
+
+def _state(topic: Mapping[str, Any]) -> str:
+    if topic["finished"]:
+        return f"{topic['events']:,}"
+    reached = f"reached {topic['reached']}" if topic["reached"] else "not begun"
+    return f"{topic['events']:,}, {reached}"

@@ -10,11 +10,10 @@ A timestamp alone may be years off: where a history begins is the median of its 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from contextlib import closing
 from dataclasses import replace
 from statistics import median_low
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import orjson
 
@@ -47,13 +46,9 @@ class Found(NamedTuple):
     """The upstream does not have the topic at all."""
 
 
-class First(NamedTuple):
-    """One of the first events on a connection."""
-
-    timestamps_ms: dict[TopicPartition, int]
-    """Those in its id, 0 where it has no time."""
-    offset: object
-    """`meta.offset`, if it has one."""
+First: TypeAlias = tuple[dict[TopicPartition, int], object]
+"""One of the first events on a connection: the timestamps in its id (ms since 1970; 0: none), and its
+`meta.offset`, if it has one."""
 
 
 class Survey:
@@ -71,30 +66,31 @@ class Survey:
             Fatal: there is no event by which to know them.
         """
         found = persist(lambda: self._first(None, EARLIEST_MS, 1))
-        if not found or not found[0].timestamps_ms:
+        if not found or not found[0][0]:
             raise Fatal(
                 f"{self._upstream.address} sent no event with an id within {SILENCE_SECONDS:.0f} s, "
                 "though it was asked for all of its history: there is nothing to replay. Nothing was "
                 "written. Check --upstream.stream, and --upstream.url"
             )
-        return sorted(found[0].timestamps_ms)
+        return sorted(found[0][0])
 
-    def look(self, source: TopicPartition, begin_ms: int) -> Found:
-        """Survey one topic-partition from a time on."""
+    def look(self, source: TopicPartition, span: Range) -> Found:
+        """Survey one topic-partition; an empty part of the range needs no request."""
+        if span.is_empty(source):
+            return Found(None, None)
+        begin_ms = span.begin.of(source)
         try:
             first = self._own(source, begin_ms, 1)
             history = self._own(source, EARLIEST_MS, FIRST_EVENTS)
         except TopicsNotAvailable:
             return Found(None, None, gone=True)
-        begins_ms = None
+        missing_until_ms = None
         # At the offset 0 it never lost an event.
-        if history and history[0].offset != 0:
+        if history and history[0][1] != 0:
             # Less the millisecond that an id adds.
-            begins_ms = median_low(event.timestamps_ms[source] for event in history) - 1
-        return Found(
-            first[0].timestamps_ms[source] if first else None,
-            begins_ms if begins_ms is not None and begins_ms > begin_ms else None,
-        )
+            begins_ms = median_low(times[source] for times, _ in history) - 1
+            missing_until_ms = begins_ms if begins_ms > begin_ms else None
+        return Found(first[0][0][source] if first else None, missing_until_ms)
 
     def _own(self, source: TopicPartition, from_ms: int, count: int) -> list[First]:
         """The first events of one topic-partition from a time on."""
@@ -102,7 +98,7 @@ class Survey:
         def ask() -> list[First]:
             asked = compose_id({source: max(from_ms, EARLIEST_MS)})
             first = self._first(asked, from_ms, count)
-            return [event for event in first if event.timestamps_ms.get(source)]
+            return [event for event in first if event[0].get(source)]
 
         # Twice before nothing is taken for an answer: when the upstream's own Kafka is away, its
         # connections just fall silent.
@@ -128,23 +124,10 @@ class Survey:
 
 def _first_of(event: SseEvent) -> First | None:
     try:
-        assignments = parse_id(event.id)
+        times_ms = {source: time_ms or 0 for source, time_ms in parse_id(event.id)}
     except MalformedId:
         return None
     try:
-        offset = orjson.loads(event.data)["meta"]["offset"]
+        return times_ms, orjson.loads(event.data)["meta"]["offset"]
     except (orjson.JSONDecodeError, KeyError, TypeError):
-        offset = None
-    return First({source: timestamp_ms or 0 for source, timestamp_ms in assignments}, offset)
-
-
-def look_at_all(
-    survey: Survey, sources: Iterable[TopicPartition], span: Range
-) -> dict[TopicPartition, Found]:
-    """Survey each topic-partition; an empty part of the range needs no request."""
-    return {
-        source: Found(None, None)
-        if span.is_empty(source)
-        else survey.look(source, span.begin.of(source))
-        for source in sources
-    }
+        return times_ms, None

@@ -1,45 +1,70 @@
-"""One live line on a terminal: rate, total, lag, restarts. Silent in a pipe."""
+"""A line on a terminal that is redrawn in place; every log line clears it first. Silent in a pipe."""
 
 from __future__ import annotations
 
-import logging
 import shutil
 import sys
 import time
+from collections.abc import Callable
+from typing import TextIO
 
 from pleiades.core.units import plural
 from pleiades.runtime.logs import CLEAR_LINE
 
-INTERVAL_SECONDS = 0.5
+DRAW_SECONDS = 0.5
+SMOOTHING = 0.3
+"""The weight of the latest rate."""
 
 
 class LiveLine:
-    """Redrawn in place; every log line clears it first."""
+    """Shows a relay that has no end: rate, total, lag, restarts."""
 
-    def __init__(self, log_level: int) -> None:
-        self._shown = sys.stderr.isatty() and log_level <= logging.INFO
-        self._at = time.monotonic()
-        self._published = 0
+    def __init__(
+        self,
+        quiet: bool,
+        now: Callable[[], float] = time.monotonic,
+        stream: TextIO | None = None,
+    ) -> None:
+        self._stream = stream or sys.stderr
+        self._on_terminal = self._stream.isatty() and not quiet
+        self._now = now
+        self._drawn_at = now()
+        self._last: tuple[float, int] | None = None
         self._rate = 0.0
 
     def show(self, published: int, lag_seconds: float, restarts: int, details: object) -> None:
-        """Draw it, at most twice a second."""
-        now = time.monotonic()
-        if not self._shown or now - self._at < INTERVAL_SECONDS:
-            return
-        rate = (published - self._published) / (now - self._at)
-        self._rate = 0.7 * self._rate + 0.3 * rate
-        self._at, self._published = now, published
-        line = (
-            f"{self._rate:,.0f} events/s · {published:,} published · lag {lag_seconds:.1f} s · "
-            f"{plural(restarts, 'restart')}"
-        )
-        width = shutil.get_terminal_size().columns
-        sys.stderr.write(CLEAR_LINE + line[: width - 1])
-        sys.stderr.flush()
+        """See `supervisor.Display`."""
+        if self._is_due():
+            self.draw(
+                f"{self.rate(published):,.0f} events/s · {published:,} published · "
+                f"lag {lag_seconds:.1f} s · {plural(restarts, 'restart')}"
+            )
 
     def close(self, published: int, restarts: int, details: object) -> None:
-        """Remove it."""
-        if self._shown:
-            sys.stderr.write(CLEAR_LINE)
-            sys.stderr.flush()
+        """See `supervisor.Display`."""
+        self.draw("")
+
+    def rate(self, events: int) -> float:
+        """Events per second, smoothed; `events`: the present total."""
+        now = self._now()
+        at, before = self._last or (now, events)
+        if now > at:
+            latest = (events - before) / (now - at)
+            smoothed = (1 - SMOOTHING) * self._rate + SMOOTHING * latest
+            self._rate = smoothed if self._rate else latest
+        self._last = now, events
+        return self._rate
+
+    def draw(self, line: str) -> None:
+        """Replace what stands there."""
+        if self._on_terminal:
+            width = shutil.get_terminal_size().columns
+            self._stream.write(CLEAR_LINE + line[: width - 1])
+            self._stream.flush()
+
+    def _is_due(self) -> bool:
+        now = self._now()
+        if now - self._drawn_at < DRAW_SECONDS:
+            return False
+        self._drawn_at = now
+        return True

@@ -78,7 +78,7 @@ class Supervisor:
         self._settings = settings
         self._make_generation = stages
         self._modules = modules
-        self._display = display or LiveLine(settings.log_level)
+        self._display = display or LiveLine(quiet=settings.log_level > logging.INFO)
         self._start: Callable[[ProcessSpec], ChildProcess]
         self._policy = RestartPolicy()
         self._children: list[ChildProcess] = []

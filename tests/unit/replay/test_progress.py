@@ -2,22 +2,19 @@ from __future__ import annotations
 
 import io
 import logging
+from typing import TextIO
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from rich.console import Console
 
 from pleiades.core.checkpoint import Checkpoint, ReplayProgress
 from pleiades.core.range import Bound, Range
-from pleiades.replay.progress import (
-    DRAW_SECONDS,
-    PLAIN_SECONDS,
-    Progress,
-    ProgressLine,
-    fraction,
-    plain_line,
-)
+from pleiades.replay.arguments import Arguments
+from pleiades.replay.progress import PLAIN_SECONDS, ProgressLine, fraction, plain_line
+from pleiades.replay.report import Report
+from pleiades.runtime.liveline import DRAW_SECONDS
+from tests.harness.settings import settings_of
 
 A, B = ("eqiad.mediawiki.recentchange", 0), ("codfw.mediawiki.recentchange", 0)
 BEGIN, END = 1_790_000_000_000, 1_790_003_600_000
@@ -26,6 +23,16 @@ SPAN = Range(Bound(BEGIN), Bound(END))
 
 def at(reached: int, events: int = 0, *finished: tuple[str, int]) -> Checkpoint:
     return Checkpoint({A: reached, B: 0}, 0, END, ReplayProgress({A: events}, frozenset(finished)))
+
+
+def line_of(now: Clock, stream: TextIO | None = None, quiet: bool = False) -> ProgressLine:
+    told = Arguments(settings_of("--file.enable"), dry_run=False)
+    return ProgressLine(Report(told, SPAN, None), quiet, now, stream or io.StringIO())
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
 
 
 class Clock:
@@ -49,7 +56,7 @@ def test_what_is_finished_or_empty_is_all_there() -> None:
 
 def test_the_rest_is_reckoned_from_what_this_run_did() -> None:
     clock = Clock()
-    progress = Progress(SPAN, clock)
+    progress = line_of(clock)
     half = BEGIN + (END - BEGIN) // 2
     assert progress.state(at(half, 1000, B)).left_seconds is None
     clock.now += 10
@@ -63,7 +70,7 @@ def test_the_rest_is_reckoned_from_what_this_run_did() -> None:
 
 def test_a_plain_line_says_it_all() -> None:
     clock = Clock()
-    progress = Progress(SPAN, clock)
+    progress = line_of(clock)
     progress.state(at(BEGIN))
     clock.now += 60
     line = plain_line(progress.state(at(BEGIN + 1_800_000, 123_456)))
@@ -75,7 +82,7 @@ def test_a_plain_line_says_it_all() -> None:
 
 def test_the_slowest_of_many_topics_are_shown() -> None:
     many = {(f"t{number}", 0): BEGIN + number for number in range(1, 9)}
-    line = plain_line(Progress(SPAN, Clock()).state(Checkpoint(many, 0, 0, ReplayProgress())))
+    line = plain_line(line_of(Clock()).state(Checkpoint(many, 0, 0, ReplayProgress())))
     assert "t1 2026" in line
     assert "t4" not in line
     assert "and 5 more" in line
@@ -86,46 +93,50 @@ def test_in_a_pipe_one_line_now_and_then_whatever_the_log_level(
 ) -> None:
     clock = Clock()
     logging.getLogger("pleiades").setLevel(logging.ERROR)
-    line = ProgressLine(SPAN, quiet=True, now=clock, console=Console(file=io.StringIO()))
+    line = line_of(clock, quiet=True)
     for _ in range(int(3 * PLAIN_SECONDS / DRAW_SECONDS)):
         clock.now += DRAW_SECONDS
-        line.show(at(BEGIN + 1000, 5))
-    line.close()
+        line.show(0, 0.0, 0, at(BEGIN + 1000, 5))
     assert len(caplog.records) == 3
     logging.getLogger("pleiades").setLevel(logging.NOTSET)
-
-
-def terminal(out: io.StringIO, width: int) -> Console:
-    """One that can be drawn on, wherever the tests run: with TERM=dumb the line could not be cleared."""
-    return Console(
-        file=out,
-        force_terminal=True,
-        width=width,
-        color_system=None,
-        _environ={"TERM": "xterm"},
-    )
 
 
 @given(st.integers(1, 200), st.integers(0, 2 * END), st.integers(0, 10**12))
 def test_on_a_terminal_it_is_one_line_at_any_width(width: int, reached: int, events: int) -> None:
     clock = Clock()
-    out = io.StringIO()
-    console = terminal(out, width)
-    line = ProgressLine(SPAN, quiet=False, now=clock, console=console)
+    out = Terminal()
+    line = line_of(clock, out)
     clock.now += 1
-    line.show(at(reached, events))
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("COLUMNS", str(width))
+        line.show(0, 0.0, 0, at(reached, events))
     text = out.getvalue()
     assert "\n" not in text
     shown = text.rpartition("\x1b[2K")[2]
-    assert len(shown) <= width
-    line.close()
+    assert len(shown) < width
+    assert shown or width < 2
+    line.draw("")
     assert out.getvalue().endswith("\r\x1b[2K")
 
 
-def test_before_anything_is_durable_there_is_nothing_to_show() -> None:
-    out = io.StringIO()
+def test_a_wide_terminal_shows_a_bar_and_what_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
     clock = Clock()
-    line = ProgressLine(SPAN, quiet=False, now=clock, console=terminal(out, 80))
+    out = Terminal()
+    line = line_of(clock, out)
+    for reached in (BEGIN, BEGIN + 1_800_000):
+        clock.now += 60
+        line.show(0, 0.0, 0, at(reached, 7200))
+    assert out.getvalue().rpartition("\x1b[2K")[2] == (
+        "━━━━━━────────────────── "
+        " 25 % · 7,200 events · 0/s · 0:03:00 left · codfw - · eqiad 14:43:19"
+    )
+
+
+def test_before_anything_is_durable_there_is_nothing_to_show() -> None:
+    out = Terminal()
+    clock = Clock()
+    line = line_of(clock, out)
     clock.now += 1
-    line.show(None)
+    line.show(0, 0.0, 0, None)
     assert out.getvalue() == ""

@@ -8,6 +8,7 @@ import orjson
 import pytest
 
 from pleiades.config.settings import Settings
+from pleiades.core.range import Bound, Range
 from pleiades.replay.command import _tell_of_gaps
 from pleiades.replay.survey import Survey
 from pleiades.runtime.errors import HistoryMissing
@@ -16,6 +17,7 @@ from tests.harness.answers import Held, Server
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n"
 SOURCE = ("eqiad.x", 0)
 BEGIN = 1_760_000_000_000
+SPAN = Range(Bound(BEGIN), Bound(2 * BEGIN))
 
 
 def event(timestamp_ms: int) -> bytes:
@@ -27,7 +29,7 @@ def test_one_silence_is_not_taken_for_an_answer(settings_of: Callable[..., Setti
     """When its own Kafka is away, the upstream's connections just fall silent."""
     server = Server(Held(HEAD), event(BEGIN + 5), Held(HEAD), event(BEGIN - 7))
     settings = settings_of(f"--upstream.url={server.url}", "--idleTimeout=300ms")
-    found = Survey(settings.upstream).look(SOURCE, BEGIN)
+    found = Survey(settings.upstream).look(SOURCE, SPAN)
     server.close()
     assert found.first_ms == BEGIN + 5
     assert len(server.requests) == 4
@@ -36,7 +38,7 @@ def test_one_silence_is_not_taken_for_an_answer(settings_of: Callable[..., Setti
 def test_two_are(settings_of: Callable[..., Settings]) -> None:
     server = Server(Held(HEAD))
     settings = settings_of(f"--upstream.url={server.url}", "--idleTimeout=300ms")
-    found = Survey(settings.upstream).look(SOURCE, BEGIN)
+    found = Survey(settings.upstream).look(SOURCE, SPAN)
     server.close()
     assert found.first_ms is None
     assert len(server.requests) == 4
@@ -48,7 +50,7 @@ def test_a_topic_that_is_gone_is_missing_history(
     body = b'{"name":"TopicNotAvailableError","message":"Topics eqiad.x are not available"}'
     server = Server(b"HTTP/1.1 404 No\r\n\r\n" + body)
     settings = settings_of(f"--upstream.url={server.url}", "--idleTimeout=300ms")
-    found = {SOURCE: Survey(settings.upstream).look(SOURCE, BEGIN)}
+    found = {SOURCE: Survey(settings.upstream).look(SOURCE, SPAN)}
     server.close()
     assert found[SOURCE].gone
     with pytest.raises(HistoryMissing, match=r"eqiad\.x/0 is gone.*Nothing was written"):
