@@ -48,26 +48,16 @@ class Metrics:
         def histogram(name: str, meaning: str, buckets: tuple[float, ...]) -> Histogram:
             return Histogram(name, meaning, buckets=buckets, **common)
 
-        self.recv_events = counter(
-            "recv_events", "Events received from the upstream, repeated ones included."
-        )
+        self.recv_events = counter("recv_events", "Events from the upstream, with repeats.")
         self.recv_lines = counter("recv_event_lines", "Lines of the event stream by kind.", "type")
-        self.recv_errors = counter(
-            "recv_errors", "Trouble with the upstream or in what it sent.", "type"
-        )
-        self.recv_bytes = counter("recv_bytes", "Bytes of the event stream, after decompression.")
-        self.connected = gauge("upstream_connected", "Connections to the upstream that are open.")
+        self.recv_errors = counter("recv_errors", "Errors of the upstream and in its data.", "type")
+        self.recv_bytes = counter("recv_bytes", "Bytes of the event stream, decompressed.")
+        self.connected = gauge("upstream_connected", "Open connections to the upstream.")
         self.unread_bytes = gauge(
-            "upstream_unread_bytes",
-            "Bytes of a live stream that wait on this machine to be read: in the socket and within TLS.",
+            "upstream_unread_bytes", "Bytes of a live stream that wait in the socket and in TLS."
         )
-        self.reconnects = counter(
-            "upstream_reconnects", "Connections that ended, by reason.", "reason"
-        )
-        self.gaps = counter(
-            "upstream_gaps",
-            "Resumes after which the upstream's history began later than what was asked for.",
-        )
+        self.reconnects = counter("upstream_reconnects", "Connections ended, by reason.", "reason")
+        self.gaps = counter("upstream_gaps", "Resumes that found the history to begin too late.")
         self.topics_left_out = gauge(
             "upstream_topics_left_out",
             "Topics with a position that the upstream does not have at present: left out of requests.",
@@ -75,25 +65,18 @@ class Metrics:
         self.position = gauge(
             "upstream_position_seconds",
             "Timestamp up to which a topic is committed, seconds since 1970.",
-            "topic",
-            "partition",
+            *("topic", "partition"),
         )
-        self.oversized_frames = counter(
-            "oversized_frames", "Frames beyond 8 MiB, which are skipped."
-        )
-        self.canaries_dropped = counter(
-            "canary_events_dropped", "Canary events, which are not published."
-        )
+        self.oversized_frames = counter("oversized_frames", "Skipped frames of more than 8 MiB.")
+        self.canaries_dropped = counter("canary_events_dropped", "Canary events, not published.")
         self.duplicates_dropped = counter(
-            "duplicate_events_dropped",
-            "Events that the upstream repeated and that are published already.",
+            "duplicate_events_dropped", "Repeated events that are published already."
         )
         self.before_start_dropped = counter(
-            "before_start_events_dropped",
-            "Events older than the start of this relay that a reconnect brought.",
+            "before_start_events_dropped", "Events from before the start that a reconnect brought."
         )
         self.outside_range_dropped = counter(
-            "outside_range_events_dropped", "Events beside the range that is replayed."
+            "outside_range_events_dropped", "Events outside of the range that is replayed."
         )
         self.existing_skipped = counter(
             "existing_events_skipped", "Events that the destination had before the replay."
@@ -101,18 +84,12 @@ class Metrics:
         self.identities_replaced = counter(
             "replaced_identities", "Events without a usable meta.id."
         )
-        self.dead_letters = counter(
-            "dead_letters", "Events that could not be published as such.", "reason"
-        )
+        self.dead_letters = counter("dead_letters", "Events published as dead letters.", "reason")
         self.file_events = counter("file_publish_events", "Events written as files and committed.")
-        self.file_errors = counter(
-            "file_publish_errors", "Failed attempts to write, each tried again."
-        )
+        self.file_errors = counter("file_publish_errors", "Failed writes, each tried again.")
         self.kafka_events = counter("kafka_publish_events", "Events committed to the topic.")
         self.kafka_writes = counter("kafka_publish_writes", "Transactions committed.")
-        self.kafka_errors = counter(
-            "kafka_writer_errors", "Trouble with Kafka, waited for or tried again."
-        )
+        self.kafka_errors = counter("kafka_writer_errors", "Errors of Kafka, each tried again.")
         self.kafka_write_seconds = gauge(
             "kafka_publish_write_time_seconds",
             "Time to hand over the events of a transaction, of the last 300 transactions.",
@@ -120,33 +97,22 @@ class Metrics:
         )
         self.kafka_wait_seconds = gauge(
             "kafka_publish_wait_time_seconds",
-            "Time to wait for Kafka to commit a transaction, of the last 300 transactions.",
+            "Time to wait for the commit of a transaction, of the last 300 transactions.",
             "agg",
         )
         self.kafka_lag_ms = gauge(
-            "kafka_publish_lag_milliseconds",
-            "From the latest committed event's Kafka timestamp upstream to its commit.",
+            "kafka_publish_lag_milliseconds", "From the upstream's Kafka timestamp to the commit."
         )
-        self.kafka_queue_messages = gauge(
-            "kafka_client_queue_messages", "Messages that librdkafka holds."
-        )
-        self.kafka_queue_bytes = gauge(
-            "kafka_client_queue_bytes", "Size of the messages that librdkafka holds."
-        )
+        self.kafka_queue_messages = gauge("kafka_client_queue_messages", "Messages in librdkafka.")
+        self.kafka_queue_bytes = gauge("kafka_client_queue_bytes", "Bytes of them.")
         self.kafka_rtt_seconds = gauge(
-            "kafka_broker_rtt_seconds",
-            "Round trip of requests to a broker, by librdkafka.",
-            "broker",
-            "percentile",
+            "kafka_broker_rtt_seconds", "Round trip to a broker.", "broker", "percentile"
         )
         self.kafka_broker_errors = counter(
-            "kafka_broker_errors",
-            "What librdkafka counts of a broker: failed sends and receives, timeouts, disconnects.",
-            "broker",
-            "type",
+            "kafka_broker_errors", "Errors and disconnects by librdkafka.", "broker", "type"
         )
         self.commit_seconds = histogram(
-            "commit_seconds", "Time of one commit.", COMMIT_BUCKETS_SECONDS
+            "commit_seconds", "Time of a commit.", COMMIT_BUCKETS_SECONDS
         )
         self.lag_seconds = histogram(
             "publish_lag_seconds",
@@ -156,30 +122,24 @@ class Metrics:
         self.last_event = gauge(
             "last_event_time_seconds", "meta.dt of the last committed event, seconds since 1970."
         )
-        self.window_identities = gauge(
-            "window_identities", "Identities remembered to recognise repeats."
-        )
+        self.window_identities = gauge("window_identities", "Identities kept to recognise repeats.")
         self.window_forgotten = counter(
             "window_forgotten_identities",
-            "Identities forgotten early because --dedup.maxEntries was reached.",
+            "Identities forgotten early: --dedup.maxEntries is reached.",
         )
         self.queue_depth = gauge("queue_depth", "Batches waiting in a channel.", "channel")
         self.goroutine_restarts = gauge(
             "goroutine_restarts",
-            "As pleiades_process_restarts_total; the name that existing dashboards know.",
+            "As process_restarts_total; the name that existing dashboards know.",
             "component",
             mode="max",
         )
         self.process_restarts = counter(
-            "process_restarts",
-            "Restarts of the pipeline, by the component that ended first.",
-            "component",
+            "process_restarts", "Restarts, by the component that ended first.", "component"
         )
         self.build_info = gauge("build_info", "Always 1.", "version", "python", mode="max")
         self.start_time = gauge(
-            "start_time_seconds",
-            "When the program was started, s since 1970; a restart of its processes does not count.",
-            mode="max",
+            "start_time_seconds", "Start of the program, seconds since 1970.", mode="max"
         )
         self._started = time.time()
 
