@@ -24,7 +24,7 @@ class Flag:
     """One flag."""
 
     name: str
-    """Without dashes; a dot makes a table in TOML: `file.sync` is `sync` in `[file]`."""
+    """Without dashes; `file.sync` is `sync` in the table `[file]` of a TOML file."""
     default: str
     meaning: str
     reads: Reader = TEXT

@@ -18,7 +18,6 @@ from pleiades.config.flags import BOOLEAN, flag, flags_of, values_of
 from pleiades.config.values import Reader, choice, duration, integer
 from pleiades.core.range import Range
 from pleiades.core.sse_id import TopicPartition
-from pleiades.core.units import parse_duration
 from pleiades.runtime.errors import UsageError
 
 MAX_PARSERS = 64
@@ -26,7 +25,6 @@ MIN_OVERLAP_SECONDS = 0.001
 """An id carries its event's timestamp plus 1 ms; with less, a reconnect could skip events."""
 MIN_HANG_TIMEOUT_SECONDS = 2.0
 """A healthy process may be silent for almost a second: it looks up every half second."""
-REDIRECTS_SAME_HOST = "same-host"
 REDIRECTS_ANY = "any"
 
 
@@ -50,15 +48,12 @@ class UpstreamSettings:
     )
     contact: str = flag(
         PROJECT_URL,
-        "a URL or mail address by which the upstream's operators reach you; goes into the User-Agent, "
-        "as their policy asks",
+        "a URL or mail address for the upstream's operators to reach you, sent as User-Agent",
         Reader("text", values.contact),
         without=("demo",),
     )
     overlap_seconds: float = flag(
-        "60s",
-        "how far a reconnect goes back behind the position; repeated events are dropped",
-        duration(MIN_OVERLAP_SECONDS),
+        "60s", "how far before the position a reconnect begins", duration(MIN_OVERLAP_SECONDS)
     )
     idle_timeout_seconds: float = flag(
         "60s", "silence after which the relay reconnects", duration(0.1), aliases=("--idleTimeout",)
@@ -66,14 +61,13 @@ class UpstreamSettings:
     keep_canaries: bool = flag("false", "publish canary events instead of dropping them", BOOLEAN)
     ca: Path | None = flag(
         "",
-        "PEM file of the certificate authorities to trust instead of the usual ones, for an upstream or "
-        "a proxy with a private certificate",
+        "PEM file of the certificate authorities to trust instead of the usual ones",
         Reader("file", values.certificates),
     )
     redirects: str = flag(
-        REDIRECTS_SAME_HOST,
+        "same-host",
         "redirects to follow: same-host: to the same host, and never from https to http; any: all",
-        choice(REDIRECTS_SAME_HOST, REDIRECTS_ANY),
+        choice("same-host", REDIRECTS_ANY),
     )
 
 
@@ -88,17 +82,13 @@ class ReplaySettings:
     """All topic-partitions of the streams, with the timestamp in the id of the first event at or after
     the begin, as it was found before; None: there was none, or it was not looked for."""
     connections: int
-    """Most connections to the upstream at once."""
     rate: float
-    """Most events per second to read; 0: no limit."""
     until_total: int | None
     """The run ends when so many events are published in all runs together."""
     allow_gap: bool
-    """Go on where the upstream no longer has all."""
     incomplete: bool
     """It is known already that the upstream no longer has all."""
     skip_existing: bool
-    """Publish only what the destination does not have."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,15 +117,12 @@ class Settings:
         without=("replay",),
     )
     parsers: int = flag(
-        "1",
-        "parser processes; the order of events is kept",
-        integer(1, MAX_PARSERS),
-        group="processing",
+        "1", "parser processes; the order is kept", integer(1, MAX_PARSERS), group="processing"
     )
     window_seconds: float = flag(
         "10m",
         "how far behind the position identities are remembered; never less than the overlap",
-        Reader("duration", parse_duration),
+        duration(),
         name="dedup.window",
     )
     max_entries: int = flag(
@@ -155,9 +142,7 @@ class Settings:
         defaults={"replay": "0"},
     )
     hang_timeout_seconds: float = flag(
-        "30s",
-        "silence of a process after which it counts as hung, and all are started again",
-        duration(MIN_HANG_TIMEOUT_SECONDS),
+        "30s", "silence of a process that counts as hung", duration(MIN_HANG_TIMEOUT_SECONDS)
     )
     quiet: bool = flag("false", "log errors only", BOOLEAN, aliases=("-q",))
     verbose: bool = flag("false", "log everything", BOOLEAN, aliases=("-v",))

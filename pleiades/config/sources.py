@@ -122,9 +122,8 @@ class Parser(configargparse.ArgumentParser):  # type: ignore[misc]  # untyped in
         names = [word.partition("=")[0] for word in words]
         flags = [name for name in names if re.fullmatch(r"--[A-Za-z][\w.-]*|-[A-Za-z]", name)]
         shown = [f"{flag}{did_you_mean(flag, self._option_string_actions)}" for flag in flags]
-        if others := len(words) - len(flags):
-            shown.append(f"{others} without a flag before them")
-        return ", ".join(shown)
+        others = len(words) - len(flags)
+        return ", ".join(shown + [f"{others} without a flag before them"] * bool(others))
 
     def error(self, message: str) -> Any:
         """End the program; says where the command's flags are explained."""
@@ -205,43 +204,42 @@ class TomlFile(configargparse.ConfigFileParser):  # type: ignore[misc]  # untype
 
     def parse(self, stream: io.TextIOBase) -> OrderedDict[str, str]:
         """The values by the flags' names; no error shows one of them."""
-        name = getattr(stream, "name", "the configuration file")
         try:
             return OrderedDict(
                 (key, self._as_text(key, value))
                 for key, value in _flattened(tomllib.loads(stream.read()), "")
             )
-        except _WrongKey as error:
+        except argparse.ArgumentTypeError as error:
             wrong = str(error)
         except RecursionError:
             wrong = "is nested too deeply to be read"
-        # Not only TOML's own: a number of thousands of digits, and what is not UTF-8.
+        # Also for a number of thousands of digits, and for what is not UTF-8.
         except ValueError as error:
             wrong = f"is not valid TOML: {error}"
+        name = getattr(stream, "name", "the configuration file")
         raise configargparse.ConfigFileParserException(f"{name}: {wrong}")
 
     def _as_text(self, key: str, value: Any) -> str:
         flag = self.flags.get(key)
         if flag is None:
-            raise _WrongKey(f"unknown key {key!r}{did_you_mean(key, self.flags)}")
+            wrong = f"unknown key {key!r}{did_you_mean(key, self.flags)}"
+            raise argparse.ArgumentTypeError(wrong)
         match value:
             case bool():
                 return str(value).lower()
             case int() if not -(2**63) <= value < 2**63:
-                raise _WrongKey(f"{key!r} can't be a number of more than 64 bits")
+                wrong = "a number of more than 64 bits"
             case str() | int() | float():
                 return str(value)
             case date():
                 return value.isoformat()
+            case [*parts] if flag.repeated and any("\n" in str(part) for part in parts):
+                wrong = "a list with a line break in a part"
             case [*parts] if all(isinstance(part, str) for part in parts):
-                if flag.repeated and any("\n" in part for part in parts):
-                    raise _WrongKey(f"a part of {key!r} can't hold a line break")
                 return ("\n" if flag.repeated else ",").join(parts)
-        raise _WrongKey(f"{key!r} can't be a {type(value).__name__}")
-
-
-class _WrongKey(Exception):
-    pass
+            case _:
+                wrong = f"a {type(value).__name__}"
+        raise argparse.ArgumentTypeError(f"{key!r} can't be {wrong}")
 
 
 def _flattened(table: dict[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:

@@ -18,8 +18,8 @@ MAX_PORT = 65_535
 MAX_STREAMS = 64
 # A stream's name becomes part of a URL and of a file name.
 _STREAM = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
-_BOOLEANS = {"true": True, "yes": True, "on": True, "1": True}
-_BOOLEANS |= {"false": False, "no": False, "off": False, "0": False}
+_BOOLEANS = dict.fromkeys(("true", "yes", "on", "1"), True)
+_BOOLEANS |= dict.fromkeys(("false", "no", "off", "0"), False)
 
 
 class Reader(NamedTuple):
@@ -36,14 +36,14 @@ class Reader(NamedTuple):
 
 def boolean(text: str) -> bool:
     """`true` or `false`, also yes/no, on/off, 1/0."""
-    try:
-        return _BOOLEANS[text.strip().lower()]
-    except KeyError:
-        raise ValueError(f"{text!r} is neither true nor false") from None
+    value = _BOOLEANS.get(text.strip().lower())
+    if value is None:
+        raise ValueError(f"{text!r} is neither true nor false")
+    return value
 
 
 def duration(least_seconds: float = 0.0, most_seconds: float = math.inf) -> Reader:
-    """Reads a duration such as `90s` or `10m`; the result is in seconds."""
+    """Reads `90s` or `10m` as seconds."""
 
     def read(text: str) -> float:
         seconds = parse_duration(text)
@@ -157,8 +157,8 @@ def moment(text: str, now: datetime | None = None) -> int | None:
     if text.isascii() and text.isdigit():
         milliseconds = int(text[:16])
     elif text.startswith("-"):
-        now = now or datetime.now(UTC)
-        milliseconds = int((now.timestamp() - parse_duration(text[1:])) * 1000)
+        ago_seconds = parse_duration(text[1:])
+        milliseconds = int(((now or datetime.now(UTC)).timestamp() - ago_seconds) * 1000)
     else:
         try:
             milliseconds = parse_iso_time_ms(text)

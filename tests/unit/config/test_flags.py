@@ -187,7 +187,7 @@ def test_a_property_of_the_files_list_can_not_hold_another_one(
 ) -> None:
     config = toml(tmp_path, '[kafka]\nproperty = ["client.id=hunter2\\nacks=1"]\n')
     error = error_of(capsys, config, "--kafka.enable")
-    assert "a part of 'kafka.property' can't hold a line break" in error
+    assert "'kafka.property' can't be a list with a line break" in error
     assert "hunter2" not in error
 
 
