@@ -10,16 +10,17 @@ from pleiades.core.event import Batch, End, Frames
 from pleiades.core.range import Part
 from pleiades.runtime.channel import Channel
 from pleiades.runtime.errors import MetricsUnavailable
+from pleiades.runtime.liveline import LiveLine
 from pleiades.runtime.process import ProcessSpec
 from pleiades.runtime.startup import absolute
-from pleiades.runtime.supervisor import Display, MakeGeneration, Supervisor
+from pleiades.runtime.supervisor import MakeGeneration, Supervisor
 from pleiades.sinks.base import destination_of
 
 PARSER, PUBLISHER = "pleiades.parser", "pleiades.publisher"
 """Named only: the parent imports no stage."""
 
 
-def relay(settings: Settings, display: Display | None = None) -> int:
+def relay(settings: Settings, display: LiveLine | None = None) -> int:
     """Relay until stopped, or a range to its end; returns the exit status.
 
     Of a replay, 0 says only that nothing went wrong; `display` was shown how much of it has come.

@@ -127,7 +127,7 @@ class ProgressLine(LiveLine):
         return State(part, events, self.rate(events), reached, left)
 
     def show(self, published: int, lag_seconds: float, restarts: int, details: object) -> None:
-        """See `supervisor.Display`."""
+        """See `LiveLine`."""
         self._report.learn(published, restarts, details)
         checkpoint = self._report.checkpoint
         if checkpoint is None or not self._is_due():
@@ -140,7 +140,7 @@ class ProgressLine(LiveLine):
             log.info("%s", plain_line(state))
 
     def close(self, published: int, restarts: int, details: object) -> None:
-        """See `supervisor.Display`."""
+        """See `LiveLine`."""
         self.draw("")
         self._report.learn(published, restarts, details)
         self._report.count(metric_store.collected())

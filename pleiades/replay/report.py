@@ -64,7 +64,7 @@ class Report:
     """The events of a dry run by topic (empty: unknown) and begin of the hour, ms since 1970."""
 
     def learn(self, published: int, restarts: int, details: object) -> None:
-        """Take what the supervisor shows; see `supervisor.Display`."""
+        """Take what the supervisor shows; see `LiveLine`."""
         self.published_now, self.restarts = published, restarts
         if isinstance(details, Counted):
             details, self.hours = details

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 import time
+from functools import partial
 from typing import NamedTuple
 
 from pleiades.runtime.errors import EXIT_FAILED, EXIT_STOPPED
@@ -30,19 +31,7 @@ class Finding(NamedTuple):
     """For a problem, the status that `ingest` ends with, or would end with if it did not wait."""
 
 
-def ok(text: str) -> Finding:
-    """All is well."""
-    return Finding(Kind.OK, text)
-
-
-def note(text: str) -> Finding:
-    """See `Kind.NOTE`."""
-    return Finding(Kind.NOTE, text)
-
-
-def warning(text: str) -> Finding:
-    """See `Kind.WARNING`."""
-    return Finding(Kind.WARNING, text)
+ok, note, warning = (partial(Finding, kind) for kind in (Kind.OK, Kind.NOTE, Kind.WARNING))
 
 
 def problem(text: str, exit_status: int = EXIT_FAILED) -> Finding:

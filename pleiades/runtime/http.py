@@ -1,4 +1,4 @@
-"""A small HTTP server for a table of pages, built on the standard library.
+"""The parent's pages, and a small HTTP server for them, built on the standard library.
 
 Law: a client costs bounded memory for a bounded time, whatever it sends, reads or leaves undone. A new
 client is always let in: when all places are taken, the oldest connection is closed. Therefore slow or
@@ -21,8 +21,16 @@ from http.server import BaseHTTPRequestHandler
 from socketserver import ThreadingTCPServer
 from typing import Any, NamedTuple
 
+from prometheus_client import (
+    CONTENT_TYPE_LATEST,
+    PlatformCollector,
+    ProcessCollector,
+    generate_latest,
+)
+
 from pleiades.runtime.errors import MetricsUnavailable
 from pleiades.runtime.logs import Throttle, printable
+from pleiades.runtime.metric_store import ComponentCollector, Processes, collected
 
 log = logging.getLogger(__name__)
 
@@ -56,6 +64,28 @@ class Answer(NamedTuple):
 
 
 Page = Callable[[], Answer]
+Check = Callable[[], list[str]]
+"""Returns what is wrong; an empty list means that all is well."""
+
+
+def pages(healthy: Check, ready: Check, processes: Processes) -> dict[str, Page]:
+    """The pages of the parent, by path. A new page is one more line here."""
+    registry = collected()
+    registry.register(ComponentCollector(processes))
+    # The parent's own, under the names that every Prometheus user expects.
+    ProcessCollector(registry=registry)
+    PlatformCollector(registry=registry)
+    return {
+        "/metrics": lambda: Answer(200, generate_latest(registry), CONTENT_TYPE_LATEST),
+        "/healthz": lambda: _state(healthy()),
+        "/readyz": lambda: _state(ready()),
+    }
+
+
+def _state(wrong: list[str]) -> Answer:
+    if wrong:
+        return Answer(HTTPStatus.SERVICE_UNAVAILABLE, "".join(f"{it}\n" for it in wrong).encode())
+    return Answer(HTTPStatus.OK, b"ok\n")
 
 
 class HttpServer(ThreadingTCPServer):

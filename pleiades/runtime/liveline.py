@@ -33,7 +33,7 @@ class LiveLine:
         self._rate = 0.0
 
     def show(self, published: int, lag_seconds: float, restarts: int, details: object) -> None:
-        """See `supervisor.Display`."""
+        """Called by the supervisor about twice a second; `details` as in `Beat`."""
         if self._is_due():
             self.draw(
                 f"{self.rate(published):,.0f} events/s · {published:,} published · "
@@ -41,7 +41,7 @@ class LiveLine:
             )
 
     def close(self, published: int, restarts: int, details: object) -> None:
-        """See `supervisor.Display`."""
+        """Called when all processes have ended and their metrics can still be read."""
         self.draw("")
 
     def rate(self, events: int) -> float:

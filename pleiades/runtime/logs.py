@@ -11,9 +11,10 @@ import os
 import re
 import sys
 import time
-from datetime import UTC, datetime
 
 import orjson
+
+from pleiades.core.units import iso_time
 
 TEXT = "text"
 JSON = "json"
@@ -58,24 +59,32 @@ def _escaped(text: str) -> str:
     return _UNSAFE.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
 
 
-class _Formatter(logging.Formatter):
-    """Formats time, message and traceback without controls; the last two as safe lines."""
+class JsonFormatter(logging.Formatter):
+    """One JSON object per line: time, level, process, logger, message, and exception if there is one."""
 
     def __init__(self, process: str) -> None:
         super().__init__()
         self._process = process
 
-    def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:  # noqa: N802
-        when = datetime.fromtimestamp(record.created, UTC)
-        return when.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    def _fields(self, record: logging.LogRecord) -> dict[str, str]:
+        fields = {
+            "time": iso_time(int(record.created * 1000)),
+            "level": record.levelname.lower(),
+            "process": self._process,
+            "logger": record.name,
+            "message": _escaped(record.getMessage()),
+        }
+        if record.exc_info:
+            trace = self.formatException(record.exc_info).split("\n")
+            fields["exception"] = "\n".join(map(_escaped, trace))
+        return fields
 
-    def _trace(self, record: logging.LogRecord) -> list[str]:
-        if not record.exc_info:
-            return []
-        return [_escaped(line) for line in self.formatException(record.exc_info).split("\n")]
+    def format(self, record: logging.LogRecord) -> str:
+        """One record as a line."""
+        return orjson.dumps(self._fields(record)).decode()
 
 
-class TextFormatter(_Formatter):
+class TextFormatter(JsonFormatter):
     """`2026-01-31T12:00:00.000Z INFO    reader: connected`; a traceback follows, indented."""
 
     def __init__(self, process: str, on_terminal: bool, colour: bool) -> None:
@@ -84,29 +93,13 @@ class TextFormatter(_Formatter):
         self._colour = colour
 
     def format(self, record: logging.LogRecord) -> str:
-        """One record as text."""
-        message = _escaped(record.getMessage())
-        line = f"{self.formatTime(record)} {record.levelname:7} {self._process}: {message}"
-        line = "\n    ".join([line, *self._trace(record)])
+        """One record as a line."""
+        fields = self._fields(record)
+        line = f"{fields['time']} {record.levelname:7} {self._process}: {fields['message']}"
+        if trace := fields.get("exception"):
+            line += "\n    " + trace.replace("\n", "\n    ")
         colour = _COLOURS.get(record.levelno, "") if self._colour else ""
         return f"{self._before}{colour}{line}{_NO_COLOUR if colour else ''}"
-
-
-class JsonFormatter(_Formatter):
-    """One JSON object per line: time, level, process, logger, message, and exception if there is one."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        """One record as JSON."""
-        fields = {
-            "time": self.formatTime(record),
-            "level": record.levelname.lower(),
-            "process": self._process,
-            "logger": record.name,
-            "message": _escaped(record.getMessage()),
-        }
-        if trace := self._trace(record):
-            fields["exception"] = "\n".join(trace)
-        return orjson.dumps(fields).decode()
 
 
 def configure(level: int, log_format: str, process: str) -> None:

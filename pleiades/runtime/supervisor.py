@@ -17,7 +17,6 @@ import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from multiprocessing import connection
-from typing import Protocol
 
 from setproctitle import setproctitle
 
@@ -25,14 +24,13 @@ from pleiades.config.settings import Settings
 from pleiades.core.restart import Ended, RestartPolicy
 from pleiades.core.units import plural
 from pleiades.runtime import forkserver, startup
-from pleiades.runtime.child import EXIT_WAITING
+from pleiades.runtime.child import EXIT_WAITING, Beat
 from pleiades.runtime.errors import EXIT_FAILED, EXIT_STOPPED
-from pleiades.runtime.http import HttpServer
+from pleiades.runtime.http import HttpServer, pages
 from pleiades.runtime.liveline import LiveLine
 from pleiades.runtime.metric_store import metrics_folder
 from pleiades.runtime.metrics import Metrics
 from pleiades.runtime.notify import Notify
-from pleiades.runtime.pages import pages
 from pleiades.runtime.process import EXIT_UNKNOWN, ChildProcess, ProcessSpec
 
 log = logging.getLogger(__name__)
@@ -40,25 +38,12 @@ log = logging.getLogger(__name__)
 DRAIN_SECONDS = 9.0
 """From the stop request to the SIGKILL of what is left; with it a stop takes under 10 s."""
 TICK_SECONDS = 0.5
-LEAVE_SECONDS = 5.0
-"""The longest wait of a stop for processes that it has killed."""
 UNKILLABLE_SECONDS = 5.0
-"""The time that a killed process may live before it is logged."""
-
+"""The time that a killed process may live before it is logged, and before a stop leaves it behind."""
 
 MakeGeneration = Callable[[bool, object], list[ProcessSpec]]
 """Makes new channels and stages. Arguments: whether there is a position of this run to resume from, and
 the last `Beat.details` of the generation before."""
-
-
-class Display(Protocol):
-    """Shows a person the progress."""
-
-    def show(self, published: int, lag_seconds: float, restarts: int, details: object) -> None:
-        """Called about twice a second; `details` as in `Beat`."""
-
-    def close(self, published: int, restarts: int, details: object) -> None:
-        """Called at the end, when all processes have ended and their metrics can still be read."""
 
 
 class Supervisor:
@@ -73,7 +58,7 @@ class Supervisor:
         settings: Settings,
         stages: MakeGeneration,
         modules: Sequence[str] = (),
-        display: Display | None = None,
+        display: LiveLine | None = None,
     ) -> None:
         self._settings = settings
         self._make_generation = stages
@@ -87,10 +72,8 @@ class Supervisor:
         self._restarts = 0
         self._published_before = 0
         self._fatal_status = EXIT_FAILED
-        self._position = ""
-        """The last position known to be durable, as an SSE id; empty before there is one of this run."""
-        self._details: object = None
-        """The last `Beat.details`."""
+        self._last = Beat()
+        """Position and details of all beats so far; no position before there is one of this run."""
         self._wake, self._waker = socket.socketpair()
         self._notify = Notify()
 
@@ -112,20 +95,18 @@ class Supervisor:
             server = HttpServer(settings.metrics_host, settings.metrics_port, served)
             stack.callback(server.close)
             host = settings.metrics_host or "*"
-            log.info(
-                "metrics on http://%s:%d/metrics", f"[{host}]" if ":" in host else host, server.port
-            )
+            shown = f"[{host}]" if ":" in host else host
+            log.info("metrics on http://%s:%d/metrics", shown, server.port)
             stack.callback(
-                lambda: self._display.close(self._published(), self._restarts, self._details)
+                lambda: self._display.close(self._published(), self._restarts, self._last.details)
             )
             stack.callback(self._end_children)
             status = self._generations()
-        if self._position:
-            log.info("last position: %s", self._position)
+        if self._last.position:
+            log.info("last position: %s", self._last.position)
+        published, restarts = self._published_before, self._restarts
         log.info(
-            "stopped: %s published, %s",
-            plural(self._published_before, "event"),
-            plural(self._restarts, "restart"),
+            "stopped: %s published, %s", plural(published, "event"), plural(restarts, "restart")
         )
         return status
 
@@ -172,7 +153,7 @@ class Supervisor:
     def _one_generation(self) -> Ended | None:
         """Run the pipeline to its end; None: it was stopped or has done its work."""
         started = time.monotonic()
-        specs = self._make_generation(bool(self._position), self._details)
+        specs = self._make_generation(bool(self._last.position), self._last.details)
         self._metrics.describe(spec.name for spec in specs)
         # The last one, which opens the destination, takes longest until it is ready.
         for spec in reversed(specs):
@@ -192,7 +173,9 @@ class Supervisor:
             if self._is_concluded() or (first is None and self._stops and self._stop_is_over()):
                 self._end_children()
                 return None
-            self._display.show(self._published(), self._lag(), self._restarts, self._details)
+            lag_seconds = max(child.beat.lag_seconds for child in self._children)
+            published, details = self._published(), self._last.details
+            self._display.show(published, lag_seconds, self._restarts, details)
         return self._conclude(first, time.monotonic() - started)
 
     def _wait(self, seconds: float = TICK_SECONDS) -> None:
@@ -212,8 +195,9 @@ class Supervisor:
 
     def _listen(self, child: ChildProcess) -> None:
         child.listen()
-        self._position = child.beat.position or self._position
-        self._details = child.beat.details or self._details
+        last = self._last
+        last.position = child.beat.position or last.position
+        last.details = child.beat.details or last.details
 
     def _take_signals(self) -> None:
         try:
@@ -261,16 +245,19 @@ class Supervisor:
         # A child that is stopped within a write leaves half a message in the pipe, and its reader waits
         # for the rest. Both fall silent, and the one with the shorter announced wait is named here. All
         # are restarted either way.
-        for child in self._children:
-            silent = child.silent_seconds()
-            if child.exit_status is None and silent > self._settings.hang_timeout_seconds:
+        for child in self._silent_children():
+            if child.exit_status is None:
                 log.error(
                     "%s hangs: no sign of life for %.0f s (or it waits for a process that hangs)",
                     child.spec.name,
-                    silent,
+                    child.silent_seconds(),
                 )
                 return child
         return None
+
+    def _silent_children(self) -> list[ChildProcess]:
+        limit = self._settings.hang_timeout_seconds
+        return [child for child in self._children if child.silent_seconds() > limit]
 
     def _is_concluded(self) -> bool:
         return any(child.spec.concludes and child.exit_status == 0 for child in self._children)
@@ -289,13 +276,8 @@ class Supervisor:
         committed = self._end_children()
         if self._stops and fatal_status is None:
             return None
-        return Ended(
-            first.spec.name,
-            fatal_status is not None,
-            committed > 0,
-            lived_seconds,
-            exit_status == EXIT_WAITING,
-        )
+        fatal, waiting = fatal_status is not None, exit_status == EXIT_WAITING
+        return Ended(first.spec.name, fatal, committed > 0, lived_seconds, waiting)
 
     def _end_children(self) -> int:
         """Kill all that live; returns how often this generation committed something new."""
@@ -321,7 +303,9 @@ class Supervisor:
             self._notify.turn(self._unready)
             lasted = time.monotonic() - began
             names = ", ".join(child.spec.name for child in alive)
-            if self._stops and lasted > LEAVE_SECONDS:
+            if lasted <= UNKILLABLE_SECONDS:
+                continue
+            if self._stops:
                 log.error(
                     "leaving %s behind, which can't be killed: a disk does not answer it. It ends when "
                     "the disk answers; until then a new start finds the destination held",
@@ -330,13 +314,13 @@ class Supervisor:
                 logging.shutdown()
                 # Any other way to exit waits for the child.
                 os._exit(EXIT_FAILED)
-            if lasted > UNKILLABLE_SECONDS and not said:
-                said = True
+            if not said:
                 log.error(
                     "%s can't be killed: a disk does not answer it. Waiting until the disk answers; no "
                     "event is lost",
                     names,
                 )
+            said = True
 
     def _reap(self) -> None:
         """As PID 1, reap orphans that the kernel hands over. `multiprocessing` reaps its forkserver."""
@@ -352,22 +336,11 @@ class Supervisor:
     def _processes(self) -> dict[str, int]:
         return {"parent": os.getpid()} | {child.spec.name: child.pid for child in self._children}
 
-    def _lag(self) -> float:
-        return max((child.beat.lag_seconds for child in self._children), default=0.0)
-
     def _unhealthy(self) -> list[str]:
-        children = self._children
-        if not children:
+        if not self._children:
             return ["the pipeline is between two generations"]
-        limit = self._settings.hang_timeout_seconds
-        return [
-            f"{child.spec.name} shows no sign of life"
-            for child in children
-            if child.silent_seconds() > limit
-        ]
+        return [f"{child.spec.name} shows no sign of life" for child in self._silent_children()]
 
     def _unready(self) -> list[str]:
-        children = self._children
-        wrong = self._unhealthy()
-        wrong += [f"{child.spec.name} is not ready" for child in children if not child.beat.ready]
-        return wrong
+        unready = [child.spec.name for child in self._children if not child.beat.ready]
+        return self._unhealthy() + [f"{name} is not ready" for name in unready]

@@ -8,8 +8,8 @@ import platform
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from pleiades.runtime.http import pages
 from pleiades.runtime.metrics import Metrics
-from pleiades.runtime.pages import pages
 
 pytestmark = pytest.mark.usefixtures("metrics")
 
