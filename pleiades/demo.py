@@ -23,11 +23,7 @@ log = logging.getLogger(__name__)
 
 FLAGS = (
     Flag(
-        "demo.rate",
-        "50",
-        "events per second that it makes",
-        integer(1, 100_000),
-        group="the local upstream",
+        "demo.rate", "50", "its events per second", integer(1, 100_000), group="the local upstream"
     ),
     Flag("demo.cutEvery", "10s", "how long it lets a connection live", duration(0.1)),
 )

@@ -52,6 +52,8 @@ class Parser(configargparse.ArgumentParser):  # type: ignore[misc]  # untyped in
             add_config_file_help=False,
             allow_abbrev=False,
         )
+        # argparse takes `-2h` in `--since -2h` for another flag, but knows negative numbers.
+        self._negative_number_matcher = re.compile(r"-\d")
         self._command = command
         self._refuse = refuse
         self._config_file_parser.flags = {}
@@ -106,7 +108,7 @@ class Parser(configargparse.ArgumentParser):  # type: ignore[misc]  # untyped in
         **options: Any,
     ) -> argparse.Namespace:
         """Parse as argparse does; `given` names the flags that any source has set."""
-        words = _joined_negatives(args or ())
+        words = list(args or ())
         if refusal := self._refuse(words):
             self.error(refusal)
         parsed: argparse.Namespace
@@ -134,17 +136,6 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     """A hint at the nearest known name; empty if none is near."""
     near = difflib.get_close_matches(name, known, 1, cutoff=0.75)
     return f" (did you mean {near[0]}?)" if near else ""
-
-
-def _joined_negatives(arguments: Sequence[str]) -> list[str]:
-    """`--since -2h` as `--since=-2h`: argparse takes a value with a dash for another flag."""
-    joined: list[str] = []
-    for argument in arguments:
-        if joined and joined[-1] in ("--since", "--from", "--to") and re.match(r"-\d", argument):
-            joined[-1] += "=" + argument
-        else:
-            joined.append(argument)
-    return joined
 
 
 class Toggle(argparse.Action):

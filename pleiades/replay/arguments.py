@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from pleiades.config import values
 from pleiades.config.flags import BOOLEAN, flag, flags_of, values_of
@@ -22,9 +22,7 @@ from pleiades.runtime.errors import UsageError
 from pleiades.sinks.base import destination_of
 from pleiades.sinks.registry import relay_parser, relay_settings
 
-MAX_CONNECTIONS = 64
 MAX_RATE = 10_000_000
-MAX_LIMIT = 10**15
 MAX_SHOWN_STREAMS = 60
 """Characters; a position of more streams has only the digest in its name."""
 
@@ -32,16 +30,18 @@ _RATE = re.compile(r"([0-9]{1,8}(?:\.[0-9]{1,6})?)(?:/s)?", re.ASCII)
 _SLICE = re.compile(r"([0-9]{1,5})/([0-9]{1,5})", re.ASCII)
 
 
-@dataclass(frozen=True, slots=True)
-class Moment:
+class Moment(NamedTuple):
     """One end of a range as it was given."""
 
     text: str
     """As given, or the same text for all spellings of one absolute moment."""
-    absolute: bool
-    """It does not depend on the time of reading."""
     assignments: tuple[Assignment, ...] = ()
     """Those of an SSE id; empty: it is a time."""
+
+    @property
+    def absolute(self) -> bool:
+        """True if it does not depend on the time of reading."""
+        return self.text != "now" and not self.text.startswith("-")
 
     def bound(self, now_ms: int, first: bool) -> Bound:
         """The bound of the range.
@@ -65,12 +65,10 @@ def moment(text: str) -> Moment:
             bound_of(assignments, first=True)
         except MalformedId as error:
             raise ValueError(f"is no SSE id: {error}") from None
-        named = {source: time or 0 for source, time in assignments}
-        return Moment(compose_id(named), absolute=True, assignments=assignments)
+        return Moment(compose_id({source: ms or 0 for source, ms in assignments}), assignments)
     milliseconds = values.moment(text, datetime.now(UTC))
-    if milliseconds is None or text.startswith("-"):
-        return Moment(text or "now", absolute=False)
-    return Moment(str(milliseconds), absolute=True)
+    relative = milliseconds is None or text.startswith("-")
+    return Moment((text or "now") if relative else str(milliseconds))
 
 
 def rate(text: str) -> float:
@@ -88,8 +86,8 @@ def part(text: str) -> Slice | None:
     match = _SLICE.fullmatch(text.strip())
     if match is None or not int(match[1]) < int(match[2]) <= MAX_SLICES:
         raise ValueError(
-            f"{text[:40]!r} is no slice such as 0/8, the first of eight; the last one is 7/8, and there "
-            f"are at most {MAX_SLICES}"
+            f"{text[:40]!r} is no slice such as 0/8, the first of eight, or 7/8, the last; there are at "
+            f"most {MAX_SLICES}"
         )
     return Slice(int(match[1]), int(match[2]))
 
@@ -115,14 +113,9 @@ class Arguments:
         name="to",
     )
     part: Slice | None = flag(
-        "",
-        "only the i-th of n equal parts, from 0; they meet without gap or overlap",
-        Reader("i/n", part),
-        name="slice",
+        "", "only the i-th of n equal parts, from 0", Reader("i/n", part), name="slice"
     )
-    restart: bool = flag(
-        "false", "begin at --from again, whatever an earlier run with these arguments did", BOOLEAN
-    )
+    restart: bool = flag("false", "begin at --from again, whatever an earlier run did", BOOLEAN)
     allow_gap: bool = flag(
         "false",
         "replay what there is, if the upstream no longer has all; the exit status is 6 then",
@@ -130,14 +123,12 @@ class Arguments:
         name="allow-gap",
     )
     skip_existing: bool = flag(
-        "false",
-        "first read which events of the range the destination has, and publish only the missing ones",
-        BOOLEAN,
+        "false", "publish only the events that the destination does not have", BOOLEAN
     )
     limit: int | None = flag(
         "",
         "stop after so many events, for now: the next run goes on; empty: no limit",
-        optional(integer(1, MAX_LIMIT)),
+        optional(integer(1, 10**15)),
     )
     rate: float = flag(
         "0", "read at most so many events per second, e.g. 500/s; 0: no limit", Reader("n/s", rate)
@@ -145,7 +136,7 @@ class Arguments:
     connections: int = flag(
         "2",
         "at most so many connections at once, each for one topic; the public service allows 2",
-        integer(1, MAX_CONNECTIONS),
+        integer(1, 64),
         name="upstream.connections",
     )
     report: Path | None = flag(

@@ -8,20 +8,13 @@ exception, which is a bug.
 
 from __future__ import annotations
 
-EXIT_STOPPED = 0
-"""Stopped on request."""
-EXIT_FAILED = 1
-"""Any final error without a status of its own, and exhausted restarts."""
-EXIT_USAGE = 2
-"""The command line, environment or configuration file is wrong."""
-EXIT_REFUSED = 3
-"""The upstream refused the request (400, 403, 404)."""
-EXIT_HELD = 4
-"""Another instance holds the destination."""
-EXIT_INTERRUPTED = 5
-"""A replay was stopped before its end; the same command continues it."""
-EXIT_INCOMPLETE = 6
-"""The upstream no longer has the whole range of a replay."""
+EXIT_STOPPED = 0  # on request
+EXIT_FAILED = 1  # a final error without a status of its own, or exhausted restarts
+EXIT_USAGE = 2  # the command line, environment or configuration file is wrong
+EXIT_REFUSED = 3  # the upstream refused the request (400, 403, 404)
+EXIT_HELD = 4  # another instance holds the destination
+EXIT_INTERRUPTED = 5  # a replay was stopped before its end; the same command continues it
+EXIT_INCOMPLETE = 6  # the upstream no longer has the whole range of a replay
 
 
 class PleiadesError(Exception):

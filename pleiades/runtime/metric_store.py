@@ -161,19 +161,11 @@ class ComponentCollector(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """See `Collector`."""
-        cpu = CounterMetricFamily(
-            "pleiades_process_cpu_seconds",
-            "CPU time of a process; one that was restarted begins again at 0.",
-            labels=["component"],
-        )
-        memory = GaugeMetricFamily(
-            "pleiades_process_resident_memory_bytes",
-            "Memory of a process that is resident, what it shares with others included.",
-            labels=["component"],
-        )
+        cpu, memory = "process_cpu_seconds", "process_resident_memory_bytes"
+        labels, shared = ["component"], "Resident memory of a process, shared pages included."
         families: dict[str, Any] = {
-            "process_cpu_seconds": cpu,
-            "process_resident_memory_bytes": memory,
+            cpu: CounterMetricFamily(f"pleiades_{cpu}", "CPU time of a process.", labels=labels),
+            memory: GaugeMetricFamily(f"pleiades_{memory}", shared, labels=labels),
         }
         for component, pid in self._processes().items():
             for figure in ProcessCollector(pid=pid.__str__, registry=None).collect():

@@ -1,5 +1,4 @@
-"""Reports the state of the service to systemd (sd_notify(3)): ready, alive, stopping. Otherwise does
-nothing.
+"""Reports to systemd, if it started the program (sd_notify(3)): ready, alive, stopping.
 
 The loop that watches all processes feeds the watchdog. While it turns, it restarts whatever dies or
 hangs; when it does not, only the watchdog helps.
