@@ -41,15 +41,11 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-BEAT_SECONDS = 0.25
-"""The shortest time between two beats that bring no news."""
-SLOW_SECONDS = 30.0
-"""The interval at which a call that still lasts is announced."""
+BEAT_SECONDS = 0.25  # between two beats that bring no news
+SLOW_SECONDS = 30.0  # the interval at which a call that still lasts is announced
+EXIT_ORPHANED = 70  # the parent is gone; nobody reads it
+EXIT_WAITING = 75  # after a `GenerationLost` (`EX_TEMPFAIL` of sysexits.h)
 _PR_SET_PDEATHSIG = 1
-EXIT_ORPHANED = 70
-"""A child's exit status when its parent is gone; nobody reads it."""
-EXIT_WAITING = 75
-"""A child's exit status after a `GenerationLost` (`EX_TEMPFAIL` of sysexits.h)."""
 EXIT_FATAL_BASE = 100
 """A child that ended with a `Fatal` exits with this plus the program's exit status, so that a Python
 traceback (1) or a usage error of the interpreter (2) is not taken for one."""
@@ -71,9 +67,6 @@ class Beat:
     """Publisher: the committed position as an SSE id; empty before it is known."""
     details: object = None
     """Publisher: the committed checkpoint; in a dry run, the counts."""
-
-
-_FIELDS = tuple(field.name for field in fields(Beat))
 
 
 class ChildContext(Beat):
@@ -111,7 +104,7 @@ class ChildContext(Beat):
         self._send()
 
     def _send(self) -> None:
-        message = pickle.dumps(Beat(*[getattr(self, name) for name in _FIELDS]))
+        message = pickle.dumps(Beat(*[getattr(self, field.name) for field in fields(Beat)]))
         # If the socket is full, the parent is stopped or busy. It gets the newest state later: each beat
         # tells all of it. If the parent is gone, this process is about to end.
         with contextlib.suppress(OSError):
@@ -141,12 +134,12 @@ class ChildContext(Beat):
 
         self._caller = self._caller or ThreadPoolExecutor(1, "aside")
         answer = self._caller.submit(call)
-        began = time.monotonic()
-        due = SLOW_SECONDS
+        began, due = time.monotonic(), SLOW_SECONDS
         while not wait([answer], BEAT_SECONDS).done:
             self.beat()
-            if time.monotonic() - began >= due:
-                announce(time.monotonic() - began)
+            lasted = time.monotonic() - began
+            if lasted >= due:
+                announce(lasted)
                 due += SLOW_SECONDS
         try:
             return answer.result()
@@ -204,16 +197,15 @@ def run(spec: ProcessSpec, settings: Settings, folder: str, beats: Connection) -
     status = 1
     try:
         child.beat()
-        import_module(spec.module).run(child, Metrics(spec.name, folder), *spec.arguments)
+        with contextlib.suppress(Stopped):
+            import_module(spec.module).run(child, Metrics(spec.name, folder), *spec.arguments)
         status = 0
     except Fatal as error:
         log.error("%s", error)
         status = EXIT_FATAL_BASE + error.exit_status
     except GenerationLost as error:
-        status = EXIT_WAITING
         log.error("%s; the pipeline starts again from the durable position", error)
-    except Stopped:
-        status = 0
+        status = EXIT_WAITING
     except BaseException:
         log.exception("%s crashed; the pipeline starts again from the durable position", spec.name)
     logging.shutdown()

@@ -34,12 +34,9 @@ from pleiades.runtime.metric_store import ComponentCollector, Processes, collect
 
 log = logging.getLogger(__name__)
 
-MAX_CONNECTIONS = 64
-"""Open at the same time, each with a thread."""
-MAX_HEAD_BYTES = 16 << 10
-"""The longest request line and headers together. Prometheus sends about 300 bytes."""
-CONNECTION_SECONDS = 5.0
-"""From accepting a connection to the end of the answer."""
+MAX_CONNECTIONS = 64  # each has a thread
+MAX_HEAD_BYTES = 16 << 10  # request line and headers; Prometheus sends about 300 bytes
+CONNECTION_SECONDS = 5.0  # from accepting a connection to the end of the answer
 LINGER_SECONDS = 1.0
 """The time for which to read after the answer. If a socket is closed with unread input, the kernel
 resets the connection, and the client may lose the answer."""
@@ -263,9 +260,8 @@ class _Handler(BaseHTTPRequestHandler):
     def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
         """Answer with an error that repeats nothing of the request."""
         # The library knows no methods but those of `do_…`.
-        status = HTTPStatus(
-            code if code != HTTPStatus.NOT_IMPLEMENTED else HTTPStatus.METHOD_NOT_ALLOWED
-        )
+        unknown = code == HTTPStatus.NOT_IMPLEMENTED
+        status = HTTPStatus.METHOD_NOT_ALLOWED if unknown else HTTPStatus(code)
         self._answer(Answer(status, f"{status.phrase}\n".encode()))
 
     def _answer(self, answer: Answer) -> None:

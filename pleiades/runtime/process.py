@@ -17,12 +17,9 @@ from pleiades.config.settings import Settings
 from pleiades.runtime import child, forkserver
 from pleiades.runtime.child import EXIT_FATAL_BASE, Beat
 
-BEAT_BYTES = 512 * 1024
-"""More than the kernel takes as one message."""
-REPORT_SECONDS = 1.0
-"""The longest wait for the forkserver to report the exit status of a dead child."""
-EXIT_UNKNOWN = 255
-"""The exit status of a child whose forkserver died first, as `multiprocessing` gives it."""
+BEAT_BYTES = 512 * 1024  # more than the kernel takes as one message
+REPORT_SECONDS = 1.0  # for the forkserver to report the exit status of a dead child
+EXIT_UNKNOWN = 255  # of a child whose forkserver died first, as `multiprocessing` gives it
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,12 +57,8 @@ class ChildProcess:
         self.beats = Connection(ours.detach(), writable=False)
         os.set_blocking(self.beats.fileno(), False)
         with Connection(theirs.detach()) as writer:
-            self._process = context.Process(
-                target=child.run,
-                args=(spec, settings, folder, writer),
-                name=spec.name,
-                daemon=True,
-            )
+            arguments = spec, settings, folder, writer
+            self._process = context.Process(target=child.run, args=arguments, daemon=True)
             forkserver.start(self._process)
         self.pid = self._process.pid or 0
         self._pidfd = None
