@@ -12,6 +12,7 @@ import select
 import socket
 import time
 import zlib
+from dataclasses import dataclass
 from math import inf
 from typing import NamedTuple
 
@@ -20,7 +21,6 @@ from pleiades.simulator.settings import DATA_CENTRES, Cut, Faults
 
 LOOK_SECONDS = 0.05
 """How often a body that waits looks at its client and its plan."""
-_GZIP = 16 + zlib.MAX_WBITS
 
 
 class Plan(NamedTuple):
@@ -60,20 +60,19 @@ def plan(faults: Faults, seed: int, number: int) -> Plan:
     )
 
 
+@dataclass(eq=False)
 class CutShort(Exception):
     """The connection must end in the way of `cut`, with nothing more written."""
 
-    def __init__(self, cut: Cut) -> None:
-        super().__init__(cut)
-        self.cut = cut
+    cut: Cut
 
 
 class Body:
-    """Writes one answer; belongs to one thread.
+    """Writes one answer; belongs to one thread. Changes the time-out of the connection.
 
-    Args:
-        connection: the client; its timeout is changed.
-        chunk_bytes: most bytes in a chunk; 0: all of a write.
+    Raises:
+        CutShort: from all methods: the plan, or another thread, ended the connection.
+        OSError: the client has left.
     """
 
     def __init__(
@@ -86,18 +85,13 @@ class Body:
         self.plan = planned
         self._chunk_bytes = chunk_bytes
         self._deadline = inf if planned.hang else time.monotonic() + planned.cut_seconds
-        self._gzip = zlib.compressobj(1, zlib.DEFLATED, _GZIP) if compress else None
+        self._gzip = zlib.compressobj(1, wbits=16 + zlib.MAX_WBITS) if compress else None
         self._poll = select.poll()
         self._poll.register(connection, select.POLLIN)
         connection.settimeout(LOOK_SECONDS)
 
     def write(self, text: bytes) -> None:
-        """Send bytes, at most as fast as the client reads.
-
-        Raises:
-            CutShort: the plan, or another thread, ended the connection.
-            OSError: the client has left.
-        """
+        """Send bytes, at most as fast as the client reads."""
         wire = text
         if self._gzip is not None:
             wire = self._gzip.compress(text) + self._gzip.flush(zlib.Z_SYNC_FLUSH)
@@ -134,12 +128,7 @@ class Body:
         self.bytes_total += body_bytes
 
     def pause(self, seconds: float) -> None:
-        """Wait for some seconds (may be infinite); 0 only looks at the client and the plan.
-
-        Raises:
-            CutShort: the connection's time is up, or another thread ended it.
-            OSError: the client has left.
-        """
+        """Wait for some seconds (may be infinite); 0 only looks at the client and the plan."""
         until = time.monotonic() + seconds
         while True:
             self._check_abandoned()

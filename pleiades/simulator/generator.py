@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 from functools import lru_cache
+from itertools import accumulate
 from math import inf
 from time import gmtime, strftime
 
@@ -41,7 +42,7 @@ def generated(settings: SimulatorSettings, started_ms: int) -> Iterator[Fresh]:
             due = [(stream, source) for stream in streams for source in stream.sources]
         else:
             stream = streams[0] if len(streams) == 1 else rng.choice(streams)
-            due = [(stream, rng.choices(stream.sources, stream.weights)[0])]
+            due = [(stream, rng.choices(stream.sources, cum_weights=stream.cumulated)[0])]
         for stream, source in due:
             yield stream.event(rng, source, due_ms, canary)
         number += len(due)
@@ -60,7 +61,8 @@ class _Stream:
         self._started_ms = started_ms
         self.sources = sources_of(topics, settings.partitions)
         shares = 1 - settings.second_share, settings.second_share
-        self.weights = [share for share in shares for _ in range(settings.partitions)]
+        weights = [share for share in shares for _ in range(settings.partitions)]
+        self.cumulated = list(accumulate(weights))
         self._revisions = {source: rng.randrange(10**8, 2 * 10**9) for source in self.sources}
         self._last_ms: dict[TopicPartition, int] = {}
 

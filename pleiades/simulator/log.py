@@ -15,9 +15,6 @@ from typing import NamedTuple
 from pleiades.core.sse_id import TopicPartition
 from pleiades.simulator.settings import DATA_CENTRES
 
-SEGMENT_EVENTS = 2048
-"""Events that expire together, about 2.5 MB."""
-
 LATEST = -1
 EARLIEST = -2
 
@@ -60,10 +57,11 @@ class JournalEntry(NamedTuple):
 class PartitionLog:
     """One topic-partition. Indexes count from 0 with the first event ever appended.
 
-    Columns instead of rows: the garbage collector has nothing to visit.
+    Columns instead of rows: the garbage collector has nothing to visit. The events of a segment expire
+    together.
     """
 
-    def __init__(self, segment_events: int = SEGMENT_EVENTS) -> None:
+    def __init__(self, segment_events: int) -> None:
         self.start = 0
         """The index of the oldest event that has not expired."""
         self.end = 0
@@ -95,9 +93,9 @@ class PartitionLog:
         if len(self._payloads) <= count:
             return False
         self.payload_bytes -= sum(map(len, self._payloads[:count]))
-        for numbers in (self._splits, self._times, self._greatest, self._appended):
-            del numbers[:count]
-        del self._payloads[:count]
+        columns = (self._payloads, self._splits, self._times, self._greatest, self._appended)
+        for column in columns:
+            del column[:count]
         self.start += count
         return True
 
@@ -114,11 +112,7 @@ class PartitionLog:
         return self.start + bisect_right(self._appended, now_seconds)
 
     def slice(self, start: int, stop: int) -> tuple[list[bytes], array[int], array[int]]:
-        """Payloads, splits and timestamps from `start` on, at most up to `stop`.
-
-        Raises:
-            IndexError: `start` has expired or does not exist yet.
-        """
+        """Payloads, splits and timestamps from `start`, which must be there, at most up to `stop`."""
         if not self.start <= start < self.end:
             raise IndexError(start)
         low, high = start - self.start, stop - self.start
@@ -129,10 +123,7 @@ class UpstreamLog:
     """All topic-partitions, within one bound of memory."""
 
     def __init__(
-        self,
-        sources: Iterable[TopicPartition],
-        retention_bytes: int,
-        segment_events: int = SEGMENT_EVENTS,
+        self, sources: Iterable[TopicPartition], retention_bytes: int, segment_events: int = 2048
     ) -> None:
         self.partitions = {source: PartitionLog(segment_events) for source in sources}
         self._retention_bytes = retention_bytes

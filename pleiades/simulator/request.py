@@ -24,7 +24,6 @@ from pleiades.simulator.settings import topics_of
 MAX_TIMESTAMP_MS = 2**53
 """JavaScript's integers end here."""
 
-# https://foundation.wikimedia.org/wiki/Policy:Wikimedia_Foundation_User-Agent_Policy
 _POLICY = b"""Please set a user-agent and respect our robot policy \
 https://foundation.wikimedia.org/wiki/Policy:Wikimedia_Foundation_User-Agent_Policy
 """
@@ -34,7 +33,6 @@ _LIBRARY_AGENT = re.compile(
     re.IGNORECASE,
 )
 _CONTACT = re.compile(r"https?://[^\s/]|[^\s@]@[^\s@]")
-_PROXY_PAGE = b"<!DOCTYPE html>\n<title>Wikimedia Error</title>\n<p>Our servers are busy.</p>\n"
 
 
 class Asked(NamedTuple):
@@ -75,7 +73,8 @@ def too_many_connections() -> Refusal:
 def failure(status: int) -> Refusal:
     """A 500 of the service, or a 503 of the proxy before it."""
     if status == 503:  # noqa: PLR2004
-        return Refusal(status, _PROXY_PAGE, {"Content-Type": "text/html; charset=utf-8"})
+        page = b"<!DOCTYPE html>\n<title>Wikimedia Error</title>\n<p>Our servers are busy.</p>\n"
+        return Refusal(status, page, {"Content-Type": "text/html; charset=utf-8"})
     return http_error(status, "internal_error", "Error", "Local: Broker transport failure")
 
 
@@ -88,21 +87,13 @@ def _kafka_error(status: int, name: str, message: str, **more: object) -> Refusa
 
 
 def check_user_agent(agent: str) -> None:
-    """Apply the policy on user agents.
-
-    Raises:
-        Refusal: 403, for no agent or a library's default one without contact details.
-    """
+    """Refuse (403) no agent, and a library's default one without contact details."""
     if _LIBRARY_AGENT.match(agent) and not _CONTACT.search(agent):
         raise Refusal(403, _POLICY, {"Content-Type": "text/plain; charset=utf-8"})
 
 
 def topics_for(path: str, streams: Collection[str]) -> list[str]:
-    """The topics of the comma-separated streams in a path.
-
-    Raises:
-        Refusal: 400, a stream does not exist.
-    """
+    """The topics of the comma-separated streams in a path; refuses (400) an unknown one."""
     requested = {name: name.removeprefix("mediawiki.") for name in path.split(",")}
     if unknown := [name for name, stream in requested.items() if stream not in streams]:
         detail = f"Invalid streams: {','.join(unknown)}"
@@ -112,12 +103,9 @@ def topics_for(path: str, streams: Collection[str]) -> list[str]:
 
 
 def since_ms(text: str | None) -> int | None:
-    """The `since` parameter in ms since 1970; None means the end of the log.
+    """The `since` parameter in ms since 1970, None for the end of the log; refuses (400) other text.
 
     A number is passed on as a string, which the service's Kafka client takes for 0.
-
-    Raises:
-        Refusal: 400, it is neither a number nor a date.
     """
     if not text:
         return None
@@ -129,8 +117,9 @@ def since_ms(text: str | None) -> int | None:
     try:
         return parse_iso_time_ms(text.strip())
     except (ValueError, OverflowError):
-        detail = "since timestamp is not a UTC milliseconds unix epoch and was not parseable"
-        detail = f"{detail}: '{text}'"
+        detail = (
+            f"since timestamp is not a UTC milliseconds unix epoch and was not parseable: '{text}'"
+        )
         raise http_error(400, "invalid_timestamp", "Invalid timestamp", detail) from None
 
 
@@ -151,19 +140,19 @@ def asked_for(
         Refusal: 400, the header is no array of assignments; 404, it names a topic outside of these.
     """
     given: Any = list(topics)
+    error = (
+        "Must provide either an array topic names, or  an array of objects with topic, "
+        "partition and offset|timestamp."
+    )
     if last_event_id is not None:
         try:
             given = orjson.loads(last_event_id.encode(errors="surrogateescape"))
-        except orjson.JSONDecodeError as error:
-            raise _kafka_error(400, "InvalidAssignmentError", str(error)) from None
+        except orjson.JSONDecodeError as invalid:
+            given, error = None, str(invalid)
     if isinstance(given, str):
         given = given.split(",")
     if not isinstance(given, list) or not given or not all(map(_is_assignment, given)):
-        message = (
-            "Must provide either an array topic names, or  an array of objects with topic, "
-            "partition and offset|timestamp."
-        )
-        raise _kafka_error(400, "InvalidAssignmentError", message)
+        raise _kafka_error(400, "InvalidAssignmentError", error)
     kafkas = {topic for topic, _ in sources}
     available = [topic for topic in topics if topic in kafkas]
     named = dict.fromkeys(entry if isinstance(entry, str) else entry["topic"] for entry in given)
