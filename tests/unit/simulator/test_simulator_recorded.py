@@ -51,13 +51,15 @@ def test_captures_are_dated_by_their_ids_less_one_ms(tmp_path: Path) -> None:
         b":ok\n\nevent: message\nid: " + sse_id + b"\ndata: " + line(1) + b"\n\n"
         b"event: error\ndata: {}\n\n"
         b"data: [1,\ndata: 2]\n\n"
+        b"data: " + line(3) + b"\n\n"
         b"id: [broken\ndata: " + line(2) + b"\n\n"
         b"data: cut sh"
     )
     events = read_recorded(path, TOPIC)
-    assert [e.payload for e in events] == [line(1), b"[1,\ndata: 2]", line(2)]
-    assert events[0].timestamp_ms == 1_539_948_291_000
-    assert events[2].timestamp_ms == 1_725_213_418_000
+    assert [e.payload for e in events] == [line(1), b"[1,\ndata: 2]", line(3), line(2)]
+    # An event without an id has the one before, as SSE has it.
+    assert [e.timestamp_ms for e in events[:3]] == [1_539_948_291_000] * 3
+    assert events[3].timestamp_ms == 1_725_213_418_000
 
 
 def test_topics_come_from_meta_and_only_legal_ones(tmp_path: Path) -> None:
