@@ -86,8 +86,6 @@ class Body:
         self._chunk_bytes = chunk_bytes
         self._deadline = inf if planned.hang else time.monotonic() + planned.cut_seconds
         self._gzip = zlib.compressobj(1, wbits=16 + zlib.MAX_WBITS) if compress else None
-        self._poll = select.poll()
-        self._poll.register(connection, select.POLLIN)
         connection.settimeout(LOOK_SECONDS)
 
     def write(self, text: bytes) -> None:
@@ -136,17 +134,16 @@ class Body:
             if now >= self._deadline:
                 raise CutShort(self.plan.cut)
             wait_seconds = min(until - now, self._deadline - now, LOOK_SECONDS)
-            if self._poll.poll(max(wait_seconds, 0) * 1000) and self._has_left():
+            if self.has_left(wait_seconds):
                 raise ConnectionAbortedError("the client has left")
             if time.monotonic() >= until:
                 return
 
-    def _has_left(self) -> bool:
-        try:
-            return not self._connection.recv(65_536)
-        except TimeoutError:
-            # A message of TLS itself.
-            return False
+    def has_left(self, wait_seconds: float = 0.0) -> bool:
+        """True if the client has closed its side, or does so in that time; from any thread."""
+        poll = select.poll()
+        poll.register(self._connection, select.POLLRDHUP)
+        return bool(poll.poll(max(wait_seconds, 0) * 1000))
 
     def _check_abandoned(self) -> None:
         if self.abandoned is not None:

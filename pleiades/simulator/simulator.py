@@ -191,7 +191,7 @@ class _Handler(BaseHTTPRequestHandler):
         upstream = self.server.upstream
         if not faults.any_user_agent:
             request.check_user_agent(self.headers.get("User-Agent", ""))
-        if 0 < faults.max_connections <= len(upstream.open):
+        if 0 < faults.max_connections <= upstream.count_clients():
             raise request.too_many_connections()
         topics = request.topics_for(streams, upstream.streams)
         since = request.since_ms(query.get("since", [None])[0])
@@ -218,12 +218,13 @@ class _Handler(BaseHTTPRequestHandler):
             self._begin(200, _STREAM_HEADERS | ({"Content-Encoding": "gzip"} if compress else {}))
             self._pump(feed, body, faults)
         except CutShort as short:
+            cut = short.cut
             upstream.count(cuts_total=1)
-            self._end(short.cut)
         finally:
             with upstream.changed:
                 upstream.open.discard(body)
                 upstream.count(connections_open=-1)
+        self._end(cut)
 
     def _pump(self, feed: Feed, body: Body, faults: Faults) -> None:
         """Write what the feed has; only an exception ends this."""

@@ -130,6 +130,11 @@ class LocalUpstream:
                 self.grown.notify_all()
         return appended
 
+    def count_clients(self) -> int:
+        """Count the open streams whose clients have not left."""
+        with self.changed:
+            return sum(not body.has_left() for body in self.open)
+
     def cut_all(self, cut: Cut = Cut.RESET) -> int:
         """Cut every open stream; returns how many."""
         with self.changed:

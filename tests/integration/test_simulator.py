@@ -279,6 +279,14 @@ def test_too_many_connections_until_one_leaves() -> None:
         simulator.wait_until(lambda stats: stats.connections_open == 0)
 
 
+def test_a_client_that_has_left_does_not_count_any_more() -> None:
+    with serving(Faults(max_connections=1)) as simulator:
+        for _ in range(10):
+            with Client(simulator) as client:
+                assert client.response.status == 200
+                client.read_until(b":ok\n\n")
+
+
 def test_a_partition_that_does_not_exist_is_served_in_silence() -> None:
     header = '[{"topic":"eqiad.mediawiki.recentchange","partition":9,"offset":0}]'
     with serving(history_events=10) as simulator, Client(simulator, last_event_id=header) as client:
