@@ -5,9 +5,9 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from importlib import import_module
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from pleiades import __version__
 from pleiades.runtime import logs, startup
@@ -26,33 +26,44 @@ log = logging.getLogger(__name__)
 class Command(NamedTuple):
     """One word after `pleiades`."""
 
-    run: Callable[[Sequence[str], str], int]
-    """Gets the arguments after the command, and its meaning for the help; returns the exit status."""
+    module: str
+    """Its function `run` gets the arguments after the command, and the meaning for the help, and returns
+    the exit status. It is imported for this command only."""
     meaning: str
     stopped: int = EXIT_STOPPED
     """The exit status after a signal that comes before there is anything to stop."""
 
 
-# Each command imports what it needs, for children import this file, too.
+COMMANDS = {
+    "ingest": Command(
+        "pleiades.pipeline", "Relay EventStreams into files or Kafka, every event exactly once."
+    ),
+    "replay": Command(
+        "pleiades.replay.command",
+        "Relay a range of history to its end; run again, it goes on.",
+        EXIT_INTERRUPTED,
+    ),
+    "check": Command(
+        "pleiades.check",
+        "Try what ingest would use with the same flags; writes nothing.",
+        # Not all was looked at, so not all is well.
+        EXIT_FAILED,
+    ),
+    "demo": Command(
+        "pleiades.demo", "Relay from a local upstream into ./events: no internet, no Kafka."
+    ),
+    "simulate": Command(
+        "pleiades.simulator.command",
+        "Serve a local upstream that speaks the EventStreams protocol.",
+    ),
+    "help": Command("pleiades.cli", "Show this, or the flags of a command."),
+}
 
 
-def ingest(arguments: Sequence[str], meaning: str) -> int:
-    """Relay until stopped."""
-    from pleiades.sinks.registry import relay_parser, relay_settings
-
-    settings = relay_settings(vars(relay_parser("ingest", meaning).parse_args(arguments)))
-    logs.configure(settings.log_level, settings.log_format, "parent")
-
-    from pleiades.pipeline import relay
-
-    return relay(settings)
-
-
-def explain(arguments: Sequence[str], _meaning: str = "") -> int:
-    """Print the help of a command, or the list of commands."""
+def run(arguments: Sequence[str], _meaning: str = "") -> int:
+    """`pleiades help`: print the help of a command, or the list of commands."""
     if arguments and arguments[0] not in ("help", "-h", "--help"):
-        command = _command(arguments[0])
-        return command.run(["--help"], command.meaning)
+        return _run(arguments[0], ["--help"])
     commands = "\n".join(f"  {name:10} {command.meaning}" for name, command in COMMANDS.items())
     print(  # noqa: T201  # the help
         "usage: pleiades <command> [flags]\n\n"
@@ -63,41 +74,13 @@ def explain(arguments: Sequence[str], _meaning: str = "") -> int:
     return EXIT_STOPPED
 
 
-def _module(name: str) -> Callable[[Sequence[str], str], Any]:
-    """The command that is the function `run` of a module."""
-    return lambda arguments, meaning: import_module(name).run(arguments, meaning)
-
-
-COMMANDS = {
-    "ingest": Command(ingest, "Relay EventStreams into files or Kafka, every event exactly once."),
-    "replay": Command(
-        _module("pleiades.replay.command"),
-        "Relay a range of history to its end; run again, it goes on.",
-        EXIT_INTERRUPTED,
-    ),
-    "check": Command(
-        _module("pleiades.check"),
-        "Try what ingest would use with the same flags; writes nothing.",
-        # Not all was looked at, so not all is well.
-        EXIT_FAILED,
-    ),
-    "demo": Command(
-        _module("pleiades.demo"),
-        "Relay from a local upstream into ./events: no internet, no Kafka.",
-    ),
-    "simulate": Command(
-        _module("pleiades.simulator.command"),
-        "Serve a local upstream that speaks the EventStreams protocol.",
-    ),
-    "help": Command(explain, "Show this, or the flags of a command."),
-}
-
-
-def _command(name: str) -> Command:
-    if name in COMMANDS:
-        return COMMANDS[name]
-    shown = logs.printable(name, 40)
-    raise UsageError(f"there is no command {shown!r}; there are {', '.join(COMMANDS)}")
+def _run(name: str, arguments: Sequence[str]) -> int:
+    if name not in COMMANDS:
+        shown = logs.printable(name, 40)
+        raise UsageError(f"there is no command {shown!r}; there are {', '.join(COMMANDS)}")
+    module, meaning, _ = COMMANDS[name]
+    status: int = import_module(module).run(arguments, meaning)
+    return status
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -112,17 +95,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not arguments:
             raise UsageError(f"a command is missing; there are {', '.join(COMMANDS)}")
         if arguments[0] in ("-h", "--help"):
-            return explain([])
+            return run([])
         if arguments[0] in ("-V", "--version"):
             print(f"pleiades {__version__}")  # noqa: T201  # the version
             return EXIT_STOPPED
-        command = _command(arguments[0])
-        return command.run(arguments[1:], command.meaning)
+        return _run(arguments[0], arguments[1:])
     except Fatal as error:
         if logs.configured():
             log.error("%s", error)
             return error.exit_status
-        about = f" {arguments[0]}" if known and known.run != explain else ""
+        about = f" {arguments[0]}" if known and arguments[0] != "help" else ""
         hint = f"\nTry: pleiades help{about}" if error.exit_status == EXIT_USAGE else ""
         print(f"pleiades: {error}{hint}", file=sys.stderr)  # noqa: T201  # before there are logs
         return error.exit_status

@@ -1,13 +1,15 @@
-"""THE map: the stages and the channels between them, in the data's order."""
+"""THE map: the stages and the channels between them, in the data's order; and `pleiades ingest`."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from pleiades.config.settings import Settings
 from pleiades.core.checkpoint import Checkpoint
 from pleiades.core.event import Batch, End, Frames
 from pleiades.core.range import Part
+from pleiades.runtime import logs
 from pleiades.runtime.channel import Channel
 from pleiades.runtime.errors import MetricsUnavailable
 from pleiades.runtime.liveline import LiveLine
@@ -15,9 +17,17 @@ from pleiades.runtime.process import ProcessSpec
 from pleiades.runtime.startup import absolute
 from pleiades.runtime.supervisor import MakeGeneration, Supervisor
 from pleiades.sinks.base import destination_of
+from pleiades.sinks.registry import relay_parser, relay_settings
 
 PARSER, PUBLISHER = "pleiades.parser", "pleiades.publisher"
 """Named only: the parent imports no stage."""
+
+
+def run(arguments: Sequence[str], description: str) -> int:
+    """`pleiades ingest`: relay until stopped; returns the exit status."""
+    settings = relay_settings(vars(relay_parser("ingest", description).parse_args(arguments)))
+    logs.configure(settings.log_level, settings.log_format, "parent")
+    return relay(settings)
 
 
 def relay(settings: Settings, display: LiveLine | None = None) -> int:

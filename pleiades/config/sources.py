@@ -45,7 +45,9 @@ class Parser(configargparse.ArgumentParser):  # type: ignore[misc]  # untyped in
         super().__init__(
             prog=f"pleiades {command}",
             description=description,
-            formatter_class=_Help,
+            # Thirty flags in brackets help nobody; the groups below list them.
+            usage="%(prog)s [flags]",
+            formatter_class=partial(_Help, max_help_position=32, width=100),
             config_file_parser_class=TomlFile,
             config_file_open_func=partial(open, encoding="utf-8-sig"),
             add_env_var_help=False,
@@ -170,13 +172,6 @@ class Lines(argparse.Action):
 
 
 class _Help(argparse.HelpFormatter):
-    def __init__(self, prog: str) -> None:
-        super().__init__(prog, max_help_position=32, width=100)
-
-    def add_usage(self, usage: Any, actions: Any, groups: Any, prefix: Any = None) -> None:
-        # Thirty flags in brackets help nobody; the groups below list them.
-        super().add_usage("%(prog)s [flags]" if usage is None else usage, actions, groups, prefix)
-
     def _format_action_invocation(self, action: argparse.Action) -> str:
         if not isinstance(action, Toggle):
             return super()._format_action_invocation(action)

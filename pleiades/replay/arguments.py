@@ -23,8 +23,7 @@ from pleiades.sinks.base import destination_of
 from pleiades.sinks.registry import relay_parser, relay_settings
 
 MAX_RATE = 10_000_000
-MAX_SHOWN_STREAMS = 60
-"""Characters; a position of more streams has only the digest in its name."""
+MAX_SHOWN_STREAMS = 60  # characters; a position of more streams has only the digest in its name
 
 _RATE = re.compile(r"([0-9]{1,8}(?:\.[0-9]{1,6})?)(?:/s)?", re.ASCII)
 _SLICE = re.compile(r"([0-9]{1,5})/([0-9]{1,5})", re.ASCII)

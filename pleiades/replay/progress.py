@@ -19,13 +19,10 @@ from pleiades.runtime.liveline import LiveLine
 
 log = logging.getLogger(__name__)
 
-PLAIN_SECONDS = 10.0
-"""Between two plain lines."""
-MAX_TOPICS = 3
-"""Only the topics furthest behind are named; the others are counted."""
+PLAIN_SECONDS = 10.0  # between two plain lines
+MAX_TOPICS = 3  # only the topics furthest behind are named; the others are counted
 BAR_WIDTH = 24
-WIDTH_WITH_BAR = 80
-"""A narrower terminal has room for the text only."""
+WIDTH_WITH_BAR = 80  # a narrower terminal has room for the text only
 DAY_MS = 86_400_000
 
 

@@ -29,10 +29,8 @@ from pleiades.upstream.refusals import TopicsNotAvailable
 
 SILENCE_SECONDS = 5.0
 """The longest wait for a first event. The upstream sends its history at once."""
-FIRST_EVENTS = 5
-"""The number of events that are looked at where a history begins."""
-EARLIEST_MS = 1
-"""Asks for all there is."""
+FIRST_EVENTS = 5  # the number of events that are looked at where a history begins
+EARLIEST_MS = 1  # asks for all there is
 
 
 class Found(NamedTuple):

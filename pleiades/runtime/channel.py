@@ -28,11 +28,9 @@ CAPACITY = 8
 """Items in one channel. An item is what one read of the socket gave, at most 512 KiB where events have
 the usual size, so a stalled destination costs about 4 MiB per channel."""
 
-PIPE_BYTES = 1024 * 1024
-"""As much as an unprivileged process may ask for (pipe(7))."""
+PIPE_BYTES = 1024 * 1024  # as much as an unprivileged process may ask for (pipe(7))
 
-POLL_SECONDS = 0.5
-"""The interval at which a waiting process beats and looks for a stop request."""
+POLL_SECONDS = 0.5  # the interval at which a waiting process beats and looks for a stop request
 
 
 class Channel(Generic[T]):

@@ -18,8 +18,7 @@ from typing import NoReturn
 
 from pleiades.runtime.startup import STOP_SIGNALS
 
-START_SECONDS = 30.0
-"""The longest that a start may take before the forkserver counts as hung."""
+START_SECONDS = 30.0  # the longest that a start may take before the forkserver counts as hung
 
 
 def launch(modules: Iterable[str], folder: str) -> ForkServerContext:

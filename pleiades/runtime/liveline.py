@@ -12,8 +12,7 @@ from pleiades.core.units import plural
 from pleiades.runtime.logs import CLEAR_LINE
 
 DRAW_SECONDS = 0.5
-SMOOTHING = 0.3
-"""The weight of the latest rate."""
+SMOOTHING = 0.3  # the weight of the latest rate
 
 
 class LiveLine:

@@ -14,8 +14,7 @@ from collections.abc import Callable
 
 log = logging.getLogger(__name__)
 
-FED_PER_INTERVAL = 4
-"""The number of times that the watchdog is fed in each of its intervals."""
+FED_PER_INTERVAL = 4  # the number of times that the watchdog is fed in each of its intervals
 
 
 class Notify:
