@@ -143,12 +143,17 @@ class Report:
         if self.seconds < ROUGH_SECONDS:
             took = f"{self.seconds:.1f} s"
         rate = f"{fields['events_per_second']:,.0f} events/s"
+        events = f"{fields['events']:,}"
+        if self.told.dry_run:
+            events += " counted, nothing was written"
+        elif fields["events"] != self.published_now:
+            events += f" in all runs, {self.published_now:,} in this one"
         rows = {
             "replay": self._outcome(),
             "range": "{from} to {to}".format(**fields["range"]) + part,
             "streams": ", ".join(fields["streams"]),
             "into": fields["destination"],
-            "events": self._events(fields["events"]),
+            "events": events,
             **{
                 f"  {name_of((topic['topic'], topic['partition']))}": _state(topic)
                 for topic in fields["topics"]
@@ -173,13 +178,6 @@ class Report:
         if self.status == EXIT_INTERRUPTED and self.told.restart:
             return "stopped before its end: the same command without --restart goes on"
         return _OUTCOMES.get(self.status, "failed: the log says why")
-
-    def _events(self, total: int) -> str:
-        if self.told.dry_run:
-            return f"{total:,} counted, nothing was written"
-        if total == self.published_now:
-            return f"{total:,}"
-        return f"{total:,} in all runs, {self.published_now:,} in this one"
 
     def write(self, path: Path) -> None:
         """Write the JSON; a file appears whole, a device or pipe gets it as it comes.

@@ -104,10 +104,8 @@ class Supervisor:
             status = self._generations()
         if self._last.position:
             log.info("last position: %s", self._last.position)
-        published, restarts = self._published_before, self._restarts
-        log.info(
-            "stopped: %s published, %s", plural(published, "event"), plural(restarts, "restart")
-        )
+        published = plural(self._published_before, "event")
+        log.info("stopped: %s published, %s", published, plural(self._restarts, "restart"))
         return status
 
     def _watch_signals(self) -> Callable[[], object]:
@@ -166,17 +164,18 @@ class Supervisor:
                 log.error("can't start %s: %s", spec.name, error)
                 self._end_children()
                 return Ended(spec.name, False, False, time.monotonic() - started)
-        first: ChildProcess | None = None
-        while first is None:
+        while True:
             self._wait()
-            first = self._first_to_end()
-            if self._is_concluded() or (first is None and self._stops and self._stop_is_over()):
+            first, children = self._first_to_end(), self._children
+            concluded = any(child.spec.concludes and child.exit_status == 0 for child in children)
+            if concluded or (first is None and self._stops and self._stop_is_over()):
                 self._end_children()
                 return None
-            lag_seconds = max(child.beat.lag_seconds for child in self._children)
+            if first is not None:
+                return self._conclude(first, time.monotonic() - started)
+            lag_seconds = max(child.beat.lag_seconds for child in children)
             published, details = self._published(), self._last.details
             self._display.show(published, lag_seconds, self._restarts, details)
-        return self._conclude(first, time.monotonic() - started)
 
     def _wait(self, seconds: float = TICK_SECONDS) -> None:
         """Wait for a signal, a beat or a child's end, and take note of them."""
@@ -219,17 +218,16 @@ class Supervisor:
                 child.send(signal.SIGTERM)
 
     def _stop_is_over(self) -> bool:
+        late = time.monotonic() >= self._stop_deadline
         if self._stops > 1:
             log.warning("second signal: leaving at once; the next start resumes without loss")
-            return True
-        if time.monotonic() >= self._stop_deadline:
+        elif late:
             log.warning(
                 "could not finish within %.0f s: leaving; the next start fetches again what is not "
                 "committed",
                 DRAIN_SECONDS,
             )
-            return True
-        return False
+        return late or self._stops > 1
 
     def _first_to_end(self) -> ChildProcess | None:
         """The child that ended or hangs, if any.
@@ -258,9 +256,6 @@ class Supervisor:
     def _silent_children(self) -> list[ChildProcess]:
         limit = self._settings.hang_timeout_seconds
         return [child for child in self._children if child.silent_seconds() > limit]
-
-    def _is_concluded(self) -> bool:
-        return any(child.spec.concludes and child.exit_status == 0 for child in self._children)
 
     def _conclude(self, first: ChildProcess, lived_seconds: float) -> Ended | None:
         # After an unexpected clean end, an end marker may still run through the pipeline. The rest is
