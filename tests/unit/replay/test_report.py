@@ -13,6 +13,7 @@ from pleiades.replay.arguments import Arguments
 from pleiades.replay.report import Report
 from pleiades.runtime.metric_store import collected
 from pleiades.runtime.metrics import Metrics
+from pleiades.sinks.counting import Counted
 from tests.harness.settings import settings_of
 
 A, B = ("eqiad.mediawiki.recentchange", 0), ("codfw.mediawiki.recentchange", 1)
@@ -83,6 +84,18 @@ def test_a_dry_run_shows_a_table() -> None:
     assert "  2026-09-21T14            40" in dry.text()
     assert "(of no known topic)" in dry.text()
     assert orjson.loads(dry.json())["hours"][1]["events"] == 40
+
+
+def test_it_learns_what_the_supervisor_shows() -> None:
+    report = replace(REPORT, checkpoint=None)
+    report.learn(7, 2, REPORT.checkpoint)
+    assert (report.published_now, report.restarts) == (7, 2)
+    assert report.checkpoint == REPORT.checkpoint
+    report.learn(8, 2, Counted(None, {("a", 0): 3}))
+    assert report.hours == {("a", 0): 3}
+    assert report.checkpoint == REPORT.checkpoint
+    report.learn(8, 2, None)
+    assert report.checkpoint == REPORT.checkpoint
 
 
 def test_a_run_that_came_to_nothing_has_a_report_too() -> None:

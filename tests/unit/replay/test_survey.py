@@ -20,9 +20,10 @@ BEGIN = 1_760_000_000_000
 SPAN = Range(Bound(BEGIN), Bound(2 * BEGIN))
 
 
-def event(timestamp_ms: int) -> bytes:
+def event(timestamp_ms: int, offset: int | None = None) -> bytes:
     sse_id = orjson.dumps([{"topic": SOURCE[0], "partition": 0, "timestamp": timestamp_ms}])
-    return HEAD + b"event: message\nid: " + sse_id + b"\ndata: {}\n\n"
+    data = orjson.dumps({"meta": {"offset": offset}})
+    return HEAD + b"event: message\nid: " + sse_id + b"\ndata: " + data + b"\n\n"
 
 
 def test_one_silence_is_not_taken_for_an_answer(settings_of: Callable[..., Settings]) -> None:
@@ -42,6 +43,18 @@ def test_two_are(settings_of: Callable[..., Settings]) -> None:
     server.close()
     assert found.first_ms is None
     assert len(server.requests) == 4
+
+
+@pytest.mark.parametrize(("offset", "missing_until_ms"), [(0, None), (7, BEGIN + 4)])
+def test_a_history_that_begins_at_the_offset_0_lacks_nothing(
+    settings_of: Callable[..., Settings], offset: int, missing_until_ms: int | None
+) -> None:
+    """A topic may be younger than the begin of the range."""
+    server = Server(event(BEGIN + 5, offset), event(BEGIN + 5, offset))
+    settings = settings_of(f"--upstream.url={server.url}", "--idleTimeout=300ms")
+    found = Survey(settings.upstream).look(SOURCE, SPAN)
+    server.close()
+    assert found.missing_until_ms == missing_until_ms
 
 
 def test_a_topic_that_is_gone_is_missing_history(
