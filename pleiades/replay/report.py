@@ -12,6 +12,7 @@ import orjson
 from prometheus_client import CollectorRegistry
 
 from pleiades.core.checkpoint import Checkpoint, ReplayProgress
+from pleiades.core.event import REASONS
 from pleiades.core.range import Range
 from pleiades.core.sse_id import TopicPartition
 from pleiades.core.units import iso_time, plural, rough_duration
@@ -73,16 +74,13 @@ class Report:
 
     def count(self, registry: CollectorRegistry) -> None:
         """Take the counters from the metrics of all processes."""
-        samples = [sample for family in registry.collect() for sample in family.samples]
-        totals = {sample.name: int(sample.value) for sample in samples}
-        self.counted = {
-            key: totals.get(f"pleiades_{name}_total", 0) for key, name in _COUNTERS.items()
-        }
-        self.dead_letters = {
-            sample.labels["reason"]: int(sample.value)
-            for sample in samples
-            if sample.name == "pleiades_dead_letters_total" and sample.value
-        }
+
+        def total(name: str, **labels: str) -> int:
+            return int(registry.get_sample_value(f"pleiades_{name}_total", labels) or 0)
+
+        self.counted = {key: total(name) for key, name in _COUNTERS.items()}
+        letters = {reason: total("dead_letters", reason=reason) for reason in REASONS}
+        self.dead_letters = {reason: count for reason, count in letters.items() if count}
 
     def _fields(self) -> dict[str, Any]:
         """The report for programs; keys and their order stay as they are."""

@@ -80,9 +80,7 @@ def pages(healthy: Check, ready: Check, processes: Processes) -> dict[str, Page]
 
 
 def _state(wrong: list[str]) -> Answer:
-    if wrong:
-        return Answer(HTTPStatus.SERVICE_UNAVAILABLE, "".join(f"{it}\n" for it in wrong).encode())
-    return Answer(HTTPStatus.OK, b"ok\n")
+    return Answer(503 if wrong else 200, "".join(f"{line}\n" for line in wrong or ["ok"]).encode())
 
 
 class HttpServer(ThreadingTCPServer):
