@@ -232,7 +232,7 @@ def relay_into_kafka(
         Upstream(corpus, record_bytes) as upstream,
         Topic(bootstrap, partitions) as topic,
         topic.position() as position,
-        Relay(*upstream.flags, *kafka_flags(bootstrap, topic.name), *flags, cwd=checkout) as relay,
+        _relay(checkout, *upstream.flags, *kafka_flags(bootstrap, topic.name), *flags) as relay,
     ):
         sample = _until_all_is_there(corpus, upstream, relay, position)
         assert relay.stop() == 0, relay.log
