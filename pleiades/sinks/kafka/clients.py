@@ -16,7 +16,6 @@ from confluent_kafka.admin import AdminClient
 
 from pleiades import __version__
 from pleiades.runtime.errors import UsageError
-from pleiades.runtime.logs import printable
 from pleiades.sinks.kafka.destination import KafkaDestination
 from pleiades.sinks.kafka.errors import text_of
 
@@ -147,8 +146,6 @@ class Clients:
 
 def _as_debug(record: logging.LogRecord) -> bool:
     """Shows librdkafka's own log at debug level only: the sink reports what an operator must know."""
-    message = record.getMessage()
-    record.msg, record.args = printable(message, 500), ()
     record.levelno, record.levelname = logging.DEBUG, "DEBUG"
     # Each client gets all properties, and warns of those that only another one knows.
-    return "CONFWARN" not in message and log.isEnabledFor(logging.DEBUG)
+    return "CONFWARN" not in record.getMessage() and log.isEnabledFor(logging.DEBUG)

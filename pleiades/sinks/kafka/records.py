@@ -37,6 +37,7 @@ from pleiades.core.sse_id import (
     is_usual_id,
     parse_id,
 )
+from pleiades.sinks.kafka.destination import KafkaDestination
 
 ID_HEADER = "id"
 IDENTITY_HEADER = "identity"
@@ -61,24 +62,16 @@ class RecordForm:
     """Makes the records of one sink.
 
     Args:
-        topic, dead_letters_topic: where events and dead letters go.
-        key_field: path of the field that becomes the key; empty: the key is the SSE id.
         replay: names the replay that publishes; empty: it is an ingest.
         max_dead_letter_bytes: longer dead letters are cut.
     """
 
     def __init__(
-        self,
-        topic: str,
-        dead_letters_topic: str,
-        key_field: tuple[str, ...],
-        replay: bytes,
-        max_dead_letter_bytes: int,
+        self, settings: KafkaDestination, replay: bytes, max_dead_letter_bytes: int
     ) -> None:
         self.max_dead_letter_bytes = max_dead_letter_bytes
-        self.topic = topic
-        self._dead_letters_topic = dead_letters_topic
-        self._key_of = key_by_field(key_field) if key_field else None
+        self.topic, self._dead_letters_topic = settings.topic, settings.dead_letters
+        self._key_of = key_by_field(settings.key_field) if settings.key_field else None
         self._common: Headers = [(REPLAY_HEADER, replay)] if replay else []
 
     def have_no_headers(self, events: list[Event]) -> bool:

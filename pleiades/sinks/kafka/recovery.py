@@ -154,12 +154,8 @@ class Evidence:
         return Checkpoint(reached if len(reached) > 1 else {}, begin_ms, begin_ms)
 
 
-def recover(
-    reader: TopicReader, starts: Offsets, ends: Offsets, found: Evidence
-) -> tuple[Checkpoint | None, Readback]:
+def recover(reader: TopicReader, starts: Offsets, ends: Offsets, found: Evidence) -> Readback:
     """Read as much of the end of a topic and its dead letters as is needed; `found` takes what they say.
-
-    Returns the position to resume from (None: unknown), and the parts that were read.
 
     Raises:
         Fatal, GenerationLost, Fenced: see `TopicReader.read`.
@@ -194,9 +190,9 @@ def recover(
         )
     reached = found.reached
     if not reached:
-        return found.checkpoint(), Readback(ends, now_ms())
+        return Readback(ends, now_ms())
     held = {**reached, **dict.fromkeys((UNKNOWN_SOURCE, UNKNOWN_LETTERS), max(reached.values()))}
-    return found.checkpoint(), Readback(begins, min(found.earliest_ms, now_ms()), held, held)
+    return Readback(begins, min(found.earliest_ms, now_ms()), held, held)
 
 
 def _timestamps(record: Published) -> Position:

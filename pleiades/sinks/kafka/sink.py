@@ -197,13 +197,7 @@ class KafkaSink:
         producer = self._clients.producer(max_bytes, self._metrics.statistics)
         # Ends what an earlier producer left open, and fences it.
         ask("begin transactions", lambda: producer.init_transactions(SLICE_SECONDS), BEGIN_SECONDS)
-        form = RecordForm(
-            settings.topic,
-            settings.dead_letters,
-            settings.key_field,
-            self._replay_name,
-            max_dead_bytes // 2,
-        )
+        form = RecordForm(settings, self._replay_name, max_dead_bytes // 2)
         # The consumer never joins the group, so this does not change. It takes half as long as a commit.
         group = consumer.consumer_group_metadata()
         self._producer = producer
@@ -228,7 +222,8 @@ class KafkaSink:
         found = Evidence(upstream.streams, overlap_ms, max(window_ms, overlap_ms))
         asked = partial(self._admin.starts, ends)
         starts = self._retry.until_done("ask where the topic begins", asked)
-        checkpoint, self._readback = recover(reader, starts, ends, found)
+        self._readback = recover(reader, starts, ends, found)
+        checkpoint = found.checkpoint()
         if checkpoint is not None and resume:
             log.warning(
                 "no position is stored as the group %s, but the topic is not empty: going on after its "

@@ -15,6 +15,7 @@ from pleiades.core.sse_id import MAX_TIMESTAMP_MS, UNKNOWN_SOURCE, TopicPartitio
 from pleiades.runtime.errors import Fatal
 from pleiades.simulator.recorded import recorded_event, recorded_pairs
 from pleiades.sinks.files.names import folder_of, identity_in, is_event_folder
+from pleiades.sinks.kafka.destination import KafkaDestination
 from pleiades.sinks.kafka.offset_metadata import MAX_METADATA_BYTES, encode, read_stored
 from pleiades.sinks.kafka.records import (
     MAX_ID_BYTES,
@@ -172,6 +173,10 @@ def _sound(read: Published | None) -> None:
         assert all(is_source(source) for source, _ in read.assignments)
 
 
+def _destination(key_field: tuple[str, ...]) -> KafkaDestination:
+    return KafkaDestination("x", "localhost:9092", "t", 1, 0, "none", 0.2, key_field, "", ())
+
+
 def republished(raw: bytes) -> None:
     """A stream: what is published of it, in either way of keying, is recognised when read back."""
     blob = Framer().feed(raw + b"\n\n")
@@ -180,7 +185,7 @@ def republished(raw: bytes) -> None:
         if event.reason:
             continue
         for path in ((), ("meta", "domain")):
-            form = RecordForm("t", "d", path, b"", MAX_CUT_BYTES)
+            form = RecordForm(_destination(path), b"", MAX_CUT_BYTES)
             _, value, key, headers = form.record(event)
             read = _event(Record(key, value, dict(headers)))
             assert read is not None
@@ -189,7 +194,7 @@ def republished(raw: bytes) -> None:
         if not letter.reason:
             continue
         for cut in (len(letter.data), MAX_CUT_BYTES):
-            _, value, key, headers = RecordForm("t", "d", (), b"", cut).record(letter)
+            _, value, key, headers = RecordForm(_destination(()), b"", cut).record(letter)
             assert len(key) <= MAX_ID_BYTES
             read = _dead_letter(Record(key, value, dict(headers)))
             assert read is not None

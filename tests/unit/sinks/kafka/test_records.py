@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -19,6 +20,7 @@ from pleiades.sinks.kafka.records import (
     key_by_field,
     read_event,
 )
+from tests.unit.sinks.kafka.conftest import kafka_destination
 
 
 def event(data: bytes) -> Event:
@@ -54,9 +56,13 @@ def test_a_field_as_key(path: str, data: bytes, key: bytes) -> None:
     assert key_by_field(tuple(path.split(".")))(event(data)) == key
 
 
+def form(path: tuple[str, ...] = (), replay: bytes = b"", cut: int = 10) -> RecordForm:
+    return RecordForm(replace(kafka_destination(), topic="topic", key_field=path), replay, cut)
+
+
 def record(written: Event, key_field: str = "", replay: bytes = b"", cut: int = 10) -> Record:
     path = (key_field,) if key_field else ()
-    return RecordForm("topic", "dead", path, replay, cut).record(written)
+    return form(path, replay, cut).record(written)
 
 
 def headers_of(written: Event, key_field: str = "", cut: int = 10) -> dict[str, Any]:
@@ -73,19 +79,19 @@ def test_an_event_is_key_and_value() -> None:
 
 def test_events_with_headers_are_told_from_those_without() -> None:
     named = event(b'{"meta":{"id":"id"},"wiki":"x"}')
-    plain = RecordForm("topic", "dead", (), b"", 10)
+    plain = form()
     assert plain.have_no_headers([named, named])
     assert not plain.have_no_headers([named, LETTER])
     assert not plain.have_no_headers([named, named._replace(identity=FIRST)])
-    assert not RecordForm("topic", "dead", ("wiki",), b"", 10).have_no_headers([named])
-    assert not RecordForm("topic", "dead", (), b"r", 10).have_no_headers([named])
+    assert not form(("wiki",)).have_no_headers([named])
+    assert not form(replay=b"r").have_no_headers([named])
 
 
 LETTER = Event("sha256-0", ("eqiad.x", 3), 5, "", b"[id]", b"?" * 10, "not_json")
 
 
 def test_a_dead_letter_says_what_it_is() -> None:
-    assert record(LETTER)[:3] == ("dead", LETTER.data, b"[id]")
+    assert record(LETTER)[:3] == ("topic-dead-letters", LETTER.data, b"[id]")
     assert headers_of(LETTER) == {
         "reason": b"not_json",
         "id": b"[id]",

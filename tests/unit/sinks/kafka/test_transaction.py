@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from itertools import count, cycle
 from typing import Any
 from unittest.mock import Mock
@@ -16,6 +17,7 @@ from pleiades.sinks.kafka import retry as retries
 from pleiades.sinks.kafka.records import RecordForm
 from pleiades.sinks.kafka.retry import Retry
 from pleiades.sinks.kafka.transaction import Transactions
+from tests.unit.sinks.kafka.conftest import kafka_destination
 
 COMMIT_SECONDS = 0.5
 OUT_OF_TIME = KafkaError(KafkaError._TIMED_OUT, "retry call to resume", retriable=True)
@@ -54,7 +56,7 @@ class SlowProducer:
 
 @pytest.fixture
 def transactions_of(retry: Retry) -> Callable[[Any], Transactions]:
-    form = RecordForm("x", "x-dead-letters", (), b"", 10)
+    form = RecordForm(replace(kafka_destination(), topic="x"), b"", 10)
 
     def transactions(producer: Any) -> Transactions:
         return Transactions(producer, form, 10_000, None, retry)
