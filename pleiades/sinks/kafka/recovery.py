@@ -99,8 +99,7 @@ class Evidence:
 
         The beginning of each output partition tells.
         """
-        nothing: Position = {}
-        begun = [reduce(join, head, nothing) for head in self.heads.values()]
+        begun = [reduce(join, head) for head in self.heads.values()]
         return bool(begun) and all(
             0 < position.get(source, 0) < reached_ms - self.window_ms
             for position in begun

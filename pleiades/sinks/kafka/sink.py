@@ -150,14 +150,13 @@ class KafkaSink:
         now = time.monotonic()
         if now < self._mark_at or not self._readback.is_mark_due(checkpoint):
             return
+        self._mark_at = now + MARK_SECONDS
         try:
             ends = self._admin.ends(MARK_TIMEOUT_SECONDS)
+            self._readback = self._readback.marked(ends, now_ms())
         except KafkaException as error:
             log.debug("no mark: %s", error)
             self._mark_at = now + MARK_RETRY_SECONDS
-        else:
-            self._readback = self._readback.marked(ends, now_ms())
-            self._mark_at = now + MARK_SECONDS
 
     def poll(self) -> None:
         """See `Sink.poll`."""
