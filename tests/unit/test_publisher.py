@@ -259,8 +259,15 @@ def test_dead_letters_are_published_once_and_said(
 def test_a_replay_counts_no_dead_letters(run: Run, store: MemoryStore) -> None:
     store.checkpoint = Checkpoint({SOURCE: 0}, START_MS, START_MS, ReplayProgress()).encoded()
     letter = Event("sha256-1", SOURCE, START_MS + 1, "", b"", b"?", "not_json")
-    run([batch(0, 1)._replace(events=[letter, event(1)], source=SOURCE)])
-    assert decode_checkpoint(store.checkpoint).done == ReplayProgress({SOURCE: 1})
+    # More than one commit takes at once: the second begins with the count of the first.
+    many = [event(number) for number in range(2, CommitPolicy().max_events + 2)]
+    run(
+        [
+            batch(0, 1)._replace(events=[letter, event(1), *many], source=SOURCE),
+            batch(1, 0)._replace(source=SOURCE),
+        ]
+    )
+    assert decode_checkpoint(store.checkpoint).done == ReplayProgress({SOURCE: len(many) + 2})
 
 
 def test_equal_events_without_an_identity_are_each_published(run: Run, store: MemoryStore) -> None:
