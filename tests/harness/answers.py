@@ -1,4 +1,4 @@
-"""A server that says just these bytes."""
+"""A server that answers with given bytes."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ DRIP_SECONDS = 0.02
 
 
 def since_of(request: bytes) -> int:
-    """The time from which a request asks, in ms since 1970."""
+    """The start time of a request, in ms since 1970."""
     query = urlsplit(request.split(b" ", 2)[1].decode()).query
     return parse_iso_time_ms(parse_qs(query)["since"][0])
 
 
 class Held(NamedTuple):
-    """An answer whose connection stays open: until the client has had enough, or for a time."""
+    """An answer whose connection stays open until the client leaves or the time is up."""
 
     answer: bytes
     drip: bytes = b""
-    """Sent meanwhile, again and again."""
+    """Sent repeatedly while the connection is open."""
     seconds: float = 60.0
 
 
 class Server:
-    """Answers one request after the other with the bytes given, the last one again and again."""
+    """Answers one request after another with the given bytes; the last answer repeats."""
 
     def __init__(self, *answers: bytes | Held) -> None:
         self.requests: list[bytes] = []
@@ -42,7 +42,7 @@ class Server:
         self._thread.start()
 
     def say(self, *answers: bytes | Held) -> None:
-        """From now on these."""
+        """Replace the remaining answers."""
         self._answers = list(answers)
 
     def _serve(self) -> None:
@@ -51,7 +51,7 @@ class Server:
                 connection, _ = self._socket.accept()
             except OSError:
                 return
-            # A client that leaves before it has read all is served again when it returns.
+            # A client that leaves early gets the same answer again when it returns.
             with connection, suppress(ConnectionError):
                 request = b""
                 while b"\r\n\r\n" not in request and (part := connection.recv(65536)):

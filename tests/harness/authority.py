@@ -1,4 +1,4 @@
-"""A certificate authority for tests, and certificates of it for this machine."""
+"""A certificate authority for tests, and its certificates for this machine."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pleiades.simulator.tls import server_context
 
 
 class Authority(NamedTuple):
-    """Whom a client must trust, and how a server shows that it may be trusted."""
+    """The authority for clients, and the certificate for servers."""
 
     ca: Path
     """PEM file of the authority, for `--upstream.ca`."""
@@ -22,6 +22,6 @@ class Authority(NamedTuple):
 
 @cache
 def authority() -> Authority:
-    """The authority of this test process; made once, for keys take time."""
+    """The authority of this test process; created once, because generating keys is slow."""
     ca = Path(tempfile.mkdtemp(prefix="pleiades-test-ca-")) / "ca.pem"
     return Authority(ca, server_context("127.0.0.1", ca))

@@ -1,4 +1,4 @@
-"""A real Kafka of one's own, started by `scripts/kafka`, and what lies in its topics."""
+"""A private real Kafka, started by `scripts/kafka`, and the contents of its topics."""
 
 from __future__ import annotations
 
@@ -29,18 +29,18 @@ from tests.harness.waiting import until
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "kafka"
 
-# The script bounds its own waits; the first start of all also downloads Kafka.
+# The script bounds its own waits; the very first start also downloads Kafka.
 SCRIPT_TIMEOUT_SECONDS = 280
 KILL_TIMEOUT_SECONDS = 10
 
-# Between the script's own choices and the kernel's, for outgoing connections.
+# Between the ports chosen by the script and the kernel's ports for outgoing connections.
 LOWEST_PORT, HIGHEST_PORT = 16_384, 32_000
 PORT_TRIES = 100
 
 FETCH_MESSAGES = 10_000
 FETCH_SECONDS = 0.05
 
-# A broker is nobody's child: without this one it would outlive a test process that is killed.
+# A broker has no parent process: without a guard it would outlive a killed test process.
 _GUARD = """
 import os, select, subprocess, sys
 owner, *stop = sys.argv[1:]
@@ -53,7 +53,7 @@ subprocess.run(stop)
 
 
 def free_port(span: int = 3) -> int:
-    """A port on which nobody listens, nor on those behind it: for SASL_SSL, or for more nodes."""
+    """A free port, followed by free ones for SASL_SSL or for more nodes."""
     for _ in range(PORT_TRIES):
         port = LOWEST_PORT + secrets.randbelow(HIGHEST_PORT - LOWEST_PORT)
         if all(_free(neighbour) for neighbour in range(port, port + span)):
@@ -71,17 +71,17 @@ def _free(port: int) -> bool:
 
 
 def script_environment() -> dict[str, str]:
-    """This process's environment, but `scripts/kafka` starts a broker whatever the user uses."""
+    """This process's environment, but `scripts/kafka` always starts its own broker."""
     return {name: text for name, text in os.environ.items() if name != "KAFKA_BOOTSTRAP"}
 
 
 def guard_command(folder: Path, owner: int) -> list[str]:
-    """A process that waits for the end of the process `owner` and then stops the broker of a folder."""
+    """The command that waits for the end of process `owner`, then stops the broker of a folder."""
     return [sys.executable, "-c", _GUARD, str(owner), str(SCRIPT), "stop", "--dir", str(folder)]
 
 
 def run_script(*arguments: str) -> str:
-    """Run `scripts/kafka` and return what it said; its errors fail the test."""
+    """Run `scripts/kafka` and return its output; an error fails the test."""
     done = subprocess.run(
         [SCRIPT, *arguments],
         env=script_environment(),
@@ -96,14 +96,14 @@ def run_script(*arguments: str) -> str:
 
 
 class Guard:
-    """Stops the Kafka of a folder when this process ends, in whatever way."""
+    """Stops the Kafka of a folder when this process ends, however that happens."""
 
     def __init__(self, folder: Path) -> None:
         self._command = guard_command(folder, os.getpid())
         self._process: subprocess.Popen[bytes] | None = None
 
     def post(self) -> None:
-        """Before the start: this process may be killed in the middle of it."""
+        """Start guarding; called before the broker's start, during which this process may be killed."""
         if self._process is None:
             self._process = subprocess.Popen(
                 self._command,
@@ -115,7 +115,7 @@ class Guard:
             )
 
     def dismiss(self) -> None:
-        """After the stop."""
+        """Stop guarding; called after the broker's stop."""
         if self._process is not None:
             self._process.kill()
             self._process.wait(KILL_TIMEOUT_SECONDS)
@@ -123,7 +123,7 @@ class Guard:
 
 
 class Node:
-    """The JVM of a broker, or of one among several."""
+    """The JVM of a broker, or of one node in a cluster."""
 
     def __init__(self, folder: Path, port: int) -> None:
         self.folder = folder
@@ -131,11 +131,11 @@ class Node:
 
     @property
     def pid(self) -> int:
-        """The JVM."""
+        """The JVM's process id."""
         return int((self.folder / "pid").read_text())
 
     def kill(self) -> None:
-        """SIGKILL; returns when it is dead."""
+        """Send SIGKILL; returns when the process is dead."""
         process = os.pidfd_open(self.pid)
         try:
             signal.pidfd_send_signal(process, signal.SIGKILL)
@@ -145,13 +145,13 @@ class Node:
         assert ended, f"the broker {self.pid} survived SIGKILL"
 
     def suspend(self) -> None:
-        """SIGSTOP; returns when it stands still."""
+        """Send SIGSTOP; returns when the process is stopped."""
         process = psutil.Process(self.pid)
         process.suspend()
         until(lambda: process.status() == psutil.STATUS_STOPPED, "the broker to stand still")
 
     def resume(self) -> None:
-        """SIGCONT."""
+        """Send SIGCONT."""
         psutil.Process(self.pid).resume()
 
 
@@ -159,10 +159,10 @@ class Broker(Node):
     """One broker; the `with` block starts and stops it, and it never outlives this process.
 
     Args:
-        folder: its data, configuration and log; data of an earlier one are gone on with.
+        folder: its data, configuration and log; existing data is kept.
         port: None: any free one.
-        secure: with the SASL_SSL listener too.
-        advertise: host:port of a proxy in front of it, to which it sends its clients.
+        secure: adds the SASL_SSL listener.
+        advertise: host:port of a proxy in front of it, which it advertises to its clients.
     """
 
     def __init__(
@@ -193,27 +193,27 @@ class Broker(Node):
 
     @property
     def direct(self) -> str:
-        """Where it is found past the proxy, for those who look from outside."""
+        """The address that bypasses the proxy."""
         return (self.folder / "bootstrap-direct").read_text().strip()
 
     def start(self) -> None:
-        """Start, or start again with the same data and port; returns when it answers."""
+        """Start, or restart with the same data and port; returns when the broker answers."""
         require(KAFKA)
         self._guard.post()
         self.run()
 
     def run(self) -> None:
-        """Start it unguarded."""
+        """Start without a guard."""
         run_script("start", "--dir", str(self.folder), "--port", str(self.port), *self._options)
 
     def stop(self) -> None:
-        """End it in order; a frozen one too, and one that does not run."""
+        """Shut down cleanly; also a frozen broker, or one that is not running."""
         run_script("stop", "--dir", str(self.folder))
         self._guard.dismiss()
 
 
 class Record(NamedTuple):
-    """A record as it lies in a topic."""
+    """A record in a topic."""
 
     partition: int
     offset: int
@@ -227,7 +227,7 @@ def _record(message: Message) -> Record:
     partition, offset, headers = message.partition(), message.offset(), message.headers()
     assert partition is not None
     assert offset is not None
-    # The client's types allow here what only a producer may pass.
+    # The client's types allow values here that only a producer may pass.
     read = cast("list[tuple[str, bytes | None]]", headers or [])
     return Record(
         partition, offset, message.timestamp()[1], message.key(), message.value(), list(read)
@@ -237,17 +237,17 @@ def _record(message: Message) -> Record:
 def topic_records(
     bootstrap: str, topic: str, read_committed: bool = True, timeout_seconds: float = 30.0
 ) -> list[Record]:
-    """Read a topic afresh, all partitions from the beginning to the end.
+    """Read a topic from scratch, all partitions from beginning to end.
 
-    In each partition the records come in order. Offsets have gaps where transactions were committed
-    or aborted, by the markers of that.
+    In each partition the records come in order. Offsets have gaps at the markers of committed or
+    aborted transactions.
 
     Args:
         bootstrap: host:port of the broker.
-        topic: a missing one is empty.
-        read_committed: leave out what transactions have not committed; a partition then ends where
-            its first open transaction begins. Otherwise everything is read, aborted records too.
-        timeout_seconds: for all of it.
+        topic: a missing topic is read as empty.
+        read_committed: leave out uncommitted records; a partition then ends where its first open
+            transaction begins. Otherwise everything is read, including aborted records.
+        timeout_seconds: for the whole call.
 
     Raises:
         TimeoutError: the end was not reached in time.
@@ -261,7 +261,7 @@ def topic_records(
             "enable.auto.commit": False,
             "enable.partition.eof": True,
             "isolation.level": "read_committed" if read_committed else "read_uncommitted",
-            # The broker tells the end of an empty partition only after this time: 500 otherwise.
+            # The broker reports the end of an empty partition only after this time; the default is 500.
             "fetch.wait.max.ms": 10,
         }
     )

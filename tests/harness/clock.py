@@ -9,7 +9,7 @@ from tests.harness.preload import preload
 
 
 class Clock:
-    """For the processes that get its environment."""
+    """The clock of the processes that get its environment."""
 
     def __init__(self, folder: Path) -> None:
         self._ahead = folder / "ahead"
@@ -17,7 +17,7 @@ class Clock:
         self.environment = preload("clock", folder) | {"CLOCK_AHEAD_FILE": str(self._ahead)}
 
     def set_ahead(self, seconds: int) -> None:
-        """From now on, for all of them at once."""
-        # In place, for they have it mapped.
+        """Set the clock of all these processes at once."""
+        # Written in place, because the processes have the file mapped.
         with self._ahead.open("r+b" if self._ahead.exists() else "wb") as file:
             file.write(seconds.to_bytes(8, sys.byteorder, signed=True))

@@ -1,4 +1,4 @@
-"""Several Kafka nodes of one's own, and who of them coordinates a transaction, or leads a partition."""
+"""Several private Kafka nodes, and control over partition leaders and transaction coordinators."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.harness.prerequisites import KAFKA, require
 from tests.harness.waiting import until
 
 TRANSACTIONS_TOPIC = "__transaction_state"
-"""Whoever leads a partition of it coordinates the transactions that are noted there."""
+"""The leader of one of its partitions coordinates the transactions recorded there."""
 
 ASK_SECONDS = 5
 MOVE_SECONDS = 60
@@ -29,9 +29,9 @@ class Cluster:
     """Nodes 1 to `nodes`; the `with` block starts and stops them, and none outlives this process.
 
     Args:
-        folder: what they keep; data of an earlier cluster there are gone on with.
-        nodes: from 3 on every partition has three replicas, two of which must be in sync.
-        port: that of node 1, the others follow; None: any free ones.
+        folder: their data; data of an earlier cluster is kept.
+        nodes: from 3 on, every partition has three replicas, two of which must be in sync.
+        port: of node 1, the others follow; None: any free ones.
     """
 
     def __init__(self, folder: Path, nodes: int = 3, port: int | None = None) -> None:
@@ -56,14 +56,14 @@ class Cluster:
         self.stop()
 
     def start(self, number: int | None = None) -> None:
-        """Start that node, or all that do not run; returns when they answer."""
+        """Start that node, or all that are not running; returns when they answer."""
         require(KAFKA)
         self._guard.post()
         nodes = ["--nodes", str(len(self.nodes))]
         self._run("start", number, "--port", str(self.port), *nodes)
 
     def stop(self, number: int | None = None) -> None:
-        """End that node in order, or all; what a node leads is handed over first."""
+        """Shut down that node, or all, cleanly; a node hands over its leaderships first."""
         self._run("stop", number)
         if number is None:
             self._guard.dismiss()
@@ -75,7 +75,7 @@ class Cluster:
     # ---- who leads ----
 
     def leader(self, topic: str, partition: int = 0) -> int:
-        """Who leads a partition; waits until somebody does."""
+        """The leader of a partition; waits until there is one."""
 
         def leader() -> int | None:
             found = self._partitions(topic).get(partition)
@@ -86,7 +86,7 @@ class Cluster:
         return found
 
     def in_sync(self, topic: str, partition: int = 0) -> set[int]:
-        """The nodes that have all there is of a partition."""
+        """The nodes whose replica of a partition is in sync."""
         found = self._partitions(topic).get(partition)
         return set(found.isrs) if found else set()
 
@@ -100,7 +100,7 @@ class Cluster:
         until(complete, f"all replicas of {topic} {partition} to be in sync", MOVE_SECONDS)
 
     def move_leader(self, topic: str, partition: int = 0, to: int | None = None) -> int:
-        """Hand a partition over to another node, in order: nobody ends; returns the new leader."""
+        """Move a partition's leadership to another node without stopping any; returns the new leader."""
         before = self.leader(topic, partition)
         self.wait_in_sync(topic, partition)
         replicas = self._partitions(topic)[partition].replicas
@@ -113,7 +113,7 @@ class Cluster:
             MOVE_SECONDS,
         )
         at = TopicPartition(topic, partition)
-        # An admin client that nobody holds is gone, with what it was asked.
+        # Without a reference the admin client is collected, and its request cancelled.
         admin = self._admin()
         election = admin.elect_leaders(ElectionType.PREFERRED, [at])
         error = election.result(MOVE_SECONDS)[at]
@@ -125,23 +125,23 @@ class Cluster:
     # ---- who coordinates ----
 
     def transaction_partition(self, transactional_id: str) -> int:
-        """Where a transactional id is noted."""
+        """The partition that records a transactional id."""
         count = until(lambda: len(self._partitions(TRANSACTIONS_TOPIC)), "the first transaction")
         number = abs(java_hash(transactional_id))
-        # As Kafka has it: this one has no positive in Java.
+        # As in Kafka: this value has no positive counterpart in Java.
         return 0 if number == 1 << 31 else number % count
 
     def transaction_coordinator(self, transactional_id: str) -> int:
-        """The node that coordinates the transactions of an id; waits until there is one."""
+        """The node that coordinates an id's transactions; waits until there is one."""
         return self.leader(TRANSACTIONS_TOPIC, self.transaction_partition(transactional_id))
 
     def move_transaction_coordinator(self, transactional_id: str, to: int | None = None) -> int:
-        """Make another node the coordinator, in order: nobody ends; returns which."""
+        """Make another node the coordinator without stopping any; returns its number."""
         partition = self.transaction_partition(transactional_id)
         return self.move_leader(TRANSACTIONS_TOPIC, partition, to)
 
     def kill_transaction_coordinator(self, transactional_id: str) -> int:
-        """SIGKILL it; returns which it was. Another takes over by itself, in a few seconds."""
+        """Kill the coordinator; returns its number. Another node takes over within a few seconds."""
         number = self.transaction_coordinator(transactional_id)
         self.nodes[number].kill()
         return number
@@ -149,11 +149,11 @@ class Cluster:
     # ---- the cluster's answers ----
 
     def _admin(self) -> AdminClient:
-        # A fresh one each time: it has no connection to a node that stands still or is gone.
+        # A fresh client each time: it has no connection to a frozen or dead node.
         return AdminClient({"bootstrap.servers": self.bootstrap, "log_level": 0})
 
     def _partitions(self, topic: str) -> dict[int, PartitionMetadata]:
-        """Empty where the topic is missing, or nobody answers at the moment."""
+        """Empty if the topic is missing, or nothing answers at the moment."""
         try:
             return dict(
                 self._admin().list_topics(topic, timeout=ASK_SECONDS).topics[topic].partitions
@@ -162,12 +162,13 @@ class Cluster:
             return {}
 
     def _reassign(self, topic: str, partition: int, replicas: list[int]) -> None:
-        """Order the replicas anew; librdkafka does not offer that (KIP-455, version 0)."""
+        """Reassign the replicas; librdkafka does not offer this (KIP-455, version 0)."""
         name = topic.encode()
         body = struct.pack(
             f">hhihB iBB{len(name)}sB iB{len(replicas)}i BBB",
             *(_ALTER_PARTITION_REASSIGNMENTS, 0, 0, -1, 0),
-            # Compact arrays and strings: their length plus one. Each structure ends with its tags.
+            # The length of compact arrays and strings is stored plus one. Each structure ends with its
+            # tags.
             *(MOVE_SECONDS * 1000, 2, len(name) + 1, name, 2),
             *(partition, len(replicas) + 1, *replicas),
             *(0, 0, 0),
@@ -179,13 +180,13 @@ class Cluster:
             with connection.makefile("rb") as answers:
                 (size,) = struct.unpack(">i", answers.read(4))
                 answer = answers.read(size)
-        # Correlation, tags, throttle time; then the error.
+        # Skip correlation id, tags and throttle time; the error follows.
         (error,) = struct.unpack_from(">h", answer, 9)
         assert error == 0, f"{topic} {partition} is not reassigned: {KafkaError(error)}, {answer!r}"
 
 
 def java_hash(text: str) -> int:
-    """`String.hashCode()`: of UTF-16 units, a signed 32 bit number."""
+    """`String.hashCode()`: over UTF-16 units, a signed 32-bit number."""
     units = text.encode("utf-16-be")
     value = 0
     for (unit,) in struct.iter_unpack(">H", units):

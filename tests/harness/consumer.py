@@ -1,4 +1,4 @@
-"""A user of a publish directory who takes every file as soon as it has its name."""
+"""A user of a publish directory who moves every file away as soon as it has its name."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ THREAD_END_SECONDS = 10.0
 
 
 class Consumed(Directory):
-    """A directory from which files are moved as they appear, and empty folders removed.
+    """A directory whose files are moved away as they appear, and whose empty folders are removed.
 
-    What was taken lies in `folder`, in the order of appearance. An event that is published again is
-    there twice, while in the publish directory itself it would find its name taken.
+    The moved files are in `folder`, in order of appearance. An event published again is there twice; in
+    the publish directory itself its name would already exist.
     """
 
     def __init__(self, published: Path) -> None:
@@ -39,25 +39,25 @@ class Consumed(Directory):
             self.take()
 
     def take(self) -> None:
-        """Move all files that have their names, in the order in which they got them."""
+        """Move all named files, in the order in which they got their names."""
         with self._lock:
             files = self._published.glob("[0-9]*/*.json")
             for appeared_ns, path in sorted((path.stat().st_ctime_ns, path) for path in files):
                 number = next(self._numbers)
                 hundreds, thousands = divmod(number // FILES_IN_A_FOLDER, 100)
-                # Named as an hour is: by that a directory is read.
+                # `judge` expects folders named like hours.
                 folder = self.folder / f"{hundreds:04}-01-01T{thousands:02}"
                 folder.mkdir(parents=True, exist_ok=True)
-                # The move sets the time of the last change: when it appeared is kept in the other one.
+                # The move changes `st_ctime`, so the time of appearance is kept in `st_mtime`.
                 os.utime(path, ns=(appeared_ns, appeared_ns))
                 path.rename(folder / f"{number:09}-{path.name}")
             for folder in self._published.glob("[0-9]*"):
-                # Not if the relay has put something into it meanwhile.
+                # Fails if the relay has written into it meanwhile.
                 with contextlib.suppress(OSError):
                     folder.rmdir()
 
     def count(self) -> int:
-        """Files that were taken."""
+        """The number of moved files."""
         self.take()
         return super().count()
 
@@ -67,16 +67,16 @@ class Consumed(Directory):
         return judge(self.folder, journal, since_ms, finished, lambda path: path.stat().st_mtime_ns)
 
     def values(self) -> list[bytes]:
-        """Without the newline that each file ends with."""
+        """The contents without the final newline of each file."""
         self.take()
         return super().values()
 
     def dead_letters(self) -> int:
-        """Files in their folder."""
+        """The number of dead-letter files."""
         letters = self._published / ".pleiades" / "dead-letters"
         return len(list(letters.iterdir())) if letters.is_dir() else 0
 
     def close(self) -> None:
-        """Stop taking."""
+        """Stop moving files."""
         self._ending.set()
         self._thread.join(THREAD_END_SECONDS)

@@ -1,4 +1,4 @@
-"""Where a relay publishes to, seen from outside: how many events are there, and the right ones?"""
+"""The relay's destination seen from outside: counts its events and judges them."""
 
 from __future__ import annotations
 
@@ -22,31 +22,31 @@ FOLLOW_SECONDS = 0.02
 
 
 class Destination(Protocol):
-    """What every row of the fault matrix can ask of either kind."""
+    """The interface of a destination for the rows of the fault matrix."""
 
     name: str
     flags: list[str]
-    """The relay's, to publish here."""
+    """The relay's flags to publish here."""
     published_metric: str
 
     def count(self) -> int:
-        """Events that a reader can see now."""
+        """The number of events that a reader can see now."""
         ...
 
     def judge(self, journal: list[JournalEntry], since_ms: int, finished: bool) -> Verdict:
-        """Read everything afresh and compare; see `oracle.judge`."""
+        """Read everything from scratch and compare; see `oracle.judge`."""
         ...
 
     def values(self) -> list[bytes]:
-        """What was published, the events' bytes, in no particular order."""
+        """The published events' bytes, in no particular order."""
         ...
 
     def dead_letters(self) -> int:
-        """How many lie set apart."""
+        """The number of dead letters."""
         ...
 
     def close(self) -> None:
-        """End what watches it."""
+        """End its reader."""
         ...
 
 
@@ -61,7 +61,7 @@ class Directory:
         self.flags = ["--file.enable", f"--file.publishDir={folder}"]
 
     def count(self) -> int:
-        """Names in the hourly folders."""
+        """The number of published files."""
         try:
             hours = [name for name in os.listdir(self.folder) if _HOUR.fullmatch(name)]  # noqa: PTH208
         except FileNotFoundError:
@@ -69,7 +69,7 @@ class Directory:
         return sum(len(os.listdir(self.folder / name)) for name in hours)  # noqa: PTH208  # 100,000 of them, time and again
 
     def identities(self) -> set[str]:
-        """By the names, which are `<UTC time>-<identity>.json`."""
+        """The identities in the names, which are `<UTC time>-<identity>.json`."""
         return {path.stem.partition("-")[2] for path in self.folder.glob("[0-9]*/*.json")}
 
     def judge(self, journal: list[JournalEntry], since_ms: int, finished: bool) -> Verdict:
@@ -77,16 +77,16 @@ class Directory:
         return judge(self.folder, journal, since_ms, finished)
 
     def values(self) -> list[bytes]:
-        """Without the newline that each file ends with."""
+        """The contents without the final newline of each file."""
         return [path.read_bytes().removesuffix(b"\n") for path in self.folder.glob("[0-9]*/*.json")]
 
     def dead_letters(self) -> int:
-        """Files in their folder."""
+        """The number of dead-letter files."""
         letters = self.folder / ".pleiades" / "dead-letters"
         return len(list(letters.iterdir())) if letters.is_dir() else 0
 
     def close(self) -> None:
-        """Nothing watches it."""
+        """Do nothing: a directory has no reader."""
 
 
 class Topic:
@@ -103,7 +103,7 @@ class Topic:
         self._seen = 0
 
     def count(self) -> int:
-        """Records that a follower has been given since the beginning."""
+        """The number of records that the follower has received since the beginning."""
         if self._follower is None:
             self._follower = self._follow()
             if self._follower is None:
@@ -120,7 +120,7 @@ class Topic:
                 "enable.auto.commit": False,
                 "isolation.level": "read_committed",
                 "reconnect.backoff.max.ms": 200,
-                # What it complains of is the relay's to tell.
+                # The relay reports these errors itself.
                 "log_level": 0,
             }
         )
@@ -147,7 +147,7 @@ class Topic:
         return [record.value or b"" for record in topic_records(self.bootstrap, self.topic)]
 
     def dead_letters(self) -> int:
-        """Committed records of their topic."""
+        """The number of committed records in the dead-letter topic."""
         return len(topic_records(self.bootstrap, self.topic + DEAD_LETTERS))
 
     def close(self) -> None:

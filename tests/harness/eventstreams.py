@@ -23,7 +23,7 @@ from tests.harness.prerequisites import KAFKA, NODE, require
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "eventstreams"
 SCRIPT_TIMEOUT_SECONDS = 600
-"""The first start of all builds the Kafka client of Node."""
+"""The very first start builds Node's Kafka client."""
 KAFKA_TIMEOUT_SECONDS = 30
 DATA_CENTRES = ("eqiad", "codfw")
 
@@ -33,9 +33,9 @@ class EventStreams:
 
     Args:
         bootstrap: host:port of the Kafka that it reads.
-        streams: what it serves.
-        max_connections: of one address; 0: no limit.
-        cut_seconds: how long a connection lives; 0: no limit.
+        streams: the streams that it serves.
+        max_connections: per address; 0: no limit.
+        cut_seconds: lifetime of a connection; 0: no limit.
     """
 
     def __init__(
@@ -70,26 +70,26 @@ class EventStreams:
 
     @property
     def url(self) -> str:
-        """What a client puts a slash and its streams behind."""
+        """The URL to which a client appends a slash and its streams."""
         return f"http://127.0.0.1:{self._port}/v2/stream"
 
     @property
     def tls_url(self) -> str:
-        """The same by HTTPS."""
+        """The HTTPS counterpart of `url`."""
         return f"https://127.0.0.1:{self._tls_port}/v2/stream"
 
     @property
     def ca(self) -> Path:
-        """PEM file of the authority that a client by HTTPS must trust."""
+        """PEM file of the authority that an HTTPS client must trust."""
         return Path(self._folder.name) / "tls" / "ca.pem"
 
     def start(self) -> None:
-        """Start, or start again at the same ports; returns when it answers."""
+        """Start, or start again at the same ports; returns when the service answers."""
         require(NODE)
         self._run("start", *[part for option in self._options for part in option.split("=", 1)])
 
     def stop(self) -> None:
-        """End it and all its connections; also one that does not run."""
+        """End it and all its connections; harmless if it is not running."""
         self._run("stop")
 
     def restart(self) -> None:
@@ -98,7 +98,7 @@ class EventStreams:
         self.start()
 
     def cut_all(self) -> None:
-        """Cut all connections, perhaps inside an event."""
+        """Cut all connections, possibly inside an event."""
         os.kill(int((Path(self._folder.name) / "pid").read_text()), signal.SIGUSR2)
 
     def _run(self, command: str, *options: str) -> None:
@@ -114,10 +114,10 @@ class EventStreams:
 
 
 class UpstreamTopics:
-    """The topics behind one stream of one's own, and the events in them.
+    """The topics behind a private stream, and their events.
 
     Args:
-        bootstrap: host:port of the broker; needs one that is there.
+        bootstrap: host:port of a running broker.
         stream: None: a name that no other test uses.
     """
 
@@ -138,21 +138,21 @@ class UpstreamTopics:
         self.delete(self.eqiad, self.codfw)
 
     def create(self, *topics: str) -> None:
-        """Make these, empty."""
+        """Create these topics."""
         new = [NewTopic(topic, 1, 1) for topic in topics]
         for creation in self._admin.create_topics(new).values():
             creation.result(KAFKA_TIMEOUT_SECONDS)
 
     def delete(self, *topics: str) -> None:
-        """Remove these, with what is in them."""
+        """Delete these topics and their contents."""
         for deletion in self._admin.delete_topics(list(topics)).values():
             deletion.result(KAFKA_TIMEOUT_SECONDS)
 
     def produce(self, topic: str, *timestamps_ms: int) -> list[str]:
-        """Append one event for each Kafka timestamp; returns their identities when Kafka has them.
+        """Append one event per Kafka timestamp; returns their identities once Kafka has them.
 
         Args:
-            topic: `eqiad` or `codfw` of this.
+            topic: `eqiad` or `codfw` of this object.
             timestamps_ms: in the order of the offsets, ms since 1970; none: one event, now.
         """
         with self._changed:
@@ -190,6 +190,6 @@ class UpstreamTopics:
         return identity
 
     def journal(self) -> list[JournalEntry]:
-        """Everything produced so far, in the order of the offsets of each topic."""
+        """All events produced so far, in the order of each topic's offsets."""
         with self._changed:
             return list(self._journal)

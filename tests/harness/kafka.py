@@ -1,6 +1,6 @@
-"""Fixtures: a Kafka for all tests of a run, a topic in it, a broker that a test may kill.
+"""Fixtures: a Kafka for all tests of a run, a topic in it, and a broker that a test may kill.
 
-A conftest imports those it wants to give to its tests.
+A conftest imports the ones that its tests need.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ DEAD_LETTERS = "-dead-letters"
 
 @pytest.fixture(scope="session")
 def kafka(request: pytest.FixtureRequest) -> str:
-    """`host:port` for topics of one's own: `KAFKA_BOOTSTRAP` if set, else the broker of all tests."""
+    """`host:port` for private topics: `KAFKA_BOOTSTRAP` if set, else the shared broker."""
     if given := os.environ.get("KAFKA_BOOTSTRAP"):
         return given
     broker: Broker = request.getfixturevalue("secure")
@@ -34,10 +34,10 @@ def kafka(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(scope="session")
 def secure(tmp_path_factory: pytest.TempPathFactory) -> Broker:
-    """The broker that all workers of this run share, with the SASL_SSL listener too.
+    """The broker that all workers of this run share, including the SASL_SSL listener.
 
-    The first test that needs it starts it. It ends with pytest's main process, whatever becomes of the
-    workers. Nobody may harm it.
+    The first test that needs it starts it. It ends with pytest's main process, whatever happens to the
+    workers. No test may disturb it.
     """
     require(KAFKA)
     base, owner = tmp_path_factory.getbasetemp(), os.getpid()
@@ -47,7 +47,7 @@ def secure(tmp_path_factory: pytest.TempPathFactory) -> Broker:
     with (base / "kafka.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         _guard(folder, owner)
-        # Where another worker has started it, the script only says so.
+        # If another worker has started it, the script only says so.
         broker = Broker(folder, _port_of(folder), secure=True)
         broker.run()
     return broker
@@ -61,7 +61,7 @@ def _port_of(folder: Path) -> int | None:
 
 
 def _guard(folder: Path, owner: int) -> None:
-    """Each worker leaves one behind: another may have been killed before its own stood."""
+    """Start one guard per worker: another worker may have been killed before its guard ran."""
     subprocess.run(
         ["setsid", "--fork", *guard_command(folder, owner)],
         env=script_environment(),
@@ -74,7 +74,7 @@ def _guard(folder: Path, owner: int) -> None:
 
 @pytest.fixture
 def topic(kafka: str) -> Iterator[str]:
-    """A name that no other test uses; its topics are deleted in the end, if somebody made them."""
+    """A name that no other test uses; its topics, if any were created, are deleted afterwards."""
     name = f"test-{uuid.uuid4()}"
     yield name
     admin = AdminClient({"bootstrap.servers": kafka})
@@ -91,6 +91,6 @@ def topic(kafka: str) -> Iterator[str]:
 
 @pytest.fixture
 def own_broker(tmp_path: Path) -> Iterator[Broker]:
-    """A broker that this test may kill, freeze and start again."""
+    """A broker that this test may kill, freeze and restart."""
     with Broker(tmp_path / "kafka") as broker:
         yield broker

@@ -1,7 +1,7 @@
 # ruff: noqa: RUF009  # `flag` declares fields of dataclasses
-"""A destination in memory: the contract in its plainest form, and what tests look into.
+"""A destination in memory: the simplest form of the contract, for tests to inspect.
 
-Everything is really serialised, so that what can't be stored fails here as it would elsewhere.
+Everything is really serialised, so that unserialisable state fails here too.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class MemorySink:
         return Opened(checkpoint, list(self._store.window))
 
     def is_published(self, event: Event) -> bool:  # the contract's
-        """Everything is in the window that `open` gave."""
+        """Always false: the window returned by `open` holds everything."""
         return False
 
     def write(self, events: list[Event]) -> None:
@@ -85,7 +85,7 @@ class MemorySink:
 
 @dataclass(frozen=True)
 class MemoryDestination(Destination):
-    """The same as a destination of the command line; each commit is copied into a file for the test."""
+    """A destination for the command line; each commit is copied into a file for the test."""
 
     copy: Path = flag("memory.pickle", "file that gets a copy of each commit", DIRECTORY)
 
@@ -98,7 +98,7 @@ class MemoryDestination(Destination):
 
 
 class CopyingSink(MemorySink):
-    """Begins with the copy that an earlier one left, as if the memory had survived."""
+    """Starts from the copy of an earlier sink, as if the memory had survived."""
 
     def __init__(self, copy: Path) -> None:
         super().__init__(stored_in(copy))
@@ -113,7 +113,7 @@ class CopyingSink(MemorySink):
 
 
 def stored_in(copy: Path) -> MemoryStore:
-    """The last commit of a destination that may be in another process."""
+    """The last commit of a destination, possibly in another process."""
     try:
         store: MemoryStore = pickle.loads(copy.read_bytes())  # noqa: S301  # written above
     except FileNotFoundError:

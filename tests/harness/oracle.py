@@ -1,4 +1,4 @@
-"""Compares a directory or a topic with the truth: the journal of the local upstream."""
+"""Compares a directory or a topic with the journal of the local upstream."""
 
 from __future__ import annotations
 
@@ -15,32 +15,32 @@ from pleiades.simulator.log import JournalEntry
 from tests.harness.broker import Record, topic_records
 
 Part: TypeAlias = Callable[[JournalEntry], bool]
-"""Which events belong together."""
+"""Selects the events that belong together."""
 
 
 def dated(begin_ms: int, end_ms: int) -> Part:
-    """Those of a range by their Kafka timestamps: the begin is in it, the end is not."""
+    """Select events by Kafka timestamp: from `begin_ms`, before `end_ms`."""
     return lambda entry: begin_ms <= entry.timestamp < end_ms
 
 
 def after_first(journal: list[JournalEntry], since_ms: int) -> Part:
-    """Of each topic all from the first one on that is dated at or after a time, as upstream sends it."""
+    """Select all events of each topic from the first one dated at or after a time."""
     wanted = {entry.identity for entry in _begun(journal, since_ms, ())}
     return lambda entry: entry.identity in wanted
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What is wrong; nothing of it is the law."""
+    """The violations found in a destination; there must be none."""
 
     lost: list[str]
     doubled: list[str]
     foreign: list[str]
-    """Published, but never sent by the upstream, or not asked for."""
+    """Published, but never sent by the upstream, or not requested."""
     disordered: list[str]
-    """Published before one that precedes it in its topic."""
+    """Published before an earlier event of the same topic."""
     broken: list[str]
-    """Files that are no whole JSON with a newline at the end; records that are not the event."""
+    """Files that are not whole JSON with a final newline; records that differ from the event."""
     published: int
 
     @property
@@ -60,12 +60,12 @@ class Verdict:
 
 
 def published_count(folder: Path) -> int:
-    """Names in the hourly folders."""
+    """The number of published files."""
     return sum(1 for _ in folder.glob("[0-9]*/*.json"))
 
 
 def more_than(folder: Path, count: int) -> Callable[[], bool]:
-    """A condition to wait for: there are more published events than that."""
+    """Return a condition to wait for: more than `count` events are published."""
     return lambda: published_count(folder) > count
 
 
@@ -76,7 +76,7 @@ def judge(
     finished: bool = True,
     appeared_ns: Callable[[Path], int] | None = None,
 ) -> Verdict:
-    """Read a publish directory afresh.
+    """Read a publish directory from scratch and judge it.
 
     The order is that in which the names appeared (`st_ctime_ns`, set by the rename; two names within
     one tick of the kernel's clock count as ordered).
@@ -84,10 +84,11 @@ def judge(
     Args:
         folder: the publish directory.
         journal: everything upstream appended.
-        since_ms: where the relay was told to start. A topic is expected from its first event on
-            that is dated at or after it, or from the first published one if that is earlier.
-        finished: everything must be there; otherwise up to the last published one of each topic.
-        appeared_ns: when a name appeared, if that is not to be seen by the file any more.
+        since_ms: the relay's start time. A topic is expected from its first event dated at or after it,
+            or from the first published event if that is earlier.
+        finished: if true, everything must be there; otherwise everything up to the last published event
+            of each topic.
+        appeared_ns: returns when a name appeared, if the file no longer shows it.
     """
     seen, appeared, broken = _files(folder, appeared_ns or _changed_ns)
     expected = _expected(journal, since_ms, finished, seen)
@@ -95,10 +96,10 @@ def judge(
 
 
 def judge_parts(folder: Path, journal: list[JournalEntry], *parts: Part) -> Verdict:
-    """The same where it is known which events there must be, and nothing else.
+    """Judge a directory that must hold exactly the events of these parts.
 
     Args:
-        parts: the order is expected in each for itself.
+        parts: each must be in order by itself.
     """
     seen, appeared, broken = _files(folder, _changed_ns)
     return _parted(journal, parts, seen, {0: appeared}, broken)
@@ -111,7 +112,7 @@ def _changed_ns(path: Path) -> int:
 def _files(
     folder: Path, appeared_ns: Callable[[Path], int]
 ) -> tuple[Counter[str], dict[str, int], list[str]]:
-    """How often each event is there, when it appeared, and what is broken."""
+    """Return the count of each event, when each appeared, and the broken files."""
     appeared: dict[str, int] = {}
     seen: Counter[str] = Counter()
     broken = []
@@ -138,11 +139,11 @@ def _files(
 def judge_topic(
     bootstrap: str, topic: str, journal: list[JournalEntry], since_ms: int, finished: bool = True
 ) -> Verdict:
-    """Read a topic afresh, as a reader of committed records sees it.
+    """Read a topic from scratch, as a reader of committed records does, and judge it.
 
-    The order is that of the offsets, in each partition for itself. A key must keep to one partition:
-    only so the records of a key have an order at all. The SSE id, which is the key or else the header
-    `id`, must give the event's own time to its own topic; the journal tells no more of it.
+    The order is that of the offsets in each partition. All records of a key must be in one partition,
+    because only then are they ordered. The SSE id, which is the key or else the header `id`, must give
+    the event's own time to its own topic; the journal does not know the other entries.
 
     Args:
         bootstrap: host:port of the broker.
@@ -157,7 +158,7 @@ def judge_topic(
 def judge_topic_parts(
     bootstrap: str, topic: str, journal: list[JournalEntry], *parts: Part
 ) -> Verdict:
-    """The same where it is known which events there must be, and nothing else; see `judge_parts`."""
+    """Judge a topic that must hold exactly the events of these parts; see `judge_parts`."""
     seen, offsets, broken = _records(bootstrap, topic, journal)
     return _parted(journal, parts, seen, offsets, broken)
 
@@ -165,7 +166,7 @@ def judge_topic_parts(
 def _records(
     bootstrap: str, topic: str, journal: list[JournalEntry]
 ) -> tuple[Counter[str], dict[int, dict[str, int]], list[str]]:
-    """How often each event is there, where in its partition, and what is broken."""
+    """Return the count of each event, its offset per partition, and the broken records."""
     records = topic_records(bootstrap, topic)
     entries = {entry.identity: entry for entry in journal}
     offsets: dict[int, dict[str, int]] = defaultdict(dict)
@@ -175,7 +176,7 @@ def _records(
     for record in records:
         identity, as_sent = _read(record, entries)
         seen[identity] += 1
-        # The first of a doubled one: that it is doubled is told anyway.
+        # Keep the first of duplicates; they are reported anyway.
         offsets[record.partition].setdefault(identity, record.offset)
         if partition_of.setdefault(record.key, record.partition) != record.partition or not as_sent:
             broken.append(identity)
@@ -183,7 +184,7 @@ def _records(
 
 
 def _read(record: Record, entries: Mapping[str, JournalEntry]) -> tuple[str, bool]:
-    """Which event a record holds, and whether its id and data are those of that event."""
+    """Return a record's event identity, and whether its id and data are those of that event."""
     try:
         meta = orjson.loads(record.value or b"")["meta"]
         identity = meta["id"]
@@ -198,7 +199,7 @@ def _read(record: Record, entries: Mapping[str, JournalEntry]) -> tuple[str, boo
     sent = entries.get(identity)
     if sent is None:
         return identity, False
-    # The real service asks for the event behind this one.
+    # The real service's id asks for the next event.
     own = (meta["topic"], meta["partition"]) == sent.source
     return identity, own and reached.get(sent.source) == sent.timestamp + 1
 
@@ -209,10 +210,10 @@ def _read(record: Record, entries: Mapping[str, JournalEntry]) -> tuple[str, boo
 def _expected(
     journal: list[JournalEntry], since_ms: int, finished: bool, seen: Container[str]
 ) -> list[JournalEntry]:
-    """What must be published."""
+    """The events that must be published."""
     expected = _begun(journal, since_ms, seen)
     if not finished:
-        # The same from behind: up to the last published one of each topic.
+        # The same backwards: up to the last published event of each topic.
         expected = _begun(expected[::-1], None, seen)[::-1]
     return expected
 
@@ -220,7 +221,7 @@ def _expected(
 def _begun(
     journal: list[JournalEntry], since_ms: int | None, seen: Container[str]
 ) -> list[JournalEntry]:
-    """Of each topic, all from the first that is published or late enough."""
+    """All events of each topic from the first one that is published or late enough."""
     begun = set()
     expected = []
     for entry in journal:
@@ -250,12 +251,12 @@ def _verdict(
     places: Mapping[int, Mapping[str, int]],
     broken: list[str],
 ) -> Verdict:
-    """Compare.
+    """Compare the published events with the expected ones.
 
     Args:
-        known: what may be there.
-        parts: what must be there; in each, this order.
-        places: for each sequence of published events, where in it each one stands.
+        known: the events that may be there.
+        parts: the events that must be there, each part in this order.
+        places: for each sequence of published events, the place of each event in it.
     """
     disordered = []
     for place, expected in product(places.values(), parts):

@@ -1,4 +1,4 @@
-"""File permissions that hold for root too."""
+"""Enforces file permissions for root too."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class _Header(ctypes.Structure):
 
 
 class _Capabilities(ctypes.Structure):
-    """Those below 32 first, then the others; see capset(2)."""
+    """Capabilities below 32 first, then the others; see capset(2)."""
 
     _fields_ = (
         ("effective", ctypes.c_uint32),
@@ -28,7 +28,7 @@ class _Capabilities(ctypes.Structure):
 
 
 def drop_overrides() -> Callable[[], None]:
-    """Bind this thread, and what it starts, by the permissions of files; returns what undoes that."""
+    """Bind this thread and its children by file permissions; returns a function that undoes this."""
     libc = ctypes.CDLL(None, use_errno=True)
     header, capabilities = _Header(_VERSION_3, 0), _Capabilities()
 
@@ -49,7 +49,7 @@ def drop_overrides() -> Callable[[], None]:
 
 @contextmanager
 def permissions_hold() -> Iterator[None]:
-    """Within the block, this thread is bound by the permissions of files, whoever the user is."""
+    """Bind this thread by file permissions within the block, even as root."""
     restore = drop_overrides()
     try:
         yield

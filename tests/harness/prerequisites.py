@@ -23,7 +23,7 @@ import pytest
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 SCRIPT_SECONDS = 300
-"""The first call of a script installs or builds what it prints."""
+"""The first call of a script installs or builds the program."""
 PROBE_SECONDS = 30
 NOT_THERE = 3
 """The exit status of a script that finds neither its program nor the means to install it."""
@@ -41,7 +41,7 @@ class Prerequisite:
 
     name: str
     purpose: str
-    """What is not tested without it."""
+    """What remains untested without it."""
     remedy: str
     """What to install, or how to run the tests."""
     find: Callable[[], list[str]]
@@ -67,7 +67,7 @@ def require(prerequisite: Prerequisite) -> list[str]:
 
 
 def is_there(prerequisite: Prerequisite) -> bool:
-    """Whether `require` would go on."""
+    """True if `require` would return."""
     return not isinstance(_look_for(prerequisite), NotThere)
 
 
@@ -80,11 +80,11 @@ def _look_for(prerequisite: Prerequisite) -> list[str] | NotThere:
 
 
 def not_tested(reasons: Iterable[str], unit: str) -> Iterator[str]:
-    """The lines of the block at the end of a run: what was skipped, and what to install.
+    """Return the lines at the end of a run: what was skipped, and what to install.
 
     Args:
         reasons: why each test was skipped, one entry per test.
-        unit: what is counted, in the singular.
+        unit: the counted unit, in the singular.
     """
     counts = Counter(reasons)
     for prerequisite in ALL:
@@ -132,7 +132,7 @@ def _compiler() -> list[str]:
     found = shutil.which("cc") or shutil.which("gcc")
     if found is None:
         raise NotThere("neither cc nor gcc is on the PATH")
-    # Debian has compiler and headers in packages of their own.
+    # Debian has separate packages for the compiler and the headers.
     _run(found, "-fsyntax-only", "-include", "dlfcn.h", "-x", "c", "/dev/null")
     return [found]
 
@@ -147,7 +147,7 @@ def _node() -> list[str]:
 
 
 def _mount() -> list[str]:
-    # In a namespace of its own the kernel would let any user mount: not what the tests do.
+    # In its own namespace any user could mount, but the tests do not use one.
     if os.geteuid() != 0:
         raise NotThere("this user is not root")
     with tempfile.TemporaryDirectory() as folder:
@@ -180,7 +180,7 @@ def _ipv6() -> list[str]:
 
 
 def _run(*command: str) -> str:
-    """What a command prints; one that fails or does not exist is not there."""
+    """Return the output of a command; raises NotThere if it fails or does not exist."""
     try:
         done = subprocess.run(
             command, capture_output=True, text=True, timeout=PROBE_SECONDS, check=True

@@ -1,4 +1,4 @@
-"""`pleiades` as a user starts it: a process of its own, its log, its metrics, its children."""
+"""`pleiades` as a user starts it: a separate process, its log, its metrics, its children."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ COMMAND = (sys.executable, "-m", "pleiades")
 
 
 class Upstream(Protocol):
-    """What a relay can be tried with: a `Simulator`, a `Tape`."""
+    """An upstream for a relay under test: a `Simulator` or a `Tape`."""
 
     @property
     def url(self) -> str:
-        """What a client puts a slash and its streams behind."""
+        """The URL to which a client appends a slash and its streams."""
         ...
 
     @property
@@ -38,7 +38,7 @@ class Upstream(Protocol):
         ...
 
     def journal(self) -> list[JournalEntry]:
-        """Everything appended so far, in that order."""
+        """All events appended so far, in order."""
         ...
 
     def stats(self) -> Stats:
@@ -47,18 +47,18 @@ class Upstream(Protocol):
 
 
 def since_ms(upstream: Upstream) -> int:
-    """Where tests usually start: a minute before the upstream did."""
+    """The usual start time of tests: a minute before the upstream's start."""
     return upstream.started_ms - 60_000
 
 
 def upstream_flags(url: str) -> list[str]:
-    """The upstream, and whom to trust where it speaks TLS."""
+    """Flags for the upstream, and for its authority if it speaks TLS."""
     trusted = [f"--upstream.ca={authority().ca}"] if url.startswith("https:") else []
     return [f"--upstream.url={url}", *trusted]
 
 
 def ingest_flags(url: str, since: str | int) -> list[str]:
-    """What a run of the relay needs beside its destination."""
+    """Flags of an ingest, except its destination."""
     return [
         "ingest",
         *upstream_flags(url),
@@ -69,7 +69,7 @@ def ingest_flags(url: str, since: str | int) -> list[str]:
 
 
 def replay_flags(url: str, begin: str | int, end: str | int) -> list[str]:
-    """The same for a replay; the waits are those of a test's upstream."""
+    """Flags of a replay, except its destination; the waits suit a test's upstream."""
     return [
         "replay",
         *upstream_flags(url),
@@ -82,12 +82,12 @@ def replay_flags(url: str, begin: str | int, end: str | int) -> list[str]:
 
 
 def kafka_flags(bootstrap: str, topic: str) -> list[str]:
-    """The destination as a topic."""
+    """Flags for a topic as destination."""
     return ["--kafka.enable", f"--kafka.broker={bootstrap}", f"--kafka.topic={topic}"]
 
 
 class Relay:
-    """One run of the command; ends with the `with` block at the latest."""
+    """One run of the command; the `with` block ends it at the latest."""
 
     def __init__(
         self,
@@ -116,7 +116,7 @@ class Relay:
         return self
 
     def __exit__(self, *_: object) -> None:
-        # Whoever outlives the parent also keeps the pipe of its log open.
+        # Processes that outlive the parent also keep the log's pipe open.
         self._family |= set(self.children())
         if self.process.poll() is None:
             self.process.kill()
@@ -145,7 +145,7 @@ class Relay:
     def wait_for(
         self, pattern: str, timeout_seconds: float = 30.0, after: int = 0
     ) -> re.Match[str]:
-        """Wait for a log line; `after`: look only at lines from that number on."""
+        """Wait for a log line; `after`: search only from that line number on."""
 
         def found() -> re.Match[str] | None:
             for line in self.lines[after:]:
@@ -163,17 +163,17 @@ class Relay:
         return match
 
     def wait_ready(self, timeout_seconds: float = 30.0) -> None:
-        """Wait until /readyz says yes."""
+        """Wait until /readyz answers 200."""
         until(lambda: self.status("/readyz") == 200, "readiness", timeout_seconds)
 
     @property
     def address(self) -> str:
-        """Where /metrics is."""
+        """The base URL of /metrics."""
         match = self.wait_for(r"metrics on http://\S+:(\d+)/metrics")
         return f"http://127.0.0.1:{match[1]}"
 
     def status(self, path: str) -> int:
-        """The HTTP status of a path; 0 where nothing answers."""
+        """The HTTP status of a path; 0 if nothing answers."""
         try:
             return requests.get(self.address + path, timeout=5).status_code
         except (requests.ConnectionError, requests.Timeout):
@@ -190,7 +190,7 @@ class Relay:
         }
 
     def metric(self, name: str, **labels: str) -> float:
-        """One sample; 0 where there is none."""
+        """One sample; 0 if there is none."""
         return self.metrics().get((name, tuple(sorted(labels.items()))), 0.0)
 
     def children(self) -> list[psutil.Process]:
@@ -211,11 +211,11 @@ class Relay:
         except psutil.Error:
             return ""
         match = re.fullmatch(r"pleiades: ([a-z]+(?:-\d+)?)\s*", title)
-        # A child that was just forked still has the title of the process that it was forked from.
+        # A child that was just forked still has its parent's title.
         return match[1] if match and match[1] not in ("parent", "forkserver") else ""
 
     def child(self, role: str, timeout_seconds: float = 30.0) -> psutil.Process:
-        """The living process of a role."""
+        """Wait for the living process of a role."""
 
         def found() -> psutil.Process | None:
             return next((child for child in self.children() if self.role(child) == role), None)
@@ -229,7 +229,7 @@ class Relay:
         self.process.send_signal(number)
 
     def stop(self, timeout_seconds: float = 40.0) -> int:
-        """SIGTERM, and wait for the end; returns the exit status."""
+        """Send SIGTERM and wait for the end; returns the exit status."""
         if self.process.poll() is None:
             self.signal(signal.SIGTERM)
         return self.wait(timeout_seconds)

@@ -1,4 +1,4 @@
-"""What a `Tape` can be told to say to a request, and how that goes over the network."""
+"""Scripted answers of a `Tape`, and how they are sent over the network."""
 
 from __future__ import annotations
 
@@ -12,52 +12,52 @@ OPENING = b":ok\n\n"
 
 
 class Ending(Enum):
-    """What becomes of a connection that goes no further."""
+    """How a connection ends."""
 
     RESET = "reset"
     CLOSE = "close"
-    """Without the final chunk, in the middle of one."""
+    """Close without the final chunk, in the middle of a chunk."""
     CLEAN = "clean"
-    """A well-formed end of the HTTP answer."""
+    """End the HTTP answer properly."""
     SILENT = "silent"
-    """It stays open, and nothing comes."""
+    """Stay open and send nothing."""
 
 
 class Stop(NamedTuple):
-    """Where a connection goes no further."""
+    """The point at which a connection stops."""
 
     place: int
-    """Of an event in the log, counted over all topics from the first one ever written."""
+    """The event's index in the log, counted over all topics from the first one ever written."""
     byte: int
-    """So much of that event's frame is still sent."""
+    """The number of bytes of that event's frame that are still sent."""
     ending: Ending
 
 
 @dataclass(frozen=True)
 class Stream:
-    """The usual answer: all from where it was asked for, and what comes."""
+    """The usual answer: all events from the requested position on, and then new ones."""
 
     stop: Stop | None = None
     chunked: bool = True
     first: bytes = b""
-    """Said before the first event."""
+    """Sent before the first event."""
     behind: frozenset[str] = frozenset()
-    """Topics that its data centre mirrors late: there is nothing yet at or after what was asked for."""
+    """Topics that the data centre mirrors late: nothing exists yet at or after the requested time."""
 
 
 @dataclass(frozen=True)
 class Say:
-    """These bytes instead of an answer."""
+    """An answer of exactly these bytes."""
 
     wire: bytes
 
 
 Answer: TypeAlias = Stream | Say
-"""What is said to one request."""
+"""The answer to one request."""
 
 
 def refusal(status: int, body: bytes = b"", *headers: str, kind: str = "text/html") -> Say:
-    """An answer of another status, or of another kind."""
+    """An answer of another status or content type."""
     lines = (
         f"HTTP/1.1 {status} As it is",
         f"Content-Type: {kind}",
@@ -70,12 +70,12 @@ def refusal(status: int, body: bytes = b"", *headers: str, kind: str = "text/htm
 
 
 def chunked(piece: bytes) -> bytes:
-    """As one chunk of the transfer encoding (RFC 9112, section 7.1); nothing: the last one."""
+    """One chunk of the transfer encoding (RFC 9112, section 7.1); empty: the last one."""
     return b"%x\r\n%b\r\n" % (len(piece), piece)
 
 
 class Body:
-    """The body of an answer as it goes over the network."""
+    """An answer's body as it is sent over the network."""
 
     def __init__(self, connection: socket.socket, chunked: bool) -> None:
         self._connection = connection
@@ -87,13 +87,13 @@ class Body:
         self.write(OPENING)
 
     def write(self, *pieces: bytes) -> None:
-        """A chunk for each piece, as upstream makes one for each line."""
+        """Send each piece as a chunk, as upstream does for each line."""
         if self._chunked:
             pieces = tuple(chunked(piece) for piece in pieces if piece)
         self._connection.sendall(b"".join(pieces))
 
     def write_part(self, piece: bytes, ending: Ending) -> None:
-        """The last piece; where the connection is just closed, of a chunk that was to be longer."""
+        """Send the last piece; for `CLOSE`, as the beginning of a longer chunk."""
         if self._chunked and ending in (Ending.CLOSE, Ending.RESET):
             piece = b"%x\r\n%b" % (len(piece) + 1, piece)
             self._connection.sendall(piece)

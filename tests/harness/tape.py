@@ -1,10 +1,11 @@
-"""An upstream of which a trial writes every word: the log, the answers, and where each breaks off.
+"""An upstream scripted by the test: its log, its answers, and where each answer breaks off.
 
-The local upstream of `pleiades.simulator` makes its own events and draws its faults by lot. Here one
-says "the fifth event, up to its 117th byte, then a reset", and is asked when each request came.
+The local upstream of `pleiades.simulator` generates its own events and draws its faults at random. A
+tape can be told "the fifth event, up to its 117th byte, then a reset", and records when each request
+came.
 
-It resolves a request as the real service does: each topic for itself, a timestamp to the earliest
-event at or after it, past the end to the end, which the ids then call `offset: -1`.
+It resolves a request as the real service does: per topic, a timestamp resolves to the earliest event at
+or after it, or to the end, which the ids then report as `offset: -1`.
 """
 
 from __future__ import annotations
@@ -35,22 +36,22 @@ from tests.harness.script import Answer, Body, Ending, Say, Stream
 HOME = "eqiad.mediawiki.recentchange"
 OTHER = "codfw.mediawiki.recentchange"
 OTHERS_TURN = 5
-"""Of the events that come by themselves each one of so many is the other data centre's."""
+"""One in this many of the events written by `write_on` belongs to the other data centre."""
 BATCH_EVENTS = 100
 LOOK_SECONDS = 0.05
-"""How soon it is noticed that a client has left while there is nothing to send to it."""
+"""Time to notice that a client has left while there is nothing to send."""
 MAX_REQUEST_BYTES = 64 * 1024
 THREAD_END_SECONDS = 10.0
 _NO_LINGER = struct.pack("ii", 1, 0)
 
 
 class Request(NamedTuple):
-    """One that came."""
+    """A received request."""
 
     came: float
     """`time.monotonic()`"""
     asked: dict[str, int] | None
-    """By `Last-Event-ID`: the timestamp for each topic; None without that header."""
+    """The timestamps per topic from `Last-Event-ID`; None without that header."""
 
 
 class _Written(NamedTuple):
@@ -59,14 +60,14 @@ class _Written(NamedTuple):
 
 
 class _Left(Exception):
-    """The connection is over: the client's doing, `cut_all`, or the end."""
+    """The connection is over: the client left, `cut_all` was called, or the tape ends."""
 
 
 class Tape:
-    """Serves from its making on; ends with the `with` block.
+    """Serves from its creation to the end of the `with` block.
 
     Args:
-        seed: of identities.
+        seed: for the identities.
         topics: of the stream, one partition each.
     """
 
@@ -83,7 +84,7 @@ class Tape:
         self._changed = threading.Condition()
         """Guards all of the above."""
         self._generation = 0
-        """Counts calls of `cut_all`: a connection of an earlier one ends."""
+        """The number of `cut_all` calls; connections of an earlier generation end."""
         self._closing = threading.Event()
         self._resting = threading.Event()
         self._writers: list[threading.Thread] = []
@@ -120,10 +121,10 @@ class Tape:
         """Append events.
 
         Args:
-            topic: whose.
+            topic: the topic of the events.
             timestamp_ms: Kafka's; None: now.
             text: part of their data.
-            times: so many of them.
+            times: the number of events.
         """
         with self._changed:
             for _ in range(times):
@@ -151,7 +152,7 @@ class Tape:
         return _Written(entry, orjson.dumps(data))
 
     def append(self, data: bytes, identity: str = "", topic: str = HOME) -> None:
-        """Append an event with just these bytes, dated now."""
+        """Append an event with exactly these bytes, dated now."""
         with self._changed:
             offset = self._offsets[topic]
             self._offsets[topic] = offset + 1
@@ -161,11 +162,11 @@ class Tape:
             self._changed.notify_all()
 
     def write_on(self, rate: float, topics: Iterable[str] = (HOME, OTHER)) -> None:
-        """Have events come by themselves, so many a second: mostly the first topic's."""
+        """Write `rate` events per second in the background, mostly to the first topic."""
         self._writers.append(self._start(self._write_on, rate, tuple(topics)))
 
     def rest(self) -> None:
-        """No event comes by itself any more."""
+        """Stop the background writers."""
         self._resting.set()
         for writer in self._writers:
             writer.join(THREAD_END_SECONDS)
@@ -177,40 +178,40 @@ class Tape:
             self.write(topics[0 if number % OTHERS_TURN else -1])
 
     def forget(self, events: int) -> None:
-        """History now begins behind so many events, counted from the first one ever written."""
+        """Expire the first `events` events ever written."""
         with self._changed:
             self._first = events
 
     def frame(self, place: int) -> bytes:
-        """An event as it is sent to a client that was sent nothing of any other topic."""
+        """An event's frame for a client that has received nothing of any other topic."""
         return _frame(self._log[place], dict.fromkeys(self._topics, b'"offset":-1'))
 
     def __len__(self) -> int:
-        """Events ever written."""
+        """The number of events ever written."""
         return len(self._log)
 
     def values(self) -> list[bytes]:
-        """The data of all of them."""
+        """The data of all events."""
         return [written.data for written in self._log]
 
     def journal(self) -> list[JournalEntry]:
-        """All of them, the forgotten ones too."""
+        """The entries of all events, including expired ones."""
         return [written.entry for written in self._log]
 
     def stats(self) -> Stats:
-        """A copy; what was served is not counted."""
+        """A copy; served events are not counted."""
         with self._changed:
             return replace(self._stats)
 
     # ---- the answers ----
 
     def answer(self, *answers: Answer) -> None:
-        """What to say to the next requests, one each; after them all is as usual."""
+        """Queue answers to the next requests, one each; later requests get the usual answer."""
         with self._changed:
             self._answers.extend(answers)
 
     def unanswered(self) -> int:
-        """How many of those are still to be used."""
+        """The number of unused answers."""
         return len(self._answers)
 
     def cut_all(self) -> None:
@@ -229,7 +230,7 @@ class Tape:
 
     def _serve(self, connection: socket.socket) -> None:
         try:
-            # Batches would wait for each other's acknowledgement.
+            # Otherwise batches wait for each other's acknowledgement.
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             # Each write is a TLS record.
             connection = authority().server.wrap_socket(connection, server_side=True)
@@ -250,11 +251,11 @@ class Tape:
                 else:
                     self._stream(connection, answer, generation, self._asked(target, request))
             except (OSError, _Left):
-                # Told apart by nobody: what came of it is seen at the destination.
+                # The cause does not matter: the destination shows the result.
                 return
 
     def _asked(self, target: str, request: Request) -> dict[str, int]:
-        """A timestamp for each topic that is to be sent; `LATEST` for what is yet to come."""
+        """The timestamp per requested topic; `LATEST` for new events only."""
         if request.asked is not None:
             return request.asked
         since = parse_qs(urlsplit(target).query).get("since", [])
@@ -293,7 +294,7 @@ class Tape:
             body.write(*lines)
 
     def _behind(self, place: int, generation: int) -> list[_Written]:
-        """The next events; none if none came for a while."""
+        """The next events; empty if none came within `LOOK_SECONDS`."""
         with self._changed:
             self._changed.wait_for(
                 lambda: len(self._log) > place or self._over(generation), LOOK_SECONDS
@@ -303,7 +304,7 @@ class Tape:
     def _resolve(
         self, asked: Mapping[str, int], behind: frozenset[str]
     ) -> tuple[dict[str, int], dict[str, bytes]]:
-        """Where each topic begins in the log, and its entry in the ids until it delivers something."""
+        """Each topic's start in the log, and its entry in the ids until it delivers something."""
         starts: dict[str, int] = {}
         entries: dict[str, bytes] = {}
         for topic, timestamp_ms in asked.items():
@@ -323,7 +324,7 @@ class Tape:
         return self._closing.is_set() or generation < self._generation
 
     def _end(self, connection: socket.socket, body: Body, ending: Ending, generation: int) -> None:
-        """End a connection; raises `_Left` always."""
+        """End a connection; always raises `_Left`."""
         if ending is Ending.SILENT:
             self._stay(connection, generation)
         with self._changed:
@@ -335,7 +336,7 @@ class Tape:
         raise _Left
 
     def _stay(self, connection: socket.socket, generation: int) -> None:
-        """Say nothing until the client leaves; raises `_Left` always."""
+        """Send nothing until the client leaves; always raises `_Left`."""
         while not self._over(generation) and not _has_left(connection, LOOK_SECONDS):
             pass
         raise _Left
@@ -350,7 +351,7 @@ def _delivered(written: _Written) -> dict[str, bytes]:
 
 
 def _frame(written: _Written, entries: Mapping[str, bytes]) -> bytes:
-    """An event whose id has these entries, and its own."""
+    """An event's frame; its id has these entries and the event's own."""
     id_entries = (
         b'{"topic":"%b","partition":0,%b}' % (topic.encode(), entry)
         for topic, entry in {**entries, **_delivered(written)}.items()
@@ -359,7 +360,7 @@ def _frame(written: _Written, entries: Mapping[str, bytes]) -> bytes:
 
 
 def _read_request(connection: socket.socket) -> tuple[str, Request]:
-    """The target of a request, and what else is kept of it."""
+    """Return a request's target, and the parsed request."""
     text = b""
     while b"\r\n\r\n" not in text and len(text) < MAX_REQUEST_BYTES:
         part = connection.recv(MAX_REQUEST_BYTES)
@@ -379,5 +380,5 @@ def _read_request(connection: socket.socket) -> tuple[str, Request]:
 
 
 def _has_left(connection: socket.socket, timeout_seconds: float = 0.0) -> bool:
-    """Whether the client has closed its side; it has nothing to say any more."""
+    """True if the client has closed its side; a client sends nothing after its request."""
     return bool(select.select([connection], [], [], timeout_seconds)[0])

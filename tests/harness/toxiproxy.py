@@ -1,7 +1,7 @@
-"""Connections that are slow, torn or silent: a proxy between a client and a server of one's own.
+"""Slow, broken or silent connections: a proxy between a client and a private server.
 
-What comes from the server flows `downstream`, what goes to it `upstream`; a toxic spoils one of the two,
-of connections that are open already and of those to come, until it is removed.
+Data from the server flows `downstream`, data to it `upstream`. A toxic disturbs one direction of all
+open and future connections until it is removed.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ STOP_SECONDS = 10
 
 Direction = Literal["upstream", "downstream"]
 
-# Ends the server with this process, in whatever way that ends, or when its own input is closed.
+# Ends the server when this process ends, however that happens, or when its own input is closed.
 _KEEPER = """
 import os, select, subprocess, sys
 try:
@@ -43,18 +43,18 @@ server.kill()
 
 
 class Toxic(Protocol):
-    """What spoils a connection."""
+    """A disturbance of connections."""
 
     kind: str
 
     def attributes(self) -> dict[str, int]:
-        """As Toxiproxy calls them."""
+        """The attributes under Toxiproxy's names."""
         ...
 
 
 @dataclass(frozen=True)
 class ResetPeer:
-    """Once data comes, wait, then end the connection: RST, what was on its way is lost."""
+    """Once data arrives, wait, then reset the connection: data in transit is lost."""
 
     after_seconds: float = 0
     kind = "reset_peer"
@@ -66,9 +66,10 @@ class ResetPeer:
 
 @dataclass(frozen=True)
 class Timeout:
-    """Swallow all data. The connection stays open (half-open: nobody is told), by default for ever.
+    """Swallow all data. The connection stays open (half-open: neither side notices), by default for
+    ever.
 
-    What was swallowed can't come later: when the toxic is removed, its connections are closed.
+    Swallowed data cannot arrive later: when the toxic is removed, its connections are closed.
     """
 
     close_after_seconds: float = 0
@@ -81,7 +82,7 @@ class Timeout:
 
 @dataclass(frozen=True)
 class SlowClose:
-    """Data pass, but the end of the connection is told late."""
+    """Pass data, but delay the end of the connection."""
 
     delay_seconds: float
     kind = "slow_close"
@@ -93,7 +94,7 @@ class SlowClose:
 
 @dataclass(frozen=True)
 class Latency:
-    """Everything comes later, by `seconds` plus or minus up to `jitter_seconds`; in order."""
+    """Delay everything by `seconds` ± `jitter_seconds`, in order."""
 
     seconds: float
     jitter_seconds: float = 0
@@ -106,7 +107,7 @@ class Latency:
 
 @dataclass(frozen=True)
 class Bandwidth:
-    """No more than that in a second."""
+    """Limit the throughput."""
 
     kilobytes_per_second: int
     kind = "bandwidth"
@@ -118,7 +119,7 @@ class Bandwidth:
 
 @dataclass(frozen=True)
 class LimitData:
-    """Each connection ends after that many bytes of it."""
+    """End each connection after that many bytes."""
 
     size_bytes: int
     kind = "limit_data"
@@ -130,7 +131,7 @@ class LimitData:
 
 @dataclass(frozen=True)
 class Slicer:
-    """Data come in small pieces, of `average_bytes` plus or minus `variation_bytes`, with pauses."""
+    """Split data into pieces of `average_bytes` ± `variation_bytes`, with pauses in between."""
 
     average_bytes: int
     variation_bytes: int = 0
@@ -154,7 +155,7 @@ def _ms(seconds: float) -> int:
 
 
 class Proxy:
-    """One address, and where its connections lead."""
+    """A listening address, and the server that its connections lead to."""
 
     def __init__(self, api: str, name: str, listen: str, upstream: str) -> None:
         self.name = name
@@ -166,11 +167,11 @@ class Proxy:
 
     @property
     def port(self) -> int:
-        """Of `listen`."""
+        """The port of `listen`."""
         return int(self.listen.rpartition(":")[2])
 
     def add(self, toxic: Toxic, direction: Direction = "downstream") -> None:
-        """Spoil what flows in that direction. Of each kind there is at most one for a direction."""
+        """Disturb one direction. A direction can have at most one toxic of each kind."""
         wanted = {
             "name": _name(toxic, direction),
             "type": toxic.kind,
@@ -180,12 +181,12 @@ class Proxy:
         _ask("POST", f"{self._at}/toxics", wanted)
 
     def remove(self, toxic: Toxic, direction: Direction = "downstream") -> None:
-        """Spoil it no more."""
+        """Stop the disturbance."""
         _ask("DELETE", f"{self._at}/toxics/{_name(toxic, direction)}")
 
     @contextmanager
     def spoiled(self, toxic: Toxic, *directions: Direction) -> Iterator[None]:
-        """With that toxic during the `with` block; both ways where no direction is given."""
+        """Apply the toxic during the `with` block, in both directions if none is given."""
         added: list[Direction] = []
         try:
             for direction in directions or ("upstream", "downstream"):
@@ -201,11 +202,11 @@ class Proxy:
         _ask("POST", self._at, {"enabled": False})
 
     def enable(self) -> None:
-        """Let them in again, at the same address."""
+        """Accept connections again, at the same address."""
         _ask("POST", self._at, {"enabled": True})
 
     def cut(self) -> None:
-        """End all connections; new ones are welcome."""
+        """End all connections, but accept new ones."""
         self.disable()
         self.enable()
 
@@ -218,7 +219,7 @@ class Toxiproxy:
     """The server of all proxies; ends with the `with` block, and never outlives this process.
 
     Args:
-        folder: where its log goes.
+        folder: for its log.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -239,7 +240,7 @@ class Toxiproxy:
         self.stop()
 
     def start(self) -> None:
-        """Start it; returns when it answers."""
+        """Start the server; returns when it answers."""
         server = [*require(TOXIPROXY), "-host", "127.0.0.1", "-port", str(self._port)]
         self._log.parent.mkdir(parents=True, exist_ok=True)
         with self._log.open("wb") as log:
@@ -255,7 +256,7 @@ class Toxiproxy:
         assert keeper.poll() is None, f"Toxiproxy ended: {self._log.read_text()}"
 
     def stop(self) -> None:
-        """End it and all connections through it."""
+        """End the server and all its connections."""
         if self._keeper is not None:
             assert self._keeper.stdin is not None
             self._keeper.stdin.close()
@@ -263,12 +264,12 @@ class Toxiproxy:
             self._keeper = None
 
     def proxy(self, upstream: str, name: str = "proxy", port: int | None = None) -> Proxy:
-        """Make one that leads to host:port `upstream`.
+        """Create a proxy that leads to `upstream`.
 
         Args:
-            upstream: nobody needs to listen there yet.
-            name: of its own for each.
-            port: where it listens, on 127.0.0.1; None: any free one.
+            upstream: host:port; nothing needs to listen there yet.
+            name: must be unique.
+            port: to listen on, at 127.0.0.1; None: any free one.
         """
         listen = f"127.0.0.1:{port or 0}"
         made = _ask(

@@ -1,4 +1,4 @@
-"""What lies in a directory, exactly."""
+"""The exact state of a directory tree."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 
 class Entry(NamedTuple):
-    """A file or folder; it differs after anybody has written, made, renamed or touched it."""
+    """A file or folder; it differs after a write, creation, rename or touch."""
 
     inode: int
     mode: int
@@ -18,7 +18,7 @@ class Entry(NamedTuple):
 
 
 def tree(folder: Path) -> dict[str, Entry]:
-    """Everything below a folder, itself included, by path; links are not followed."""
+    """Return everything below a folder, including itself, by path; links are not followed."""
     paths = [folder]
     for parent, folders, files in os.walk(folder):
         paths += [Path(parent) / name for name in (*folders, *files)]

@@ -1,4 +1,4 @@
-"""Waiting for a condition, never for a time."""
+"""Waits for conditions, never for a fixed time."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def until(condition: Callable[[], T], what: str, timeout_seconds: float = 30.0) 
     """Poll until the condition is true; returns its value.
 
     Raises:
-        TimeoutError: it was not, with `what` was waited for.
+        TimeoutError: it did not become true; the message names `what`.
     """
     deadline = time.monotonic() + timeout_seconds
     while True:
@@ -25,5 +25,5 @@ def until(condition: Callable[[], T], what: str, timeout_seconds: float = 30.0) 
         now = time.monotonic()
         if now > deadline:
             raise TimeoutError(f"waited {timeout_seconds:g} s for {what}")
-        # A condition that is dear to ask must not take the processor from what it waits for.
+        # An expensive condition must not take the processor from the work that it waits for.
         time.sleep(max(POLL_SECONDS, 2 * (now - asked)))

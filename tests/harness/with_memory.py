@@ -1,4 +1,4 @@
-"""`pleiades` with one more destination: `python -m tests.harness.with_memory COMMAND …`."""
+"""`pleiades` with the memory destination: `python -m tests.harness.with_memory COMMAND …`."""
 
 from __future__ import annotations
 
