@@ -1,4 +1,4 @@
-"""`./scripts/faults`: the whole matrix, each cell in a process of its own, and a table at the end."""
+"""`./scripts/faults`: the whole matrix, each cell in a separate process, and a table at the end."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ from tests.harness import prerequisites
 from tests.harness.broker import Broker
 
 FOLDER = Path(__file__).parents[2] / ".faults"
-"""Logs and files of each cell that failed; not in the temporary folder, which may be in memory."""
+"""Logs and files of failed cells; not in the temporary folder, which may be in memory."""
 LONGEST_SECONDS = 1200.0
-"""A cell that has not ended then, beyond what it lasts by itself, is killed and has failed."""
+"""A cell is killed and fails if it exceeds its own duration by this much."""
 
 Cell = tuple[Row, str]
 
 
 class Cells:
-    """Runs cells, each in a session of its own, so that nothing of it stays behind."""
+    """Runs cells, each in its own session, so that none leaves processes behind."""
 
     def __init__(self, seed: int, minutes: float, bootstrap: str) -> None:
         self._seed = seed
@@ -48,7 +48,7 @@ class Cells:
         self._over = False
 
     def run(self, row: Row, destination: str) -> Outcome:
-        """Try one; whatever happens to its process, there is an outcome."""
+        """Try one cell; there is an outcome whatever happens to its process."""
         folder = FOLDER / f"{row.name}-{destination}"
         clear(folder)
         folder.mkdir(parents=True)
@@ -90,17 +90,17 @@ class Cells:
         return outcome
 
     def end(self) -> None:
-        """Kill what runs, and start nothing more."""
+        """Kill the running cells, and start no more."""
         with self._guard:
             self._over = True
             for pid in self._running:
-                # It may have ended just now.
+                # The process may have ended in the meantime.
                 with suppress(ProcessLookupError):
                     os.killpg(pid, signal.SIGKILL)
 
 
 def clear(folder: Path) -> None:
-    """Remove a cell's folder, and the file systems that a killed one left mounted in it."""
+    """Remove a cell's folder, and unmount the file systems left in it by a killed cell."""
     mounts = [partition.mountpoint for partition in psutil.disk_partitions(all=True)]
     for mount in reversed(mounts):
         if Path(mount).is_relative_to(folder):
@@ -110,7 +110,7 @@ def clear(folder: Path) -> None:
 
 @contextmanager
 def kafka(needed: bool) -> Iterator[str]:
-    """`host:port` of a broker for all cells that do no harm to it; `NO_KAFKA` where there is none."""
+    """`host:port` of a broker for all cells that do not disturb it; `NO_KAFKA` if there is none."""
     if given := os.environ.get("KAFKA_BOOTSTRAP"):
         yield given
     elif not needed or not prerequisites.is_there(prerequisites.KAFKA):
@@ -123,9 +123,8 @@ def kafka(needed: bool) -> Iterator[str]:
 
 
 def try_all(cells: list[Cell], runner: Cells, jobs: int, console: Console) -> list[Outcome]:
-    """Run them side by side: first those whose recovery is measured against a promise, no more of them
-    than there are processors; then the others, which wait most of their time; and beside all of
-    these, those that cost nothing.
+    """Run the cells side by side: first those whose recovery is measured against a promise, at most one
+    per processor; then the others, which mostly wait; and those that cost nothing, beside all of these.
     """
     alone = [cell for cell in cells if cell[0].alone]
     measured = [cell for cell in cells if cell[0].within_seconds is not None]
@@ -147,14 +146,14 @@ def try_all(cells: list[Cell], runner: Cells, jobs: int, console: Console) -> li
 
 
 def by_length(cells: list[Cell]) -> list[Cell]:
-    """The long ones first."""
+    """Sort the cells, long ones first."""
     return sorted(cells, key=lambda cell: not cell[0].long)
 
 
 def show(
     futures: dict[Future[Outcome], Cell], outcomes: dict[Cell, Outcome], console: Console
 ) -> None:
-    """Say what came of each as soon as it is there."""
+    """Show each outcome as soon as it is known."""
     for future in as_completed(futures):
         outcome = outcomes[futures[future]] = future.result()
         console.print(line(outcome), highlight=False)
@@ -171,7 +170,7 @@ def chosen(names: list[str], destination: str | None) -> list[Cell]:
 
 
 def explain(outcome: Outcome, minutes: float, console: Console) -> None:
-    """Of a failed cell: why, and how to see it again."""
+    """Explain why a cell failed, and how to reproduce it."""
     console.rule(f"{outcome.row} on {outcome.destination}: {result(outcome)}")
     console.print(outcome.error, markup=False, highlight=False)
     console.print(
@@ -214,9 +213,9 @@ def arguments() -> argparse.ArgumentParser:
 
 
 def main() -> int:
-    """Run it; 1 if a cell failed or was late, 0 otherwise. Cells that can't run here do not count."""
+    """Return 1 if a cell failed or was late, else 0. Cells that can't run here do not count."""
     given = arguments().parse_args()
-    # Whoever ends this otherwise than by Ctrl-C wants its cells to end, too.
+    # Terminating this process by SIGTERM ends its cells too, as Ctrl-C does.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     console = Console()
     if not console.is_terminal:

@@ -1,6 +1,6 @@
-"""`python -m tests.faults.cell`: one row on one destination, in a process of its own.
+"""`python -m tests.faults.cell`: one row on one destination, in a separate process.
 
-So that whatever it does to itself, its memory and its processes, harms no other.
+Whatever a row does to its memory and its processes cannot affect other rows.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from tests.faults.matrix import ROWS, attempt
 
 
 def main() -> int:
-    """Try it, write the outcome as JSON."""
+    """Try the row and write the outcome as JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("row", choices=ROWS)
     parser.add_argument("destination")

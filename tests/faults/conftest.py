@@ -1,4 +1,4 @@
-"""The fixtures of the end-to-end tests serve here too."""
+"""Imports the fixtures of the end-to-end tests."""
 
 from tests.integration.conftest import (
     flags,

@@ -1,4 +1,4 @@
-"""The rows of the fault matrix, and how one of them is tried on one destination."""
+"""The rows of the fault matrix, and the attempt at a row on one destination."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ Scenario = Callable[[Trial], None]
 
 @dataclass(frozen=True)
 class Row:
-    """One fault, and how it is brought about."""
+    """One fault, and the scenario that injects it."""
 
     name: str
     what: str
     on: tuple[str, ...]
     scenario: Scenario
     long: bool
-    """It takes minutes in a full run: to be begun first."""
+    """It takes minutes in a full run, so it starts first."""
     alone: bool
-    """It lasts as long as the run and costs no processor time: it goes on beside all others."""
+    """It lasts as long as the run and needs no processor time: it runs beside all others."""
     within_seconds: float | None
-    """What is promised of the worst recovery, on a machine that is not overloaded."""
+    """The promised limit of the worst recovery, on a machine that is not overloaded."""
 
 
 ROWS: dict[str, Row] = {}
@@ -46,7 +46,7 @@ def row(
     alone: bool = False,
     within_seconds: float | None = None,
 ) -> Callable[[Scenario], Scenario]:
-    """Enter a function into the matrix; its name, with hyphens, is the row's."""
+    """Register a function as a row of the matrix, named like the function, with hyphens."""
 
     def enter(scenario: Scenario) -> Scenario:
         name = scenario.__name__.replace("_", "-")
@@ -58,7 +58,7 @@ def row(
 
 
 def in_order(*modules: ModuleType) -> None:
-    """Sort the rows by the modules that they stand in; within one they stay as they stand there."""
+    """Sort the rows by module; the order within a module stays."""
     places = {module.__name__: place for place, module in enumerate(modules)}
     ordered = sorted(ROWS.items(), key=lambda entry: places[entry[1].scenario.__module__])
     ROWS.clear()
@@ -68,7 +68,7 @@ def in_order(*modules: ModuleType) -> None:
 def attempt(
     row: Row, destination: str, folder: Path, seed: int, minutes: float, bootstrap: str
 ) -> Outcome:
-    """Try a row; whatever goes wrong is in the outcome."""
+    """Try a row; the outcome records any failure."""
     begun = time.monotonic()
     trial = Trial(row.name, destination, folder, seed, minutes, bootstrap)
     outcome = trial.outcome
@@ -80,7 +80,7 @@ def attempt(
         outcome.ok = True
     except pytest.skip.Exception as reason:
         outcome.skipped = str(reason)
-    except Exception:  # anything at all is a failed row, and the others go on
+    except Exception:  # any exception fails the row, and the others continue
         outcome.error = traceback.format_exc()
     outcome.seconds = time.monotonic() - begun
     return outcome

@@ -1,4 +1,4 @@
-"""The matrix as a reader sees it: one line a cell while it runs, a table at the end."""
+"""Prints the matrix: one line per cell during the run, a table at the end."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from tests.faults.trial import Outcome
 
 NUMBERS = ("faults", "events", "lost", "doubled", "out of order", "half-written", "set apart")
 COLUMNS = ("fault", "on", *NUMBERS, "recovery, median / worst", "result")
-"""Of the document."""
+"""The columns of the document."""
 LEAST_WIDTH = 120
-"""Where nobody says how wide a line may be."""
+"""The table's width if the terminal's is unknown."""
 
 
 def result(outcome: Outcome) -> str:
-    """In one word, and why it did not run."""
+    """The result in one word, or the reason why it did not run."""
     if outcome.skipped:
-        # The detail after the colon is in the JSON; the end of the run says what to install.
+        # The JSON has the detail after the colon; the end of the run says what to install.
         return f"not run: {outcome.skipped.partition(': ')[0]}"
     if not outcome.ok:
         return "FAILED"
@@ -27,20 +27,20 @@ def result(outcome: Outcome) -> str:
 
 
 def is_late(outcome: Outcome) -> bool:
-    """Whether a recovery took longer than is promised."""
+    """True if a recovery took longer than promised."""
     within = ROWS[outcome.row].within_seconds
     worst = outcome.worst_seconds
     return within is not None and worst is not None and worst > within
 
 
 def recovery(outcome: Outcome) -> str:
-    """Median and worst, in seconds."""
+    """Median and worst recovery, in seconds."""
     median, worst = outcome.median_seconds, outcome.worst_seconds
     return "" if median is None or worst is None else f"{median:.1f} s / {worst:.1f} s"
 
 
 def numbers(outcome: Outcome) -> list[str]:
-    """In the order of `NUMBERS`."""
+    """The numbers in the order of `NUMBERS`."""
     counts = (
         outcome.faults,
         outcome.published,
@@ -54,7 +54,7 @@ def numbers(outcome: Outcome) -> list[str]:
 
 
 def line(outcome: Outcome) -> str:
-    """What is said when a cell is done."""
+    """The line for a finished cell."""
     said = f"{result(outcome):6} {outcome.row} on {outcome.destination}: "
     if outcome.skipped:
         return said.rstrip(": ")
@@ -69,7 +69,7 @@ def line(outcome: Outcome) -> str:
 
 
 def table(outcomes: Iterable[Outcome]) -> Table:
-    """For a terminal: the rows by their short names."""
+    """The table for a terminal, with the rows' short names."""
     made = Table(box=None, pad_edge=False)
     for name in ("row", "on"):
         made.add_column(name, no_wrap=True)
@@ -90,7 +90,7 @@ def table(outcomes: Iterable[Outcome]) -> Table:
 
 
 def markdown(outcomes: Iterable[Outcome]) -> str:
-    """For a document: the rows by what they do, with what they noted."""
+    """The table for a document, with the rows' descriptions and notes."""
     lines: list[Sequence[str]] = [COLUMNS, ["---", "---", *["--:"] * (len(NUMBERS) + 1), "---"]]
     for outcome in outcomes:
         what = "; ".join([f"{ROWS[outcome.row].what} (`{outcome.row}`)", *outcome.notes])
@@ -100,7 +100,7 @@ def markdown(outcomes: Iterable[Outcome]) -> str:
 
 
 def total(outcomes: Iterable[Outcome]) -> str:
-    """The last line."""
+    """The summary line."""
     outcomes = list(outcomes)
     ran = [outcome for outcome in outcomes if not outcome.skipped]
     sums = {

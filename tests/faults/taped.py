@@ -1,4 +1,4 @@
-"""What rows have in common whose upstream is a `Tape`: they know each byte that must be published."""
+"""Shared code of the rows with a `Tape` as upstream, which know every byte to be published."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def tape(trial: Trial, topics: Iterable[str] = (HOME, OTHER)) -> Tape:
 
 
 def all_published(trial: Trial, upstream: Tape, relay: Relay, without: int = 0) -> None:
-    """Wait until the upstream has said all it was to say, and as much is published as it has."""
+    """Wait until the upstream has given all its answers and all its events are published."""
     left = missing(trial, upstream, without)
     while any(left):
         trial.wait(partial(moved, trial, upstream, without, left), "the next event", relay)
@@ -34,18 +34,18 @@ def all_published(trial: Trial, upstream: Tape, relay: Relay, without: int = 0) 
 
 
 def missing(trial: Trial, upstream: Tape, without: int) -> tuple[int, int]:
-    """How many events are not published yet, and how many answers not given."""
+    """The number of unpublished events and of unused answers."""
     events = len(upstream) - without - trial.destination.count()
     return max(events, 0), upstream.unanswered()
 
 
 def moved(trial: Trial, upstream: Tape, without: int, left: tuple[int, int]) -> bool:
-    """Whether something else is missing than was."""
+    """True if the number of missing events or answers has changed."""
     return missing(trial, upstream, without) != left
 
 
 def reconnect(trial: Trial, upstream: Tape, relay: Relay, *answers: Answer) -> None:
-    """Cut the connection, and wait until the next requests have been answered so."""
+    """Cut the connection, and wait until the next requests have received these answers."""
     upstream.answer(*answers)
     upstream.cut_all()
     trial.wait(lambda: not upstream.unanswered(), "these answers", relay)
@@ -53,7 +53,7 @@ def reconnect(trial: Trial, upstream: Tape, relay: Relay, *answers: Answer) -> N
 
 @contextmanager
 def recovery_of(trial: Trial, events: int, relay: Relay | None = None) -> Iterator[None]:
-    """Like `Trial.recovery`, for an upstream that has only so many events more, and then rests."""
+    """Like `Trial.recovery`, for an upstream that writes only so many more events."""
     goal = trial.destination.count() + events
     yield
     begun = time.monotonic()
@@ -62,19 +62,19 @@ def recovery_of(trial: Trial, events: int, relay: Relay | None = None) -> Iterat
 
 
 def finish(trial: Trial, upstream: Tape, relay: Relay, without: range = range(0)) -> dict[str, int]:
-    """Let the upstream rest and stop the relay: the bytes of all events are published, and no others.
+    """Let the upstream rest and stop the relay: exactly the bytes of all events are published.
 
     Args:
-        trial: whose.
-        upstream: what there was.
-        relay: the last one.
-        without: places in the log of what was never to be published.
+        trial: the trial.
+        upstream: its upstream.
+        relay: its last relay.
+        without: indexes in the log of events that must never be published.
 
     Returns:
-        What the relay counted of the upstream.
+        The relay's counters of the upstream.
     """
     upstream.rest()
-    # The verdict says better what is missing than that it was waited for.
+    # The verdict names the missing events; the timeout would not.
     with suppress(AssertionError):
         all_published(trial, upstream, relay, len(without))
     metrics = relay.metrics()
@@ -84,7 +84,7 @@ def finish(trial: Trial, upstream: Tape, relay: Relay, without: range = range(0)
     kept = [place for place in range(len(upstream)) if place not in without]
     journal, values = upstream.journal(), upstream.values()
     trial.compare([journal[place] for place in kept], since_ms(upstream))
-    # What the oracle says of files is said of names and identities.
+    # The oracle judges names and identities only, so the bytes are compared here.
     found, wanted = Counter(trial.destination.values()), Counter(values[place] for place in kept)
     lost = wanted - found
     assert not lost, f"lost: {list(lost)[:3]}"

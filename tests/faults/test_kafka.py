@@ -1,4 +1,4 @@
-"""Who may go on where two want to publish, or one slept: what the matrix has no row for."""
+"""Takeovers and sleeping publishers on Kafka, for which the matrix has no row."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def wait_for_progress(relay: Relay) -> None:
 
 
 class Ends:
-    """Where the only partition of a topic ends."""
+    """The end offset of a topic's only partition."""
 
     def __init__(self, bootstrap: str, topic: str) -> None:
         self._admin = AdminClient({"bootstrap.servers": bootstrap})
@@ -51,7 +51,7 @@ class Ends:
         return int(answers[self._at].result().offset)
 
     def in_transaction(self) -> bool:
-        """Something lies there that is neither committed nor aborted."""
+        """True if the partition holds records that are neither committed nor aborted."""
         committed = self.offset(IsolationLevel.READ_COMMITTED)
         return committed < self.offset(IsolationLevel.READ_UNCOMMITTED)
 
@@ -96,7 +96,7 @@ def test_of_three_started_at_once_one_is_left(
 def test_a_publisher_that_slept_through_a_takeover_changes_nothing_when_it_wakes(
     simulate: Simulate, to_topic: Flags, kafka: str, topic: str
 ) -> None:
-    """The zombie of KIP-98: its transaction was open when it fell asleep."""
+    """The zombie of KIP-98: it fell asleep with an open transaction."""
     upstream = simulate(SimulatorSettings(rate=500))
     with Relay(*to_topic(upstream), "--hangTimeout=120s") as first:
         first.wait_ready()
@@ -117,7 +117,7 @@ def test_a_publisher_that_slept_through_a_takeover_changes_nothing_when_it_wakes
 def test_a_transaction_that_the_broker_ended_is_no_takeover(
     simulate: Simulate, to_topic: Flags, kafka: str, topic: str
 ) -> None:
-    """The broker looks for such transactions every 10 s."""
+    """The broker checks for expired transactions every 10 s."""
     upstream = simulate(SimulatorSettings(rate=500))
     short = ["--kafka.commitInterval=1s", "--kafka.property=transaction.timeout.ms=2000"]
     with Relay(*to_topic(upstream), *short, "--hangTimeout=120s") as relay:
@@ -138,7 +138,7 @@ def test_a_transaction_that_the_broker_ended_is_no_takeover(
 
 
 def fall_asleep_in_transaction(relay: Relay, ends: Ends) -> None:
-    """SIGSTOP the publisher at a moment at which it has a transaction open."""
+    """Stop the publisher (SIGSTOP) while it has a transaction open."""
     publisher = relay.child("publisher")
 
     def asleep() -> bool:

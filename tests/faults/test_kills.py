@@ -1,4 +1,4 @@
-"""What is told of restarts, and when there are no more of them: what the matrix has no row for."""
+"""Restarts as the relay reports them, and giving up, for which the matrix has no row."""
 
 from __future__ import annotations
 
@@ -48,18 +48,18 @@ def test_restarts_are_counted_by_component_and_metrics_survive(
             assert relay.metric("pleiades_goroutine_restarts", component=role) == 1
             relay.until(more_than(folder, published), "new events", 30)
         files = sorted(path.name for path in temporary.glob("pleiades-metrics-*/*.db"))
-        # What was published by commits that a kill cut short is not in it.
+        # It lacks the events of commits that a kill cut short.
         relay.until(
             lambda: relay.metric("pleiades_file_publish_events_total") > before, "a count", 30
         )
         assert relay.stop() == 0
-    # One file per kind of metric and role, whatever number of processes there was.
+    # One file per kind of metric and role, whatever the number of processes.
     assert len(files) <= 4 * 4, files
     assert not [name for name in files if any(char.isdigit() for char in name.replace("-0", ""))]
 
 
 def test_to_publish_the_same_again_is_no_progress(folder: Path) -> None:
-    """Of something without an id nobody can say that it was published: so it is, at each start."""
+    """Without an id an event cannot be recognised as published, so each start publishes it again."""
     head = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n"
     upstream = Server(Held(head + b":ok\n\ndata: 7\n\n"))
     killed: set[int] = set()
@@ -86,7 +86,7 @@ def test_to_publish_the_same_again_is_no_progress(folder: Path) -> None:
 
 @pytest.fixture
 def freezer() -> Iterator[Path]:
-    """A group whose processes stand still in the kernel: not even SIGKILL ends them (cgroup v1)."""
+    """A group whose processes are frozen in the kernel: even SIGKILL does not end them (cgroup v1)."""
     require(FREEZE)
     group = FREEZER / f"pleiades-{uuid.uuid4()}"
     group.mkdir()
@@ -104,14 +104,14 @@ def frozen(group: Path, pid: int) -> Iterator[None]:
     try:
         yield
     finally:
-        # It has the pipe of the log, too: whoever reads that to its end waits for it.
+        # The process holds the log's pipe too, and the reader of the log waits for its end.
         state.write_text("THAWED")
 
 
 def test_one_that_can_not_be_killed_is_waited_for(
     simulate: Simulate, flags: Flags, folder: Path, freezer: Path
 ) -> None:
-    """As a publisher that waits for a disk in the kernel: it holds the directory until it is gone."""
+    """Like a publisher that waits for a disk in the kernel: it holds the directory until it is gone."""
     upstream = simulate(SimulatorSettings(rate=200))
     with Relay(*flags(upstream)) as relay:
         relay.until(more_than(folder, 100), "events", 30)

@@ -1,4 +1,4 @@
-"""The fault matrix in its short form: nearly every row, as short as it can be."""
+"""The fault matrix in its short form: nearly every row, as briefly as possible."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.faults.table import line
 from tests.faults.trial import FILES, KAFKA
 
 SHORT_MINUTES = 0.25
-"""Each row does what it does as seldom as it may."""
+"""Short enough that each row repeats its fault as rarely as it may."""
 
 LONGEST_SECONDS = 900
 
@@ -34,30 +34,29 @@ FULL_ONLY = {
     "two-instances on files",
     "kills on files",
     "memory on kafka",
-    # tests/integration/test_metrics_server.py says more.
+    # tests/integration/test_metrics_server.py tests more.
     "metrics-folder on files",
     "metrics-folder on kafka",
     # `files-taken` dies at the same points.
     "kill-points on files",
-    # Of each group of alike rows one is enough here.
+    # One row of each group of similar ones is enough here.
     "bad-gateway-502 on kafka",
     "timestamps-back-20-seconds on kafka",
     # tests/faults/test_kafka.py starts three at once.
     "two-instances on kafka",
     # tests/integration/test_kafka.py has dead letters of a small topic.
     "message-too-large on kafka",
-    # The contract of sinks, tests/contract/test_sinks.py, says it of files too.
+    # The sinks' contract, tests/contract/test_sinks.py, covers files too.
     "idle-topic on files",
     "new-starts on files",
     "real-service on files",
 }
-"""Cells that `./scripts/faults` alone runs: they take long, and their neighbours say much the same."""
+"""Cells that only `./scripts/faults` runs: they take long, and similar cells run here."""
 
 
 def belongs_here(row: Row, on: str) -> bool:
-    """Of the upstream's faults into a topic alone: there a repeat must be recognised, while a file that
-    is written twice is written once.
-    """
+    """Run the upstream's faults only into a topic: there a repeat must be recognised, while a file that
+    is written twice exists once."""
     upstream_only = row.scenario.__module__ in (answers.__name__, upstream.__name__)
     return f"{row.name} on {on}" not in FULL_ONLY and not (upstream_only and on == FILES)
 

@@ -1,4 +1,4 @@
-"""One row of the fault matrix on one destination: upstream, relay, destination, and what came of it."""
+"""One row of the fault matrix on one destination: upstream, relay, destination, and the outcome."""
 
 from __future__ import annotations
 
@@ -26,62 +26,62 @@ from tests.harness.relay import Relay, Upstream, ingest_flags, since_ms
 from tests.harness.waiting import until
 
 FULL_MINUTES = 20.0
-"""The length of a run for which the numbers in the rows are meant."""
+"""The length of a run for which the rows' numbers are meant."""
 RECOVERY_SECONDS = 120.0
-"""Longer than that no row waits for the relay to go on."""
+"""The longest that a row waits for the relay to continue."""
 NO_CUTS = Faults(cut_every_seconds=0)
 
 FILES, KAFKA = "files", "kafka"
 NO_KAFKA = "none:0"
-"""In place of a broker's address."""
+"""Stands for a broker's address."""
 
 
 @dataclass
 class Outcome:
-    """What a cell of the matrix says; plain enough for JSON."""
+    """The outcome of a cell; can be stored as JSON."""
 
     row: str
     destination: str
     seed: int
     ok: bool = False
     skipped: str = ""
-    """Why it did not run."""
+    """The reason why it did not run."""
     error: str = ""
-    """Why it failed, for whoever mends it."""
+    """The reason why it failed."""
     faults: int = 0
     published: int = 0
     lost: int = 0
     doubled: int = 0
     disordered: int = 0
     broken: int = 0
-    """Half-written: files that are no whole event, records that are not the event."""
+    """Half-written: files that are not a whole event, records that differ from the event."""
     dead_letters: int = 0
     recoveries: list[float] = field(default_factory=list)
-    """Seconds from the end of a fault until all that upstream had by then, and more, was published."""
+    """Seconds from the end of a fault until more is published than upstream had at that moment."""
     notes: list[str] = field(default_factory=list)
     seconds: float = 0.0
 
     @property
     def median_seconds(self) -> float | None:
-        """Of the recoveries."""
+        """The median recovery."""
         return statistics.median(self.recoveries) if self.recoveries else None
 
     @property
     def worst_seconds(self) -> float | None:
-        """Of the recoveries."""
+        """The worst recovery."""
         return max(self.recoveries, default=None)
 
 
 class Trial:
-    """What a row works with. Everything it starts ends with the `with` block.
+    """The tools of a row. Everything that it starts ends with the `with` block.
 
     Args:
         row: its name.
         destination: `FILES` or `KAFKA`.
         folder: empty; logs and files of this trial.
-        seed: makes victims and moments the same again (the machine's own pace it can't).
-        minutes: of the whole run: rows that repeat a fault or wait do so more or less often.
-        bootstrap: of a Kafka in which this trial may make topics.
+        seed: reproduces victims and moments (but not the machine's pace).
+        minutes: of the whole run: rows scale their repetitions and waits with it.
+        bootstrap: of a Kafka in which this trial may create topics.
     """
 
     def __init__(
@@ -110,37 +110,37 @@ class Trial:
     # ---- how much of it ----
 
     def times(self, full: int, at_least: int) -> int:
-        """How often to do something that a full run does `full` times."""
+        """Scale the number of repetitions of a full run."""
         return max(round(full * self._share), at_least)
 
     def seconds(self, full: float, at_least: float) -> float:
-        """How long something lasts that lasts `full` seconds in a full run; no longer than that."""
+        """Scale a duration of a full run; never longer than that."""
         return max(min(full * self._share, full), at_least)
 
     # ---- what takes part ----
 
     @property
     def directory(self) -> Directory:
-        """The destination of a row for files."""
+        """The destination of a row for files only."""
         assert isinstance(self.destination, Directory)
         return self.destination
 
     @property
     def topic(self) -> Topic:
-        """The destination of a row for Kafka."""
+        """The destination of a row for Kafka only."""
         assert isinstance(self.destination, Topic)
         return self.destination
 
     def enter(self, context: Any) -> Any:
-        """Have something end with the trial."""
+        """Enter a context that ends with the trial."""
         return self._stack.enter_context(context)
 
     def at_the_end(self, call: Callable[[], object]) -> None:
-        """Have something done when the trial ends."""
+        """Call something when the trial ends."""
         self._stack.callback(call)
 
     def own_broker(self) -> Broker:
-        """A broker that this trial may harm becomes the destination."""
+        """Make a broker that this trial may disturb the destination."""
         broker: Broker = self.enter(Broker(self.folder / "kafka"))
         self.publish_to(Topic(broker.bootstrap))
         return broker
@@ -153,17 +153,17 @@ class Trial:
     def simulate(self, **settings: Any) -> Simulator:
         """A local upstream; no cuts unless the settings have faults."""
         usual: dict[str, Any] = {"seed": self.outcome.seed, "faults": NO_CUTS}
-        # Over TLS, as the public service is.
+        # TLS, like the public service.
         usual["tls"] = authority().server
         upstream: Simulator = self.enter(Simulator(SimulatorSettings(**(usual | settings))))
         return upstream
 
     def flags(self, upstream: Upstream) -> list[str]:
-        """What a relay of all that this upstream has needs."""
+        """Flags of a relay that publishes everything of this upstream."""
         return [*ingest_flags(upstream.url, since_ms(upstream)), *self.destination.flags]
 
     def relay(self, *flags: str, before: Sequence[str] = (), **more: Any) -> Relay:
-        """Start the command as a user does; `before`: what runs it, such as `nice`."""
+        """Start the command as a user does; `before`: a command that runs it, such as `nice`."""
         installed = Path(sys.executable).with_name("pleiades")
         command = [str(installed)] if installed.exists() else [sys.executable, "-m", "pleiades"]
         relay = Relay(*flags, command=[*before, *command], **more)
@@ -174,11 +174,11 @@ class Trial:
     # ---- what happens ----
 
     def survived(self, faults: int = 1) -> None:
-        """Count faults that were really there."""
+        """Count faults that really occurred."""
         self.outcome.faults += faults
 
     def note(self, text: str) -> None:
-        """Something that the table shows."""
+        """Add a note to the table."""
         self.outcome.notes.append(text)
 
     def wait_for_more(self, relay: Relay | None = None, events: int = 1) -> None:
@@ -194,12 +194,12 @@ class Trial:
             until(condition, what, RECOVERY_SECONDS)
 
     def suspend(self, process: psutil.Process) -> None:
-        """SIGSTOP; returns when it stands still."""
+        """Send SIGSTOP; returns when the process is stopped."""
         process.suspend()
         self.wait(lambda: process.status() == psutil.STATUS_STOPPED, f"{process} to stand still")
 
     def wait_for_upstream(self, upstream: Simulator, events: int) -> None:
-        """Wait until upstream has that many events more."""
+        """Wait until upstream has that many more events."""
         goal = upstream.stats().events_appended_total + events
         upstream.wait_until(lambda stats: stats.events_appended_total >= goal, RECOVERY_SECONDS)
 
@@ -207,8 +207,8 @@ class Trial:
     def recovery(self, upstream: Upstream, relay: Relay | None = None) -> Iterator[None]:
         """Measure from the end of the block until the relay has caught up with upstream.
 
-        That is: as much is published as upstream had at the end of the block, and more. A dying
-        relay's last commit does not pass for a recovery, nor does a part of what was missed.
+        It has caught up when more is published than upstream had at the end of the block. So neither a
+        dying relay's last commit nor a part of the missed events counts as a recovery.
         """
         yield
         begun = time.monotonic()
@@ -217,10 +217,11 @@ class Trial:
         self.outcome.recoveries.append(time.monotonic() - begun)
 
     def finish(self, upstream: Upstream, *relays: Relay) -> None:
-        """Wait for all that upstream has now, stop, read the destination afresh and compare.
+        """Wait for everything that upstream has now, stop, read the destination from scratch and
+        compare.
 
-        What upstream goes on to make until the relays stop need not be there: of each topic it is
-        looked for up to the last one published. What it had before must be, of every topic.
+        Events that upstream adds until the relays stop may be missing after the last published event of
+        each topic. All earlier events of every topic must be there.
         """
         had, since = upstream.journal(), since_ms(upstream)
         for relay in relays:
@@ -236,7 +237,7 @@ class Trial:
         self.compare(upstream.journal(), since, finished=False)
 
     def compare(self, journal: list[JournalEntry], since: int, finished: bool = True) -> Verdict:
-        """Read the destination afresh; anything wrong fails the trial."""
+        """Read the destination from scratch; any violation fails the trial."""
         verdict = self.destination.judge(journal, since, finished)
         outcome = self.outcome
         outcome.published = verdict.published
@@ -255,12 +256,12 @@ class Trial:
 
 
 def restarts(relay: Relay) -> int:
-    """How often its parent has started all processes again."""
+    """The number of times that the relay's parent has restarted all processes."""
     return relay.log.count("starting all processes again")
 
 
 def restarted(relay: Relay, times: int) -> Callable[[], bool]:
-    """A condition: it has restarted so often."""
+    """Return a condition: the relay has restarted that many times."""
     return partial(_restarted, relay, times)
 
 
@@ -269,6 +270,6 @@ def _restarted(relay: Relay, times: int) -> bool:
 
 
 def without_tracebacks(relays: Iterable[Relay]) -> None:
-    """What is foreseen ends without a traceback."""
+    """Check that no expected error logs a traceback."""
     for relay in relays:
         assert "Traceback" not in relay.log, relay.log

@@ -1,4 +1,4 @@
-"""All rows of the matrix; importing this enters them into it, in the order of the table."""
+"""All rows of the matrix; the import registers them in the order of the table."""
 
 from tests.faults.matrix import in_order
 from tests.faults.rows import (

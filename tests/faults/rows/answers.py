@@ -1,4 +1,4 @@
-"""The upstream answers something else: a refusal, a page, nothing, or far too much."""
+"""Unusual answers of the upstream: a refusal, a page, nothing, or far too much."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.harness.tape import Tape
 RATE = 200
 RETRY_AFTER_SECONDS = 2
 REFUSED_BY_UPSTREAM = 3
-"""The exit status of a request that will never be served as it is."""
+"""The exit status for a request that will never be served."""
 IDLE = "--upstream.idleTimeout=500ms"
 PAGE = b"<!DOCTYPE html>\n<title>Wikimedia Error</title>\n<p>Our servers are busy.</p>\n"
 THROTTLED = b'{"type":"too_many_requests","detail":"Your HTTP client opens too many connections."}'
@@ -29,12 +29,13 @@ MEGABYTE = 1 << 20
 LINE_MEGABYTES = 50
 BOMB_MEGABYTES = 1024
 MAX_GROWTH_BYTES = 24 * MEGABYTE
-"""Of the reader, at most, while any of these comes: the longest frame that is kept until it ends is
-8 MiB, once as it comes and once as it goes on, and what it is copied from."""
+"""The reader's largest growth while any of these arrives: the longest incomplete frame is 8 MiB, held
+once as received, once normalised, and once more while being copied."""
 
 
 def growing(trial: Trial, *flags: str) -> tuple[Tape, Relay, list[str]]:
-    """An upstream in which events come by themselves, a relay that has some of them, and its flags."""
+    """Return an upstream that writes events continuously, a relay that has published some, and its
+    flags."""
     upstream = tape(trial)
     upstream.write_on(RATE)
     given = [*trial.flags(upstream), *flags]
@@ -44,9 +45,9 @@ def growing(trial: Trial, *flags: str) -> tuple[Tape, Relay, list[str]]:
 
 
 def answered(trial: Trial, upstream: Tape, relay: Relay, *answers: Answer) -> int:
-    """Cut the connection, have the next requests answered so, and measure from the last one on.
+    """Cut the connection, give the next requests these answers, and measure from the last one.
 
-    Returns the number of the first of these requests.
+    Returns the index of the first of these requests.
     """
     first = len(upstream.requests)
     reconnect(trial, upstream, relay, *answers)
@@ -58,7 +59,7 @@ def answered(trial: Trial, upstream: Tape, relay: Relay, *answers: Answer) -> in
 
 @contextmanager
 def waited_for(upstream: Simulator, counter: str, more: int) -> Iterator[None]:
-    """Wait until a counter has grown by so much since the beginning of the block."""
+    """Wait until a counter has grown by `more` since the beginning of the block."""
     goal = getattr(upstream.stats(), counter) + more
     yield
     upstream.wait_until(lambda stats: getattr(stats, counter) >= goal, RECOVERY_SECONDS)
@@ -69,7 +70,7 @@ def waited_for(upstream: Simulator, counter: str, more: int) -> Iterator[None]:
 
 @row("429 with Retry-After")
 def throttled_429(trial: Trial) -> None:
-    """Who asks again too soon is throttled for longer, or shut out."""
+    """The service throttles longer, or blocks, a client that asks again too soon."""
     upstream, relay, _ = growing(trial)
     for _ in range(trial.times(5, at_least=1)):
         throttled = refusal(
@@ -86,7 +87,7 @@ def throttled_429(trial: Trial) -> None:
 
 @row("500 and 503, several in a row")
 def errors_500(trial: Trial) -> None:
-    """The service restarts, or its Kafka does."""
+    """The service or its Kafka restarts."""
     upstream = trial.simulate(rate=RATE)
     relay = trial.relay(*trial.flags(upstream))
     trial.wait_for_more(relay)
@@ -104,7 +105,7 @@ def errors_500(trial: Trial) -> None:
 
 @row("502 with a page of HTML")
 def bad_gateway_502(trial: Trial) -> None:
-    """A proxy speaks for the service; its page is no event, nor the words of a refusal."""
+    """A proxy answers for the service; its page is neither an event nor the service's refusal."""
     upstream, relay, _ = growing(trial)
     for _ in range(trial.times(5, at_least=1)):
         answered(trial, upstream, relay, *[refusal(502, PAGE)] * 2)
@@ -114,7 +115,7 @@ def bad_gateway_502(trial: Trial) -> None:
 
 @row("403, until the upstream relents")
 def forbidden_403(trial: Trial) -> None:
-    """Asking on would make it worse: the relay ends, says why, and keeps the position."""
+    """Retrying would make it worse: the relay ends, gives the reason, and keeps the position."""
     upstream, relay, flags = growing(trial)
     for _ in range(trial.times(5, at_least=1)):
         upstream.answer(refusal(403, FORBIDDEN, kind="text/plain"))
@@ -130,7 +131,7 @@ def forbidden_403(trial: Trial) -> None:
 
 @row("200, but a page of HTML and no event stream")
 def not_an_event_stream(trial: Trial) -> None:
-    """A captive portal or a page about maintenance, of which no line is an event."""
+    """A captive portal or maintenance page, none of whose lines is an event."""
     upstream, relay, _ = growing(trial)
     pages = [refusal(200, PAGE), refusal(200, b"data: {}\n\n", kind="text/plain")]
     for _ in range(trial.times(5, at_least=1)):
@@ -144,12 +145,12 @@ def not_an_event_stream(trial: Trial) -> None:
 
 @row("No headers, for longer than the relay waits")
 def no_headers(trial: Trial) -> None:
-    """What a new connection gets while the service's Kafka is away."""
+    """A new connection behaves so while the service's Kafka is down."""
     upstream = trial.simulate(rate=RATE)
     relay = trial.relay(*trial.flags(upstream), IDLE)
     trial.wait_for_more(relay)
     for _ in range(trial.times(5, at_least=1)):
-        # The third shows that the first two were given up.
+        # The third shows that the relay gave up the first two.
         with waited_for(upstream, "requests_total", 3):
             upstream.set_faults(hang_rate=1.0)
             upstream.cut_all()
@@ -163,7 +164,7 @@ def no_headers(trial: Trial) -> None:
 
 @row("Silence on an open connection")
 def silence(trial: Trial) -> None:
-    """What an open connection gets while the service's Kafka is away, or its peer is gone."""
+    """An open connection behaves so while the service's Kafka is down, or its peer is gone."""
     upstream = trial.simulate(rate=RATE)
     relay = trial.relay(*trial.flags(upstream), IDLE)
     trial.wait_for_more(relay)
@@ -184,7 +185,7 @@ def silence(trial: Trial) -> None:
 
 
 def bounded(trial: Trial, upstream: Tape, relay: Relay, answer: Answer) -> None:
-    """This answer does not make the reader grow, nor end."""
+    """Check that this answer neither grows nor ends the reader."""
     reader = relay.child("reader")
     before = peak_bytes(reader.pid)
     answered(trial, upstream, relay, answer)
@@ -195,7 +196,7 @@ def bounded(trial: Trial, upstream: Tape, relay: Relay, answer: Answer) -> None:
 
 
 def peak_bytes(pid: int) -> int:
-    """The most memory that a process ever had resident."""
+    """The peak resident memory of a process."""
     status = Path(f"/proc/{pid}/status").read_text()
     found = re.search(r"^VmHWM:\s+(\d+) kB$", status, re.MULTILINE)
     assert found, status
@@ -204,7 +205,7 @@ def peak_bytes(pid: int) -> int:
 
 @row("A line of 50 MB in the middle of the stream")
 def line_of_50_mb(trial: Trial) -> None:
-    """No event is that long; what waits for its end needs all the memory there is."""
+    """No event is that long; waiting for its end would use up all memory."""
     upstream, relay, _ = growing(trial)
     line = b"data: " + b"x" * (LINE_MEGABYTES * MEGABYTE) + b"\n\n"
     bounded(trial, upstream, relay, Stream(first=line))
@@ -215,7 +216,7 @@ def line_of_50_mb(trial: Trial) -> None:
 
 @row("A gzip bomb: 2 kB, compressed twice, that become 1 GB")
 def gzip_bomb(trial: Trial) -> None:
-    """What asks for compression must not take its length for that of what comes out."""
+    """The limit on a frame must apply to the decompressed length."""
     upstream, relay, _ = growing(trial)
     piece = b"x" * MEGABYTE
     megabytes = trial.times(BOMB_MEGABYTES, at_least=BOMB_MEGABYTES // 8)
@@ -227,11 +228,11 @@ def gzip_bomb(trial: Trial) -> None:
         bounded(trial, upstream, relay, Say(head + bomb))
     seen = finish(trial, upstream, relay)
     assert seen["oversized_frames"] == 1, seen
-    # Nobody asked for two codings: that answer is not read at all.
+    # The relay requested no double encoding: it does not read that answer at all.
     assert "Content-Encoding gzip, gzip, which was not asked for" in relay.log, relay.log
 
 
 def gzipped(pieces: Iterable[bytes]) -> bytes:
-    """As small as it gets."""
+    """Compress as much as possible."""
     gzip = zlib.compressobj(9, zlib.DEFLATED, 16 + zlib.MAX_WBITS)
     return b"".join([gzip.compress(piece) for piece in pieces]) + gzip.flush()

@@ -1,4 +1,4 @@
-"""Kafka's own troubles: brokers die, freeze, fill up and change places; topics go, and refuse events."""
+"""Kafka's failures: brokers die, freeze, fill up and move; topics disappear, or refuse events."""
 
 from __future__ import annotations
 
@@ -25,24 +25,24 @@ from tests.harness.destinations import Topic
 RATE = 500
 ADMIN_SECONDS = 30
 BROKER_SECONDS = 15.0
-"""After a broker answers again."""
+"""Counted from when a broker answers again."""
 SHORT_WINDOW = ["--upstream.overlap=3s", "--dedup.window=3s"]
-"""What a start reads back: not the whole of a topic that is a minute old."""
+"""Keeps a start from reading back the whole of a topic that is a minute old."""
 DISK_BYTES = 128 * 1024 * 1024
 SMALL_EVENT_BYTES = 5_000
-"""`max.message.bytes` of a topic that refuses what is larger; events are about 1,000."""
+"""`max.message.bytes` of a topic that refuses larger events; usual events are about 1,000 bytes."""
 FAILED = 1
-"""The exit status of what is final."""
+"""The exit status of a final error."""
 LARGE_EVENT_BYTES = 20_000
 
 
 def busy(trial: Trial) -> Simulator:
-    """An upstream that cuts, too."""
+    """An upstream that also cuts connections."""
     return trial.simulate(rate=RATE, faults=Faults(cut_every_seconds=5))
 
 
 def in_transaction(trial: Trial) -> bool:
-    """Whether something lies in the topic that is neither committed nor aborted."""
+    """True if the topic holds records that are neither committed nor aborted."""
     admin = AdminClient({"bootstrap.servers": trial.topic.bootstrap})
     first = TopicPartition(trial.topic.topic, 0)
     latest = {first: OffsetSpec.latest()}  # type: ignore[no-untyped-call]
@@ -60,7 +60,7 @@ def in_transaction(trial: Trial) -> bool:
     within_seconds=BROKER_SECONDS,
 )
 def broker_killed(trial: Trial) -> None:
-    """Recovery is measured from when the broker answers again."""
+    """Recovery is measured from the moment the broker answers again."""
     broker = trial.own_broker()
     upstream = busy(trial)
     relay = trial.relay(*trial.flags(upstream), *SHORT_WINDOW, "--kafka.commitInterval=500ms")
@@ -85,7 +85,7 @@ def broker_killed(trial: Trial) -> None:
     within_seconds=BROKER_SECONDS,
 )
 def broker_frozen(trial: Trial) -> None:
-    """It answers nothing and closes nothing; when it wakes, it ends the transaction itself."""
+    """It neither answers nor closes connections; when it wakes, it ends the transaction itself."""
     broker = trial.own_broker()
     upstream = busy(trial)
     timeouts = ["--kafka.property=transaction.timeout.ms=5000"]
@@ -113,7 +113,7 @@ def broker_frozen(trial: Trial) -> None:
     within_seconds=BROKER_SECONDS,
 )
 def broker_disk_full(trial: Trial) -> None:
-    """Kafka halts when it can't write."""
+    """Kafka halts when it cannot write."""
     folder = trial.folder / "kafka"
     (folder / "data").mkdir(parents=True)
     mount_tmpfs(trial, folder / "data", DISK_BYTES)
@@ -136,7 +136,7 @@ def broker_disk_full(trial: Trial) -> None:
 
 
 def _runs(pid: int) -> bool:
-    # Nobody may be there to bury it: the script that started it has left.
+    # It may stay a zombie, because the script that started it is gone.
     try:
         return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
@@ -145,7 +145,7 @@ def _runs(pid: int) -> bool:
 
 @row("too few replicas in sync, then enough (3 brokers)", on=(KAFKA,), long=True)
 def too_few_replicas(trial: Trial) -> None:
-    """The cluster answers, and refuses each batch with an error that passes."""
+    """The cluster answers, and refuses each batch with a transient error."""
     cluster: Cluster = trial.enter(Cluster(trial.folder / "cluster"))
     topic = Topic(cluster.bootstrap, "events")
     trial.publish_to(topic)
@@ -170,7 +170,7 @@ def too_few_replicas(trial: Trial) -> None:
 
 
 def make_topic(topic: Topic, replication: int, config: dict[str, str]) -> None:
-    """Before the relay does, which would take the cluster's defaults."""
+    """Create the topic before the relay does, which would use the cluster's defaults."""
     admin = AdminClient({"bootstrap.servers": topic.bootstrap})
     new = NewTopic(topic.topic, 1, replication, config=config)
     for made in admin.create_topics([new]).values():
@@ -179,7 +179,7 @@ def make_topic(topic: Topic, replication: int, config: dict[str, str]) -> None:
 
 @row("transaction coordinator moved, and killed (3 brokers)", on=(KAFKA,), long=True)
 def coordinator_moved(trial: Trial) -> None:
-    """In order, as at a rolling restart, and by the death of the broker that it is on."""
+    """It moves cleanly, as in a rolling restart, and by the death of its broker."""
     cluster: Cluster = trial.enter(Cluster(trial.folder / "cluster"))
     trial.publish_to(Topic(cluster.bootstrap, "events"))
     upstream = busy(trial)
@@ -211,7 +211,7 @@ def coordinator_moved(trial: Trial) -> None:
     within_seconds=BROKER_SECONDS,
 )
 def two_of_three_killed(trial: Trial) -> None:
-    """No majority: nothing can be committed until one of them returns."""
+    """Without a majority nothing can be committed until one of them returns."""
     cluster: Cluster = trial.enter(Cluster(trial.folder / "cluster"))
     trial.publish_to(Topic(cluster.bootstrap, "events"))
     upstream = busy(trial)
@@ -235,7 +235,7 @@ def two_of_three_killed(trial: Trial) -> None:
 
 @row("events larger than the topic takes", on=(KAFKA,))
 def message_too_large(trial: Trial) -> None:
-    """Each becomes a dead letter in the same transaction; its neighbours are published."""
+    """Each large event becomes a dead letter in the same transaction; its neighbours are published."""
     make_topic(trial.topic, 1, {"max.message.bytes": str(SMALL_EVENT_BYTES)})
     upstream = tape(trial)
     large = trial.times(20, at_least=3)
@@ -243,7 +243,7 @@ def message_too_large(trial: Trial) -> None:
     for _ in range(large):
         upstream.write(times=trial.chance.randrange(1, 20))
         places.append(len(upstream))
-        # No compression makes this small.
+        # Random data, so that compression cannot make it small.
         upstream.write(text=trial.chance.randbytes(LARGE_EVENT_BYTES).hex())
     upstream.write(times=10)
     relay = trial.relay(*trial.flags(upstream), *SHORT_WINDOW)
@@ -262,20 +262,20 @@ def message_too_large(trial: Trial) -> None:
 
 @row("topic deleted under the relay, then made again", on=(KAFKA,))
 def topic_deleted(trial: Trial) -> None:
-    """What was in it is gone by somebody's hand; it is said, and what comes then is published."""
+    """Somebody deleted its contents; the relay reports it, and publishes all later events."""
     upstream = busy(trial)
     relay = trial.relay(*trial.flags(upstream), *SHORT_WINDOW)
     trial.wait_for_more(relay, RATE)
     admin = AdminClient({"bootstrap.servers": trial.topic.bootstrap})
     for deleted in admin.delete_topics([trial.topic.topic]).values():
         deleted.result(ADMIN_SECONDS)
-    # Nothing that it waits for would bring back what was removed: somebody must look at it.
+    # Waiting would not bring back the records: somebody must look at it.
     assert relay.wait(60) == FAILED, relay.log
     assert "nknown topic or partition" in relay.log, relay.log
     assert restarts(relay) == 0, relay.log
     trial.survived()
     trial.publish_to(Topic(trial.topic.bootstrap, trial.topic.topic))
-    # The next start makes it again; the position went with it, so it begins at --since.
+    # The next start creates the topic again; its position is gone, so it begins at --since.
     with trial.recovery(upstream):
         relay = trial.relay(*trial.flags(upstream), *SHORT_WINDOW)
     without_tracebacks([relay])

@@ -1,4 +1,4 @@
-"""The directory that is published into: full, read-only, forbidden, gone, blocked, damaged."""
+"""Faults of the publish directory: full, read-only, forbidden, gone, blocked, damaged."""
 
 from __future__ import annotations
 
@@ -20,28 +20,28 @@ from tests.harness.relay import Relay, since_ms
 
 RATE = 200
 DISK_BYTES = 192 * 1024 * 1024
-"""Room for 30,000 files of a page each, and no more than a machine's memory takes three times."""
+"""Room for 30,000 files of a page each, and three times that still fits into a machine's memory."""
 MOUNT_SECONDS = 30
 HANG_SECONDS = 2
 CHECKPOINT = "checkpoint-recentchange"
 
 
 class SmallDisk:
-    """A file system of its own for the publish directory, which can be full, and have room again."""
+    """A separate file system for the publish directory, which can be filled and freed."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
     def fill(self) -> None:
-        """Leave not one byte."""
+        """Leave no byte free."""
         self._filling = fill(self.folder)
 
     def free(self) -> None:
-        """Give the room back."""
+        """Free the space again."""
         self._filling.unlink()
 
     def move(self, place: Path) -> None:
-        """Mount it elsewhere, with what is open in it."""
+        """Mount it elsewhere; open files stay open."""
         run("mount", "--move", str(self.folder), str(place))
 
 
@@ -51,13 +51,13 @@ def run(*command: str) -> None:
 
 
 def unmount_all(folder: Path) -> None:
-    """Whatever a failed trial left there."""
+    """Unmount what a failed trial left there."""
     while folder.is_mount():
         run("umount", "--lazy", str(folder))
 
 
 def fill(folder: Path) -> Path:
-    """Leave not one byte on a folder's file system; the file that is returned has it all."""
+    """Fill a folder's file system; returns the file that takes all the space."""
     filling = folder / "filling"
     descriptor = os.open(filling, os.O_WRONLY | os.O_CREAT)
     try:
@@ -72,7 +72,7 @@ def fill(folder: Path) -> Path:
 
 
 def small_disk(trial: Trial) -> SmallDisk:
-    """The trial's directory as a file system of its own."""
+    """Make the trial's directory a separate file system."""
     folder = trial.directory.folder
     folder.mkdir()
     mount_tmpfs(trial, folder, DISK_BYTES)
@@ -80,21 +80,21 @@ def small_disk(trial: Trial) -> SmallDisk:
 
 
 def mount_tmpfs(trial: Trial, folder: Path, size_bytes: int) -> None:
-    """Mount one there, until the trial ends."""
+    """Mount a tmpfs until the trial ends."""
     require(MOUNT)
     run("mount", "-t", "tmpfs", "-o", f"size={size_bytes}", "tmpfs", str(folder))
-    # Its propagation may be shared: then it can't be moved.
+    # A mount with shared propagation cannot be moved.
     run("mount", "--make-private", str(folder))
     trial.at_the_end(lambda: unmount_all(folder))
 
 
 def trouble_more_than(relay: Relay, before: float) -> bool:
-    """Whether it has said of more failed attempts."""
+    """True if the relay has reported more failed attempts."""
     return relay.metric("pleiades_file_publish_errors_total") > before
 
 
 def wait_for_trouble(trial: Trial, relay: Relay) -> None:
-    """Wait until the relay has tried in vain, twice, and lives."""
+    """Wait until the relay has failed twice, and still runs."""
     before = relay.metric("pleiades_file_publish_errors_total")
     trial.wait(lambda: trouble_more_than(relay, before + 1), "two failed attempts", relay)
     assert relay.status("/healthz") == 200, relay.log
@@ -103,7 +103,7 @@ def wait_for_trouble(trial: Trial, relay: Relay) -> None:
 
 @row("disk full, then freed", on=(FILES,))
 def disk_full(trial: Trial) -> None:
-    """It is waited for; meanwhile not half an event is to be seen, and none is skipped."""
+    """The relay waits; meanwhile no partial event is visible, and none is skipped."""
     disk = small_disk(trial)
     upstream = trial.simulate(rate=RATE)
     relay = trial.relay(*trial.flags(upstream))
@@ -122,7 +122,7 @@ def disk_full(trial: Trial) -> None:
 
 @row("disk that does not answer for longer than a process may hang", on=(FILES,))
 def disk_hangs(trial: Trial) -> None:
-    """Another start would not help: it would wait for the same disk."""
+    """A restart would not help: it would wait for the same disk."""
     hangs = trial.folder / "hangs"
     environment = preload("disk", trial.folder) | {"DISK_HANGS_FILE": str(hangs)}
     upstream = trial.simulate(rate=RATE)
@@ -145,14 +145,14 @@ def disk_hangs(trial: Trial) -> None:
 
 
 def _wait_until_made(trial: Trial, upstream: Simulator, relay: Relay, events: int) -> None:
-    """By the upstream, whether they are published or not."""
+    """Wait for the upstream to have them, published or not."""
     enough = upstream.stats().events_appended_total + events
     trial.wait(lambda: upstream.stats().events_appended_total > enough, "a long wait", relay)
 
 
 @row("disk mounted read-only, then writable", on=(FILES,))
 def disk_read_only(trial: Trial) -> None:
-    """As ext4 does after an error of the device."""
+    """ext4 does this after a device error."""
     disk = small_disk(trial)
     upstream = trial.simulate(rate=RATE)
     relay = trial.relay(*trial.flags(upstream))
@@ -160,7 +160,7 @@ def disk_read_only(trial: Trial) -> None:
     for _ in range(trial.times(4, at_least=1)):
         publisher = relay.child("publisher")
         trial.suspend(publisher)
-        # A file open for writing, the lock, forbids a remount; a bind mount over it does not.
+        # The lock file, open for writing, prevents a remount; a bind mount over it does not.
         run("mount", "--bind", str(disk.folder), str(disk.folder))
         run("mount", "-o", "remount,bind,ro", str(disk.folder))
         publisher.resume()
@@ -191,7 +191,7 @@ def permission_lost(trial: Trial) -> None:
 
 
 def _as_ordinary_user(trial: Trial, *flags: str) -> Relay:
-    """Root may write everywhere: it is started without that right."""
+    """Root may write everywhere, so the relay is started without that right."""
     if os.geteuid() != 0:
         return trial.relay(*flags)
     (setpriv,) = require(SETPRIV)
@@ -203,7 +203,7 @@ def _as_ordinary_user(trial: Trial, *flags: str) -> Relay:
 
 @row("directory moved away, then put back", on=(FILES,))
 def directory_moved(trial: Trial) -> None:
-    """An unmounted volume, a wrong mv: nothing is to be published into a new, empty one."""
+    """An unmounted volume or a wrong mv: the relay must not publish into a new, empty directory."""
     upstream = trial.simulate(rate=RATE)
     relay = trial.relay(*trial.flags(upstream))
     trial.wait_for_more(relay)
@@ -212,7 +212,8 @@ def directory_moved(trial: Trial) -> None:
     for _ in range(trial.times(4, at_least=1)):
         folder.rename(elsewhere)
         wait_for_trouble(trial, relay)
-        # Its successor does not hold the lock of what is gone, and must not make a new one either.
+        # A restarted process does not hold the lock of the moved directory, and must not create a new
+        # one.
         died = restarts(relay)
         relay.child("publisher").kill()
         trial.wait(restarted(relay, died + 1), "the restart", relay)
@@ -226,7 +227,7 @@ def directory_moved(trial: Trial) -> None:
 
 @row("volume unmounted under the relay, then mounted again", on=(FILES,))
 def volume_unmounted(trial: Trial) -> None:
-    """What were written into the empty mount point would be hidden for ever by the next mount."""
+    """The next mount would hide anything written into the empty mount point."""
     disk = small_disk(trial)
     upstream = trial.simulate(rate=RATE)
     relay = trial.relay(*trial.flags(upstream))
@@ -245,7 +246,7 @@ def volume_unmounted(trial: Trial) -> None:
 
 @row("directory removed with all that is in it", on=(FILES,))
 def directory_removed(trial: Trial) -> None:
-    """What somebody removes is gone; all that was not yet published comes, in a new directory."""
+    """Removed files stay gone; unpublished events are published into a new directory."""
     upstream = trial.simulate(rate=RATE)
     relay = trial.relay(*trial.flags(upstream))
     removed: set[str] = set()
@@ -263,8 +264,8 @@ def directory_removed(trial: Trial) -> None:
     trial.wait_for_more(relay, 2 * RATE)
     assert relay.stop() == 0
     without_tracebacks([relay])
-    # The publisher may have stood still in the middle of a commit: what it had named by then, and not
-    # yet taken for published, comes again.
+    # The publisher may have been stopped during a commit: events that had a name but did not yet count
+    # as published come again.
     removed -= trial.directory.identities()
     assert not trial.directory.judge(
         [entry for entry in had if entry.identity not in removed], since_ms(upstream), finished=True
@@ -275,7 +276,7 @@ def directory_removed(trial: Trial) -> None:
 
 @row("foreign files in the way of events, then removed", on=(FILES,))
 def foreign_file(trial: Trial) -> None:
-    """A file bears the name of an hour's folder, and a folder that of the position's next version."""
+    """A file has the name of an hour's folder, and a folder that of the position's next version."""
     upstream = trial.simulate(rate=RATE)
     relay = trial.relay(*trial.flags(upstream))
     trial.wait_for_more(relay)
@@ -312,7 +313,7 @@ def _an_hour(folder: Path) -> str:
 
 @row("checkpoint cut short, empty, of foreign bytes, or of a newer format", on=(FILES,))
 def checkpoint_damaged(trial: Trial) -> None:
-    """The position is found again by the newest files; the damaged one is kept for a look at it."""
+    """The position is recovered from the newest files; the damaged one is kept for inspection."""
     upstream = trial.simulate(rate=RATE)
     flags = trial.flags(upstream)
     checkpoint = trial.directory.folder / ".pleiades" / CHECKPOINT

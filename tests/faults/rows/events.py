@@ -1,4 +1,4 @@
-"""Events that are none, or try to be more than one: set apart or published as they are, each once."""
+"""Events that are malformed or contain several: set apart or published unchanged, each once."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ NOT_JSON = [
     b'{"meta":{"id":"deep"},"a":' + b'{"a":' * 100_000 + b"1" + b"}" * 100_001,
 ]
 ODD_CHARACTERS = [
-    # JavaScript writes such; it is passed on as it came.
+    # JavaScript writes this; it is passed on unchanged.
     b'{"meta":{"id":"half a pair: \\ud800"}}',
-    # An event stream is UTF-8, and what is none is read as U+FFFD (WHATWG, event stream format).
+    # An event stream is UTF-8, and invalid bytes are read as U+FFFD (WHATWG, event stream format).
     b'{"meta":{"id":"half a pair, raw: \xed\xa0\x80"}}',
     b'{"meta":{"id":"invalid UTF-8: \xff\xfe"}}',
 ]
@@ -49,7 +49,7 @@ BEYOND_THE_LIMIT_BYTES = 10 * 1024 * 1024
 LARGE = b'{"meta":{"id":"large"},"a":"' + b"x" * 5_000_000 + b'"}'
 FILLERS = 20
 EQUALS = 3
-"""So often some come that differ in nothing, in one millisecond as a rule."""
+"""The number of identical events, usually within one millisecond."""
 
 
 @row(
@@ -57,7 +57,7 @@ EQUALS = 3
     "several that are equal"
 )
 def bad_events(trial: Trial) -> None:
-    """Among good ones; then all of them once more after a restart, by the overlap."""
+    """Bad events among good ones; after a restart, the overlap repeats all of them."""
     upstream = tape(trial)
     odd = [orjson.dumps({"meta": {"id": identity, "n": identity}}) for identity in HOSTILE_IDS]
     odd += [*ODD_CHARACTERS, *NO_META, *TWICE, LARGE]
@@ -88,7 +88,7 @@ def bad_events(trial: Trial) -> None:
 
 
 def _compare(trial: Trial, upstream: Tape, apart: list[bytes]) -> None:
-    """By the bytes: what has no identity of its own no journal can tell."""
+    """Compare bytes, because the journal cannot identify events without their own identity."""
     wanted = Counter(
         value.decode(errors="replace").encode()
         for value in upstream.values()
@@ -102,7 +102,7 @@ def _compare(trial: Trial, upstream: Tape, apart: list[bytes]) -> None:
     outcome.doubled = sum((found - wanted)[value] for value in wanted)
     outcome.broken = sum(count for value, count in found.items() if value not in wanted)
     outcome.dead_letters = trial.destination.dead_letters()
-    # Of those with an identity the oracle knows the order, too.
+    # The oracle also knows the order of the events with an identity.
     known = [entry for entry in upstream.journal() if entry.identity]
     verdict = trial.destination.judge(known, upstream.started_ms, finished=True)
     outcome.disordered = len(verdict.disordered)

@@ -1,4 +1,4 @@
-"""Two instances at once, and one that is told to stop at the worst moment."""
+"""Two instances at once, and a stop at the worst moment."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ from tests.faults.trial import KAFKA, Trial, restarts
 
 RATE = 500
 STOP_SECONDS = 10
-"""What the README promises."""
+"""The README's promise."""
 SLACK_SECONDS = 5
-"""For a machine that is busy with other rows."""
+"""Allowance for a machine that is busy with other rows."""
 GRACE_SECONDS = 30
 """Kubernetes' default `terminationGracePeriodSeconds`; the relay promises a third of it."""
 
 
 @row("two instances at once")
 def two_instances(trial: Trial) -> None:
-    """One of them leaves with status 4 and is not restarted; which one, the destination decides."""
+    """One of them exits with status 4 and is not restarted; the destination decides which."""
     upstream = trial.simulate(rate=RATE)
     flags = trial.flags(upstream)
     running = trial.relay(*flags)
     trial.wait_for_more(running)
     for _ in range(trial.times(5, at_least=1)):
         second = trial.relay(*flags)
-        # A directory is locked; a topic fences the producer that was there before.
+        # A directory is locked; a topic fences the earlier producer.
         leaving, staying = (
             (running, second) if trial.destination.name == KAFKA else (second, running)
         )
@@ -46,7 +46,7 @@ def two_instances(trial: Trial) -> None:
 
 @row("SIGTERM with full queues and a destination that is stalled")
 def stop_while_stalled(trial: Trial) -> None:
-    """What can't be committed in time is left for the next start."""
+    """Events that can't be committed in time are left for the next start."""
     stall = frozen(trial)
     upstream = simulate_history(trial)
     flags = history_flags(trial, upstream)

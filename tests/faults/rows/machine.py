@@ -1,4 +1,4 @@
-"""The machine around the relay: its clock, its memory, the disk of its metrics."""
+"""Faults of the relay's machine: its clock, its memory, the disk of its metrics."""
 
 from __future__ import annotations
 
@@ -35,19 +35,19 @@ LEAST_NOISE_BYTES = 1e6
 PROCESSES = 4
 """The parent, reader, parser and publisher."""
 SETTLING_PART = 0.25
-"""Of the time: until the interpreter's and the allocator's own growth is over."""
+"""Share of the time until the interpreter and the allocator stop growing."""
 METRICS_BYTES = 4 * 1024 * 1024
 MOST_BYTES = 250e6
-"""Of all processes together."""
+"""The limit of all processes together."""
 
 
 @row("clock set 1 h ahead and 1 h back during the run, with a restart after each")
 def clock(trial: Trial) -> None:
-    """The relay's clock alone: upstream and broker keep theirs, as when a host's NTP goes wrong."""
+    """Only the relay's clock changes: upstream and broker keep theirs, as when NTP fails on one host."""
     clock = Clock(trial.folder)
     environment = clock.environment
     upstream = trial.simulate(rate=RATE)
-    # Less than what the clock is set by, so that window and overlap are affected.
+    # Less than the change of the clock, so that window and overlap are affected.
     flags = [*trial.flags(upstream), "--upstream.overlap=10s", "--dedup.window=10s"]
     relay = trial.relay(*flags, environment=environment)
     trial.wait_for_more(relay)
@@ -71,7 +71,7 @@ def clock(trial: Trial) -> None:
 
 
 def _log_is_off_by(hours: int, lines: list[str]) -> None:
-    """Whether the relay took the clock for set; otherwise nothing was tried."""
+    """Check that the relay noticed the change of the clock; otherwise the row tested nothing."""
     said = next(line for line in lines if "was killed by signal" in line)
     ahead = datetime.fromisoformat(said.partition(" ")[0]) - datetime.now(UTC)
     assert abs(ahead - timedelta(hours=hours)) < timedelta(minutes=10), said
@@ -103,7 +103,7 @@ def metrics_folder(trial: Trial) -> None:
 
 @row("memory with the destination stalled and upstream at full speed", long=True, alone=True)
 def memory(trial: Trial) -> None:
-    """Whatever upstream could send: what is taken is bounded, and does not grow with time."""
+    """Memory is bounded and does not grow with time, whatever upstream could send."""
     stall = frozen(trial)
     upstream = simulate_history(trial)
     relay = trial.relay(*history_flags(trial, upstream))
@@ -123,22 +123,22 @@ def memory(trial: Trial) -> None:
         f"{noise / 1e6:.2f} MB"
     )
     assert most < MOST_BYTES, trial.outcome.notes
-    # What a single sample is off by; a page or two where all lie on the line.
+    # The error of a single sample; a page or two if all samples lie on the line.
     assert slope * seconds < max(3 * noise, LEAST_NOISE_BYTES), trial.outcome.notes
     finish_history(trial, upstream, relay)
 
 
 class Sample(NamedTuple):
-    """The resident size of all processes at a moment."""
+    """The resident size of all processes at one moment."""
 
     moment_seconds: float
     family: frozenset[int]
-    """Who they are: a restart begins a line of its own."""
+    """The process ids: a restart begins a new line."""
     size_bytes: int
 
 
 def _samples(relay: Relay, seconds: float) -> list[Sample]:
-    """While all processes are there: between two generations there is nothing to measure."""
+    """Sample while all processes exist; between two generations there is nothing to measure."""
     begun = time.monotonic()
     samples: list[Sample] = []
 
@@ -158,7 +158,7 @@ def _samples(relay: Relay, seconds: float) -> list[Sample]:
 
 
 def _trend(samples: list[Sample]) -> tuple[float, float]:
-    """Bytes per second, and by how much a sample is off; each generation by itself, settled."""
+    """Bytes per second, and the error of a sample; per generation, after settling."""
     generations: dict[frozenset[int], list[Sample]] = defaultdict(list)
     for sample in samples:
         generations[sample.family].append(sample)

@@ -1,4 +1,4 @@
-"""The network between, by toxiproxy, whose toxics everybody knows: to the upstream, and to Kafka."""
+"""Network faults by Toxiproxy, between the relay and the upstream, and the relay and Kafka."""
 
 from __future__ import annotations
 
@@ -41,14 +41,15 @@ def toxiproxy(trial: Trial) -> Toxiproxy:
 
 
 def trouble(relay: Relay) -> float:
-    """How often a connection has ended, or not come about."""
+    """The number of connections that ended or failed."""
     names = ("pleiades_upstream_reconnects_total", "pleiades_recv_errors_total")
     return sum(value for (name, _), value in relay.metrics().items() if name in names)
 
 
 @row("network to the upstream: reset, half-open, slow close, latency, bandwidth, cut after n bytes")
 def network_upstream(trial: Trial) -> None:
-    """Each toxic for a while, in both directions, with a cut so that a connection is made under it."""
+    """Apply each toxic for a while, in both directions, with a cut so that a connection is made under
+    it."""
     upstream = trial.simulate(rate=RATE)
     proxy = toxiproxy(trial).proxy(upstream.url.split("/")[2])
     flags = [flag.replace(proxy.upstream, proxy.listen) for flag in trial.flags(upstream)]

@@ -1,4 +1,4 @@
-"""Processes are killed and frozen, two are started at once, one is told to stop at a bad moment."""
+"""Faults of processes: killed or frozen, also at chosen points in the code."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from tests.faults.trial import KAFKA, Trial, restarted, restarts
 
 RATE = 500
 TURNS = ("reader", "parser-0", "parent", "parser-1", "publisher", "parent")
-"""Two children in one life of a parent: more would meet the growing pauses between restarts, which are
-there so that a relay that crashes time and again does not hurry."""
+"""Two children per parent: more would meet the growing pauses between the restarts of a relay that
+keeps crashing."""
 CHILD_SECONDS = 5.0
-"""After the SIGKILL of any process."""
+"""The limit after the SIGKILL of any process."""
 SHORT_KILLS = 3
 KILLS_IN_A_LIFE = 3
 SHORT_OVERLAP = ["--upstream.overlap=3s", "--dedup.window=3s"]
-"""What a reconnect repeats must not be more than upstream makes meanwhile."""
+"""A reconnect must not repeat more than upstream adds in the meantime."""
 
 
 @row(
@@ -29,7 +29,7 @@ SHORT_OVERLAP = ["--upstream.overlap=3s", "--dedup.window=3s"]
     within_seconds=CHILD_SECONDS,
 )
 def kills(trial: Trial) -> None:
-    """The parent comes back as an orchestrator would bring it back: at once."""
+    """The test restarts the parent at once, as an orchestrator would."""
     kill_in_turn(trial, trial.times(200, at_least=4))
 
 
@@ -37,14 +37,14 @@ def kills(trial: Trial) -> None:
     "the same, with 3 partitions and the key of a field", on=(KAFKA,), within_seconds=CHILD_SECONDS
 )
 def kills_keyed(trial: Trial) -> None:
-    """What is repeated must be recognised in whatever partition it lies, and keep to it."""
+    """Repeated events must be recognised in every partition, and keys must keep their partition."""
     kill_in_turn(
         trial, trial.times(30, at_least=3), "--kafka.partitions=3", "--kafka.keyField=wiki"
     )
 
 
 def kill_in_turn(trial: Trial, times: int, *more_flags: str) -> None:
-    """Each child of a life, then the parent, which ends it."""
+    """Kill each child of a parent in turn, then the parent."""
     upstream = trial.simulate(rate=RATE, faults=Faults(cut_every_seconds=5))
     flags = [*trial.flags(upstream), "--parsers=2", *SHORT_OVERLAP, *more_flags]
     relay = trial.relay(*flags)
@@ -72,7 +72,7 @@ def kill_in_turn(trial: Trial, times: int, *more_flags: str) -> None:
     within_seconds=CHILD_SECONDS,
 )
 def kill_points(trial: Trial) -> None:
-    """Between two steps that must not come apart: see `runtime.faultpoints`."""
+    """The kills come between two steps that belong together: see `runtime.faultpoints`."""
     absent: tuple[str, ...] = faultpoints.KAFKA_POINTS
     if trial.destination.name == KAFKA:
         absent = faultpoints.FILES_POINTS
@@ -81,7 +81,7 @@ def kill_points(trial: Trial) -> None:
     armed.mkdir()
     upstream = trial.simulate(rate=RATE, faults=Faults(cut_every_seconds=5))
     flags = [*trial.flags(upstream), *SHORT_OVERLAP]
-    # Each five times; in a short run some of them, other ones each time.
+    # Each five times; in a short run a random selection.
     kills = trial.times(5 * len(there), at_least=SHORT_KILLS)
     while kills:
         points = trial.chance.sample(there, min(kills, len(there)))
@@ -95,7 +95,7 @@ def kill_points(trial: Trial) -> None:
                 died = restarts(relay)
                 (armed / point).touch()
                 if point.endswith("resume"):
-                    # It is passed once in a life, at the start.
+                    # It is passed once per process, at the start.
                     relay.child("reader").kill()
                     died += 1
                 trial.wait(lambda: not (armed / point).exists(), f"somebody at {point}", relay)  # noqa: B023  # waited for here
@@ -109,25 +109,25 @@ def kill_points(trial: Trial) -> None:
 
 @row("SIGSTOP of each child for longer than its heartbeat allows")
 def frozen_child(trial: Trial) -> None:
-    """A child that hangs is killed by its parent, and the pipeline starts afresh."""
-    # A commit in which it freezes is allowed a minute: few commits last long at this rate.
+    """The parent kills a hung child and restarts the pipeline."""
+    # A commit may take a minute, and a child may freeze in one: at this rate few commits are long.
     upstream = trial.simulate(rate=RATE / 5)
     quick = ["--hangTimeout=3s", "--upstream.idleTimeout=1s"]
     roles = ["reader", "parser-0", "publisher"]
     frozen = trial.times(2 * len(roles), at_least=1)
     while frozen:
-        # In a short run one of them, another one each time.
+        # In a short run one of them, chosen at random.
         chosen = trial.chance.sample(roles, min(frozen, len(roles)))
         frozen -= len(chosen)
         relay = trial.relay(*trial.flags(upstream), *quick)
         trial.wait_for_more(relay)
         for role in chosen:
-            # Who is silent beyond its announced wait is looked for; which one is named, see
-            # `Supervisor._first_to_end`.
+            # A process is checked when it is silent beyond its announced wait;
+            # `Supervisor._first_to_end` decides which one is named.
             died = restarts(relay)
             victim = relay.child(role)
             victim.suspend()
-            # A busy machine may make another one look hung first: it is this one that must go.
+            # A busy machine may make another process look hung first, but this one must end.
             trial.wait(lambda: not victim.is_running(), f"the end of {role}", relay)  # noqa: B023  # waited for here
             trial.wait(restarted(relay, died + 1), f"the restart after {role} froze", relay)
             with trial.recovery(upstream, relay):
@@ -140,7 +140,7 @@ def frozen_child(trial: Trial) -> None:
 
 @row("SIGSTOP of all processes for 60 s, the parent too", long=True)
 def frozen_relay(trial: Trial) -> None:
-    """A machine that was suspended, a container that was paused."""
+    """Like a suspended machine or a paused container."""
     upstream = trial.simulate(rate=RATE)
     relay = trial.relay(*trial.flags(upstream), "--hangTimeout=2s")
     trial.wait_for_more(relay)

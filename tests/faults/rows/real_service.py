@@ -1,4 +1,4 @@
-"""The same relay against the service's own SSE layer, which knows nothing of what we believe of it."""
+"""The relay against the service's own SSE layer, which shares none of our assumptions about it."""
 
 from __future__ import annotations
 
@@ -14,30 +14,31 @@ from tests.harness.broker import Broker
 from tests.harness.eventstreams import EventStreams, UpstreamTopics
 
 TURNS = ("reader", "publisher", "cut", "parser-0", "publisher", "cut", "reader", "parser-0", "cut")
-"""Children to be killed, and cuts of all connections by a restart of the service."""
+"""Children to kill, and cuts of all connections by a restart of the service."""
 RESTARTS_OF_KAFKA = 5
 BATCH_EVENTS = 20
 BATCHES_A_SECOND = 25.0
 IDLE_BATCHES = 50
-"""So long the second data centre is idle, and then for as long it is not."""
+"""The second data centre is idle for so many batches, and then active for as many."""
 OLD_EVENTS = 2000
 OLD_MS = 3_600_000
-"""They are dated up to an hour before the relay's start."""
+"""Old events are dated up to an hour before the relay's start."""
 
 
 class RealService:
-    """The service over TLS, its topics, and events that come to them all the time."""
+    """The service over TLS, its topics, and a steady flow of events."""
 
     def __init__(self, service: EventStreams, topics: UpstreamTopics) -> None:
         self.url = service.tls_url
         self.started_ms = 0
-        """Where the comparison begins, ms since 1970; events are published from a minute before it."""
+        """The beginning of the comparison, ms since 1970; events are published from a minute before it.
+        """
         self._topics = topics
         self._ending = threading.Event()
         self._writer = threading.Thread(target=self._write, daemon=True)
 
     def write_old(self) -> None:
-        """What lies there before anybody asks."""
+        """Write the history that exists before the relay connects."""
         now_ms = time.time_ns() // 1_000_000
         for topic in (self._topics.eqiad, self._topics.codfw):
             step_ms = (OLD_MS - 120_000) // OLD_EVENTS
@@ -46,11 +47,11 @@ class RealService:
         self.started_ms = now_ms + 60_000
 
     def begin(self) -> None:
-        """From now on events come."""
+        """Start the flow of events."""
         self._writer.start()
 
     def end(self) -> None:
-        """No more come."""
+        """Stop the flow of events."""
         self._ending.set()
         self._writer.join()
 
@@ -59,18 +60,18 @@ class RealService:
             if self._ending.wait(1 / BATCHES_A_SECOND):
                 return
             now_ms = time.time_ns() // 1_000_000
-            # Several in a millisecond, and some that run backwards.
+            # Some share a millisecond, and some run backwards.
             dates = [now_ms - (3 if event % 7 == 0 else 0) for event in range(BATCH_EVENTS)]
             self._topics.produce(self._topics.eqiad, *dates)
             if number // IDLE_BATCHES % 2:
                 self._topics.produce(self._topics.codfw, now_ms)
 
     def journal(self) -> list[JournalEntry]:
-        """Everything produced so far."""
+        """All events produced so far."""
         return self._topics.journal()
 
     def stats(self) -> Stats:
-        """As far as a trial asks: what was appended from the start on."""
+        """The only counter that a trial needs: the events appended since the start."""
         return Stats(events_appended_total=len(self.journal()) - 2 * OLD_EVENTS)
 
 
@@ -79,7 +80,7 @@ class RealService:
     long=True,
 )
 def real_service(trial: Trial) -> None:
-    """From "now", with history that must not be published."""
+    """Start from "now", with history that must not be published."""
     kafka = trial.enter(Broker(trial.folder / "upstream-kafka"))
     topics = trial.enter(UpstreamTopics(kafka.bootstrap))
     service = trial.enter(EventStreams(kafka.bootstrap, [topics.stream], cut_seconds=7))

@@ -1,5 +1,5 @@
-"""What a destination must remember: files are taken away, topics stand still, settings change, and new
-starts are made."""
+"""Faults that test a destination's memory: files are taken away, topics fall idle, settings change, and
+relays start anew."""
 
 from __future__ import annotations
 
@@ -32,19 +32,19 @@ WINDOW_MS = 600_000
 """The default of `--dedup.window`."""
 FEW_EVENTS = 20
 EVENTS_BETWEEN_MARKS = 60_000
-"""In a topic there are at most five marks a second, and history comes as fast as it is read."""
+"""A topic has at most five marks a second, and history arrives as fast as it is read."""
 READ_BACK = re.compile(r"read ([0-9,]+) events of the topic back")
 
 
 def consumed(trial: Trial) -> None:
-    """Have somebody take the files as they appear, if the destination is a directory."""
+    """Move the files away as they appear, if the destination is a directory."""
     if trial.destination.name == FILES:
         trial.publish_to(Consumed(trial.folder / "events"))
 
 
 @row("files moved away as they appear, with SIGKILLs between any two steps", on=(FILES,), long=True)
 def files_taken(trial: Trial) -> None:
-    """A published file belongs to its user: what the relay must know it knows without it."""
+    """A published file belongs to its user: the relay must not need it as its memory."""
     consumed(trial)
     armed = trial.folder / "armed"
     armed.mkdir()
@@ -62,7 +62,7 @@ def files_taken(trial: Trial) -> None:
             pass
         trial.survived()
         if number % 3 == 2:
-            # The parent is not there to start the others again: an orchestrator starts all of them.
+            # Without the parent nothing restarts the others: an orchestrator restarts all of them.
             relay.signal(signal.SIGKILL)
             relay.wait()
             with trial.recovery(upstream):
@@ -73,8 +73,8 @@ def files_taken(trial: Trial) -> None:
 
 @row("A topic that has stood still for 4 hours, after events dated ahead and years back", long=True)
 def idle_topic(trial: Trial) -> None:
-    """The other data centre between canaries: what it repeats must be known for as long as it stands
-    still, and cost no more for it."""
+    """The other data centre between canaries: its repeated events must be known as long as it is idle,
+    at no growing cost."""
     consumed(trial)
     upstream = tape(trial)
     begin_ms = upstream.started_ms - IDLE_HOURS * HOUR_MS
@@ -111,7 +111,7 @@ def idle_topic(trial: Trial) -> None:
 
 @row("New starts with --since, and other lengths of overlap and window", long=True)
 def new_starts(trial: Trial) -> None:
-    """What any start has published is not published by another one."""
+    """No start publishes an event that another start has published."""
     consumed(trial)
     upstream = tape(trial)
     begin_ms = upstream.started_ms - HOUR_MS
@@ -144,19 +144,19 @@ def new_starts(trial: Trial) -> None:
     outcome = trial.outcome
     outcome.published = verdict.published
     outcome.lost, outcome.doubled = len(verdict.lost), len(verdict.doubled)
-    # A start from before the first one publishes older events after newer ones.
+    # A start time before the first one publishes older events after newer ones.
     assert not any((verdict.lost, verdict.doubled, verdict.foreign, verdict.broken)), verdict
 
 
 def _start_again(
     trial: Trial, upstream: Tape, relay: Relay, place: list[str], flags: list[str]
 ) -> Relay:
-    """End a relay at a random moment of its work, and start another one."""
+    """End a relay at a random moment, and start another one."""
     upstream.write(HOME, times=FEW_EVENTS)
     if trial.chance.random() < 0.5:  # every other time
         trial.wait_for_more(relay)
     if "--resume=false" in flags:
-        # A start later than what has come would leave a gap, and what lies before it be forgotten.
+        # A start time later than the published events would leave a gap, and forget what lies before.
         _settle(trial, upstream, relay)
     if trial.chance.random() < 0.5:  # every other time
         assert relay.stop() == 0, relay.log
@@ -169,7 +169,7 @@ def _start_again(
 
 
 def _settle(trial: Trial, upstream: Tape, relay: Relay) -> None:
-    """Wait until the newest event is published, so all before it are."""
+    """Wait until the newest event is published, and so all earlier ones."""
     newest = upstream.values()[-1]
     trial.wait(lambda: newest in trial.destination.values(), "the newest event", relay)
 
@@ -180,7 +180,7 @@ HOURS_AHEAD = 2
 
 @row("LogAppendTime, and the relay's clock 5 min ahead of the broker's", on=(KAFKA,))
 def records_dated_by_the_broker(trial: Trial) -> None:
-    """What a restart reads back is told by offsets: it does not matter who dates the records."""
+    """Offsets determine what a restart reads back, so record timestamps do not matter."""
     admin = AdminClient({"bootstrap.servers": trial.topic.bootstrap})
     made = NewTopic(trial.topic.topic, 2, 1, config={"message.timestamp.type": "LogAppendTime"})
     admin.create_topics([made])[trial.topic.topic].result()
@@ -204,7 +204,7 @@ def records_dated_by_the_broker(trial: Trial) -> None:
 
 @row("clock set 2 h ahead of the broker's, which refuses such records, then set right", on=(KAFKA,))
 def refused_timestamps(trial: Trial) -> None:
-    """It is waited for without a restart, and the log says whose clock is wrong."""
+    """The relay waits without a restart, and the log says whose clock is wrong."""
     clock = Clock(trial.folder)
     upstream = trial.simulate(rate=RATE)
     relay = trial.relay(*trial.flags(upstream), environment=clock.environment)
@@ -222,7 +222,7 @@ def refused_timestamps(trial: Trial) -> None:
 
 @row("The group's position expires in the middle of a catch-up", on=(KAFKA,))
 def position_expires(trial: Trial) -> None:
-    """One topic has been read, of the other nothing: where that one stands the topic does not say."""
+    """Only one of two topics has been read; the destination does not show the other's position."""
     upstream = tape(trial)
     begin_ms = upstream.started_ms - HOUR_MS
     events = trial.times(4_000, at_least=1_000)

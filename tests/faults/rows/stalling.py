@@ -1,4 +1,4 @@
-"""A destination that takes nothing for a while, and an upstream that sends as fast as it is read."""
+"""A destination that accepts nothing for a while, and an upstream as fast as the relay reads."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from tests.faults.trial import FILES, KAFKA, Trial
 from tests.harness.relay import Relay, since_ms
 
 HISTORY_EVENTS = {FILES: 30_000, KAFKA: 150_000}
-"""More than goes through before it is stalled, and than what lies between holds."""
+"""More than passes before the stall, and more than the buffers hold."""
 HISTORY_SECONDS = 600
 FULL_CHANNEL = 7
-"""Batches: with the one in its writer's hand all the places that there are."""
+"""Batches: all places of a channel, including the batch in its writer's hand."""
 
 
 @dataclass(frozen=True)
 class Stall:
-    """How a destination is stalled, and how not any more."""
+    """How to stall a destination, and how to release it."""
 
     begin: Callable[[], None]
     end: Callable[[], None]
 
 
 def frozen(trial: Trial) -> Stall:
-    """A broker that stands still and answers nothing; a disk without room."""
+    """A frozen broker that answers nothing, or a full disk."""
     if trial.destination.name == KAFKA:
         broker = trial.own_broker()
         return Stall(broker.suspend, broker.resume)
@@ -41,7 +41,7 @@ def simulate_history(trial: Trial) -> Simulator:
 
 
 def history_flags(trial: Trial, upstream: Simulator) -> list[str]:
-    """A relay of all of it."""
+    """Flags of a relay that publishes the whole history."""
     return [
         f"--since={history_since_ms(upstream)}" if flag.startswith("--since=") else flag
         for flag in trial.flags(upstream)
@@ -49,12 +49,12 @@ def history_flags(trial: Trial, upstream: Simulator) -> list[str]:
 
 
 def history_since_ms(upstream: Simulator) -> int:
-    """Before its first event."""
+    """A time before its first event."""
     return since_ms(upstream) - HISTORY_SECONDS * 1000
 
 
 def wait_for_full_queues(trial: Trial, upstream: Simulator, relay: Relay) -> None:
-    """Wait until the pressure has gone back to the reader."""
+    """Wait until back-pressure has reached the reader."""
     trial.wait(
         lambda: relay.metric("pleiades_queue_depth", channel="frames-0") >= FULL_CHANNEL,
         "full queues",
@@ -64,13 +64,13 @@ def wait_for_full_queues(trial: Trial, upstream: Simulator, relay: Relay) -> Non
 
 
 def is_held_back(upstream: Simulator) -> bool:
-    """Whether upstream has something that nobody takes."""
+    """True if upstream has data that the relay does not read."""
     stats = upstream.stats()
     return stats.events_served_total < stats.events_appended_total
 
 
 def finish_history(trial: Trial, upstream: Simulator, relay: Relay) -> None:
-    """Wait for all of it, and compare."""
+    """Wait until the whole history is published, and compare."""
     expected = sum(not entry.canary for entry in upstream.journal())
     trial.wait(lambda: trial.destination.count() >= expected, "all of the history", relay)
     assert relay.stop() == 0, relay.log

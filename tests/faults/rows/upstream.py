@@ -1,4 +1,4 @@
-"""The upstream breaks off, misdates its events, moves to another data centre, forgets."""
+"""The upstream cuts connections, misdates events, switches data centres, or loses history."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from tests.harness.script import Answer, Ending, Stop, Stream, refusal
 from tests.harness.tape import HOME, OTHER, Tape
 
 LEAST = ["--upstream.overlap=1ms", "--dedup.window=1ms"]
-"""The least for which the guarantee is given: nothing is saved by asking for more than is needed."""
+"""The least for which the guarantee holds, so that a larger overlap hides no error."""
 QUICK = [*LEAST, "--upstream.idleTimeout=300ms"]
 ROW_OF_CUTS = 3
-"""So many connections in a row are cut. Between more of them the reader pauses ever longer, so as not
-to run against an upstream that ends all of them; one that only falls silent is no reason to, and the
-next row begins."""
+"""This many connections in a row are cut. After longer runs the reader pauses ever longer, to spare an
+upstream that ends all connections. A silent connection does not add to the pauses, and the next run
+begins."""
 LEAST_SHARE = 0.8
-"""Of the cuts that are planned so many must come about."""
+"""At least this share of the planned cuts must occur."""
 CUTS = (Ending.RESET, Ending.CLOSE, Ending.CLEAN)
 
 BURST_EVENTS = 200
 RUN_EVENTS = 100
-"""One each millisecond, between two that are misdated."""
+"""One per millisecond, between two misdated events."""
 FEW_EVENTS = 20
 OTHERS_SHARE = 0.2
 BACK_MS = 20_000
@@ -38,13 +38,13 @@ HISTORY_EVENTS = 2000
 HISTORY_SECONDS = 50.0
 
 AWKWARD = 'Zürich \u2028 東京 \u2029 🦀 \x85 "é"'
-"""Two, three and four bytes of UTF-8, what others take for line ends, and an escape."""
+"""UTF-8 of two, three and four bytes, characters that some take for line ends, and an escape."""
 JOINED = ("eqiad.mediawiki.page-create", "codfw.mediawiki.page-create")
 """A second stream's topics."""
 
 
 def cuts_at(stops: Iterable[tuple[int, int]]) -> list[Answer]:
-    """A cut at each (place, byte), in all ways in turn, with a silence after every few."""
+    """A cut at each (place, byte), in all ways in turn, with a silence after every few cuts."""
     answers: list[Answer] = []
     chunked = cycle((True, False))
     for number, ((place, byte), ending) in enumerate(zip(stops, cycle(CUTS), strict=False), 1):
@@ -55,10 +55,10 @@ def cuts_at(stops: Iterable[tuple[int, int]]) -> list[Answer]:
 
 
 def through_cuts(trial: Trial, upstream: Tape, relay: Relay, planned: int) -> dict[str, int]:
-    """All is published in spite of these cuts, the upstream's answers; returns what `finish` does."""
+    """Publish everything despite these cuts, the upstream's answers; returns what `finish` does."""
     seen = finish(trial, upstream, relay)
-    # On a machine that is busy elsewhere the relay now and then takes a late answer for silence, and
-    # has left before it is cut.
+    # On a busy machine the relay sometimes takes a late answer for silence, and leaves before it is
+    # cut.
     cut = upstream.stats().cuts_total
     assert planned * LEAST_SHARE <= cut <= planned, f"{cut} cuts instead of {planned}"
     if cut < planned:
@@ -72,10 +72,10 @@ def through_cuts(trial: Trial, upstream: Tape, relay: Relay, planned: int) -> di
 
 @row("Cut at every byte of an event, by reset, close and clean end, chunked or not", long=True)
 def cut_every_byte(trial: Trial) -> None:
-    """A half event that is published is corrupt, and one whose id counts already is lost.
+    """A published half event is corrupt; an event whose id counts too early is lost.
 
-    Each connection brings the event whole that the one before it was cut in, and is cut in the next
-    one, a byte later.
+    Each connection sends the event in which the last one was cut, and is cut in the next event, a byte
+    later.
     """
     upstream = tape(trial)
     first_ms = upstream.started_ms - RUN_EVENTS
@@ -95,7 +95,7 @@ def cut_every_byte(trial: Trial) -> None:
 
 @row("Bursts of 200 events of one millisecond, cut inside")
 def bursts(trial: Trial) -> None:
-    """An id is the event's millisecond + 1: whoever asks by it skips the rest of the burst."""
+    """An id is the event's millisecond + 1: resuming from it skips the rest of the burst."""
     upstream = tape(trial)
     stops: list[tuple[int, int]] = []
     bursts = trial.times(60, at_least=6)
@@ -127,7 +127,7 @@ def misdated(trial: Trial, by_ms: int) -> None:
             break
         place = len(upstream)
         upstream.write(OTHER if run % 2 else HOME, first_ms + (run + 1) * RUN_EVENTS + by_ms)
-        # The first of them before anything but the misdated one has come.
+        # The first cut comes before any event but the misdated one.
         stops += [(place + 1, 0), (place + trial.chance.randrange(2, RUN_EVENTS), 7)]
     upstream.answer(*cuts_at(stops))
     relay = trial.relay(*trial.flags(upstream), *QUICK)
@@ -136,27 +136,28 @@ def misdated(trial: Trial, by_ms: int) -> None:
 
 @row("Timestamps 20 s back, cut after them")
 def timestamps_back_20_seconds(trial: Trial) -> None:
-    """A position that follows them repeats 20 s of events, which a small window has forgotten."""
+    """A position that follows the timestamps repeats 20 s of events, which a small window has
+    forgotten."""
     misdated(trial, -BACK_MS)
 
 
 @row("Timestamps 1 h ahead, cut after them")
 def timestamps_ahead_1_hour(trial: Trial) -> None:
-    """Each reconnect of that hour repeats everything since: more than a fixed number of identities
-    holds, and more than a window that only looks at the clock."""
+    """Each reconnect during that hour repeats everything since: more than a fixed number of identities
+    holds, and more than a window that follows only the clock."""
     misdated(trial, HOUR_MS)
 
 
 @row("Timestamps 8 years back, cut after them")
 def timestamps_back_8_years(trial: Trial) -> None:
-    """An imported edit: a position that follows it repeats all history that the upstream has."""
+    """An imported edit: a position that follows it repeats all of upstream's history."""
     misdated(trial, -YEARS_MS)
 
 
 @row("The first event of a topic is 8 years old, and there is history from before the start")
 def first_event_8_years_back(trial: Trial) -> None:
-    """All that the topic delivered is older than the start: to lose nothing it must be asked for from
-    then on, and brings what the relay never took up, and must not now."""
+    """All events that the topic delivered are older than the start. To lose nothing, the relay must ask
+    from their time on, and must ignore the earlier events that it then receives."""
     upstream = tape(trial)
     before_ms = upstream.started_ms - HOUR_MS
     for number in range(RUN_EVENTS):
@@ -185,20 +186,20 @@ def first_event_8_years_back(trial: Trial) -> None:
 
 @row("The service moves to the other data centre: other offsets, a mirror 30 s behind", long=True)
 def switch_of_data_centre(trial: Trial) -> None:
-    """Offsets mean other events there, and the latest ones are not there yet: an id says `offset: -1`
-    of a topic that had delivered, and what was delivered comes again when it is mirrored."""
+    """Offsets differ there, and the latest events are not mirrored yet: an id contains `offset: -1` for
+    a topic that had delivered, and delivered events come again once they are mirrored."""
     behind_seconds = trial.seconds(30, at_least=1)
-    # Older than the window: who goes back to the start publishes it twice.
+    # Older than the window: a relay that returns to the start publishes it twice.
     upstream = trial.simulate(
         rate=RATE, second_share=0.5, history_events=HISTORY_EVENTS, history_seconds=HISTORY_SECONDS
     )
     upstream.set_faults(mirror_lag_seconds=behind_seconds)
-    # The other data centre goes on behind the position by as much as it mirrors late.
+    # The other data centre continues behind the position by its mirroring delay.
     window = f"--dedup.window={behind_seconds + 2:.0f}s"
     relay = trial.relay(*trial.flags(upstream), "--upstream.overlap=100ms", window)
     trial.wait_for_more(relay, HISTORY_EVENTS)
     for number in range(trial.times(4, at_least=4)):
-        # Some switches come while all is repeated still, some when what is new has come too.
+        # Some switches come during the repetition, some after new events.
         stay_seconds = behind_seconds * trial.chance.uniform(0, 1.5)
         trial.wait_for_upstream(upstream, int(RATE * stay_seconds))
         with trial.recovery(upstream, relay):
@@ -214,10 +215,10 @@ def switch_of_data_centre(trial: Trial) -> None:
 
 @row("An idle data centre wakes while the relay is away", long=True)
 def idle_data_centre_wakes(trial: Trial) -> None:
-    """Its entry in the id is `offset: -1`, the end: who resumes by that loses what came meanwhile.
+    """Its entry in the id is `offset: -1`, the end: resuming from it loses the events in between.
 
-    At first it never had an event. Later it had, and where the relay is served from then on nothing of
-    it is mirrored yet, so that the ids say `offset: -1` once more.
+    At first the topic has no event at all. Later it has some, but the next data centre has not mirrored
+    them, so that the ids contain `offset: -1` again.
     """
     upstream = tape(trial, (HOME, OTHER, *JOINED))
     upstream.write_on(RATE, [HOME])
@@ -251,7 +252,7 @@ def idle_data_centre_wakes(trial: Trial) -> None:
 
 @row("The position is older than what the upstream still has")
 def history_gone(trial: Trial) -> None:
-    """Nobody can bring those events back. What can be done is to say so, and to take all the rest."""
+    """Lost events cannot be restored: the relay reports the loss and publishes everything else."""
     upstream = tape(trial)
     first_ms = upstream.started_ms - 3 * RUN_EVENTS
     flags = [*trial.flags(upstream), *LEAST]
