@@ -1,4 +1,4 @@
-"""What the suite needs around a sink."""
+"""The context that the suite gives to a sink."""
 
 from __future__ import annotations
 
@@ -15,6 +15,6 @@ __all__ = ["child", "kafka", "metrics", "secure", "topic"]
 
 @pytest.fixture
 def child() -> ChildContext:
-    """A process whose beats nobody reads."""
+    """A process whose heartbeats nobody reads."""
     _, nowhere = Pipe(duplex=False)
     return ChildContext(nowhere)

@@ -1,4 +1,4 @@
-"""What only a topic can do to its sink: others' transactions in it, records without a readable id."""
+"""Sink behaviour specific to a topic: foreign transactions, records without a readable id."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_a_transaction_that_is_open_before_our_records_hides_none_of_them(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """As of a replay that was killed: the broker ends it only after minutes."""
+    """For example that of a killed replay: the broker ends it only after minutes."""
     monkeypatch.setattr(topic_reader, "WAITING_SECONDS", 0.0)
     caplog.set_level(logging.INFO)
     first = place.sink()
@@ -89,7 +89,7 @@ def test_a_transaction_that_is_open_before_our_records_hides_none_of_them(
 def test_a_replay_knows_what_it_published_without_a_readable_id(
     kafka: str, topic: str, child: ChildContext, metrics: Metrics
 ) -> None:
-    """It does not say whose it is: it may be an ingest's, and may be the replay's own."""
+    """Such a record does not tell its writer: it may be an ingest's, or the replay's own."""
     span = Range(Bound(START_MS), Bound(START_MS + 1_000))
     sources = {SOURCE: START_MS, ("codfw.x", 0): START_MS}
     settings = ReplaySettings(span, START_MS, sources, 2, 0.0, None, False, False, False)
@@ -110,13 +110,13 @@ def test_a_replay_knows_what_it_published_without_a_readable_id(
 
 
 def read_back(caplog: pytest.LogCaptureFixture) -> int:
-    """How many records the last start took up."""
+    """The number of records that the last start read back."""
     said = [m for r in caplog.records if (m := re.match(r"read (\d+) events", r.getMessage()))]
     return int(said[-1][1])
 
 
 def steady(sink: Sink, numbers: range, idle: int | None = None, window: int = 40) -> Checkpoint:
-    """Events of one topic, 20 in a commit; `idle`: what the other one has reached, for ever."""
+    """Commit events of one topic, 20 at a time; `idle`: the constant position of a second topic."""
     at = Checkpoint({}, 0, 0)
     for begin in numbers[::20]:
         sink.write([event(number) for number in range(begin, begin + 20)])
@@ -138,7 +138,7 @@ def of_idle(number: int) -> Event:
 def test_what_stands_still_does_not_make_the_read_back_grow(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As the other data centre between its canaries, or a topic that has left the stream."""
+    """Like the other data centre between its canaries, or a topic that has left the stream."""
     monkeypatch.setattr(sinks, "MARK_SECONDS", 0.0)
     read = Mock(side_effect=records.read_event)
     monkeypatch.setattr(topic_reader, "read_event", read)
@@ -260,14 +260,14 @@ def replay_of(bootstrap: str, topic: str, child: ChildContext, metrics: Metrics)
 
 
 def one_entry(number: int) -> Event:
-    """As of a stream with one topic-partition, or of a replay."""
+    """Its id has one entry, as in a stream with one topic-partition, or in a replay."""
     return event(number)._replace(key=compose_id({SOURCE: START_MS + number + 1}).encode())
 
 
 def test_an_ingest_knows_what_it_published_before_a_partition_was_added(
     place: Place, kafka: str, topic: str, child: ChildContext, metrics: Metrics
 ) -> None:
-    """Its ids name one topic-partition there, as those of a replay do. A replay says that it is one."""
+    """Its ids named one topic-partition then, as a replay's ids do; a replay marks its records."""
     sink = place.sink()
     sink.open(resume=True)
     sink.write([one_entry(number) for number in range(10)])
@@ -296,7 +296,7 @@ def test_an_ingest_knows_what_it_published_before_a_partition_was_added(
 
 
 def forget(kafka: str, topic: str) -> None:
-    """As Kafka does, a week after the last commit."""
+    """Delete the stored position, as Kafka does a week after the last commit."""
     admin = AdminClient({"bootstrap.servers": kafka})
     (done,) = admin.delete_consumer_groups([f"pleiades-{topic}-recentchange"]).values()
     done.result(ANSWER_SECONDS)
@@ -305,7 +305,7 @@ def forget(kafka: str, topic: str) -> None:
 def test_a_position_that_expired_in_mid_catch_up_skips_no_topic(
     place: Place, kafka: str, topic: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """One topic is read already, and the ids say nothing of the other."""
+    """One topic has been read already, and the ids contain nothing of the other."""
     sink = place.sink()
     sink.open(resume=True)
     key = b'[{"topic":"%s","partition":0,"timestamp":%d},{"topic":"codfw.x","partition":0,"offset":7}]'
@@ -333,7 +333,7 @@ def test_where_no_position_is_stored_it_reads_back_until_each_topic_tells(
     topic: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The last connection brought nothing of one: its position is further back."""
+    """The last connection brought nothing of one topic: its position is further back."""
     monkeypatch.setattr(recovery, "FIRST_RECORDS", 10)
     sink = place.sink()
     sink.open(resume=True)
@@ -353,7 +353,7 @@ def test_where_no_position_is_stored_it_reads_back_until_each_topic_tells(
     assert opened.checkpoint is not None
     assert opened.checkpoint.position == {SOURCE: START_MS + 200, IDLE: START_MS + 1}
     assert known == set(fingerprints([event(number).identity for number in range(200)]))
-    # And what was read is what the next start reads.
+    # The next start reads back the same records.
     sink.commit(opened.checkpoint)
     sink.close()
     sink = place.sink()

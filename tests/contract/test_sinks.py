@@ -1,4 +1,4 @@
-"""One suite for all sinks: what stands in pleiades/sinks/base.py, on each of them."""
+"""One suite for all sinks: the contract of pleiades/sinks/base.py."""
 
 from __future__ import annotations
 
@@ -34,15 +34,15 @@ START_MS = 1_760_000_000_000
 
 @dataclass(frozen=True)
 class Guarantees:
-    """In what the sinks may differ."""
+    """The permitted differences between sinks."""
 
     newest_wins: bool = False
-    """A second instance ends the first; else it is kept out by it."""
+    """If true, a second instance ends the first; otherwise the first keeps it out."""
 
 
 @dataclass(frozen=True)
 class Place:
-    """A destination, and how to look into it."""
+    """A destination, and access to its contents."""
 
     sink: Callable[[], Sink]
     published: Callable[[], list[bytes]]
@@ -52,7 +52,7 @@ class Place:
 
 def files_place(folder: Path, sync: str, metrics: Metrics) -> Place:
     def sink() -> Sink:
-        # It is not to pause: there is nothing to retry.
+        # A pause would be an error: there is nothing to retry.
         child = FakeChildContext(stop_at_pause=1)
         return FilesSink(FilesDestination("recentchange", folder, sync), child, metrics, 500_000)
 
@@ -133,7 +133,7 @@ def opened(place: Place) -> Iterator[Sink]:
 
 
 def event(number: int) -> Event:
-    """As a parser makes it: a sink may read back what an event is from its id and data."""
+    """An event as a parser makes it: a sink may reconstruct it from its id and data."""
     identity = f"00000000-0000-4000-8000-{number:012}"
     data = (
         b'{"meta":{"id":"%s","topic":"%s","partition":0},"n":%d,"text":"\xe2\x80\xa8\xc3\xa9"}'
@@ -158,7 +158,7 @@ def checkpoint(number: int) -> Checkpoint:
 
 
 class Known:
-    """What a start finds."""
+    """The state that a start finds."""
 
     def __init__(self, sink: Sink, resume: bool = True) -> None:
         opened = sink.open(resume)
@@ -204,7 +204,7 @@ def test_it_is_known_to_the_next_one(place: Place, opened: Sink) -> None:
 def test_equal_events_without_an_identity_are_each_there_and_known(
     place: Place, opened: Sink
 ) -> None:
-    """Nothing but the publisher's numbers tells them apart; see `core.occurrences`."""
+    """Only the publisher's numbers distinguish them; see `core.occurrences`."""
     data = b'{"meta":{"topic":"%s","partition":0}}' % SOURCE[0].encode()
     key = event(0).key
     first = fallback_identity(SOURCE, START_MS + 1, data)
@@ -213,7 +213,7 @@ def test_equal_events_without_an_identity_are_each_there_and_known(
     same = [Event(name, SOURCE, START_MS + 1, "", key, data) for name in names]
     stray = same[0]._replace(identity=f"{first}-x{0:016x}-2", source=UNKNOWN_SOURCE)
     letters = [letter(1)._replace(identity=f"{letter(1).identity}{end}") for end in ("", "-2")]
-    # Among others, whose way into the destination may be another.
+    # Mixed with events that may take another path into the destination.
     opened.write([event(1), *same, event(2), stray, event(3), *letters])
     opened.commit(checkpoint(3))
     assert sorted(place.published()) == sorted([event(n).data for n in (1, 2, 3)] + [data] * 4)
@@ -311,7 +311,7 @@ def test_many_events_of_one_commit(place: Place, opened: Sink) -> None:
 
 
 def test_only_what_the_checkpoint_allows_is_forgotten(place: Place) -> None:
-    """However often it is started anew, and whatever else has come: at most twice what is needed."""
+    """Despite restarts and other events it remembers at most twice what is needed."""
     needed = 40
     for begin in range(0, 600, 60):
         sink = place.sink()
@@ -327,7 +327,7 @@ def test_only_what_the_checkpoint_allows_is_forgotten(place: Place) -> None:
 
 
 def test_what_an_earlier_start_published_stays_known(place: Place, opened: Sink) -> None:
-    """A new start begins far back; the window of the one before is needed when it has caught up."""
+    """A new start begins far back, and needs the window of the one before once it has caught up."""
     for number in range(50, 60):
         opened.write([event(number)])
         opened.commit(replace(checkpoint(number + 1), known_from={SOURCE: START_MS + 40}))

@@ -1,7 +1,7 @@
-"""What clients can rely on: one suite for the real service and for the simulator.
+"""The behaviour that clients can rely on: one suite for the real service and for the simulator.
 
-Where the two differ, the simulator is wrong. The suite has an HTTP client of its own: how the
-relay reads an answer is no evidence.
+If the two differ, the simulator is wrong. The suite uses its own HTTP client, because the relay's
+reading of an answer proves nothing.
 """
 
 from __future__ import annotations
@@ -37,16 +37,16 @@ AGENT = {
 WAIT_SECONDS = 30.0
 DEAF_POLL_SECONDS = 0.1
 DEAF_TRIES = 200
-"""Events one after the other; the first that arrives ends it, after about half a second."""
+"""Events written one by one until the first one arrives, after about half a second."""
 
 EPOCH_MS = 1_760_000_000_000
 LATE_MS = EPOCH_MS + 3_600_000
 FIRST, SECOND = 0, 1
 """The stream's topics, by data centre."""
 AWKWARD = "Zürich \u2028 東京 \u2029 🦀 \x85"
-"""Two, three and four bytes of UTF-8, and what others take for line ends."""
+"""UTF-8 of two, three and four bytes, and characters that some take for line ends."""
 
-# The timestamps of the first topic in the table on resuming, at the offsets 0 to 7.
+# The timestamps of the first topic in the resumption table, at the offsets 0 to 7.
 TABLE_MS = (0, 5, 5, 5, 9, 7, 8, 12)
 
 
@@ -54,7 +54,7 @@ TABLE_MS = (0, 5, 5, 5, 9, 7, 8, 12)
 
 
 class Event(NamedTuple):
-    """One event to be written upstream; its identity is its number in its upstream."""
+    """An event to be written upstream; its identity is its number in its upstream."""
 
     topic: int
     timestamp_ms: int
@@ -65,7 +65,7 @@ TABLE_NUMBERS = list(range(len(TABLE)))
 
 
 def value(topic: str, number: int) -> bytes:
-    """Compact, as both serve it."""
+    """The compact JSON that both kinds serve."""
     meta = {"id": str(number), "topic": topic, "partition": 0}
     event = {"meta": meta, "text": AWKWARD}
     return json.dumps(event, ensure_ascii=False, separators=(",", ":")).encode()
@@ -73,25 +73,25 @@ def value(topic: str, number: int) -> bytes:
 
 @dataclass
 class Upstream:
-    """One stream of its own, of either kind."""
+    """A private stream of either kind."""
 
     url: str
     stream: str
     topics: Sequence[str]
     append: Callable[[int], None]
-    """Write so many of the later events."""
+    """Write that many of the later events."""
     journal: Callable[[], list[JournalEntry]]
     """All events written so far."""
     stop: Callable[[], None]
     tls: ssl.SSLContext | None = None
 
     def connect(self, query: str = "", last_event_id: Any = None, **more: Any) -> Connection:
-        """Ask for the stream."""
+        """Request the stream."""
         given = None if last_event_id is None else json.dumps(last_event_id)
         return Connection(f"{self.url}/{self.stream}{query}", given, tls=self.tls, **more)
 
     def entry(self, number: int) -> JournalEntry:
-        """Where an event lies, and its date."""
+        """The journal entry of an event."""
         return next(entry for entry in self.journal() if entry.identity == str(number))
 
     def position(self, topic: int, **place: int) -> dict[str, Any]:
@@ -100,7 +100,7 @@ class Upstream:
 
 
 class Kind(Protocol):
-    """How to get an upstream."""
+    """A kind of upstream."""
 
     def open(
         self,
@@ -110,12 +110,12 @@ class Kind(Protocol):
         cut_seconds: float = 0,
         tls: bool = False,
     ) -> Upstream:
-        """One that has the history, and will have the later events."""
+        """Open an upstream that has the history, and will have the later events."""
         ...
 
 
 class Service:
-    """The real service: one for all tests, one of its own for what has other settings."""
+    """The real service: shared by all tests, or a separate one for other settings."""
 
     STREAMS = 60
 
@@ -212,8 +212,8 @@ class Simulated:
         trusted = authority() if tls else None
         settings = SimulatorSettings(
             streams=(stream,),
-            # Without a rate all of the file is history. Such a low one makes the later events wait for
-            # `append`, and the last one of the history due at the start.
+            # Without a rate the whole file is history. With this low rate the later events wait for
+            # `append`, and the last event of the history is due at the start.
             rate=0.001,
             history_events=len(history) - 1,
             file=file,
@@ -248,7 +248,7 @@ def upstreams(
 
 @pytest.fixture(scope="module")
 def table(upstreams: Kind) -> Upstream:
-    """The log of the table on resuming; the second topic is empty."""
+    """The log of the resumption table; the second topic is empty."""
     return upstreams.open(TABLE)
 
 
@@ -256,16 +256,16 @@ def table(upstreams: Kind) -> Upstream:
 
 
 class Received(NamedTuple):
-    """One event as it came."""
+    """A received event."""
 
     entries: dict[str, dict[str, Any]]
-    """The id's, by topic."""
+    """The entries of the id, by topic."""
     topic: str
     number: int
 
 
 class Connection:
-    """One request. A thread reads, so that a test can wait for an event without an end to it."""
+    """One request. A thread reads, so that a test can limit its wait for an event."""
 
     def __init__(
         self,
@@ -325,7 +325,7 @@ class Connection:
         self._frames.put(None)
 
     def refusal(self) -> dict[str, Any]:
-        """The body of an answer other than the stream."""
+        """The body of a refusal."""
         found = json.loads(self.response.read())
         assert isinstance(found, dict)
         return found
@@ -336,7 +336,7 @@ class Connection:
         assert self._frames.get(timeout=WAIT_SECONDS) == b":ok"
 
     def poll(self, seconds: float) -> Received | None:
-        """The next event, if one comes in that time."""
+        """The next event, if one arrives within that time."""
         try:
             frame = self._frames.get(timeout=seconds)
         except queue.Empty:
@@ -388,13 +388,13 @@ def first_heard(upstream: Upstream, connection: Connection) -> Received:
 
 
 def iso(timestamp_ms: int) -> str:
-    """A time as JavaScript writes it."""
+    """A time in JavaScript's format."""
     seconds, ms = divmod(timestamp_ms, 1000)
     return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds)) + f".{ms:03d}Z"
 
 
 def later(topic: int, count: int = DEAF_TRIES + 3) -> list[Event]:
-    """Events to come, one each ms."""
+    """Future events, one per millisecond."""
     return [Event(topic, LATE_MS + number) for number in range(count)]
 
 
@@ -426,7 +426,7 @@ def test_all_of_each_topic_comes_in_order(upstreams: Kind) -> None:
 
 
 def test_joined_streams_have_an_entry_for_each_topic(upstreams: Kind) -> None:
-    """The alias names the same topics again, and each is consumed once."""
+    """The alias names the same topics again, and each topic is consumed once."""
     upstream = upstreams.open(TABLE)
     upstream.stream = f"{upstream.stream},mediawiki.{upstream.stream}"
     with upstream.connect(f"?since={iso(EPOCH_MS)}") as connection:
@@ -447,7 +447,7 @@ def test_an_id_has_offsets_until_a_topic_has_delivered_then_the_timestamp_plus_1
     start = EPOCH_MS + 5
     with upstream.connect(f"?since={iso(start)}") as connection:
         connection.opening()
-        # All but the first of each topic.
+        # The first event of each topic is not among them.
         received = connection.events(len(events) - 2)
     reached: dict[str, int] = {}
     for event in received:
@@ -463,7 +463,7 @@ def test_an_id_has_offsets_until_a_topic_has_delivered_then_the_timestamp_plus_1
 
 
 def test_an_id_names_the_offset_that_a_topic_was_resolved_to(upstreams: Kind) -> None:
-    """The second topic delivers, while the first is at an offset and silent."""
+    """The second topic delivers while the first is at an offset and silent."""
     upstream = upstreams.open([*TABLE, Event(SECOND, EPOCH_MS)], later(SECOND))
     asked = [upstream.position(FIRST, offset=10**9), upstream.position(SECOND, offset=-2)]
     with upstream.connect(last_event_id=asked) as connection:
@@ -493,7 +493,7 @@ def test_a_topic_asked_for_from_past_its_end_has_offset_minus_1(table: Upstream)
         (iso(EPOCH_MS + 12), [7]),
         ("2025-10-09T08:53:20Z", TABLE_NUMBERS),
         ("2025-10-09T10:53:20.006%2B02:00", [4, 5, 6, 7]),
-        # Milliseconds are handed on as a string, which the Kafka client takes for 0.
+        # Milliseconds are passed on as a string, which the Kafka client takes for 0.
         (str(EPOCH_MS + 12), TABLE_NUMBERS),
         (str(EPOCH_MS + 10**9), TABLE_NUMBERS),
         ("0", TABLE_NUMBERS),
@@ -514,11 +514,11 @@ def test_without_since_or_past_the_end_history_is_not_sent_and_the_stream_is_dea
         connection.opening()
         heard = first_heard(upstream, connection)
         assert heard.number >= len(TABLE)
-        # It says nothing of what it may have missed.
+        # It does not show the events that it may have missed.
         assert heard.entries[upstream.topics[SECOND]] == {"partition": 0, "offset": -1}
         own = {"partition": 0, "timestamp": upstream.entry(heard.number).timestamp + 1}
         assert heard.entries[upstream.topics[FIRST]] == own
-        # Once it has delivered, nothing is missed.
+        # After its first delivery it misses nothing.
         upstream.append(2)
         written = len(upstream.journal()) - 1
         assert connection.until(written) == list(range(heard.number + 1, written + 1))
@@ -565,7 +565,7 @@ def test_a_position_is_resolved(
 
 
 def test_an_offset_is_exact(table: Upstream) -> None:
-    """5 is earlier than 4, and still only what lies at and after it is sent."""
+    """5 is earlier than 4, and still only the events from its offset on are sent."""
     offset = table.entry(5).offset
     with table.connect(last_event_id=[table.position(FIRST, offset=offset)]) as connection:
         connection.opening()

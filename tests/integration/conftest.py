@@ -1,4 +1,4 @@
-"""What the end-to-end tests share."""
+"""Fixtures of the end-to-end tests."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ NO_CUTS = Faults(cut_every_seconds=0)
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Where the relay publishes to."""
+    """The relay's publish directory."""
     return tmp_path / "events"
 
 
 @pytest.fixture
 def simulate() -> Iterator[Callable[[SimulatorSettings], Simulator]]:
-    """Starts local upstreams that end with the test; over TLS, as the public service is."""
+    """Starts local upstreams that end with the test; with TLS, as the public service."""
     with ExitStack() as stack:
         yield lambda settings: stack.enter_context(
             Simulator(replace(settings, tls=authority().server))
@@ -37,7 +37,7 @@ def simulate() -> Iterator[Callable[[SimulatorSettings], Simulator]]:
 
 @pytest.fixture
 def flags(folder: Path) -> Callable[[Simulator], list[str]]:
-    """The usual arguments: files, this upstream, everything it has from a minute before its start."""
+    """The usual arguments: files, this upstream, all its events from a minute before its start."""
 
     def arguments(upstream: Simulator) -> list[str]:
         return [
@@ -51,7 +51,7 @@ def flags(folder: Path) -> Callable[[Simulator], list[str]]:
 
 @pytest.fixture
 def to_topic(kafka: str, topic: str) -> Callable[[Simulator], list[str]]:
-    """The same with this test's topic."""
+    """The same arguments with this test's topic as destination."""
     return lambda upstream: [
         *ingest_flags(upstream.url, since_ms(upstream)),
         *kafka_flags(kafka, topic),

@@ -1,4 +1,4 @@
-"""The benchmark works; what it measures in this small form means nothing."""
+"""Checks that the benchmark works; the figures of this small form mean nothing."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def bench(*arguments: str, environment: dict[str, str]) -> subprocess.CompletedP
 
 
 def test_every_trial_runs_and_is_reported(kafka: str, tmp_path: Path) -> None:
-    # `parsers` does what `growth` does.
+    # `parsers` runs the same code as `growth`.
     names = [name for name in TRIALS if name != "parsers"]
     done = bench(
         *names,
@@ -57,18 +57,18 @@ def test_every_trial_runs_and_is_reported(kafka: str, tmp_path: Path) -> None:
     rows = json.loads(done.stdout)["rows"]
     assert {row["name"] for row in rows} == set(names)
     assert all(row["ours"]["median"] > 0 for row in rows if "unread" not in row["what"])
-    # Over HTTP and over HTTPS, in the same run.
+    # HTTP and HTTPS, in the same run.
     for row in rows:
         if row["name"] in ("kafka", "plain"):
             assert row["https"]["to_http"] == row["https"]["ours"]["median"] / row["ours"]["median"]
     assert all(row["met"] is not None for row in rows if row["target"])
-    # The input is kept for the next time; what was published is not.
+    # The input is kept for the next run; the published events are not.
     assert [left.name for left in tmp_path.iterdir()] == ["input"]
 
 
 @contextmanager
 def answered(upstream: Upstream, last_event_id: bytes = b"") -> Iterator[socket.socket]:
-    """A client that has asked, and has read nothing yet."""
+    """A client that has sent its request, and has read nothing yet."""
     address = urlsplit(upstream.url)
     assert address.hostname
     assert address.port
@@ -89,7 +89,7 @@ def answered(upstream: Upstream, last_event_id: bytes = b"") -> Iterator[socket.
 def test_the_upstream_cuts_its_tls_records(record_bytes: int, tmp_path: Path) -> None:
     source = corpus(tmp_path, Shape(40))
     with Upstream(source, record_bytes) as upstream, answered(upstream) as client:
-        # One SSL_read gives one record, or what is left of it.
+        # One SSL_read returns one record, or the rest of it.
         pieces = list(iter(lambda: client.recv(2 * MAX_RECORD_BYTES), b""))
     sent = HEAD + source.path.read_bytes()
     assert b"".join(pieces) == sent
@@ -107,7 +107,7 @@ def test_a_live_upstream_tells_how_much_is_unread(record_bytes: int, tmp_path: P
         assert upstream.unread_bytes() >= len(sent)
     with Upstream(source, record_bytes, RATE) as upstream:
         with answered(upstream):
-            # It leaves, as a relay does that asks again: nothing is told of it.
+            # The client leaves, as a relay does that reconnects; this is not recorded.
             upstream.asked()
         with answered(upstream) as client:
             read, lengths = b"", []

@@ -1,4 +1,4 @@
-"""`pleiades check`: what it says of the real things, that it writes nothing and disturbs nobody."""
+"""`pleiades check` on real destinations: its report, and that it writes nothing and disturbs nobody."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ TIMEOUT_SECONDS = 30
 
 
 def check(*arguments: str) -> tuple[int, list[Line]]:
-    """The status, and the lines as kind, part and text."""
+    """Run a check; returns the status, and the lines as kind, part and text."""
     ended = subprocess.run(
         [*COMMAND, "check", *arguments], capture_output=True, text=True, timeout=60, check=False
     )
@@ -49,12 +49,12 @@ def check(*arguments: str) -> tuple[int, list[Line]]:
 
 
 def with_flags(ingest: list[str], *more: str) -> tuple[int, list[Line]]:
-    """The same arguments as an `ingest`."""
+    """Run a check with the arguments of an `ingest`."""
     return check(*ingest[1:], *more)
 
 
 def said(lines: list[Line], kind: str, part: str) -> str:
-    """All texts of one kind and part."""
+    """The texts of all lines of one kind and part."""
     return "\n".join(text for *at, text in lines if at == [kind, part])
 
 
@@ -160,19 +160,19 @@ def test_a_running_instance_of_files_is_seen_and_left_alone(
 
 
 def admin_of(configuration: dict[str, str | int | float | bool]) -> AdminClient:
-    # Not to be told of a log-in that is meant to fail.
+    # Do not log a login that is expected to fail.
     return AdminClient({"log_level": 0, **configuration})
 
 
 def contents(admin: AdminClient) -> set[str]:
-    """All topics, Kafka's own too, and all groups."""
+    """All topics, including Kafka's own, and all groups."""
     topics = set(admin.list_topics(timeout=TIMEOUT_SECONDS).topics)
     groups = admin.list_consumer_groups(request_timeout=TIMEOUT_SECONDS).result().valid
     return topics | {group.group_id for group in groups}
 
 
 def of_topic(names: set[str], topic: str) -> set[str]:
-    """Those of one test: others use the same broker at the same time."""
+    """The names of one test: others use the same broker at the same time."""
     return {name for name in names if topic in name}
 
 
@@ -206,7 +206,7 @@ def test_a_running_instance_of_kafka_is_seen_and_left_alone(
             lambda: relay.metric("pleiades_kafka_publish_events_total") > count + 50, "new events"
         )
         assert relay.stop() == 0
-    # It was neither fenced nor started again, and met no trouble.
+    # It was neither fenced nor restarted, and had no error.
     assert "0 restarts" in relay.log
     assert "WARNING" not in relay.log
     assert "ERROR" not in relay.log
@@ -246,7 +246,7 @@ def test_what_kafka_would_refuse_is_a_problem(simulate: Simulate, to_topic: Flag
     assert "do not allow transactions of up to 900.001 s, at most 900 s" in said(
         lines, "problem", "destination"
     )
-    # Only the producer knows that these two don't go together.
+    # Only the producer knows that these two properties are incompatible.
     status, lines = with_flags(
         to_topic(upstream),
         "--kafka.property=transaction.timeout.ms=2000",
@@ -276,13 +276,13 @@ def test_settings_that_lose_events_are_warned_of(
 
 @pytest.fixture
 def strict(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Broker]:
-    """A fresh broker with rights that, as is Kafka's default, makes any topic that is mentioned."""
+    """A fresh broker with access control that creates any requested topic, as Kafka does by default."""
     require(KAFKA)
     home = os.environ.get("JAVA_HOME")
     real = f"{home}/bin/java" if home else shutil.which("java")
     java = tmp_path / "java" / "bin" / "java"
     java.parent.mkdir(parents=True)
-    # Of two lines for one property the last counts.
+    # The last of two lines for one property counts.
     java.write_text(
         "#!/bin/sh\n"
         "for last; do :; done\n"
@@ -312,7 +312,7 @@ def test_a_cluster_is_left_as_it_was_found_whoever_asks(
     assert contents(admin) == set()
 
     status, lines = check(*secure_flags(upstream, strict.secure_config))
-    # Not even Kafka's own topics, which it makes for the first who asks for a group or a transaction.
+    # Not even Kafka's own topics, which it creates at the first request for a group or transaction.
     assert contents(admin) == set()
     assert (status, problems(lines)) == (0, [])
     assert "is missing: a start would create it" in said(lines, "note", "destination")

@@ -1,4 +1,4 @@
-"""The newcomer's one command."""
+"""The newcomer's single command."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A destination needs nothing but its own module and a line in the registry."""
+"""A new destination needs only its own module and a line in the registry."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Simulate = Callable[[SimulatorSettings], Simulator]
 def test_a_destination_of_a_test_is_relayed_into_by_the_command_line(
     simulate: Simulate, tmp_path: Path
 ) -> None:
-    """Every event once, across cuts and the death of the publisher; its flag comes from a TOML file."""
+    """Every event once, despite cuts and the publisher's death; its flag comes from a TOML file."""
     upstream = simulate(SimulatorSettings(rate=300, faults=Faults(cut_every_seconds=0.5)))
     copy = tmp_path / "copy"
     config = tmp_path / "pleiades.toml"

@@ -1,4 +1,4 @@
-"""End to end: the real command, the real protocol, cuts; nothing lost, nothing doubled, in order."""
+"""End to end with the real command, the real protocol and cuts: nothing lost or doubled, in order."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ RECORDED = Path(__file__).resolve().parents[3] / "shared" / "data"
 def relay_all(
     upstream: Simulator, arguments: list[str], folder: Path, total: int, seconds: float
 ) -> Relay:
-    """Relay until everything is published, then stop in order; returns the ended relay."""
+    """Relay until everything is published, then stop cleanly; returns the ended relay."""
     with Relay(*arguments) as relay:
         upstream.wait_until(lambda stats: stats.events_appended_total >= total, seconds)
         expected = sum(not entry.canary for entry in upstream.journal())
@@ -53,7 +53,7 @@ def test_1000_events_a_second_with_cuts_every_second(
 def test_cut_after_any_number_of_bytes_and_at_full_speed(
     simulate: Simulate, flags: Flags, folder: Path, parsers: str
 ) -> None:
-    """A history of whole-second timestamps, the worst case for ids."""
+    """A history with whole-second timestamps, the worst case for ids."""
     total = 10_000
     upstream = simulate(
         SimulatorSettings(
@@ -76,7 +76,7 @@ def test_a_stop_and_a_start_go_on_where_it_was(
     total = 3000
     upstream = simulate(SimulatorSettings(rate=500, max_events=total))
     for _ in range(2):
-        # On a slow machine the upstream may have made all of its events before the last start.
+        # On a slow machine the upstream may have written all its events before the last start.
         enough = min(upstream.stats().events_appended_total + 500, total)
         with Relay(*flags(upstream)) as relay:
             relay.until(
@@ -123,7 +123,7 @@ def test_recorded_events_come_out_byte_for_byte(
 def test_a_topic_that_is_gone_holds_up_no_other_and_loses_nothing(
     simulate: Simulate, flags: Flags, folder: Path
 ) -> None:
-    """It goes while the relay runs, is gone at a start, and returns."""
+    """The topic disappears while the relay runs, is missing at a start, and returns."""
     codfw = "codfw.mediawiki.recentchange"
     upstream = simulate(SimulatorSettings(history_events=500, max_events=1500))
     arguments = [*flags(upstream), "--since=-2h"]

@@ -1,4 +1,4 @@
-"""End to end: what a directory remembers of published events, whatever users do with them."""
+"""End to end: a directory's memory of published events, whatever users do with the files."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def upstream() -> Iterator[Tape]:
 
 @pytest.fixture
 def start(upstream: Tape, folder: Path) -> Start:
-    """Makes a relay of all that the upstream has from two hours before its start."""
+    """Starts a relay of all events since two hours before the upstream's start."""
 
     def made(*flags: str, since_ms: int = upstream.started_ms - 120 * MINUTES_MS) -> Relay:
         usual = ingest_flags(upstream.url, since_ms)
@@ -52,7 +52,7 @@ def committed(folder: Path) -> dict[str, int]:
 
 
 def test_a_restart_writes_nothing_again(start: Start, upstream: Tape, folder: Path) -> None:
-    """What the upstream repeats is known before anything is staged."""
+    """Repeated events are recognised before anything is staged."""
     for number in range(500):
         upstream.write(timestamp_ms=upstream.started_ms - 50_000 + number)
     relay_until(start, lambda _: published_count(folder) == 500)
@@ -67,7 +67,7 @@ def test_a_restart_writes_nothing_again(start: Start, upstream: Tape, folder: Pa
 def test_an_event_of_years_ago_whose_file_was_moved(
     start: Start, upstream: Tape, folder: Path
 ) -> None:
-    """Its topic has delivered nothing else: it says where what is new begins."""
+    """Its topic has delivered nothing else: this event determines where new events begin."""
     upstream.write(HOME)
     with start() as relay:
         relay.until(lambda: published_count(folder) == 1, "the first event", WAIT_SECONDS)
@@ -85,7 +85,7 @@ def test_an_event_of_years_ago_whose_file_was_moved(
 def test_a_topic_that_is_idle_after_an_event_ahead_of_its_time(
     start: Start, upstream: Tape, folder: Path
 ) -> None:
-    """What counts is what was delivered, not which file is dated last."""
+    """The delivered event counts, not the file with the latest date."""
     begin_ms = upstream.started_ms - 110 * MINUTES_MS
     upstream.write(OTHER, begin_ms, times=3)
     upstream.write(HOME, begin_ms + 59 * MINUTES_MS)
@@ -125,7 +125,7 @@ def test_what_was_published_long_ago(
 
 
 def test_a_new_start_from_before_the_first_one(start: Start, upstream: Tape, folder: Path) -> None:
-    """It publishes what the first one was not asked for, and nothing else."""
+    """It publishes only the events that the first start did not request."""
     for number in range(600):
         upstream.write(HOME, upstream.started_ms - (6_000 - 10 * number) * 1000)
     middle_ms = upstream.started_ms - 3_000_000
@@ -141,5 +141,5 @@ def test_a_new_start_from_before_the_first_one(start: Start, upstream: Tape, fol
 
 
 def _name_at(milliseconds: int) -> str:
-    """What files from this time on are sorted behind."""
+    """A name that sorts before all files from this time on."""
     return iso_time(milliseconds).replace("-", "").replace(":", "")

@@ -1,4 +1,4 @@
-"""The real command into a real Kafka: what lands there, where it goes on, what is set apart."""
+"""The real command with a real Kafka: published records, resumption, dead letters."""
 
 from __future__ import annotations
 
@@ -76,12 +76,12 @@ def until_published(relay: Relay, count: int, seconds: float = 60) -> None:
 
 
 def real(upstream: Simulator) -> int:
-    """How many events upstream has that are no canaries."""
+    """The number of events in upstream that are not canaries."""
     return sum(not entry.canary for entry in upstream.journal())
 
 
 def sent_by(upstream: Simulator) -> list[Event]:
-    """All that upstream has, as a client receives it: with the ids of one connection."""
+    """All of upstream's events as a client receives them, with the ids of one connection."""
     agent = {"User-Agent": "test (https://example.org)"}
     count = len(upstream.journal())
     framer, events = Framer(), list[Event]()
@@ -102,7 +102,7 @@ def sent_by(upstream: Simulator) -> list[Event]:
 def test_what_librdkafka_reports_is_taken_although_nothing_comes(
     simulate: Simulate, to_topic: Flags
 ) -> None:
-    """What nobody takes it keeps: its statistics of an idle stream are 7 MB an hour."""
+    """Statistics that nobody fetches accumulate: 7 MB an hour for an idle stream."""
     with Relay(*to_topic(simulate(SimulatorSettings()))) as relay:
         relay.wait_ready()
         relay.until(
@@ -140,7 +140,7 @@ def test_a_field_as_key_keeps_its_order_over_partitions(
     with Relay(*to_topic(upstream), *by_wiki) as relay:
         until_published(relay, 300)
         assert relay.stop() == 0
-    # Where no position is stored the ids tell it, and these travel in a header now.
+    # If no position is stored, it is recovered from the ids, which are now in a header.
     forget_position(kafka, topic)
     first = len(topic_records(kafka, topic))
     with Relay(*to_topic(upstream), *by_wiki) as relay:
@@ -190,14 +190,14 @@ def test_no_resume_ignores_the_position(
         until_published(relay, 100)
         assert relay.stop() == 0
     before = len(topic_records(kafka, topic))
-    # The last --since counts: this one is far behind all that was published.
+    # The last --since counts: this one is far before all published events.
     earlier = ["--no-resume", f"--since={since_ms(upstream) - 10**9}", "--dedup.window=9d"]
     with Relay(*to_topic(upstream), *earlier) as relay:
         relay.wait_for("starting at --since")
         until_published(relay, real(upstream) - before)
         assert relay.stop() == 0
     verdict = judge_topic(kafka, topic, upstream.journal(), 0, finished=False)
-    # Later than what was published before, hence out of order; but nothing twice.
+    # They come after later events, hence out of order, but nothing comes twice.
     assert not verdict.lost + verdict.doubled, f"{verdict}\n{relay.log}"
 
 
@@ -235,13 +235,13 @@ def frame(number: int, data: bytes) -> bytes:
 
 
 def noise(size: int) -> str:
-    """Text that no compression makes much smaller than by half."""
+    """Text that compression cannot shrink by much more than half."""
     return random.Random(size).randbytes(size // 2).hex()
 
 
 @pytest.mark.parametrize("limit", [0, 5_000])
 def test_dead_letters(kafka: str, topic: str, limit: int) -> None:
-    """`limit`: of the topic, in bytes; 0: as the broker has it by default (1 MiB)."""
+    """`limit`: the topic's, in bytes; 0: the broker's default (1 MiB)."""
     size = 20_000 if limit else 5_000_000
     if limit:
         make_topic(kafka, topic, max_message_bytes=str(limit))
@@ -253,7 +253,7 @@ def test_dead_letters(kafka: str, topic: str, limit: int) -> None:
         orjson.dumps({"meta": {"id": f"large-{number}"}, "text": noise(size)})
         for number in range(2)
     ]
-    # Compressed it fits, so that the broker takes it.
+    # It fits compressed, so the broker accepts it.
     squeezable = orjson.dumps({"meta": {"id": "squeezable"}, "text": "x" * size})
     bodies = [*good[:5], large[0], b"not json", *good[5:30], large[1], squeezable, b'"text"']
     bodies += good[30:]
@@ -272,7 +272,7 @@ def test_dead_letters(kafka: str, topic: str, limit: int) -> None:
             assert dead(relay, "not_an_object") == 1
             relay.wait_for("events could not be published .*the stream goes on")
             assert relay.stop() == 0
-        # All of it comes again, and nothing is published again: not the dead letters either.
+        # Everything comes again, and nothing is published again, including dead letters.
         with Relay(*arguments) as relay:
             relay.wait_for(rf"read {len(events) + 4} events of the topic back")
             relay.until(
@@ -333,7 +333,7 @@ def test_the_lag_at_100_events_a_second_and_all_metrics(
     now = [flag for flag in to_topic(upstream) if not flag.startswith("--since")]
     with Relay(*now) as relay:
         until_published(relay, 800)
-        # librdkafka tells its figures every few seconds.
+        # librdkafka reports its statistics every few seconds.
         rtt = ("pleiades_kafka_broker_rtt_seconds", (("broker", "1"), ("percentile", "99")))
         relay.until(lambda: rtt in relay.metrics(), "librdkafka's figures", 30)
         samples = relay.metrics()
@@ -362,7 +362,7 @@ def test_the_lag_at_100_events_a_second_and_all_metrics(
     }
     within = " ".join(f"{le}s:{value:.0f}" for le, value in buckets.items())
     record_property("events by their lag at 100 events/s into Kafka", within)
-    # The median. What a start has to catch up with is less than half of it.
+    # The median. Less than half of the events come from a start's backlog.
     assert buckets["0.5"] > buckets["+Inf"] / 2
 
 
@@ -391,7 +391,7 @@ def test_a_topic_that_is_deleted_meanwhile_gets_all_that_comes_after(
         publisher = relay.child("publisher")
         stopped_ms = time.time_ns() // 1_000_000
         publisher.suspend()
-        # More than the overlap, which a new start would ask for anyway.
+        # More than the overlap, which a new start requests anyway.
         missed = upstream.stats().events_appended_total + 200
         upstream.wait_until(lambda stats: stats.events_appended_total > missed, 30)
         delete_topic(kafka, topic)

@@ -1,4 +1,4 @@
-"""What a topic remembers, end to end: other lengths, new starts, the broker's time, wrong clocks."""
+"""End to end: a topic's memory with other lengths, new starts, the broker's time, wrong clocks."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_other_lengths_and_new_starts_double_nothing(
         until_published(relay, 3_000)
         assert relay.stop() == 0
     for flags in (
-        # Longer ones: from before the window that the topic was told to keep.
+        # Longer ones: they reach back before the window that the topic was told to keep.
         ["--upstream.overlap=1m", "--dedup.window=10m"],
         ["--no-resume", f"--since={since_ms(upstream)}", *short],
         ["--no-resume", f"--since={since_ms(upstream)}"],
@@ -57,7 +57,7 @@ def test_other_lengths_and_new_starts_double_nothing(
 def test_the_brokers_time_does_not_matter(
     simulate: Simulate, to_topic: Flags, kafka: str, topic: str, tmp_path: Path
 ) -> None:
-    """Records that carry it, and a clock of the relay's machine that is five minutes ahead."""
+    """The records carry it, and the clock of the relay's machine is five minutes ahead."""
     make_topic(kafka, topic, message_timestamp_type="LogAppendTime")
     clock = Clock(tmp_path)
     clock.set_ahead(300)

@@ -1,4 +1,4 @@
-"""Clusters that can't be reached or don't let us in, and one with TLS and SCRAM that does."""
+"""Clusters that are unreachable or refuse access, and one with TLS and SCRAM that accepts."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_an_unknown_host_names_what_to_check() -> None:
 def test_a_port_of_another_kind_names_what_to_check(
     simulate: Simulate, secure: Broker, tmp_path: Path
 ) -> None:
-    """HTTP, TLS where we speak plainly, plain speech where we want TLS."""
+    """HTTP, TLS where the relay speaks plaintext, plaintext where the relay expects TLS."""
     http = simulate(SimulatorSettings()).url.split("/")[2]
     tls = tmp_path / "tls.properties"
     tls.write_text(
@@ -56,7 +56,7 @@ def test_a_port_of_another_kind_names_what_to_check(
         secure.bootstrap: f"--kafka.config={tls}",
         http: f"--kafka.broker={http}",
     }
-    # Each of them tries for a while.
+    # Each of them retries for a while.
     with ThreadPoolExecutor() as pool:
         for address, said in zip(wrong, pool.map(refused, wrong.values()), strict=True):
             assert f"can't reach Kafka at {address}" in said
@@ -64,7 +64,7 @@ def test_a_port_of_another_kind_names_what_to_check(
 
 
 def test_an_unknown_certificate_names_what_to_check(secure: Broker, tmp_path: Path) -> None:
-    # The broker's own, which is not that of the authority that signed it.
+    # The broker's own certificate, not that of the authority that signed it.
     other = str(secure.folder / "tls" / "server.crt")
     properties = tmp_path / "other.properties"
     properties.write_text(
@@ -82,7 +82,7 @@ def test_a_misspelled_property_is_a_usage_error() -> None:
 def test_tls_and_scram_by_a_file_of_properties(simulate: Simulate, secure: Broker) -> None:
     upstream = simulate(SimulatorSettings(rate=300, max_events=600))
     source = ingest_flags(upstream.url, since_ms(upstream))
-    # The file says where the brokers are, too.
+    # The file also contains the brokers' addresses.
     target = ["--kafka.enable", "--kafka.topic=secret", f"--kafka.config={secure.secure_config}"]
     with Relay(*source, *target, "-v") as relay:
         count = sum(not entry.canary for entry in upstream.journal())

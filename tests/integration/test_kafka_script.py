@@ -1,4 +1,4 @@
-"""`scripts/kafka`: what it says, what it keeps, whom it lets in; and that its brokers outlive nobody."""
+"""`scripts/kafka`: its output, data and access control; and that its brokers outlive no test."""
 
 from __future__ import annotations
 
@@ -59,9 +59,9 @@ def brokers_of(folder: Path) -> list[int]:
 
 
 def login(path: Path) -> Configuration:
-    """What a property file of the script says."""
+    """The client configuration in a property file of the script."""
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
-    # A wrong password is meant here: no need to log it.
+    # The wrong password is intended: do not log it.
     configuration: Configuration = {"log_level": 0}
     for line in path.read_text().splitlines():
         name, _, value = line.partition("=")
@@ -71,7 +71,7 @@ def login(path: Path) -> Configuration:
 
 def make_topic(configuration: Configuration) -> str:
     name = f"test-{uuid.uuid4()}"
-    # Named: its answer ends with it.
+    # Assigned to a variable, because its answer ends with it.
     admin = AdminClient(configuration)
     admin.create_topics([NewTopic(name, 1)])[name].result(CLIENT_TIMEOUT_SECONDS)
     return name
@@ -114,7 +114,7 @@ def test_keeps_its_data_over_stop_kill_and_freeze(tmp_path: Path) -> None:
         broker.resume()
         assert publish(plain, topic, b"after the freeze") is None
         broker.suspend()
-    # Also a frozen one is ended.
+    # A frozen broker is ended too.
     assert brokers_of(broker.folder) == []
 
 
@@ -153,7 +153,7 @@ def test_two_starts_at_once_are_one(tmp_path: Path) -> None:
 def test_a_start_that_fails_shows_the_cause_and_leaves_nothing(tmp_path: Path) -> None:
     port = free_port()
     with socket.socket() as occupied:
-        # Bound but not listening: nobody finds it by connecting, only Kafka itself by its own bind.
+        # Bound but not listening: a connection attempt does not find it, only Kafka's own bind does.
         occupied.bind(("127.0.0.1", port))
         failed = run("start", "--dir", tmp_path, "--port", str(port))
     assert (failed.returncode, failed.stdout) == (1, "")
@@ -192,7 +192,7 @@ def test_secure_lets_in_whom_it_should(secure: Broker) -> None:
     assert refused is not None
     assert refused.code() == KafkaError.TOPIC_AUTHORIZATION_FAILED
     assert AdminClient(nobody).list_topics(timeout=CLIENT_TIMEOUT_SECONDS).topics == {}
-    # The plain listener may do everything.
+    # The plain listener has all rights.
     assert values(secure, topic) == [b"mine"]
 
     errors: list[int] = []
@@ -247,13 +247,13 @@ def test_three_nodes_of_which_one_may_be_missing(tmp_path: Path) -> None:
 
 
 def test_java_hash() -> None:
-    # As Java's String.hashCode() gives them.
+    # The values of Java's String.hashCode().
     assert java_hash("hello") == 99162322
     assert java_hash("polygenelubricants") == -(2**31)
 
 
 def sent_to(bootstrap: str) -> str | None:
-    """Where the broker sends clients; None if this one asked there already, where nobody is."""
+    """The address to which the broker sends clients; None while nothing answers there."""
     admin = AdminClient({"bootstrap.servers": bootstrap, "log_level": 0})
     try:
         (node,) = admin.list_topics(timeout=CLIENT_TIMEOUT_SECONDS / 6).brokers.values()

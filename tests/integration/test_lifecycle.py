@@ -1,4 +1,4 @@
-"""Starts, stops, refusals and what is seen from outside."""
+"""Starts, stops, refusals, and the externally visible state."""
 
 from __future__ import annotations
 
@@ -163,7 +163,7 @@ def test_a_stop_is_in_order_and_logs_the_last_position(
 def test_a_signal_to_all_processes_stops_in_order(
     simulate: Simulate, flags: Flags, folder: Path, number: signal.Signals
 ) -> None:
-    """A terminal's Ctrl-C and its hangup, the end of a service."""
+    """A terminal's Ctrl-C and hangup, and the end of a service."""
     upstream = simulate(SimulatorSettings(rate=300))
     with Relay(*flags(upstream), command=("setsid", *COMMAND)) as relay:
         relay.until(lambda: published_count(folder) > 100, "events", 30)
@@ -193,7 +193,7 @@ def test_a_stalled_destination_does_not_hold_up_a_stop(
         relay.until(lambda: published_count(folder) > 100, "events", 30)
         relay.child("publisher").suspend()
         relay.signal(signal.SIGTERM)
-        # The log tells that the parent kept its 9 s; this machine may take longer to say so.
+        # The log shows that the parent kept its 9 s; this machine may take longer to report it.
         assert relay.wait(40) == 0
     assert "could not finish within 9 s" in relay.log
     with Relay(*flags(upstream)) as relay:
@@ -217,7 +217,7 @@ os.execv(sys.argv[1], sys.argv[1:])
 
 
 def launched(before: str) -> tuple[str, ...]:
-    """The command, started by a process that has done something before."""
+    """The command, started by a process that has run `before` first."""
     return sys.executable, "-c", LAUNCHER.format(before=before), *COMMAND
 
 
@@ -225,7 +225,7 @@ def launched(before: str) -> tuple[str, ...]:
 def test_all_leave_within_two_seconds_when_the_parent_is_killed(
     simulate: Simulate, flags: Flags, stopped: str
 ) -> None:
-    """Stopped ones too, the forkserver and the resource tracker; and none says a word."""
+    """Including stopped ones, the forkserver and the resource tracker; none prints anything."""
     upstream = simulate(SimulatorSettings(rate=100))
     with Relay(*flags(upstream), "--parsers=3") as relay:
         relay.wait_ready()
@@ -274,14 +274,14 @@ def restarted(relay: Relay, times: int) -> bool:
 def test_children_go_on_while_the_parent_is_stopped(
     simulate: Simulate, flags: Flags, folder: Path
 ) -> None:
-    """Also with a position of 40 topics: no beat waits for whoever reads it."""
+    """Even with a position of 40 topics: no heartbeat waits for its reader."""
     streams = tuple(f"stream-{number}" for number in range(20))
     upstream = simulate(SimulatorSettings(rate=2000, streams=streams, second_share=0.5))
     with Relay(*flags(upstream), f"--upstream.stream={','.join(streams)}") as relay:
         relay.until(lambda: published_count(folder) > 500, "events of all topics", 30)
         parent = psutil.Process(relay.process.pid)
         parent.suspend()
-        # After each commit there is a beat of 8 KB: more of them than any pipe holds.
+        # Each commit sends a heartbeat of 8 KB; these are more than any pipe holds.
         goal = published_count(folder) + 10_000
         relay.until(lambda: published_count(folder) > goal, "events without the parent", 60)
         parent.resume()
@@ -304,7 +304,7 @@ def survives_a_kill_and_stops(relay: Relay, folder: Path) -> None:
     relay.until(lambda: relay.child("parser-0").pid != killed.pid, "another parser", 30)
     relay.until(more_than(folder, published_count(folder) + 20), "new events", 30)
     assert relay.stop() == 0, relay.log
-    # Where standard error is closed, there is no log.
+    # If standard error is closed, there is no log.
     assert not relay.log or "parser-0 was killed by signal 9" in relay.log
 
 
@@ -398,7 +398,7 @@ def test_nohup_means_that_a_hangup_stops_nothing(
 def test_works_as_pid_1_and_buries_orphans(simulate: Simulate, flags: Flags, folder: Path) -> None:
     upstream = simulate(SimulatorSettings(rate=100))
     unshare = ("unshare", "--pid", "--fork", "--mount-proc", "--kill-child")
-    # The orphan's parent leaves at once; whoever is PID 1 inherits it and must bury it.
+    # The orphan's parent exits at once; PID 1 inherits the orphan and must reap it.
     orphan = "(sleep 0.2 & exec true); "
     shell = ("sh", "-c", orphan + 'exec "$@"', "sh")
     with Relay(*flags(upstream), command=(*unshare, *shell, *COMMAND)) as relay:
@@ -451,7 +451,7 @@ def test_a_stop_at_any_moment_of_the_start_is_clean(simulate: Simulate, flags: F
 
 
 def _catches(pid: int) -> bool:
-    """Whether a process has a handler for SIGTERM, and so for both (proc(5), SigCgt)."""
+    """True if a process has a handler for SIGTERM, and so for both signals (proc(5), SigCgt)."""
     status = Path(f"/proc/{pid}/status").read_text()
     caught = re.search(r"^SigCgt:\s*(\w+)", status, re.MULTILINE)
     return bool(caught and int(caught[1], 16) >> (signal.SIGTERM - 1) & 1)
@@ -525,7 +525,7 @@ def test_trouble_upstream_is_ridden_out(
     upstream = simulate(SimulatorSettings(rate=400, max_events=1500, faults=faults))
     with Relay(*flags(upstream), "--upstream.idleTimeout=1s") as relay:
         upstream.wait_until(lambda stats: stats.events_appended_total >= 1500, 30)
-        # What is left must come before the next cut, however slow this machine is today.
+        # The remaining events must arrive before the next cut, even on a slow machine.
         upstream.set_faults(hang_rate=0.0, silence_rate=0.0, error_rate=0.0, cut_every_seconds=0)
         journal = upstream.journal()
         count = sum(not entry.canary for entry in journal)
@@ -636,7 +636,7 @@ def test_quiet_says_nothing_where_nothing_is_wrong(
 def test_a_terminal_shows_one_live_line(simulate: Simulate, flags: Flags) -> None:
     upstream = simulate(SimulatorSettings(rate=200))
     ours, theirs = pty.openpty()
-    # A narrow terminal, such as that of whoever runs the tests, cuts the line off.
+    # A narrow terminal, such as that of the user running the tests, would cut off the line.
     wide = os.environ | {"COLUMNS": "120", "TERM": "xterm"}
     process = subprocess.Popen([*COMMAND, *flags(upstream)], stderr=theirs, stdout=theirs, env=wide)
     os.close(theirs)
@@ -646,7 +646,7 @@ def test_a_terminal_shows_one_live_line(simulate: Simulate, flags: Flags) -> Non
             shown += os.read(ours, 4096)
             assert len(shown) < 100_000
         process.terminate()
-        # A terminal that nobody reads would hold up whoever writes to it.
+        # An unread terminal blocks its writer.
         while True:
             try:
                 part = os.read(ours, 4096)
@@ -672,7 +672,7 @@ def test_the_position_is_on_metrics_with_everything_the_readme_names(
     with Relay(*flags(upstream)) as relay:
         relay.until(lambda: published_count(folder) > 100, "events", 30)
         relay.wait_ready()
-        # They are set a moment after the commit whose files are seen; this is the last of them.
+        # The last gauge; they are set a moment after the commit whose files are visible.
         relay.until(lambda: relay.metric("pleiades_window_identities") > 0, "gauges", 30)
         topic = {"topic": "eqiad.mediawiki.recentchange", "partition": "0"}
         key = ("pleiades_upstream_position_seconds", tuple(sorted(topic.items())))
@@ -690,7 +690,7 @@ def test_the_position_is_on_metrics_with_everything_the_readme_names(
         for name in names
         if name.startswith("pleiades_")
     }
-    # A gauge is shown once it was set, a series of a broker once there is one.
+    # A gauge is exposed once it is set, a broker's series once there is a broker.
     only_of_kafka = {name for name in documented - exported if name.startswith("pleiades_kafka_")}
     assert documented == exported | only_of_kafka
     assert len(only_of_kafka) == 7, "tests/integration/test_kafka.py sees them"

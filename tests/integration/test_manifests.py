@@ -1,4 +1,4 @@
-"""What lies in deploy is valid: by Kubernetes' schemas, for the operators, Compose and systemd."""
+"""Validates deploy/: Kubernetes' schemas, the operators' requirements, Compose and systemd."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ ROOT = Path(__file__).resolve().parents[2]
 DEPLOY = ROOT / "deploy"
 KUBERNETES_VERSION = "1.34"
 MOST_EXPOSED = 2.0
-"""Of systemd's 10; below 2 it says "OK"."""
+"""On systemd's scale of 0 to 10, which rates values below 2 "OK"."""
 
 KUSTOMIZATIONS = sorted(
     str(file.parent.relative_to(DEPLOY)) for file in DEPLOY.glob("**/kustomization.yaml")
 )
-# Kinds of operators, of which there is no schema here: what each can't do without.
+# Required fields of the operators' kinds, for which there is no schema here.
 REQUIRED = {
     "kafka.strimzi.io/v1 Kafka": ["spec.kafka.listeners", "spec.entityOperator"],
     "kafka.strimzi.io/v1 KafkaNodePool": [
@@ -61,7 +61,7 @@ def kustomize() -> str:
 
 @pytest.fixture(scope="module")
 def built(kustomize: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Any]]:
-    """What each kustomization comes to, without what it refers to elsewhere."""
+    """The output of each kustomization, without its remote resources."""
     copy = tmp_path_factory.mktemp("manifests") / "deploy"
     shutil.copytree(DEPLOY, copy)
     manifests = {}
@@ -116,7 +116,7 @@ def _pods(built: dict[str, list[Any]]) -> Iterator[tuple[str, dict[str, Any]]]:
 
 def test_every_relay_runs_without_rights(built: dict[str, list[Any]]) -> None:
     pods = dict(_pods(built))
-    # `base` by itself has no settings, and is none.
+    # `base` alone has no settings and is not a complete relay.
     assert set(pods) == {
         "kind/pleiades",
         *(f"kubernetes/{name}" for name in ("backfill", "base", "files", "kafka")),
@@ -183,7 +183,7 @@ def test_the_kind_deployments_flags_are_accepted(built: dict[str, list[Any]]) ->
     command, *flags = pod["containers"][0]["args"]
     assert command == "ingest"
     destination = kafka_of(settings_of(*flags))
-    # As the operator names the Service of the cluster beside it.
+    # The operator gives this name to the Service of the cluster beside it.
     (kafka,) = [made for made in built["kind/pleiades"] if made["kind"] == "Kafka"]
     assert destination.brokers == f"{kafka['metadata']['name']}-kafka-bootstrap:9092"
     topics = {
@@ -219,7 +219,7 @@ def test_the_unit_is_valid_and_hardened(
 ) -> None:
     unit = tmp_path / "pleiades.service"
     text = (DEPLOY / "systemd" / "pleiades.service").read_text()
-    # systemd looks for the program. One of the system's stands for it: this checkout's path may have
+    # systemd looks for the program. A system program replaces it, because this checkout's path may have
     # spaces, which a unit must quote.
     program = shutil.which("true")
     assert program

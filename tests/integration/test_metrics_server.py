@@ -1,4 +1,4 @@
-"""Metrics of a real relay while their disk is full and their HTTP clients are slow."""
+"""Metrics of a real relay with a full disk and slow HTTP clients."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ CLIENTS = 60
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of its own for temporary files."""
+    """A separate file system for temporary files."""
     disk = tmp_path / "temporary"
     disk.mkdir()
     require(MOUNT)
@@ -59,7 +59,7 @@ def test_a_disk_that_is_full_at_the_start_is_a_clear_end(
 def test_a_disk_that_fills_up_later_harms_nobody(
     simulate: Simulate, flags: Flags, folder: Path, small_disk: Path
 ) -> None:
-    """The counters of a killed process continue, because they have their room."""
+    """A killed process's counters continue, because their space is allocated."""
     upstream = simulate(SimulatorSettings(rate=200))
     with Relay(*flags(upstream), environment={"TMPDIR": str(small_disk)}) as relay:
         relay.until(lambda: relay.metric(EVENTS) > 50, "events", 30)

@@ -1,4 +1,4 @@
-"""What a machine lacks is skipped and listed, or is a failure with CI=true."""
+"""A test with a missing prerequisite is skipped and listed, or fails with CI=true."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ TOOLS = ("bash", "dirname", "mkdir", "flock", "id", "realpath", "uname", "env")
 
 @pytest.fixture
 def bare(tmp_path: Path) -> dict[str, str]:
-    """The environment of a machine that has Python and a few basic programs, and not CI=true."""
+    """The environment of a machine with only Python and a few basic programs, without CI=true."""
     tools = tmp_path / "bin"
     tools.mkdir()
     for tool in TOOLS:
@@ -57,7 +57,7 @@ def run(environment: dict[str, str], *command: str | Path) -> tuple[int, str]:
 
 
 def run_pytest(environment: dict[str, str]) -> tuple[int, str]:
-    """Two tests: one needs a marker's prerequisite, the other a fixture's."""
+    """Run two tests: one needs a marker's prerequisite, the other a fixture's."""
     return run(
         environment,
         *(sys.executable, "-m", "pytest", "-n0", "-p", "no:cacheprovider"),
@@ -85,7 +85,7 @@ def test_in_ci_what_is_missing_is_a_failure(bare: dict[str, str]) -> None:
 
 
 def faults(environment: dict[str, str], row: str) -> tuple[int, str]:
-    """A row of its own for each test: two at once would share the cell's folder."""
+    """Run a row; each test uses a different one, because two at once would share the cell's folder."""
     only = ("--only", row, "--minutes", "0.25")
     return run(environment, sys.executable, "-m", "tests.faults", *only)
 

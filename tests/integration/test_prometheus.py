@@ -27,11 +27,11 @@ RULES = ROOT / "deploy" / "prometheus" / "pleiades.rules.yml"
 DASHBOARD = ROOT / "deploy" / "grafana" / "pleiades.json"
 LONGEST_SECONDS = 60.0
 RANGE = "30s"
-"""In place of what Grafana puts in: some scrapes."""
+"""Replaces Grafana's variable; covers several scrapes."""
 
 
 class Tools(NamedTuple):
-    """Where they are."""
+    """The paths of the tools."""
 
     prometheus: str
     promtool: str
@@ -46,7 +46,7 @@ def tools() -> Tools:
 def relay(
     simulate: Callable[[SimulatorSettings], Simulator], to_topic: Callable[[Simulator], list[str]]
 ) -> Iterator[Relay]:
-    """One of a stream that is cut now and then."""
+    """A relay of a stream that is cut now and then."""
     upstream = simulate(SimulatorSettings(rate=100, faults=Faults(cut_every_seconds=3)))
     with Relay(*to_topic(upstream)) as running:
         running.wait_ready()
@@ -55,7 +55,7 @@ def relay(
 
 @pytest.fixture
 def ask(relay: Relay, tools: Tools, tmp_path: Path) -> Iterator[Callable[[str], list[Any]]]:
-    """Asks a Prometheus that scrapes the relay under the job's usual name."""
+    """Queries a Prometheus that scrapes the relay under the job's usual name."""
     port = free_port()
     configuration = {
         "global": {"scrape_interval": "1s", "evaluation_interval": "1s"},
@@ -107,7 +107,7 @@ def documented() -> set[str]:
 
 
 def dashboard() -> list[str]:
-    """Every expression of the dashboard, its variables put in as Grafana does for "All"."""
+    """All expressions of the dashboard, with its variables set as Grafana does for "All"."""
     board = json.loads(DASHBOARD.read_text())
     expressions = [
         target["expr"] for panel in board["panels"] for target in panel.get("targets", [])
@@ -146,7 +146,7 @@ def test_every_metric_is_scraped_and_every_panel_shows_something(
         text=True,
         check=False,
     )
-    # A name of the original Pleiades, which its dashboards know.
+    # The original Pleiades has this name, and its dashboards use it.
     complaints = set((checked.stderr + checked.stdout).splitlines())
     assert complaints <= {
         'pleiades_kafka_publish_lag_milliseconds use base unit "seconds" instead of "milliseconds"'
@@ -155,7 +155,7 @@ def test_every_metric_is_scraped_and_every_panel_shows_something(
 
 
 def unlike(one: Any, other: Any, path: str = "") -> Iterator[str]:
-    """Where `one` has something that `other` has not, or has otherwise."""
+    """The paths at which `one` has a part that `other` lacks or has with a different value."""
     if isinstance(one, dict) and isinstance(other, dict):
         for key, value in one.items():
             yield from unlike(value, other.get(key), f"{path}.{key}")
@@ -167,7 +167,7 @@ def unlike(one: Any, other: Any, path: str = "") -> Iterator[str]:
 
 
 def test_grafana_knows_every_field_of_the_dashboard() -> None:
-    # Its schema drops what it does not know; of what belongs to a data source it knows nothing.
+    # Its schema drops unknown fields, and knows no data source's fields.
     register_default_plugins()
     board = json.loads(DASHBOARD.read_text())
     known = json.loads(JSONEncoder().encode(Dashboard.from_json(board)))

@@ -20,7 +20,7 @@ from tests.harness.oracle import judge, published_count
 from tests.harness.relay import Relay
 
 TRIES = int(os.environ.get("DEAF_TRIES", "2"))
-"""Each with topics of its own, which have delivered nothing new."""
+"""Each with its own topics, which have delivered nothing new."""
 HISTORY_EVENTS = 3000
 HOUR_MS = 3_600_000
 WAIT_SECONDS = 60.0
@@ -33,7 +33,7 @@ def now_ms() -> int:
 
 @pytest.fixture
 def topics(kafka: str) -> Iterator[UpstreamTopics]:
-    """Both hold history that ends an hour ago."""
+    """Both topics hold history that ends an hour ago."""
     with UpstreamTopics(kafka) as both:
         begin_ms = now_ms() - HOUR_MS - HISTORY_EVENTS
         for topic in (both.eqiad, both.codfw):
@@ -43,13 +43,13 @@ def topics(kafka: str) -> Iterator[UpstreamTopics]:
 
 @pytest.fixture
 def service(kafka: str, topics: UpstreamTopics) -> Iterator[EventStreams]:
-    """Serves these topics alone."""
+    """Serves only these topics."""
     with EventStreams(kafka, [topics.stream]) as upstream:
         yield upstream
 
 
 def flags(service: EventStreams, topics: UpstreamTopics, folder: Path) -> list[str]:
-    """Without --since: from now on."""
+    """Without --since: the relay starts from now."""
     return [
         "ingest",
         f"--upstream.url={service.tls_url}",
@@ -63,11 +63,11 @@ def flags(service: EventStreams, topics: UpstreamTopics, folder: Path) -> list[s
 
 
 def finish(relay: Relay, folder: Path, topics: UpstreamTopics) -> None:
-    """All that came since the start is published, in order, and nothing of the history."""
+    """All events since the start are published, in order, and none of the history."""
     new = topics.journal()[2 * HISTORY_EVENTS :]
     relay.until(lambda: published_count(folder) >= len(new), "all of it", WAIT_SECONDS)
     assert relay.stop() == 0
-    # What the oracle does not know must not be there.
+    # An event unknown to the oracle must not be there.
     verdict = judge(folder, new, 0)
     assert verdict.flawless, f"{verdict}\n{relay.log}"
 
@@ -81,7 +81,7 @@ def test_a_start_from_now_publishes_what_is_new_and_nothing_old(
         topics.produce(topics.codfw)
 
         def heard() -> bool:
-            # What comes in the deaf time is heard of when another one comes.
+            # An event that arrives in the deaf time is delivered with the next one.
             topics.produce(topics.eqiad)
             topics.produce(topics.codfw)
             return published_count(folder) > 0
@@ -94,11 +94,11 @@ def test_a_start_from_now_publishes_what_is_new_and_nothing_old(
 def test_nothing_that_comes_in_the_deaf_time_is_lost(
     service: EventStreams, topics: UpstreamTopics, folder: Path, _number: int
 ) -> None:
-    """A comes while the connection is deaf, and B, later than the overlap, on the same connection."""
+    """A arrives while the connection is deaf, and B, later than the overlap, on the same connection."""
     with Relay(*flags(service, topics, folder), "--upstream.overlap=1s") as relay:
         relay.wait_for("connected to")
         topics.produce(topics.codfw)
-        # Dated later than it comes: waiting for longer than the overlap would show the same.
+        # Dated after its arrival: waiting for longer than the overlap would show the same.
         dates = count(now_ms() + 5000, 100)
 
         def heard() -> bool:
@@ -114,7 +114,7 @@ def test_nothing_that_comes_in_the_deaf_time_is_lost(
 def test_a_topic_that_the_service_has_no_more_is_left_out_and_taken_up_again(
     service: EventStreams, topics: UpstreamTopics, folder: Path
 ) -> None:
-    """A new connection is refused with a 404 then, though the other topic is there."""
+    """A new connection is refused with a 404 then, although the other topic exists."""
     arguments = [*flags(service, topics, folder), "--since=-2h", "--idleTimeout=2s"]
     wanted = 2 * HISTORY_EVENTS
     with Relay(*arguments) as relay:
@@ -125,7 +125,7 @@ def test_a_topic_that_the_service_has_no_more_is_left_out_and_taken_up_again(
         topics.produce(topics.eqiad)
         relay.until(lambda: published_count(folder) > wanted, "the other topic", WAIT_SECONDS)
         assert relay.stop() == 0
-    # So does every start.
+    # Each start is refused in the same way.
     with Relay(*arguments) as relay:
         relay.wait_for(f"does not have {topics.codfw} at present")
         topics.produce(topics.eqiad)

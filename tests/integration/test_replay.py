@@ -1,4 +1,4 @@
-"""A range of history: exactly it, each event once, in order, whatever is killed or runs beside it."""
+"""A replay publishes exactly its range, each event once, in order, despite kills and other relays."""
 
 from __future__ import annotations
 
@@ -33,16 +33,16 @@ PUBLISHED = "pleiades_kafka_publish_events_total"
 INTERRUPTED, INCOMPLETE = 5, 6
 NO_CUTS = Faults(cut_every_seconds=0)
 NEVER_YEARS_BACK = Disorder(back_years_rate=0.0)
-"""What is dated years back may lie in a range by its time, far behind where the range ends."""
+"""An event dated years back may belong to the range by its time, but come far after its end."""
 
 EVENTS = int(os.environ.get("REPLAY_EVENTS", "15000"))
 KILLS = int(os.environ.get("REPLAY_KILLS", "2"))
 SLICES = int(os.environ.get("REPLAY_SLICES", "3"))
-"""More of each where there is time: see CONTRIBUTING.md."""
+"""Raise these if there is time: see CONTRIBUTING.md."""
 
 
 def history(events: int = 20_000, **changes: Any) -> SimulatorSettings:
-    """An hour of it."""
+    """An hour of history."""
     return SimulatorSettings(
         **{
             "history_events": events,
@@ -55,10 +55,10 @@ def history(events: int = 20_000, **changes: Any) -> SimulatorSettings:
 
 
 def middle(journal: list[JournalEntry], dense: bool = False) -> tuple[int, int]:
-    """A begin and an end with several events at both, in the same millisecond of one topic.
+    """Return a begin and an end with several events at both, in the same millisecond of one topic.
 
     Args:
-        dense: there are some in the millisecond before, too.
+        dense: there are events in the millisecond before, too.
     """
     times = [entry.timestamp for entry in journal]
     low, high = min(times), max(times)
@@ -78,7 +78,7 @@ def to_files(folder: Path) -> list[str]:
 
 
 def replayed(*arguments: str, report: Path, status: int = 0, seconds: float = 120) -> Any:
-    """Run it to its end; returns its report."""
+    """Run a replay to its end; returns its report."""
     with Relay(*arguments, f"--report={report}") as relay:
         assert relay.wait(seconds) == status, relay.log
     assert "Traceback" not in relay.log, relay.log
@@ -151,7 +151,7 @@ def test_killed_at_random_and_run_again_while_an_ingest_runs_into_the_same_topic
     wanted = len([entry for entry in upstream.journal() if begin <= entry.timestamp < end])
     destination = kafka_flags(kafka, topic)
     arguments = [*replay_flags(upstream.url, begin, end), *destination]
-    # So slow that it is in the middle at each kill.
+    # Slow enough to be unfinished at each kill.
     slow = f"--rate={wanted / 30:.0f}"
     chance = random.Random(7)
     since = upstream.started_ms
@@ -227,7 +227,7 @@ def test_what_is_there_already_is_not_written_again(
     arguments = [*replay_flags(upstream.url, begin, end), *to_files(folder)]
     first = replayed(*arguments, report=tmp_path / "first")
     before = {path: path.stat() for path in folder.glob("[0-9]*/*.json")}
-    # The same again says so, and needs no upstream.
+    # The same replay again reports that, and needs no upstream.
     again = replayed(
         *[flag.replace(upstream.url, "http://127.0.0.1:1") for flag in arguments],
         report=tmp_path / "again",
@@ -265,7 +265,7 @@ def test_what_a_topic_lacks_is_added_to_it(
     missing = dated(begin + third, end - third)
     assert report["events"] == sum(missing(entry) and not entry.canary for entry in journal)
     assert report["events"] + report["already_there"] == verdict.published
-    # Once more it looks again, and finds nothing to do.
+    # Another run checks again, and finds nothing to do.
     again = replayed(
         *replay_flags(upstream.url, begin, end),
         *destination,
@@ -290,7 +290,7 @@ def test_a_history_that_begins_too_late_is_told_before_anything_is_written(
     report = replayed(*arguments, "--allow-gap", report=tmp_path / "report", status=INCOMPLETE)
     assert not report["complete"]
     assert 0 < report["events"] == published_count(folder) < len(journal)
-    # It stays incomplete, however often it is looked at.
+    # It stays incomplete, however often it runs.
     replayed(*arguments, report=tmp_path / "again", status=INCOMPLETE)
 
 
@@ -335,10 +335,10 @@ ODD_BEGIN = 200
 def odd_history(
     folder: Path, place: int, ahead_ms: int, events: int = 1200
 ) -> tuple[SimulatorSettings, int, int]:
-    """Ten minutes that ended five minutes ago, one event a step; the one at `place` has an odd date.
+    """Ten minutes that ended five minutes ago, one event per step; the one at `place` has an odd date.
 
     Returns:
-        What to serve, and a range that holds nearly all of it.
+        The history, and a range that holds nearly all of it.
     """
     step_ms = 500
     first_ms = time.time_ns() // 1_000_000 - 300_000 - events * step_ms
@@ -364,7 +364,7 @@ def odd_history(
 def test_an_event_with_an_odd_date_stops_no_limited_replay(
     simulate: Simulate, folder: Path, tmp_path: Path, place: int, minutes: int
 ) -> None:
-    """It was told that history is missing, which was all there, run after run.
+    """Complete history was once reported as missing, run after run.
 
     tests/property/test_replay.py has all places and dates.
     """
@@ -448,7 +448,7 @@ def test_a_summary_that_nobody_reads_changes_nothing(simulate: Simulate, tmp_pat
 def test_a_topic_without_events_is_done_when_it_stays_silent(
     simulate: Simulate, folder: Path, tmp_path: Path
 ) -> None:
-    """To now: nothing comes after the end that would tell."""
+    """The range ends now: no event after the end can show it."""
     upstream = simulate(history(1000, second_share=0.0, canary_every_seconds=0.0))
     journal = upstream.journal()
     begin, _ = middle(journal)
@@ -464,7 +464,7 @@ def test_a_topic_without_events_is_done_when_it_stays_silent(
 def test_never_more_connections_than_allowed(
     simulate: Simulate, folder: Path, tmp_path: Path
 ) -> None:
-    """The upstream refuses a second one; each topic has its turn."""
+    """The upstream refuses a second one; the topics take turns."""
     upstream = simulate(history(2000, faults=Faults(cut_every_seconds=0, max_connections=1)))
     journal = upstream.journal()
     begin, end = middle(journal)
@@ -482,14 +482,14 @@ def test_never_more_connections_than_allowed(
 def test_an_upstream_whose_kafka_is_away_is_not_taken_for_the_end(
     simulate: Simulate, folder: Path, tmp_path: Path
 ) -> None:
-    """It answers, and then nothing comes: as at the end of a topic, but for what came before."""
+    """It answers and then falls silent, as at a topic's end, but repeats no known events."""
     upstream = simulate(history(20_000))
     journal = upstream.journal()
     begin, end = middle(journal)
     arguments = [*replay_flags(upstream.url, begin, end), *to_files(folder)]
     report = tmp_path / "report"
     with Relay(*arguments, "--rate=3000/s", f"--report={report}") as relay:
-        # So much that it can't have come all at once, whatever the sockets hold.
+        # More than could have arrived at once, whatever the sockets hold.
         relay.until(lambda: published_count(folder) > 0, "a first event", 30)
         upstream.set_faults(silence_rate=1.0)
         upstream.cut_all()

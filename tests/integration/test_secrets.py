@@ -1,4 +1,4 @@
-"""No secret is seen from outside: not in `ps`, not in a log, an answer, a help text or an error."""
+"""No secret is visible from outside: not in `ps`, a log, an answer, a help text or an error."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ IN_ENVIRONMENT = "hunter2-in-the-environment"
 IN_URL = "hunter2-in-the-url"
 ON_COMMAND_LINE = "hunter2-on-the-command-line"
 MARK = "hunter2"
-"""All of them hold it."""
+"""Part of every secret."""
 KAFKA_VARIABLE = "PLEIADES_KAFKA_PROPERTY"
 URL_VARIABLE = "PLEIADES_UPSTREAM_URL"
 PATHS = ("/metrics", "/healthz", "/readyz", "/", f"/{MARK[:3]}")
@@ -42,7 +42,7 @@ def properties(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def silent_broker() -> Iterator[str]:
-    """Takes connections and says nothing: the relay waits for it, with all that it knows."""
+    """A silent broker: the relay waits for it, with all secrets in memory."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         yield f"127.0.0.1:{server.getsockname()[1]}"
 
@@ -52,7 +52,7 @@ def with_password(url: str) -> str:
 
 
 def family(relay: Relay) -> list[psutil.Process]:
-    """The parent, the stages, and what the interpreter starts beside them."""
+    """The parent, the stages, and the interpreter's helper processes."""
     parent = psutil.Process(relay.process.pid)
     return [parent, *parent.children(recursive=True)]
 
@@ -67,7 +67,7 @@ def answers(relay: Relay) -> str:
 
 
 def variables(process: psutil.Process) -> dict[str, str]:
-    """What its environment was when it began, or is: setproctitle may have written over the former."""
+    """Its initial and current environment: setproctitle may have overwritten the former."""
     lines = Path(f"/proc/{process.pid}/environ").read_bytes().split(b"\0")
     pairs = [line.decode(errors="replace").partition("=") for line in lines]
     return {name: value for name, _, value in pairs}
@@ -116,7 +116,7 @@ def test_kafkas_passwords_are_not_seen(properties: Path, silent_broker: str) -> 
 
 
 def test_the_upstreams_password_is_not_seen(simulate: Simulate, tmp_path: Path) -> None:
-    """Connected, cut, answered with errors, and away."""
+    """Connected, cut, answered with errors, and with the upstream gone."""
     upstream = simulate(SimulatorSettings(rate=200, faults=Faults(cut_every_seconds=0.5)))
     folder = tmp_path / "events"
     flags = [

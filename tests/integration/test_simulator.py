@@ -1,4 +1,4 @@
-"""The local upstream as a client meets it, over real sockets."""
+"""The local upstream as clients see it, over real sockets."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ ALL = "?since=1000000000000"
 
 
 class Client:
-    """One request; the bytes of its body as they come."""
+    """One request; reads the bytes of its body as they arrive."""
 
     def __init__(
         self,
@@ -74,7 +74,7 @@ class Client:
         self._connection.close()
 
     def read_until(self, end: bytes, count: int = 1) -> bytes:
-        """Read until something has come a number of times."""
+        """Read until `end` has arrived `count` times."""
         received = bytearray(self.received)
         found = received.count(end)
         while found < count:
@@ -90,7 +90,7 @@ class Client:
         return frames(self.read_until(b"\n\n", count + 1))
 
     def read_all(self) -> bytes:
-        """Read to the end; `broken` says what was wrong with it."""
+        """Read to the end; `broken` has the error, if any."""
         try:
             while chunk := self.response.read1(65_536):
                 self.received += chunk
@@ -200,7 +200,7 @@ def test_resuming_with_the_last_id_of_a_caught_up_stream_gives_what_came_since()
         last_event_id = json.dumps(
             [{"topic": "eqiad.mediawiki.recentchange", "partition": 0, "timestamp": greatest + 1}]
         )
-        # The header wins over `since`, and what it does not name is not served.
+        # The header wins over `since`, and topics that it does not name are not served.
         with Client(simulator, f"/recentchange{ALL}", last_event_id) as client:
             client.read_until(b":ok\n\n")
             simulator.append(2)
@@ -245,7 +245,7 @@ def test_refusals(
         body = json.loads(client.read_all())
         assert client.response.status == status
         assert body[kind[0]] == kind[1]
-        # The service names the request, KafkaSSE does not.
+        # The service includes the request's URI, KafkaSSE does not.
         assert ("uri" in body) is (kind[0] == "type")
         assert body.get("uri", "").removesuffix("?") in ("", f"/v2/stream{path}")
         assert client.response.headers["Content-Type"] == content_type
@@ -270,7 +270,7 @@ def test_too_many_connections_until_one_leaves() -> None:
             assert third.response.status == 429
             assert third.response.headers["Retry-After"] == "7"
             assert json.loads(third.read_all())["type"] == "too_many_requests"
-        # An idle stream takes note that its client has left.
+        # An idle stream notices that its client has left.
         first.close()
         simulator.wait_until(lambda stats: stats.connections_open == 1)
         with Client(simulator) as third:
@@ -308,7 +308,7 @@ def test_a_cut_after_some_bytes(cut: Cut, limit: int) -> None:
             received = client.read_all()
         assert (client.broken is None) is (cut is Cut.CLEAN)
         if cut is Cut.RESET:
-            # What was under way when the reset came is lost.
+            # Data in transit when the reset came is lost.
             assert len(received) <= limit
         else:
             assert len(received) == limit
@@ -404,7 +404,7 @@ def test_a_client_that_does_not_read_holds_up_neither_others_nor_the_stop() -> N
         with Client(simulator, f"/recentchange{ALL}") as client:
             client.read_until(b"\n\n", 20_001)
         stats = simulator.wait_until(lambda stats: stats.connections_open == 1)
-        # Back-pressure: what the reader does not take is not composed.
+        # Back-pressure: events that the reader does not accept are not generated.
         assert stats.events_served_total < 40_000
         simulator.stop()
         idle.close()
@@ -489,7 +489,7 @@ def test_gzip_where_it_is_on_and_accepted() -> None:
             decompress = zlib.decompressobj(16 + zlib.MAX_WBITS)
             text = b""
             while text.count(b"\n\n") < 301:
-                # Flushed after each write: what has come can be read at once.
+                # Flushed after each write: received data can be decompressed at once.
                 text += decompress.decompress(client.response.read1(65_536))
             assert len(frames(text)) == 300
         with Client(simulator, f"/recentchange{ALL}") as client:
@@ -647,7 +647,7 @@ def test_over_tls_with_records_of_any_size(tmp_path: Path, record_bytes: int) ->
 
 
 def test_a_stop_leaves_no_connection_open_though_a_client_says_no_goodbye(tmp_path: Path) -> None:
-    """TLS waits for the client's close_notify, and the loop ends before."""
+    """TLS waits for the client's close_notify, but the loop ends before that."""
     ca = tmp_path / "ca.pem"
     with contextlib.ExitStack() as stack:
         with serving(HEARING, tls=server_context("127.0.0.1", ca, 0)) as simulator:
@@ -660,7 +660,7 @@ def test_a_stop_leaves_no_connection_open_though_a_client_says_no_goodbye(tmp_pa
             head = f"GET {url.path}/recentchange HTTP/1.1\r\nHost: x\r\n"
             client.sendall(f"{head}User-Agent: a@example.org\r\n\r\n".encode())
             assert client.recv(65_536)
-        # What is left open is told when it is collected, and fails whichever test runs then.
+        # An unclosed connection is reported when it is collected, in whichever test runs then.
         with warnings.catch_warnings(record=True) as told:
             warnings.simplefilter("always")
             gc.collect()

@@ -1,4 +1,4 @@
-"""Each toxic does to a plain connection what its name says, and nothing when it is gone."""
+"""Each toxic affects a plain connection as named, and not at all once removed."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class Ends(NamedTuple):
     server: socket.socket
 
     def towards(self, direction: Direction) -> tuple[socket.socket, socket.socket]:
-        """Who sends, and who receives."""
+        """The sending and the receiving end."""
         return (self.client, self.server) if direction == "upstream" else (self.server, self.client)
 
 
@@ -87,7 +87,7 @@ def line(toxiproxy: Toxiproxy) -> Iterator[Line]:
 
 
 def received(connection: socket.socket, count: int) -> bytes:
-    """That many bytes, or what came before the end."""
+    """That many bytes, or all bytes before the end."""
     data = b""
     while len(data) < count and (part := connection.recv(count - len(data))):
         data += part
@@ -128,7 +128,7 @@ def test_timeout_swallows_data_and_leaves_the_connection(line: Line, direction: 
         with line.proxy.spoiled(Timeout(), direction):
             sender, receiver = ends.towards(direction)
             sender.sendall(b"lost")
-            # The other way it is still a connection.
+            # The other direction still works.
             receiver.sendall(b"hello")
             assert received(sender, 5) == b"hello"
             receiver.setblocking(False)
@@ -265,7 +265,7 @@ def test_it_does_not_outlive_a_killed_test_process(program: str, tmp_path: Path)
 
 @pytest.mark.parametrize("script", ["toxiproxy", "kustomize"])
 def test_without_go_it_says_what_to_do(script: str, tmp_path: Path) -> None:
-    """An empty cache, and a PATH that has all but Go."""
+    """The cache is empty, and PATH has everything but Go."""
     tools = tmp_path / "bin"
     tools.mkdir()
     for tool in ("bash", "dirname", "mkdir", "flock", "env"):
