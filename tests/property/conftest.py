@@ -1,4 +1,4 @@
-"""What a publisher needs around it, without processes."""
+"""The context of a publisher, without processes."""
 
 from tests.unit.conftest import metrics, settings_of
 

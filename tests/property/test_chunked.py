@@ -1,4 +1,4 @@
-"""Chunks come out as http.client reads them, wherever the network cut them."""
+"""Chunks are decoded as http.client reads them, wherever the network splits them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ trailers = st.sampled_from([b"", b"X: y\r\n", b"X: y\r\nZ: 1\r\n"])
 
 
 class Sock:
-    """As much of a socket as http.client asks for."""
+    """The part of a socket's interface that http.client uses."""
 
     def __init__(self, text: bytes) -> None:
         self._text = text
@@ -28,7 +28,7 @@ class Sock:
 
 
 def by_http_client(text: bytes) -> bytes:
-    # Typed as a socket; it asks for no more than `Sock` has.
+    # Typed as a socket, but it uses only the methods of `Sock`.
     response = http.client.HTTPResponse(
         Sock(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + text)  # type: ignore[arg-type]
     )
@@ -42,10 +42,10 @@ def decoded(text: bytes, cuts: list[int]) -> tuple[bytes, bool]:
     body = b""
     start = 0
     for length in [*cuts, len(text) + 1]:
-        # As on a socket: nothing comes after the end, and never nothing.
+        # As on a socket: no piece is empty, and none follows the end.
         if start < len(text) and not decoder.ended:
             pieces = decoder.feed(text[start : start + length])
-            # An empty one would pass for the end of the body.
+            # An empty piece would pass for the end of the body.
             assert all(pieces)
             body += b"".join(pieces)
             start += length
@@ -64,7 +64,7 @@ def test_any_cuts_give_what_http_client_gives(
     text = b"".join(b"%x%b\r\n%b\r\n" % (len(part), ext, part) for part, ext in parts)
     text += b"0\r\n" + trailer + b"\r\n"
     assert decoded(text, cuts) == (by_http_client(text), True)
-    # Cut off anywhere it has not ended, and nothing is made up.
+    # A truncated body has not ended, and no bytes are invented.
     body, ended = decoded(text[: sum(cuts) % len(text)], cuts)
     assert not ended
     assert b"".join(part for part, _ in parts).startswith(body)

@@ -1,4 +1,4 @@
-"""Whatever comes is told apart, without an exception, and alike on the fast and the general way."""
+"""Any bytes are classified without an exception, and alike by the fast and the general decoder."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ odd_frames = st.lists(odd_lines | one_line, min_size=1, max_size=5).map(
 
 @st.composite
 def spoilt(draw: st.DrawFn) -> bytes:
-    """A usual frame with something else in one of its lines."""
+    """A usual frame with one changed line."""
     frame = draw(as_usual)
     lines = frame.split(b"\n")
     number = draw(st.integers(0, 2))
@@ -96,7 +96,7 @@ frames = as_usual | odd_frames | spoilt()
 
 
 def received(blob: bytes, last_event_id: bytes = b"") -> Frames:
-    """As a reader sends them."""
+    """Frames as a reader sends them."""
     content, ids, _ = split_columns(blob)
     parsed = None if isinstance(content, bytes) else read_ids(ids)
     return Frames(0, 1, content, last_event_id, 0, 0, parsed=parsed)
@@ -126,7 +126,7 @@ def outcome(result: Decoded) -> tuple[Any, ...]:
 
 @st.composite
 def running(draw: st.DrawFn) -> list[bytes]:
-    """Frames as upstream sends them, one after the other, and now and then one that is odd."""
+    """Consecutive frames as upstream sends them, with an odd one now and then."""
     times = {"eqiad.x": draw(st.integers(0, 10**13)), "codfw.x": draw(st.integers(0, 10**13))}
     sent = []
     for _ in range(draw(st.integers(1, 12))):
@@ -184,14 +184,14 @@ def test_usual_frames_are_what_came(blobs: list[bytes]) -> None:
         assert found.joined() == blob
         assert (found.ids, None) == (ids_in(blob), retry_in(blob))
         sent = [SseEvent("message", *frame) for frame in zip(*found, strict=True)]
-        # The data's UTF-8 is for `decode_usual` to look at.
+        # `decode_usual` checks the data's UTF-8.
         told = [event._replace(data=event.data.decode(errors="replace").encode()) for event in sent]
         assert [event._replace(id_before=b"") for event in sse_events(blob, b"")] == told
 
 
 @given(st.lists(frames, max_size=5))
 def test_frames_decode_alike_alone_and_together(blobs: list[bytes]) -> None:
-    # Wherever the network cut them: the same events under the same names.
+    # Wherever the network splits them: the same events with the same identities.
     together = decoded(b"".join(blobs)).batch
     last_event_id = b""
     events = []
@@ -203,7 +203,7 @@ def test_frames_decode_alike_alone_and_together(blobs: list[bytes]) -> None:
 
 
 def dispatched(blob: bytes) -> int:
-    """Frames with at least one data line."""
+    """The number of frames with at least one data line."""
     return sum(
         any(line.split(b":")[0] == b"data" for line in frame.split(b"\n"))
         for frame in split_frames(blob)

@@ -1,13 +1,13 @@
-"""What destinations remember, held against random histories with crashes between durable steps.
+"""The memory of destinations under random histories with crashes between durable steps.
 
-The real publisher, with the real window and admission, publishes into real sinks. Around it is a model
-of the upstream (`test_exactly_once`). A history consists of events that are dated back and ahead, cuts,
-crashes at a random step, new starts with `--resume=false --since=TIME`, other lengths of the overlap
-and the window, topics that stand still, and users who take files as soon as these have their names.
+The real publisher, with the real window and admission, publishes into real sinks, fed by a model of the
+upstream (`test_exactly_once`). A history consists of events that are dated back and ahead, cuts,
+crashes at random steps, new starts with `--resume=false --since=TIME`, other lengths of the overlap and
+the window, idle topics, and users who take files as soon as they have their names.
 
-Law: at the end every event from the last start on is published, and no event twice. Excepted are events
-that a start from now on got as they came, although they are dated before it (`History.note_early`), and
-the last ones before a gap that a start with a later `--since` leaves.
+Law: at the end every event from the last start on is published, and no event twice. Two kinds of events
+are excepted: those that a start from now on received although they are dated before it
+(`History.note_early`), and the last ones before a gap that a start with a later `--since` leaves.
 
 The number of histories is small by default; `DESTINATION_HISTORIES=10000` is the proof.
 """
@@ -54,22 +54,22 @@ STEPS = 120
 MAX_STARTS = 1_000
 MEMORY = Path("/dev/shm")  # noqa: S108  # a folder of a random name is made in it
 CRASH_ODDS = (10, 40, 200)
-"""Of so many fault points that are passed, one is a crash; each history has one of these."""
+"""One in this many passed fault points is a crash; each history uses one of these odds."""
 
 
 class Crash(BaseException):
-    """The process is gone."""
+    """The process has died."""
 
 
 class World(Protocol):
-    """A destination with all that is durable in it."""
+    """A destination with its durable state."""
 
     def sink(self) -> Sink:
-        """What a new process opens."""
+        """Return the sink of a new process."""
         ...
 
     def published(self) -> list[str]:
-        """Identities of all that anybody has ever seen in it, in the order of appearance."""
+        """The identities of all events ever visible in it, in the order of appearance."""
         ...
 
     def consume(self, rng: random.Random) -> None:
@@ -78,7 +78,7 @@ class World(Protocol):
 
 
 class MemoryWorld:
-    """The contract in its plainest form."""
+    """The simplest form of the contract."""
 
     def __init__(self) -> None:
         self.store = MemoryStore()
@@ -116,7 +116,7 @@ class FilesWorld:
 
 
 class TopicWorld:
-    """Output partitions, and what is stored with their offsets."""
+    """Output partitions, and the metadata stored with their offsets."""
 
     def __init__(self) -> None:
         self.partitions: dict[OutputPartition, list[tuple[TopicPartition, str]]] = {
@@ -134,7 +134,7 @@ class TopicWorld:
 
     def consume(self, rng: random.Random) -> None:
         if rng.random() < 0.1:
-            # Somebody adds a partition.
+            # A user adds a partition.
             self.partitions["out", len(self.partitions)] = []
 
     def ends(self) -> dict[OutputPartition, int]:
@@ -208,7 +208,7 @@ def world_of(
     if request.param == "topic":
         yield TopicWorld
         return
-    # In memory, where there is such a place: thousands of histories are many small files.
+    # In memory if possible: thousands of histories write many small files.
     folder = Path(tempfile.mkdtemp(dir=MEMORY if MEMORY.is_dir() else None))
     seen: list[str] = []
     rename_new = disk.rename_new
@@ -232,7 +232,7 @@ def world_of(
 
 
 class History:
-    """One random life of a destination."""
+    """One random history of a destination."""
 
     def __init__(
         self, rng: random.Random, world: World, metrics: Metrics, settings: Settings
@@ -247,7 +247,7 @@ class History:
         self.seen: Counter[str] = Counter()
         self.publisher: Publisher | None = None
         self.reached: Position = {}
-        """How far any start has got."""
+        """The furthest position of any start."""
         self.early: set[str] = set()
         self.clock_ms = START
         for _ in range(rng.choice((0, 20))):
@@ -267,7 +267,7 @@ class History:
     # The relay.
 
     def start(self, resume: bool) -> None:
-        """A new process; it may crash at once."""
+        """Start a new process; it may crash at once."""
         self.end()
         settings = replace(
             self.settings,
@@ -320,7 +320,7 @@ class History:
         self.clock_ms = max(self.clock_ms, self.upstream.now_ms)
         asked = self.course.request(self.clock_ms)
         self.asked = compose_id(asked) if asked else None
-        # What a start time brings only names the topics.
+        # A start time only names the topics.
         for source in self.sources:
             asked.setdefault(source, self.course.started_ms)
         self.course.observe(dict.fromkeys(self.sources, 0))
@@ -366,7 +366,7 @@ class History:
         self.queue.append(batch)
 
     def relay(self, step: Callable[[Publisher], None]) -> None:
-        """Let the publisher do something, in which it may die."""
+        """Run a step of the publisher, in which it may crash."""
         assert self.publisher is not None
         try:
             step(self.publisher)
@@ -389,9 +389,8 @@ class History:
         self.reached = join(self.reached, publisher._checkpoint.position)
 
     def note_early(self, checkpoint: Checkpoint) -> None:
-        """The first events of a topic may be dated before a start that got them as they came. A later
-        start from before that finds them outside of what the earlier one is known to have relayed.
-        """
+        """Note the first events of a topic that are dated before a start from now on that received
+        them. A later start from before that time does not know that the earlier one has relayed them."""
         for source in young(checkpoint):
             log = self.upstream.logs[source]
             begin = self.upstream.resolve(source, checkpoint.started_ms)
@@ -427,9 +426,8 @@ class History:
             self.begin_again()
 
     def begin_again(self) -> None:
-        """`--resume=false --since=TIME`, where no topic has a gap before it: that would be given up, and
-        the last events before it are forgotten.
-        """
+        """Start with `--resume=false --since=TIME`, at a time that leaves no topic a gap: the last
+        events before a gap would be forgotten."""
         delivered = [ms for ms in self.reached.values() if ms]
         latest = min(delivered, default=self.upstream.now_ms)
         self.since_ms = self.rng.choice((START - 500, latest - 5, latest - 300, latest - 60))
@@ -437,7 +435,7 @@ class History:
         self.start(resume=False)
 
     def finish(self) -> None:
-        """Deliver and commit all there is."""
+        """Deliver and commit all remaining events."""
         while self.read(self.rng.randrange(1, 20)):
             pass
         while self.queue:
@@ -459,7 +457,7 @@ class History:
 def live(
     seed: int, world: World, metrics: Metrics, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> Counter[str]:
-    """One history; returns what happened in it."""
+    """Run one history; returns what happened in it."""
     rng = random.Random(seed)
     deadly = random.Random(seed + 1)
     odds = deadly.choice(CRASH_ODDS)

@@ -1,21 +1,21 @@
-"""The proof of the promise: every upstream event once and in its order, whatever happens.
+"""The proof of the promise: every upstream event once and in order, whatever happens.
 
-A model of the upstream (logs of topics, resolution of timestamps, ids) and of what carries the core
-(reader, queue, publisher, two kinds of destination) runs the real `ResumeCursor`, `Window`, `Admission`,
+A model of the upstream (topic logs, timestamp resolution, ids) and of the core's surroundings (reader,
+queue, publisher, two kinds of destination) runs the real `ResumeCursor`, `Window`, `Admission`,
 `Readback` and `Checkpoint` through appends, cuts, crashes, lagging publishers and clocks that are set
 back.
 
-Law, for each topic: what was published is one contiguous run of its log, each event once, in order,
-canaries left out. It begins with the first event that was delivered in the generation that first
-committed a position of the topic; everything dated at or after the start lies in it; and once all is
-delivered and committed, it ends where the log ends.
+Law, for each topic: the published events are one contiguous run of its log, each event once, in order,
+without canaries. The run begins with the first event delivered in the generation that first committed a
+position of the topic. It contains every event dated at or after the start. Once everything is delivered
+and committed, it ends where the log ends.
 
-So of a topic of which nothing was committed yet, this is assumed: it is asked for from the start on
-again, and nothing is promised of events dated before the start, even if one of them was delivered
-before a cut or crash. Assumed further: the empty batch that opens the first connection is committed
-before any other; no crash comes between the files of a topic's first events and the checkpoint that
-covers them (else only the order of what is dated before the start is lost); the start is not in the
-upstream's future if there are canaries.
+The model assumes that a topic without a committed position is requested from the start time on again;
+nothing is promised of events dated before the start, even if one of them was delivered before a cut or
+crash. It also assumes that the empty batch that opens the first connection is committed before any
+other; that no crash comes between the files of a topic's first events and the checkpoint that covers
+them (otherwise only the order of events dated before the start is lost); and that the start is not in
+the upstream's future if there are canaries.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from pleiades.core.sse_id import Assignment, TopicPartition, parse_id
 from pleiades.core.window import Window
 
 START = 1_000_000
-"""When the model begins, ms; early enough that "by years" is a large part of it."""
+"""Start of the model, ms; so early that misdating by years is a large part of it."""
 NOT_FULL = 10**6
 OUTPUT = ("topic", 0)
 
@@ -52,7 +52,7 @@ class Entry:
 
 
 class ModelUpstream:
-    """Logs that grow; `now_ms` is its own clock."""
+    """Growing logs; `now_ms` is the upstream's own clock."""
 
     def __init__(self, rng: random.Random, topics: int, canaries: bool) -> None:
         self.rng = rng
@@ -82,7 +82,7 @@ class ModelUpstream:
         log.append(Entry(timestamp_ms, f"event-{self._created}"))
 
     def resolve(self, source: TopicPartition, asked_ms: int) -> int:
-        """The earliest offset with a timestamp at or after what is asked; past the end: latest."""
+        """The earliest offset with a timestamp at or after the requested one; past the end: latest."""
         log = self.logs[source]
         for offset, entry in enumerate(log):
             if entry.timestamp_ms >= asked_ms:
@@ -97,7 +97,7 @@ class ModelConnection:
         self.reached: dict[TopicPartition, int | None] = dict.fromkeys(asked)
 
     def next(self) -> tuple[TopicPartition, int, tuple[Assignment, ...]] | None:
-        """The next event of any topic, as (source, offset, id); None if all are at their ends."""
+        """The next event of any topic, as (source, offset, id); None if all topics are at their ends."""
         logs = self.upstream.logs
         waiting = [source for source, at in self.offsets.items() if at < len(logs[source])]
         if not waiting:
@@ -123,7 +123,7 @@ class Relay:
     stored_readback: Readback | None = None
     published: list[tuple[TopicPartition, Entry]] = field(default_factory=list)
     begins: dict[TopicPartition, int] = field(default_factory=dict)
-    """Where the promise for a topic begins: an offset in its log."""
+    """The offset in a topic's log at which the promise begins."""
     seen: Counter[str] = field(default_factory=Counter)
     wall_ms: int = START
 
@@ -164,7 +164,7 @@ class Relay:
         return {OUTPUT: len(self.published)}
 
     def read_back(self) -> Iterator[tuple[TopicPartition, int, bytes]]:
-        """What a restart reads of the topic."""
+        """The records that a restart reads back."""
         self.seen["not read back"] += len(self.published)
         for part in self.readback.parts(self.ends()):
             self.seen["not read back"] -= part.end[OUTPUT] - part.begin[OUTPUT]
@@ -192,7 +192,7 @@ class Relay:
         self.send([])
 
     def read(self, most: int) -> int:
-        """Read up to `most` events in one chunk; returns how many there were."""
+        """Read up to `most` events in one chunk; returns their number."""
         assert self.connection is not None
         received: list[tuple[TopicPartition, int, tuple[Assignment, ...]]] = []
         while len(received) < most and (delivered := self.connection.next()) is not None:
@@ -266,7 +266,7 @@ class Relay:
     # The law.
 
     def check(self, complete: bool) -> None:
-        """Hold the law against what is durable; `complete`: all was delivered and committed."""
+        """Check the law on the durable state; `complete`: everything was delivered and committed."""
         for source, log in self.upstream.logs.items():
             published = [entry for topic, entry in self.published if topic == source]
             offsets = [log.index(entry) for entry in published]
@@ -285,7 +285,7 @@ class Relay:
 def run_scenario(
     rng: random.Random, relay_type: type[Relay] = Relay, steps: int = 60
 ) -> Counter[str]:
-    """One random life of a relay; returns what happened in it."""
+    """Run one random scenario; returns what happened in it."""
     canaries = rng.random() < 0.3
     upstream = ModelUpstream(rng, rng.randrange(1, 4), canaries)
     sources = list(upstream.logs)
@@ -366,7 +366,7 @@ def test_random_lives_reach_every_corner() -> None:
 
 
 class FixedCountWindow(Window):
-    """Remembers the last five identities, whatever can be repeated."""
+    """Remembers only the last five identities."""
 
     def advance(self, position: Mapping[TopicPartition, int], clock_ms: int) -> None:
         for queue in (*self._queues.values(), *(queue for _, queue in self._restored)):
@@ -374,7 +374,7 @@ class FixedCountWindow(Window):
 
 
 class LastIdCourse(ResumeCursor):
-    """Resumes with the last id, as clients do."""
+    """Resumes with the last id, as usual clients do."""
 
     def observe(self, delivered: Mapping[TopicPartition, int]) -> None:
         self.position.update(delivered)

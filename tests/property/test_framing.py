@@ -1,4 +1,4 @@
-"""Frames depend on the bytes alone: any cut into chunks gives what a plain parser of the whole gives."""
+"""Frames depend on the bytes alone: any split into chunks gives the frames of a plain parser."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ PIECES = [
 ]
 streams = st.lists(st.sampled_from(PIECES), max_size=60).map(b"".join) | st.binary(max_size=60)
 cuts = st.lists(st.integers(0, 200), max_size=20) | st.just([*range(1_000)])
-"""Where the network cuts; or between any two bytes."""
+"""The places where the network splits the bytes; or between any two bytes."""
 
 
 @dataclass
 class Reference:
     """https://html.spec.whatwg.org/multipage/server-sent-events.html#event-stream-interpretation ,
-    word by word, over the whole stream at once."""
+    literally, over the whole stream at once."""
 
     stream: bytes
     frames: list[bytes] = field(default_factory=list)
@@ -91,7 +91,7 @@ def test_every_blob_holds_whole_frames_with_lf_only(stream: bytes, places: list[
         assert b"\r" not in blob
 
 
-# From 3 on: the first two bytes of a byte order mark belong to no frame before the third came.
+# At least 3: the first two bytes of a byte order mark belong to no frame until the third arrives.
 @given(streams, cuts, st.integers(3, 30))
 def test_oversized_frames_are_skipped_wherever_the_cut(
     stream: bytes, places: list[int], limit: int
@@ -101,7 +101,7 @@ def test_oversized_frames_are_skipped_wherever_the_cut(
     oversized = len(reference.frames) - len(kept) + (len(reference.rest) > limit)
     framer = Framer(limit)
     assert framed(framer, chunks_of(stream, places)) == kept
-    # What stands after the last line's CR or LF is part of the rest, too.
+    # The bytes after the last line's CR or LF are part of the rest, too.
     assert framer.oversized_total == oversized
 
 
@@ -134,7 +134,7 @@ def test_events_ids_and_retry_are_those_of_the_specification(
 
 
 def test_a_long_frame_in_small_chunks_costs_no_more_than_its_length() -> None:
-    # Were the pending part copied or searched with every chunk, this would move 500 GB.
+    # Copying or searching the pending part for every chunk would move 500 GB.
     framer = Framer()
     for _ in range(4 * 1024 * 1024 // 16):
         assert framer.feed(b"0123456789abcde\n") == b""

@@ -1,4 +1,4 @@
-"""What is appended to an identity log is read back, or the damage is recognised."""
+"""An identity log is read as it was written, or the damage is detected."""
 
 from __future__ import annotations
 

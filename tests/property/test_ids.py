@@ -1,4 +1,4 @@
-"""Ids read many at a time say what they say when each is read by itself."""
+"""Ids parsed in bulk give the same result as ids parsed one at a time."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from pleiades.core.sse_id import MAX_SSE_ID_BYTES, Assignment, MalformedId, Topi
 USUAL = b'[{"topic":"a","partition":0,"timestamp":1000000000000}]'
 TOPICS = ("eqiad.x", "codfw.x", "timestamp")
 numbers = st.integers(10**12, 10**12 + 3) | st.integers(0, 10**15)
-# What is nearly as usual: nested, said twice, spelt otherwise.
+# Nearly usual entries: nested, duplicated, spelt differently.
 entries = st.one_of(
     st.builds(
         lambda topic, number: b'{"topic":"%b","partition":0,"timestamp":%d}' % (topic, number),
@@ -45,7 +45,7 @@ whole_ids = st.lists(entries, max_size=3).map(lambda found: b"[" + b",".join(fou
 
 @st.composite
 def sequences(draw: st.DrawFn) -> list[bytes]:
-    """Ids of which each is made from the one before by changing a few bytes of it, or is another."""
+    """A sequence of ids, each a copy of the previous one with a few changed bytes, or a new id."""
     sent = [draw(whole_ids)]
     for _ in range(draw(st.integers(0, 12))):
         last = bytearray(sent[-1])
@@ -62,7 +62,7 @@ def sequences(draw: st.DrawFn) -> list[bytes]:
 
 @st.composite
 def alike(draw: st.DrawFn) -> list[bytes]:
-    """Ids of one form, as upstream sends them, and now and then one that is spoilt."""
+    """Ids of one form, as upstream sends them, with a damaged one now and then."""
     usual = st.sampled_from(
         [
             b'{"topic":"eqiad.x","partition":0,"timestamp":%d}',
@@ -144,7 +144,7 @@ def _greatest(source: TopicPartition, said: tuple[Assignment, ...] | None) -> in
 
 @pytest.fixture
 def parsed(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
-    """The ids that were parsed, each by itself."""
+    """The ids that were parsed one at a time."""
     ids._pattern_for.cache_clear()
     seen: list[bytes] = []
 
@@ -189,7 +189,7 @@ def test_where_the_form_changes_each_is_parsed(parsed: list[bytes]) -> None:
 
 
 def peak_of(call: Callable[[], object]) -> int:
-    """The most memory that a call takes, bytes."""
+    """The peak memory of a call, in bytes."""
     tracemalloc.start()
     try:
         call()
@@ -207,7 +207,7 @@ def test_ids_that_name_another_topic_each_take_room_for_what_they_say() -> None:
     assert peak_of(lambda: read_ids(sent)) < 8 << 20
     told = read_ids(sent)
     assert not told.aligned
-    # As many as a position can hold, and of them what was said.
+    # As many topics as a position can hold, each with its own timestamp.
     assert told.greatest() == {
         (f"hostile-{number}", 0): 10**12 + number for number in range(MAX_SOURCES)
     }

@@ -1,9 +1,8 @@
 """Events without a `meta.id` through the real core: parser, occurrences, admission and window.
 
-The upstream is a model: logs of events many of which are the same in everything but their offset, in two
-data centres whose offsets differ. The relay reconnects, crashes and fails over at random. What it
-publishes is held against the log by counting, for events of one topic, timestamp and content differ in
-nothing.
+The upstream is a model: logs with many events that differ only in their offset, in two data centres
+whose offsets differ. The relay reconnects, crashes and fails over at random. Its published events are
+compared with the log by count, because events of one topic, timestamp and content are equal.
 """
 
 from __future__ import annotations
@@ -37,14 +36,14 @@ NAMED, TOPIC_ONLY, NAMELESS, NO_OBJECT = "named", "topic only", "nameless", "no 
 
 
 class Entry(NamedTuple):
-    """An event as the producer made it."""
+    """An event as its producer made it."""
 
     kind: str
     timestamp_ms: int
     content: str
 
     def data(self, source: TopicPartition, offset: int) -> bytes:
-        """As the service sends it from a data centre where it has this offset."""
+        """The data that the service sends from a data centre where it has this offset."""
         if self.kind == NO_OBJECT:
             return b'"%b"' % self.content.encode()
         meta = {"topic": source[0], "partition": source[1], "offset": offset}
@@ -60,7 +59,7 @@ Logs = dict[TopicPartition, list[Entry]]
 
 
 class Connection:
-    """What the service sends on one connection, in one of its data centres."""
+    """A connection to the service, in one of its data centres."""
 
     def __init__(
         self, rng: random.Random, logs: Logs, asked: dict[TopicPartition, int], shift: int
@@ -76,7 +75,7 @@ class Connection:
         }
 
     def frames(self, most: int) -> Iterator[tuple[bytes, Group]]:
-        """The next ones, of any topic."""
+        """The next frames, of any topic."""
         for _ in range(most):
             waiting = [at for at, offset in self._next.items() if offset < len(self._logs[at])]
             if not waiting:
@@ -106,20 +105,20 @@ class Connection:
 
 @dataclass
 class Relay:
-    """One program: crashes start a new generation, from what is durable."""
+    """One program: a crash starts a new generation from the durable state."""
 
     rng: random.Random
     logs: Logs
     max_counted: int
     published: list[tuple[str, Group, int]] = field(default_factory=list)
-    """Durable: identity, what it is, and the position of its source."""
+    """Durable: identity, group, and the position of its source."""
     stored: Checkpoint = field(default_factory=lambda: Checkpoint({}, START_MS, 0))
     excused: set[Group] = field(default_factory=set)
-    """Nobody could say at every delivery which one it was."""
+    """Groups whose events could not be told apart at every delivery."""
     generations: int = 0
 
     def start(self) -> None:
-        """A new generation."""
+        """Start a new generation."""
         self.generations += 1
         self.checkpoint = self.stored
         self.in_flight: list[tuple[str, Group, int]] = []
@@ -136,7 +135,7 @@ class Relay:
         self.connect()
 
     def connect(self) -> None:
-        """A new connection, to any data centre."""
+        """Connect to any data centre."""
         clock_ms = max(self.checkpoint.clock_ms, max(self.course.position.values(), default=0))
         self.asked = self.course.last_event_id(clock_ms)
         asked = dict.fromkeys(self.logs, START_MS)
@@ -148,7 +147,7 @@ class Relay:
         self.connection = Connection(self.rng, self.logs, asked, self.rng.choice((0, 7, -3)))
 
     def read(self, most: int) -> int:
-        """Up to so many events, as one batch."""
+        """Read up to `most` events as one batch."""
         received = list(self.connection.frames(most))
         blob = b"".join(frame for frame, _ in received)
         content, ids, _ = split_columns(blob)
@@ -178,7 +177,7 @@ class Relay:
         return len(received)
 
     def _groups(self, batch: Batch, received: list[Group]) -> dict[str, Group]:
-        """What each identity stands for; the law on identities is held here."""
+        """The group of each identity; checks the law on identities."""
         assert len(batch.events) == len(received)
         groups = {}
         for each, (source, entry) in zip(batch.events, received, strict=True):
@@ -194,7 +193,7 @@ class Relay:
         return groups
 
     def commit(self) -> None:
-        """All that was read is durable."""
+        """Make everything that was read durable."""
         self.published += self.in_flight
         self.in_flight = []
         self.stored = self.checkpoint
@@ -203,7 +202,7 @@ class Relay:
 
 def log_of(rng: random.Random, length: int, named: bool) -> list[Entry]:
     kinds = [NAMED, TOPIC_ONLY, TOPIC_ONLY, NAMELESS, NO_OBJECT]
-    # The first is dated after the start, so that all of it is promised.
+    # The first event is dated after the start, so that the promise covers all of it.
     log = [Entry(TOPIC_ONLY, START_MS, "first")]
     now_ms = START_MS
     for number in range(length):
@@ -218,7 +217,7 @@ def log_of(rng: random.Random, length: int, named: bool) -> list[Entry]:
 
 
 def life(rng: random.Random, max_counted: int = 100_000) -> tuple[Relay, Counter[Group]]:
-    """One random life of a relay, to its end; and what the log holds."""
+    """Run one random life of a relay to its end; returns it, and the contents of the log."""
     sources = SOURCES[: rng.randint(1, 3)]
     relay = Relay(rng, {at: log_of(rng, rng.randint(0, 40), False) for at in sources}, max_counted)
     relay.start()
@@ -258,7 +257,7 @@ def test_nor_where_more_come_than_are_counted(seed: int, max_counted: int) -> No
 
 
 def test_what_can_be_recognised_is_published_once() -> None:
-    """Most of it: the exception must not be the rule."""
+    """Most events can be recognised: the exception must not be the rule."""
     published = excused = 0
     for seed in range(60):
         relay, _ = life(random.Random(seed))

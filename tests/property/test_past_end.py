@@ -1,4 +1,4 @@
-"""Connections of a service that is deaf at first for what is asked for from past its end."""
+"""Connections of a service that is deaf at first to topics requested from past their end."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ STARTED_MS = 1_700_000_000_000
 
 @dataclass
 class Service:
-    """Two topics; a step of it is an event, and a connection that is deaf misses some.
+    """Two topics; a step writes an event, and a deaf connection misses some.
 
-    Written after what was seen of the real one, not after the code that is tested.
+    Modelled after the observed service, not after the tested code.
     """
 
     log: dict[TopicPartition, list[int]] = field(default_factory=lambda: {A: [], B: []})
 
     def connect(self, asked: dict[TopicPartition, int], deaf: int) -> Iterator[bytes]:
-        """Ids of what is delivered; `None` first, when it waits for new events.
+        """The ids of the delivered events; `None` first, when it waits for new events.
 
         Args:
             asked: a timestamp for each topic.
-            deaf: so many events of a topic that was past its end are missed.
+            deaf: the number of missed events of a topic that was past its end.
         """
         places, entries, missing = {}, {}, {}
         for source, time in asked.items():
@@ -92,7 +92,7 @@ def test_nothing_is_lost_and_no_topic_costs_more_than_one_connection(
             before = dict(course.position)
             course.observe(told.greatest())
             for source, (time,) in told.timestamps_ms.items():
-                # What does not move the position is a repeat, or another topic's entry.
+                # An id that does not move the position is a repeat, or another topic's entry.
                 if time and time > before[source]:
                     taken[source].add(time - 1)
         return ids
@@ -106,7 +106,7 @@ def test_nothing_is_lost_and_no_topic_costs_more_than_one_connection(
             ids = connected()
         else:
             ids = read(ids)
-    # One more event of each: what came before it can't be missing then.
+    # After one more event of each topic, none before it can be missing.
     for source in (A, B):
         for _ in range(deaf + 1):
             now_ms += 20
@@ -124,7 +124,7 @@ def said(timestamp_ms: int | None, offset: int = -1) -> ParsedIds:
 
 
 def test_a_mirror_that_lags_is_not_taken_for_the_history() -> None:
-    """The event that was left is not there yet, and falls into the deaf time with the one before it."""
+    """The skipped event is not mirrored yet, and falls into the deaf time with the one before it."""
     past_end = PastEnd()
     for last_ms in (10, 20, 30):
         past_end.connected({A: STARTED_MS}, {}, STARTED_MS)
@@ -143,7 +143,7 @@ def test_the_event_that_was_left_is_taken_when_it_comes_again() -> None:
 
 
 def test_what_asking_again_would_not_find_is_taken() -> None:
-    """An imported edit of years ago; unless it shows that the time of the start was ignored."""
+    """An imported edit of years ago; unless it shows that the start time was ignored."""
     past_end = PastEnd()
     past_end.connected({A: STARTED_MS}, {}, STARTED_MS)
     assert past_end.first_left(said(STARTED_MS - 10**11)) is None

@@ -211,8 +211,7 @@ def test_what_is_asked_for_lies_at_or_before_a_delivered_event(
 
 
 def test_the_event_that_is_dated_just_before_the_start_is_asked_for() -> None:
-    # Its id says 1000. Asked from 1000 on, what came right after it with the same timestamp
-    # would be skipped.
+    # Its id says 1000. A request from 1000 on would skip the next event with the same timestamp.
     course = ResumeCursor(1000, 60, {("a", 0): 1000})
     assert course.asked_from(("a", 0), 5000) == 940
     assert ResumeCursor(1000, 60, {("a", 0): 1001}).asked_from(("a", 0), 5000) == 1000

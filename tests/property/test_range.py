@@ -1,4 +1,4 @@
-"""Slices meet, a batch is cut without loss, and a topic is at its end when it is."""
+"""Slices meet, a batch is cut without loss, and the end of a topic is detected exactly."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def bounds(draw: st.DrawFn, times: st.SearchStrategy[int]) -> Bound:
 @st.composite
 def ranges(draw: st.DrawFn, times: st.SearchStrategy[int] = few_ms) -> Range:
     begin = draw(bounds(times))
-    # Behind every begin, also of those that have one of their own.
+    # After every begin, including the topics' own.
     latest = max(begin.default_ms, *begin.own_ms.values(), 0)
     later = st.integers(latest, latest + 50)
     end = draw(bounds(later))
@@ -93,7 +93,7 @@ def test_an_id_says_after_it_and_up_to_and_including_it() -> None:
 @pytest.mark.parametrize("first", [True, False])
 @pytest.mark.parametrize("time", [None, 0])
 def test_an_id_that_says_nothing_of_a_topic_is_no_bound(time: int | None, first: bool) -> None:
-    """Whatever time were made up for it would leave events out, and nobody would know."""
+    """Inventing a time for it would silently leave out events."""
     with pytest.raises(ValueError, match=r"how far codfw.x/0 had got.*Give a time"):
         bound_of((Assignment(A, 50), Assignment(B, time), Assignment(C, 90)), first)
     with pytest.raises(ValueError, match="names no topic"):
@@ -145,7 +145,7 @@ def test_within_keeps_what_is_inside_in_its_order(batch: Batch, begin: int, leng
 def test_a_cut_within_a_range_advances_by_all_that_came_before_it(
     batch: Batch, begin: int, length: int, data: st.DataObject
 ) -> None:
-    """Also by what lies beside the range: else a repeat of it looks like a gap."""
+    """Events outside the range count too: otherwise their repetition looks like a gap."""
     kept, _ = within(batch, Range(Bound(begin), Bound(begin + length)), A)
     count = count_published(kept.events)
     assume(count)
@@ -199,8 +199,7 @@ SETTLE = 20
 def logs(draw: st.DrawFn) -> tuple[list[int], int]:
     """Timestamps in the order of the offsets, and the end of a range.
 
-    Each is late by at most `SETTLE`, and a few are dated ahead by as much as they like: fewer than it
-    takes to believe them.
+    Each is late by at most `SETTLE`. A few are dated ahead by any amount: too few to be believed.
     """
     steps = draw(st.lists(st.integers(0, 4), min_size=1, max_size=120))
     late = draw(st.lists(st.integers(0, SETTLE), min_size=len(steps), max_size=len(steps)))

@@ -1,6 +1,5 @@
-"""Whatever is published, wherever it stands still and whenever it is restarted: what a restart reads of
-the output holds all that can be repeated, and not much else.
-"""
+"""Whatever is published, idle or restarted, a restart reads back every record that can be repeated, and
+little else."""
 
 from __future__ import annotations
 
@@ -31,18 +30,18 @@ SOURCES: list[TopicPartition] = [("eqiad.x", 0), ("codfw.x", 0), ("eqiad.y", 1)]
 
 @dataclass
 class Record:
-    """As it lies in the output, and what is true of it."""
+    """A record in the output, with the facts about it."""
 
     source: TopicPartition
     reached_ms: int
-    """What its source had reached, in the start that published it."""
+    """The position of its source, in the start that published it."""
     forgotten: bool = False
-    """A checkpoint said that it is not needed any more. Then it may be needed by no later start."""
+    """True if a checkpoint has released it: no later start may need it."""
 
 
 @dataclass
 class Topic:
-    """Output partitions; somebody else's records are None."""
+    """Output partitions; other writers' records are None."""
 
     partitions: dict[OutputPartition, list[Record | None]] = field(
         default_factory=lambda: {("out", 0): [], (LETTERS, 0): []}
@@ -53,7 +52,7 @@ class Topic:
 
 
 class Life:
-    """A random one."""
+    """One random life of a relay."""
 
     def __init__(self, rng: random.Random) -> None:
         self.rng = rng
@@ -70,7 +69,7 @@ class Life:
         rng = self.rng
         self.clock_ms += rng.choice((0, 1, 5, 20, 60))
         timestamps = {}
-        # What stands still stays in the position.
+        # Idle topics stay in the position.
         for source in self.awake:
             ahead_ms = 500 if rng.random() < 0.02 else 0
             timestamps[source] = self.clock_ms - rng.choice((0, 3, 900_000)) + ahead_ms
@@ -100,7 +99,7 @@ class Life:
             self.seen["marks"] += 1
 
     def restart(self) -> None:
-        """Only what is stored is left."""
+        """Keep only the stored state."""
         texts = encode(self.checkpoint, self.readback, "ab", POSITION_AT)
         found = read_stored(texts, POSITION_AT)
         assert found.checkpoint == self.checkpoint
@@ -182,7 +181,7 @@ def test_random_lives_reach_every_corner() -> None:
 @settings(max_examples=8)
 @given(st.integers(0, 2**32), st.integers(2, 5))
 def test_what_stands_still_costs_at_most_two_of_its_windows(seed: int, idle: int) -> None:
-    """However long it stands still, and however often the relay is restarted meanwhile."""
+    """However long the topic is idle, and however often the relay restarts in the meantime."""
     rng = random.Random(seed)
     sources = [(f"t{number}.x", 0) for number in range(idle + 1)]
     busy = sources[0]
@@ -191,7 +190,7 @@ def test_what_stands_still_costs_at_most_two_of_its_windows(seed: int, idle: int
     awake = list(sources)
     checkpoint = Checkpoint({}, 0, 0)
     for clock_ms in range(START_MS, START_MS + 4_000):
-        # One after the other leaves, for ever.
+        # One topic after another leaves for good.
         if clock_ms % 500 == 0 and len(awake) > 1:
             awake.remove(rng.choice(awake[1:]))
         position.update(dict.fromkeys(awake, clock_ms))

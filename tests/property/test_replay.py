@@ -1,7 +1,7 @@
-"""A topic-partition of a range, by the real lane, range, publisher and window, on random logs.
+"""A topic-partition of a range, read by the real reader, range, publisher and window, on random logs.
 
-The logs hold events that are dated ahead by up to years and back by up to years; connections are cut or
-fall silent; runs are limited or interrupted and go on; history expires.
+Events in the logs are dated ahead or back by up to years; connections are cut or fall silent; runs are
+limited or interrupted, and continue; history expires.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ YEAR_MS = 31_536_000_000
 
 @dataclass
 class Log:
-    """What the upstream has: timestamps by offsets, the oldest expired."""
+    """The upstream's log: timestamps by offset, the oldest expired."""
 
     times: list[int]
     chance: random.Random
@@ -57,17 +57,17 @@ class Log:
     """The first offset that no connection has reached."""
     was_silent: bool = False
     nothing: int = 0
-    """Connections in a row that brought nothing."""
+    """The number of consecutive connections that brought nothing."""
     address: str = "the model"
 
     def first_at(self, time_ms: int) -> int | None:
-        """The earliest offset that is dated then or later."""
+        """The earliest offset with a timestamp at or after `time_ms`."""
         return next(
             (n for n in range(self.start, len(self.times)) if self.times[n] >= time_ms), None
         )
 
     def connect(self, last_event_id: str | None, _since_ms: int) -> Connection:
-        """As `Upstream.connect`."""
+        """See `Upstream.connect`."""
         assert last_event_id is not None
         ((_, asked_ms),) = parse_id(last_event_id.encode())
         assert asked_ms is not None
@@ -88,7 +88,7 @@ class _Connection:
         if log.nothing > 5:
             raise Stuck
         stop = min(max(log.furthest, place or 0) + log.chance.randint(1, 30), len(log.times))
-        # Where its own Kafka fails, once; and at the end of the log.
+        # Silence comes once, as when the service's own Kafka fails, and at the end of the log.
         silent = (
             place is None
             or stop == len(log.times)
@@ -104,7 +104,7 @@ class _Connection:
             raise Transient("silence", "idle")
 
     def close(self) -> None:
-        """Nothing is open."""
+        """Do nothing: no connection is open."""
 
 
 def _frame(number: int, time_ms: int) -> bytes:
@@ -115,12 +115,12 @@ def _frame(number: int, time_ms: int) -> bytes:
 
 
 class Stuck(Exception):
-    """The upstream has nothing of what it has sent before, and is asked for it again and again."""
+    """The upstream has expired the events that the relay requests again and again."""
 
 
 @dataclass
 class Replay:
-    """Run after run of one replay."""
+    """Successive runs of one replay."""
 
     log: Log
     span: Range
@@ -132,10 +132,10 @@ class Replay:
     incomplete: bool = False
 
     def run(self, limit: int | None, messages: int | None, allow_gap: bool = False) -> None:
-        """One run; `messages`: after so many it is stopped.
+        """Run once; `messages`: stop after so many.
 
         Raises:
-            HistoryMissing: something is not there.
+            HistoryMissing: part of the range is missing.
         """
         first = self.log.first_at(self.span.begin.default_ms)
         self.log.nothing = 0
@@ -234,10 +234,10 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[Log, R
 
 @st.composite
 def histories(draw: st.DrawFn) -> tuple[list[int], Range]:
-    """Timestamps by offsets, each once, and a range.
+    """Unique timestamps by offset, and a range.
 
-    A few lie ahead, by minutes to years, fewer than it takes to believe them; some back. None lies in
-    the range that comes later than the overlap after its end: that is not promised.
+    A few are dated ahead, by minutes to years, too few to be believed; some are dated back. No event of
+    the range comes later than the overlap after its end: that is not promised.
     """
     size = draw(st.integers(1, 150))
     step = draw(st.sampled_from([11, 1_000, 30_000]))
@@ -257,7 +257,7 @@ def histories(draw: st.DrawFn) -> tuple[list[int], Range]:
     for place in draw(st.lists(places, max_size=8, unique=True)):
         times[place] = true[place] - draw(st.integers(1, min(OVERLAP - 1, 50 * step)))
     if len(set(times)) < len(times):
-        # Each once: of two in one millisecond one may be taken for the other.
+        # Unique, because two events in one millisecond may be confused.
         seen: set[int] = set()
         for place in range(size):
             while times[place] in seen:
@@ -315,7 +315,7 @@ def test_what_expires_meanwhile_is_lost_with_a_word_or_not_at_all(
     try:
         replay.run(None, None)
     except Stuck:
-        # It says so, again and again.
+        # It keeps reporting this.
         return
     except HistoryMissing:
         pass
@@ -323,7 +323,7 @@ def test_what_expires_meanwhile_is_lost_with_a_word_or_not_at_all(
         assert replay.published() == wanted
         return
     with pytest.raises(HistoryMissing):
-        # It is no matter of how often it is tried.
+        # The number of attempts does not matter.
         replay.run(None, None)
     with contextlib.suppress(Stuck):
         replay.run(None, None, allow_gap=True)
