@@ -71,7 +71,8 @@ def test_it_beats_and_says_how_long_while_a_call_blocks(
             enough.set()
 
     assert child.run_in_thread(lambda: enough.wait(PATIENCE_SECONDS), announce)
-    assert len(said) == 3
+    # On a busy machine the call ends some announcements later.
+    assert len(said) >= 3
     assert said == sorted(said)
     assert said[0] >= 0.05
     assert len(parent.heard()) > 3
