@@ -1,4 +1,4 @@
-"""For all tests."""
+"""Settings, markers and reports for all tests."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from hypothesis import settings
 
 from tests.harness.prerequisites import not_tested, require
 
-# A machine that is busy with something else makes no law untrue.
-# Where CI is set, hypothesis would start from a profile that tries the same examples in every run.
+# Deadlines are off, because a busy machine makes no law untrue. If CI is set, hypothesis would default
+# to a profile that tries the same examples in every run.
 settings.register_profile(
     "pleiades", settings.get_profile("default"), deadline=None, print_blob=True
 )
@@ -34,7 +34,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> Iterator[None]:
-    """Print what tests measured (`record_property(what, figure)`), and last, what was not tested."""
+    """Print figures that tests measured (`record_property(what, figure)`), then what was not tested."""
     _section(
         terminalreporter,
         "figures",

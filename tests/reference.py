@@ -30,7 +30,7 @@ TABLE = ("| flag | value | default | environment | meaning |", "|---|---|---|---
 
 
 def flags() -> list[Flag]:
-    """All flags of the commands that relay."""
+    """All flags of `ingest` and `replay`."""
     destinations = [flag for destination in DESTINATIONS for flag in destination.flags()]
     return [*destinations, *RELAY_FLAGS, *flags_of(Arguments), *demo.FLAGS]
 

@@ -1,4 +1,4 @@
-"""What a stage needs around it, without processes."""
+"""The context of a stage, without processes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ T = TypeVar("T")
 
 
 class FakeChildContext(ChildContext):
-    """Beats nowhere; notes pauses instead of waiting, and is stopped at one of them."""
+    """Discards heartbeats; records pauses instead of waiting, and is stopped at one of them."""
 
     def __init__(self, stop_at_pause: int) -> None:
         _, nowhere = Pipe(duplex=False)
@@ -47,7 +47,7 @@ class FakeChildContext(ChildContext):
 
 
 class FakeChannel(Generic[T]):
-    """A channel of one process: keeps what is put, gives what it has."""
+    """A channel within one process: keeps the items put, returns prepared ones."""
 
     def __init__(self, *items: T) -> None:
         self.name = "fake-0"

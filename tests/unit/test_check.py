@@ -1,4 +1,4 @@
-"""What `pleiades check` makes of an upstream's answers, of what hangs, and of what it may print."""
+"""`pleiades check`: an upstream's answers, hanging probes, and the output."""
 
 from __future__ import annotations
 
@@ -177,7 +177,7 @@ def test_a_clock_that_differs_from_the_upstreams(
     flags: tuple[str, ...],
     kinds: list[Kind],
 ) -> None:
-    """Kafka refuses what is dated too far from its own time."""
+    """Kafka refuses records dated too far from its own time."""
     date = formatdate(time.time() - ahead_seconds, usegmt=True).encode()
     answer = (OK + EVENT).replace(b"OK\r\n", b"OK\r\nDate: %s\r\n" % date, 1)
     _, *found = found_at(serve(answer).url, lambda *given: settings_of(*given, *flags))

@@ -1,4 +1,4 @@
-"""What the documents say is what the code does."""
+"""The documents agree with the code."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_the_example_configuration_is_accepted() -> None:
 
 
 def test_the_example_of_a_backfill_is_accepted() -> None:
-    """The arguments of the Job, with the file that it mounts."""
+    """Uses the Job's arguments, with the file that it mounts."""
     folder = ROOT / "deploy" / "kubernetes" / "backfill"
     job = (folder / "job.yaml").read_text()
     written = re.findall(r"^            - (\S+)$", job, re.MULTILINE)
@@ -59,7 +59,7 @@ def test_every_line_of_warning_or_above_is_explained() -> None:
     explained = re.findall(r"^\| `(.+?)` \|", section, re.MULTILINE)
     assert len(explained) > 30
     said = [text for module in _relay_modules() for text in _warnings_of(module)]
-    # What an error says of itself: how it ends the program, and its text, are for whoever starts it.
+    # Skip messages that only pass on an error's own text, which is for whoever started the relay.
     said = [text for text in said if re.sub(r"%\S+|\W", "", text)]
     for text in said:
         assert any(known in text for known in explained), f"not in docs/operations.md: {text}"
@@ -76,7 +76,7 @@ def _relay_modules() -> list[Path]:
 
 
 def _warnings_of(module: Path) -> list[str]:
-    """The constant texts of its calls of `log.warning` and above."""
+    """The constant messages of a module's calls of `log.warning` and above."""
     calls = [node for node in ast.walk(ast.parse(module.read_text())) if isinstance(node, ast.Call)]
     return [
         first.value

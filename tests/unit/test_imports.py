@@ -1,4 +1,4 @@
-"""The layout holds: imports point down, the core is pure, one module owns the queues."""
+"""The layout: imports point down, the core is pure, one module owns the queues."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("pleiades.runtime.errors",),
     ("pleiades.core",),
 )
-"""From the top down; those of one layer don't import one another. `pleiades` itself is for all."""
+"""From top to bottom; modules of one layer do not import each other. `pleiades` itself is for all."""
 
 IMPURE = {
     *("time", "os", "socket", "ssl", "select", "selectors", "asyncio", "threading", "subprocess"),
@@ -34,7 +34,7 @@ IMPURE = {
     *("shutil", "signal", "fcntl", "prometheus_client", "logging", "sys", "requests", "urllib3"),
     *("http", "urllib", "confluent_kafka", "aiohttp"),
 }
-"""Clocks, I/O, processes, chance and metrics."""
+"""Clocks, I/O, processes, randomness and metrics."""
 
 FORBIDDEN = (
     ("pleiades.runtime.supervisor", "the supervisor never imports a stage", LAYERS[4] + LAYERS[5]),
@@ -70,7 +70,7 @@ MODULES = {module_name(path): path for path in sorted(PACKAGE.rglob("*.py"))}
 
 
 def imports_in(name: str, source: str) -> Iterator[Import]:
-    """All imports, also those inside of functions and under TYPE_CHECKING."""
+    """All imports, including those inside functions and under TYPE_CHECKING."""
     package = name if MODULES.get(name, Path()).name == "__init__.py" else name.rpartition(".")[0]
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
@@ -94,7 +94,7 @@ def is_within(name: str, package: str) -> bool:
 
 
 def layer_of(name: str) -> tuple[int, str] | None:
-    """The one that names the module most closely."""
+    """The layer with the most specific name for a module."""
     members = [(number, member) for number, layer in enumerate(LAYERS) for member in layer]
     within = [(number, member) for number, member in members if is_within(name, member)]
     return max(within, key=lambda found: len(found[1]), default=None)
@@ -127,7 +127,7 @@ def broken_rules(name: str, source: str) -> list[str]:
 
 
 def queues_in(name: str, source: str) -> Iterator[str]:
-    """Uses of `multiprocessing`'s queues: one that a killed process touched can't be used again."""
+    """Uses of `multiprocessing`'s queues, which are unusable once a killed process has touched them."""
     tree = ast.parse(source)
     rule = f"only {QUEUE_OWNER} touches multiprocessing's queues"
     for found in imports_in(name, source):
@@ -191,7 +191,7 @@ def test_the_rules_can_be_broken(name: str, source: str, breaks: bool) -> None:
 
 
 GENERIC = ("pipeline", "publisher", "check", "replay", "config", "sinks.base")
-"""These know no destination but by its description."""
+"""These know a destination only by its description."""
 
 
 @pytest.mark.parametrize(
@@ -219,7 +219,7 @@ def test_a_named_destination_is_found(source: str, named: list[str]) -> None:
 
 
 def destinations_in(source: str) -> Iterator[str]:
-    """Names of code, and words by which it could ask: not prose, which may give an example."""
+    """Names in code, and words in strings; prose may give an example."""
     for node in ast.walk(ast.parse(source)):
         names = [getattr(node, field, None) for field in ("id", "attr", "name", "module", "arg")]
         if isinstance(node, ast.Constant) and isinstance(node.value, str):

@@ -1,4 +1,4 @@
-"""What stands beside the processes of a pipeline."""
+"""The parts of a pipeline beside its processes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The publisher on a store in memory."""
+"""The publisher with a store in memory."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def store() -> MemoryStore:
 
 @pytest.fixture
 def lives() -> list[FakeChildContext]:
-    """Of each generation."""
+    """The context of each generation."""
     return []
 
 
@@ -46,7 +46,7 @@ def run(
     store: MemoryStore,
     lives: list[FakeChildContext],
 ) -> Run:
-    """Publishes batches and the end marker; returns what the reader was told."""
+    """Publishes batches and the end marker; returns the checkpoint that the reader received."""
 
     def publish(
         *channels: list[Batch], flags: tuple[str, ...] = (), last: Checkpoint | None = None
@@ -102,7 +102,7 @@ def test_repeats_are_dropped_and_the_order_kept(run: Run, store: MemoryStore) ->
 def test_the_reader_need_not_wait_for_the_window_of_a_stored_position(
     run: Run, store: MemoryStore, monkeypatch: pytest.MonkeyPatch, resume: bool
 ) -> None:
-    """Of a new one it does: the position counts only when it is committed, and that comes afterwards."""
+    """It waits for that of a new position, which counts only once it is committed."""
     run([batch(0, 1, 2)])
     told: list[object] = []
     steps: list[str] = []
@@ -184,13 +184,13 @@ def test_since_counts_until_something_was_delivered(run: Run) -> None:
 
 
 def test_since_skips_nothing_that_an_earlier_start_was_to_get(run: Run) -> None:
-    """As of `--since=-1h` in a file, and an upstream that is away for longer than that."""
+    """For example with `--since=-1h` in a file, and an upstream that is down for longer than that."""
     run([], flags=("--since=2026-01-01",))
     assert run([], flags=("--since=2026-01-02",)).started_ms == 1_767_225_600_000
 
 
 def test_since_counts_also_after_a_start_that_was_set_back_and_got_nothing(run: Run) -> None:
-    """As the reader does where this machine's clock is ahead of the upstream's."""
+    """The reader sets it back if this machine's clock is ahead of the upstream's."""
     set_back = batch(0)._replace(timestamps_ms={}, started_ms=START_MS - 1)
     run([set_back])
     assert run([], flags=("--since=2020-01-01",)).started_ms == 1_577_836_800_000
@@ -206,7 +206,7 @@ def test_since_does_not_count_where_a_time_was_found_in_a_directory(
 def test_since_does_not_count_where_a_time_was_found_by_what_is_there(
     run: Run, store: MemoryStore
 ) -> None:
-    """As of a topic with one upstream topic, whose stored position is lost."""
+    """For example a topic with one upstream topic, whose stored position is lost."""
     run([batch(0, 1)])
     store.checkpoint = Checkpoint({}, START_MS - 5, 0).encoded()
     assert run([], flags=("--since=2026-01-01",)).started_ms == START_MS - 5
@@ -259,7 +259,7 @@ def test_dead_letters_are_published_once_and_said(
 def test_a_replay_counts_no_dead_letters(run: Run, store: MemoryStore) -> None:
     store.checkpoint = Checkpoint({SOURCE: 0}, START_MS, START_MS, ReplayProgress()).encoded()
     letter = Event("sha256-1", SOURCE, START_MS + 1, "", b"", b"?", "not_json")
-    # More than one commit takes at once: the second begins with the count of the first.
+    # More than one commit takes: the second begins with the remaining count.
     many = [event(number) for number in range(2, CommitPolicy().max_events + 2)]
     run(
         [
@@ -271,7 +271,7 @@ def test_a_replay_counts_no_dead_letters(run: Run, store: MemoryStore) -> None:
 
 
 def test_equal_events_without_an_identity_are_each_published(run: Run, store: MemoryStore) -> None:
-    """As one file, and one dead letter, they were."""
+    """They used to become one file, and one dead letter."""
     name = fallback_identity(SOURCE, START_MS + 1, b"{}")
     same = event(1)._replace(identity=name)
     letter = Event(name, SOURCE, START_MS + 1, "", b"", b"?", "not_json")
@@ -289,8 +289,8 @@ def progress(ended: FakeChildContext) -> Ended:
 def test_to_publish_the_same_again_is_no_progress(
     run: Run, store: MemoryStore, lives: list[FakeChildContext]
 ) -> None:
-    """Where nobody can say that it was published before, it is published at each start: for ever, if a
-    pipeline that always fails behind it were started again each time."""
+    """An event that cannot be recognised as published is published at each start. If a pipeline always
+    fails after it, restarts would never end."""
     name = fallback_identity(UNKNOWN_SOURCE, 0, b"{}")
     unknown = Event(name, UNKNOWN_SOURCE, 0, "", b"", b"{}")
     again = batch(0)._replace(events=[unknown], timestamps_ms={}, fallbacks=1)

@@ -23,7 +23,7 @@ def test_never_faster_than_promised(
     for begin, (start, _) in enumerate(passed):
         total = 0
         for at, events in passed[begin:]:
-            # What is passed on at once is the first; from then on it may not be more than promised.
+            # The first batch may pass at once; after that the rate must not exceed the promise.
             assert total <= (at - start) * per_second * (1 + 1e-9) + 1e-6
             total += events
 

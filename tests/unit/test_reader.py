@@ -1,4 +1,4 @@
-"""The reader against a server that says just what a test wants."""
+"""The reader against a server with scripted answers."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ def test_a_first_cut_reconnects_at_once_and_many_short_ones_pause(
 def test_what_is_new_is_seen_although_the_position_stands_still(
     answer: Answer, make: Make, step_ms: int
 ) -> None:
-    """One event is dated an hour ahead; those that come then do not move the position."""
+    """One event is dated an hour ahead; later events do not move the position."""
     ahead = frame(START_MS + 3_600_000)
     events = [frame(START_MS + number * step_ms) for number in range(1, 9)]
     server = answer(*(ahead + b"".join(events[:more]) for more in range(9)))
@@ -187,7 +187,7 @@ def test_frames_know_what_their_connection_asked_for(answer: Answer, make: Make)
 
 
 def test_ids_are_parsed_once(answer: Answer, make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The parser takes what the reader has parsed, also out of a pickle."""
+    """The parser uses the ids parsed by the reader, even after pickling."""
     meta = {"id": "00000000-0000-4000-8000-000000000001", "topic": SOURCE[0], "partition": 0}
     data = orjson.dumps({"meta": meta})
     server = answer(frame(START_MS + 1).replace(b"{}", data))
@@ -296,7 +296,7 @@ def event(sse_id: bytes) -> bytes:
 def test_an_upstream_that_ignores_the_start_is_asked_by_topic(
     answer: Answer, make: Make, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The real one takes a number of milliseconds for 0, and sends all of its history."""
+    """The real service takes a number of milliseconds for 0, and sends all of its history."""
     old = b"".join(frame(START_MS - 86_400_000 + number) for number in range(500))
     server = answer(old, frame(START_MS + 1))
     reader, _, (channel,) = make(server, pauses=2)
@@ -312,7 +312,7 @@ def test_an_upstream_that_ignores_the_start_is_asked_by_topic(
 def test_nothing_is_taken_of_a_topic_that_may_have_missed_something(
     answer: Answer, make: Make
 ) -> None:
-    """While it was deaf an event of `b` was missed, and then `b` went on, between events of `a`."""
+    """While it was deaf it missed an event of `b`, and then `b` continued, between events of `a`."""
     a, b, past = {"topic": "a"}, {"topic": "b"}, {"topic": "b", "offset": -1}
     first = event(ids({**a, "timestamp": START_MS + 1}, past))
     then = event(ids({**a, "timestamp": START_MS + 1}, {**b, "timestamp": START_MS + 9}))
@@ -328,7 +328,7 @@ def test_nothing_is_taken_of_a_topic_that_may_have_missed_something(
 def test_it_says_when_it_falls_behind_and_why(
     answer: Answer, make: Make, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Every look is a period in which the lag grew; how that is told is of `core.falling_behind`."""
+    """Every check sees a growing lag; `core.falling_behind` decides how to report it."""
     seen: list[tuple[float, int]] = []
 
     def observe(_: object, _now: float, lag_seconds: float, unread_bytes: int) -> bool:
@@ -350,7 +350,7 @@ NOT_AVAILABLE = b"HTTP/1.1 404 TopicNotAvailableError\r\n"
 
 
 def gone(*topics: str, available: list[str] | None = None) -> bytes:
-    """As KafkaSSE refuses, head and all."""
+    """KafkaSSE's refusal, including the head."""
     body = {
         "message": f"Topics {', '.join(topics)} are not available for consumption.",
         "origin": "KafkaSSE",
@@ -406,7 +406,7 @@ def test_a_topic_that_is_gone_is_left_out_and_taken_up_again(
 def test_topics_that_are_named_one_by_one_do_not_keep_the_others(
     answer: Answer, make: Make
 ) -> None:
-    """Bounded for one try, and what is known is kept for the next."""
+    """A try is bounded, and known topics are kept for the next one."""
     topics = [f"eqiad.{number}" for number in range(8)]
     server = answer()
     server.say(*(gone(topic) for topic in topics), stream(frame(START_MS + 5, A)))
@@ -496,10 +496,10 @@ def test_an_upstream_that_invents_topics_makes_no_request_too_long(
 @pytest.mark.parametrize(
     ("reached", "came", "gap"),
     [
-        # All that was delivered is dated years back: what lies before the start comes first.
+        # All delivered events are dated years back: earlier events than the start come first.
         (START_MS - 10**11, [START_MS - 10**8, START_MS - 10**11, START_MS + 90_000], False),
         (START_MS - 10**11, [START_MS - 10**8, START_MS + 90_000], True),
-        # A few are dated back before what must come again.
+        # A few are dated back, and come before the event that must come again.
         (START_MS + 500_000, [START_MS + 440_000, START_MS + 500_000, START_MS + 900_000], False),
         (START_MS + 500_000, [START_MS + 440_000, START_MS + 900_000], True),
     ],

@@ -1,4 +1,4 @@
-"""Flags, environment and file: what each says, and which of them wins."""
+"""Flags, environment and file: their values, and their precedence."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Reading single values."""
+"""Parsing of single values."""
 
 from __future__ import annotations
 

@@ -48,7 +48,7 @@ def names(admitted: Admitted) -> tuple[list[str], list[str]]:
 
 
 class Destination:
-    """Knows some identities, and which it was asked about."""
+    """Knows some identities, and records which ones it was asked about."""
 
     def __init__(self, *identities: str) -> None:
         self.identities = identities
@@ -95,7 +95,7 @@ def test_what_the_destination_knows_is_asked_once_and_remembered(window: Window)
 
 
 def test_what_has_no_identity_of_its_own_is_never_from_before_the_start(window: Window) -> None:
-    """It may be the one that was published, under a name that was given once."""
+    """It may already be published, under a name that was generated only once."""
     name = fallback_identity(EQIAD, START - 10, b"{}")
     young_one = checkpoint({EQIAD: START - 10})
     for without, connection in (
@@ -112,7 +112,7 @@ def test_what_has_no_identity_of_its_own_is_never_from_before_the_start(window: 
 
 
 def test_nothing_is_from_before_the_start_where_no_topic_is_young(window: Window) -> None:
-    # An imported edit, with others delivered: published like any.
+    # An imported edit, delivered among others: it is published as usual.
     admitted = Admission(window).admit(batch(event("old", 5)), checkpoint({EQIAD: START + 1}))
     assert names(admitted) == (["old"], [])
 
@@ -126,7 +126,7 @@ def test_before_the_start_is_dropped_up_to_the_first_known(window: Window) -> No
     assert names(admitted) == (["new"], [])
     assert (admitted.repeated, admitted.before_start) == (1, 2)
     assert fingerprint("before-1") not in window
-    # 999 belongs to what was dropped: the position stays where the known event is.
+    # 999 belongs to the dropped event: the position stays at the known event.
     assert admitted.timestamps_ms == {EQIAD: 21}
 
 
@@ -140,7 +140,7 @@ def test_before_the_start_is_dropped_up_to_the_first_that_the_disk_knows(window:
 
 
 def test_a_canary_dated_after_the_start_ends_the_wait_in_its_place(window: Window) -> None:
-    # The reader, ahead of the publisher, asked from the canary: nothing known comes.
+    # The reader is ahead of the publisher and asked from the canary: no known event comes.
     received = batch(event("before", 900), canary(2_001), event("imported", 5))
     admitted = Admission(window).admit(received, checkpoint({EQIAD: 17}))
     assert names(admitted) == (["imported"], [])
@@ -149,7 +149,7 @@ def test_a_canary_dated_after_the_start_ends_the_wait_in_its_place(window: Windo
 
 
 def test_after_a_batch_with_something_dated_after_the_start_nothing_waits(window: Window) -> None:
-    # A dead letter does not say where it came from; the ids of its batch do.
+    # A dead letter has no source, but the ids of its batch do.
     admission = Admission(window)
     received = batch(letter("bad", 2_000, UNKNOWN_SOURCE))
     received.timestamps_ms[EQIAD] = 2_001
@@ -234,7 +234,7 @@ def test_a_canary_in_the_batch_holds_what_comes_after_it(window: Window) -> None
 
 
 def test_the_window_waits_for_what_a_new_connection_repeats(window: Window) -> None:
-    # The position is ahead of the clock: 4000 as the connection was opened.
+    # The position is ahead of the clock, which was 4000 when the connection was opened.
     admission, position = Admission(window), {EQIAD: 90_001}
     admission.admit(batch(event("a", 3_990)), checkpoint({}))
     admission.admit(batch(event("ahead", 90_000)), checkpoint({EQIAD: 3_991}))

@@ -81,7 +81,7 @@ def test_others_are_not_followed() -> None:
 
 @pytest.mark.parametrize("seed", range(50))
 def test_any_log_and_any_starts(seed: int) -> None:
-    """What is dropped on any connection is what the starts have relayed, but for the window's part."""
+    """Every dropped event was relayed by a start, except for the window's part."""
     rng = random.Random(seed)
     log = [rng.choice((at, at, at - 30, at + 200, 1)) for at in range(100, 1_100, 5)]
 

@@ -223,7 +223,7 @@ def test_the_shape_that_is_fast() -> None:
         *(with_meta(partition=True), with_meta(partition=0.0), with_meta(partition=None)),
         *(with_meta(topic="codfw.x"), with_meta(topic=None), with_meta(topic=["eqiad.x"])),
         *(with_meta(dt="x" * 41), with_meta(dt=1)),
-        # In a text that nobody looks at; too deep to be looked through.
+        # In a skipped string; nested too deeply to be parsed.
         with_meta()[:-1] + b',"x":"\xff"}',
         with_meta()[:-1] + b',"x":' + b"[" * 100_000 + b"]" * 100_000 + b"}",
     ],
@@ -280,7 +280,7 @@ def test_canaries_leave_their_place() -> None:
 def test_dead_letters(data: bytes, reason: str) -> None:
     batch = decoded(frame(with_meta()) + frame(data)).batch
     assert batch.events[0].identity == "6f0c"
-    # The only entry of its id with a timestamp is its own: the others have delivered nothing yet.
+    # The only entry of its id with a timestamp is its own: the others have not delivered anything yet.
     identity = fallback_identity(EQIAD, 1001, data)
     assert batch.events[1:] == [Event(identity, EQIAD, 1001, "", ID, data, reason)]
     assert batch.fallbacks == 1
@@ -327,7 +327,7 @@ def test_untrusted_identities_are_replaced(identity: object) -> None:
 
 
 def test_a_fallback_identity_does_not_depend_on_the_data_centre() -> None:
-    """Offsets differ, and a client that goes by them takes new events for old ones after a failover."""
+    """Offsets differ: a client that relies on them takes new events for old ones after a failover."""
     one, other = (
         decoded(frame(with_meta(id=None, offset=offset))).batch.events[0] for offset in (9, 12345)
     )
@@ -367,9 +367,9 @@ BOTH = (Assignment(EQIAD, 1001), Assignment(CODFW, 2001))
         ({}, BOTH, (UNKNOWN_SOURCE, 2001)),
         ({}, BOTH[:1], (EQIAD, 1001)),
         ({}, (), (UNKNOWN_SOURCE, 0)),
-        # The other one has delivered nothing yet; that does not make the first the event's own.
+        # The other topic has not delivered yet; that does not make the first entry the event's own.
         ({}, (BOTH[0], Assignment(CODFW, None)), (UNKNOWN_SOURCE, 1001)),
-        # No Kafka timestamp: it must not become a name.
+        # Without a Kafka timestamp it must not become a name.
         ({"topic": "eqiad.x"}, (Assignment(EQIAD, 0),), (UNKNOWN_SOURCE, 0)),
     ],
 )
@@ -393,9 +393,9 @@ WAITING = (Assignment(EQIAD, None), Assignment(CODFW, None))
         (BOTH, (BOTH[0], WAITING[1]), CODFW),
         (BOTH, (BOTH[0], Assignment(CODFW, 2002)), CODFW),
         (BOTH, (Assignment(EQIAD, 7), BOTH[1]), EQIAD),
-        # In the other order, which varies.
+        # The order varies.
         (BOTH, (BOTH[1], Assignment(EQIAD, 7)), EQIAD),
-        # In the same millisecond as the one before it, or something is missing between them.
+        # It is in the same millisecond as the previous event, or an event between them is missing.
         (BOTH, BOTH, UNKNOWN_SOURCE),
         (BOTH, (Assignment(EQIAD, 7), Assignment(CODFW, 8)), UNKNOWN_SOURCE),
         (BOTH, BOTH[:1], UNKNOWN_SOURCE),
@@ -414,7 +414,7 @@ def test_what_the_delivery_tells_of_an_event_that_does_not_name_its_topic(
 def test_the_id_before_is_that_of_the_frame_before() -> None:
     first = ID.replace(b'"offset":-1', b'"timestamp":2001')
     second = first.replace(b"2001", b"2002")
-    # One without data counts, too.
+    # An event without data counts, too.
     for blob in (frame(b"1", first), b"id: " + first + b"\n\n"):
         *_, letter = decoded(blob + frame(b"2", second)).batch.events
         assert (letter.source, letter.timestamp_ms) == (CODFW, 2002)
@@ -468,7 +468,7 @@ def test_lines_are_counted_by_kind() -> None:
 
 
 def test_a_frame_of_a_million_lines_costs_no_more_than_its_length() -> None:
-    # By itself sseclient-py would copy terabytes here.
+    # sseclient-py alone would copy terabytes here.
     lines = b"data\n" * 500_000 + b"event: odd\n" + b"data: x\n" * 500_000
     (event,) = sse_events(lines + b"\n", b"")
     assert event.type == "odd"

@@ -47,7 +47,7 @@ CHANGES: list[dict[str, Any]] = [
     {"timestamp": MAX_TIMESTAMP_MS + 1},
     {"timestamp": []},
 ]
-"""What makes an entry of an id malformed."""
+"""Changes that make an entry of an id malformed."""
 
 
 def entry(**changes: Any) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""When the relay says that it falls behind."""
+"""When the relay reports that it falls behind."""
 
 from __future__ import annotations
 
@@ -34,6 +34,6 @@ def test_nothing_to_read_once_begins_the_period_anew() -> None:
 
 
 def test_an_idle_stream_that_is_looked_at_once_a_connection_is_not_behind() -> None:
-    """What is repeated at each connection waits to be read for a moment."""
+    """The events that each connection repeats wait briefly to be read."""
     watch = FallingBehind()
     assert not any(watch.observe(now, now, 1000) for now in (0.0, 0.5, 60.5, 61.0, 121.0, 181.0))

@@ -51,7 +51,7 @@ LINE = b"data: 1\n"  # 8 bytes with its end
         ([b"x" + LINE + b"\n"], [b""], 1),
         ([b"x" + LINE, b"\n"], [b"", b""], 1),
         ([b"x" + LINE[:-1], b"\n", b"\n"], [b"", b"", b""], 1),
-        # After it, all is as before.
+        # Later frames are unaffected.
         ([b"x" + LINE, b"\n" + LINE + b"\n"], [b"", LINE + b"\n"], 1),
         ([b"x" * 9, b"x" * 9, b"\n", b"\n", LINE, b"\n"], [b""] * 5 + [LINE + b"\n"], 1),
         ([b"x" * 9 + b"\r", b"\n\r", b"\n" + LINE + b"\n"], [b"", b"", LINE + b"\n"], 1),

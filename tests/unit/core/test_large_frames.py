@@ -1,6 +1,6 @@
 """A frame of 8 MiB, whatever its shape, costs seconds and less than 250 MB.
 
-Each is read in a process of its own, whose CPU time the kernel limits.
+Each is read in a separate process, whose CPU time the kernel limits.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ SHAPES: dict[str, Callable[[], bytes]] = {
 
 
 def relay(shape: str, result: Connection) -> None:
-    """What reader, parser and publisher do with a frame."""
+    """Process a frame as reader, parser and publisher do."""
     resource.setrlimit(resource.RLIMIT_CPU, (MAX_CPU_SECONDS, MAX_CPU_SECONDS))
     stream = SHAPES[shape]()
     framer = Framer()
@@ -114,7 +114,7 @@ def relay(shape: str, result: Connection) -> None:
 
 
 def peak_kibibytes() -> int:
-    """Of this program alone: `getrusage` counts what its process was before it began, too."""
+    """The peak of this program only: `getrusage` includes the process before exec."""
     status = Path("/proc/self/status").read_text()
     (line,) = (line for line in status.splitlines() if line.startswith("VmHWM:"))
     return int(line.split()[1])
@@ -122,7 +122,7 @@ def peak_kibibytes() -> int:
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_a_large_frame_costs_no_more_than_its_length(shape: str) -> None:
-    # Forked from a process that has imported this and nothing else.
+    # Forked from a process that has imported only this module.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])
     ours, theirs = context.Pipe(duplex=False)

@@ -47,7 +47,7 @@ def names(occurrences: Occurrences, received: Batch) -> list[str]:
 
 
 def test_equal_events_are_distinguish_by_their_order() -> None:
-    """Two with the same bytes became one file, and three dead letters one."""
+    """Two events with the same bytes became one file, and three dead letters one."""
     occurrences = Occurrences(NONCE)
     first, second = names(occurrences, batch(*[frame(b"{}", START_MS)] * 2))
     assert second == first + "-2"
@@ -57,7 +57,7 @@ def test_equal_events_are_distinguish_by_their_order() -> None:
 
 
 def test_after_a_failover_new_events_are_new_and_old_ones_old() -> None:
-    """Forty of forty were lost: the other data centre's offsets are lower."""
+    """All forty events were lost: the other data centre's offsets are lower."""
     published = names(
         Occurrences(NONCE),
         batch(*(frame(body(1000 + n, f"{n // 2}"), START_MS + n // 4) for n in range(40))),
@@ -89,7 +89,7 @@ def test_what_is_dated_before_what_was_asked_for_is_never_taken_for_another() ->
     assert not any(map(is_recognisable, seen))
     (exact,) = names(occurrences, batch(frame(b"{}", START_MS + 10), connection=2, asked=asked))
     assert is_recognisable(exact)
-    # The first connection asked all topics from the start on.
+    # The first connection requested all topics from the start on.
     (early,) = names(Occurrences(NONCE), batch(frame(b"{}", START_MS - 1)))
     assert not is_recognisable(early)
 
@@ -140,7 +140,7 @@ def test_connections_that_are_open_at_once_are_counted_apart() -> None:
 def test_what_is_forgotten_costs_a_double_and_never_an_event() -> None:
     occurrences = Occurrences(NONCE, max_counted=3)
     seen = []
-    # One is dated ahead: the least timestamps are forgotten first, so it does not make others unknown.
+    # One is dated ahead: the smallest timestamps are forgotten first, so the others stay known.
     for at in (500, 1, 2, 3, 4, 5):
         seen += names(occurrences, batch(frame(b"{}", START_MS + at)))
     assert all(map(is_recognisable, seen))

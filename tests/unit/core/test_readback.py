@@ -1,4 +1,4 @@
-"""Which parts of a topic a restart reads, step by step."""
+"""The parts of a topic that a restart reads back, step by step."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_a_new_start_keeps_what_the_earlier_one_published() -> None:
 
 
 def test_dead_letters_of_unknown_source_keep_no_events() -> None:
-    """They may be of the topic that stands still."""
+    """They may belong to the idle topic."""
     idle = checkpoint(1_000, 500)
     readback = published(Readback({OUT: 0, DEAD: 0}, 0), idle, EQIAD, letters=True)
     readback = readback.marked({OUT: 7, DEAD: 1}, 1)

@@ -12,7 +12,7 @@ FAR = 10**9
 
 
 def filled(*entries: tuple[TopicPartition, int, bytes], window_ms: int = 10) -> Window:
-    """As in a relay: each entry came in a batch of its own."""
+    """A window as in a relay: each entry came in a separate batch."""
     window = Window(window_ms, FAR)
     for source, timestamp_ms, fingerprint in entries:
         window.observe({source: timestamp_ms} if source != UNKNOWN_SOURCE else {})
@@ -78,7 +78,7 @@ def test_the_horizon_follows_the_clock_where_the_position_is_ahead_of_it() -> No
 
 
 def test_the_horizon_waits_while_a_connection_repeats_from_an_earlier_clock() -> None:
-    # Asked at the clock 105: "a" is among what is still to come, however late it is by then.
+    # Requested at the clock 105: "a" may still come, however late it is by then.
     window = filled((EQIAD, 100, b"a"), (EQIAD, 5_000, b"ahead"))
     window.connected({EQIAD: 5_000}, 105)
     window.advance({EQIAD: 5_000}, 400)

@@ -145,7 +145,7 @@ def test_parts_and_rates() -> None:
 def test_an_id_with_an_offset_is_refused(
     flag: str, offset: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """As all ids are until each topic has delivered; 32,523 events were left out without a word."""
+    """All ids have one until each topic has delivered; 32,523 events were silently left out."""
     entry = f'{{"topic":"codfw.x","partition":0,"offset":{offset}}}'
     sse_id = f'[{{"topic":"eqiad.x","partition":0,"timestamp":1700000000001}},{entry}]'
     with pytest.raises(SystemExit) as refused:

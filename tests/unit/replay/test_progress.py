@@ -60,7 +60,7 @@ def test_the_rest_is_reckoned_from_what_this_run_did() -> None:
     half = BEGIN + (END - BEGIN) // 2
     assert progress.state(at(half, 1000, B)).left_seconds is None
     clock.now += 10
-    # From three quarters of both topics to seven eighths in ten seconds.
+    # From three quarters of both topics to seven eighths within ten seconds.
     state = progress.state(at(half + (END - BEGIN) // 4, 3000, B))
     assert state.part == pytest.approx(0.875)
     assert state.left_seconds == pytest.approx(10.0, rel=0.01)

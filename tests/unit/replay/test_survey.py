@@ -1,4 +1,4 @@
-"""What is asked of the upstream before a replay writes anything."""
+"""The survey of the upstream before a replay writes anything."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def event(timestamp_ms: int, offset: int | None = None) -> bytes:
 
 
 def test_one_silence_is_not_taken_for_an_answer(settings_of: Callable[..., Settings]) -> None:
-    """When its own Kafka is away, the upstream's connections just fall silent."""
+    """When its own Kafka is down, the upstream's connections just fall silent."""
     server = Server(Held(HEAD), event(BEGIN + 5), Held(HEAD), event(BEGIN - 7))
     settings = settings_of(f"--upstream.url={server.url}", "--idleTimeout=300ms")
     found = Survey(settings.upstream).look(SOURCE, SPAN)

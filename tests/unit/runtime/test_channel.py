@@ -1,4 +1,4 @@
-"""What writer and reader of a channel see of each other."""
+"""The two ends of a channel, as its writer and reader see each other."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How a child shows that it lives while something in it blocks."""
+"""A child's signs of life while something in it blocks."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ BEAT_BYTES = 512 * 1024
 
 
 class Parent:
-    """The other end of a child's beats, as `ChildProcess` makes it."""
+    """The other end of a child's heartbeats, as `ChildProcess` makes it."""
 
     def __init__(self) -> None:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -30,12 +30,12 @@ class Parent:
         self.childs = Connection(theirs.detach())
 
     def hear(self) -> Beat:
-        """The next beat."""
+        """Wait for the next heartbeat."""
         beat: Beat = pickle.loads(self._socket.recv(BEAT_BYTES))  # noqa: S301  # our own
         return beat
 
     def heard(self) -> list[Beat]:
-        """All beats that have come."""
+        """All heartbeats that have arrived."""
         self._socket.setblocking(False)
         beats = []
         with contextlib.suppress(BlockingIOError):
@@ -45,7 +45,7 @@ class Parent:
         return beats
 
     def close(self) -> None:
-        """The parent is gone."""
+        """Close the parent's end."""
         self._socket.close()
 
 
@@ -90,7 +90,7 @@ def test_what_a_call_raises_comes_out_even_if_it_is_a_timeout(parent: Parent) ->
 
 
 def test_no_beat_waits_for_a_parent_that_is_stopped_however_large_it_is(parent: Parent) -> None:
-    """More than a pipe takes at once (4,096 bytes): a position of 40 topics."""
+    """More than a pipe takes atomically (4,096 bytes): a position of 40 topics."""
     child = ChildContext(parent.childs)
     child.position = "x" * 10_000
 
@@ -131,7 +131,7 @@ def test_a_parent_that_is_gone_holds_up_nothing(parent: Parent) -> None:
 
 
 def test_what_a_failed_call_had_in_hand_is_let_go_at_once(parent: Parent) -> None:
-    """A destination that stalls fails for hours, with a batch in hand each time."""
+    """A stalled destination fails for hours, each time with a batch in hand."""
     child = ChildContext(parent.childs)
     held: list[weakref.ref[set[int]]] = []
 
@@ -142,7 +142,7 @@ def test_what_a_failed_call_had_in_hand_is_let_go_at_once(parent: Parent) -> Non
 
     gc.disable()
     try:
-        # Not by pytest, which keeps what it has caught.
+        # Not pytest.raises, which keeps the exception.
         with contextlib.suppress(OSError):
             child.run_in_thread(fails, lambda _: None)
         assert [batch() for batch in held] == [None]

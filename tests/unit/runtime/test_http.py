@@ -18,7 +18,7 @@ from tests.harness.waiting import until
 
 PATIENCE_SECONDS = 30.0
 SHORT_SECONDS = 0.3
-"""Instead of the five seconds in which a request must be done."""
+"""Replaces the five seconds allowed for a request."""
 GOOD = b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"
 
 
@@ -47,7 +47,7 @@ def connect(server: HttpServer) -> Iterator[Callable[[], socket.socket]]:
 
 
 def everything(connection: socket.socket) -> bytes:
-    """What comes until the other side ends it, in order: a reset may cost a client the answer."""
+    """All bytes until the other side ends the connection, in order; a reset may lose the answer."""
     came = b""
     while part := connection.recv(65536):
         came += part
@@ -57,7 +57,7 @@ def everything(connection: socket.socket) -> bytes:
 @pytest.fixture
 def ask(connect: Callable[[], socket.socket]) -> Callable[[bytes], tuple[int, bytes, bytes]]:
     def send(request: bytes) -> tuple[int, bytes, bytes]:
-        """Status, head and body of the answer; 0 where there is none."""
+        """Status, head and body of the answer; status 0 if there is none."""
         connection = connect()
         connection.sendall(request)
         head, _, body = everything(connection).partition(b"\r\n\r\n")
@@ -160,7 +160,7 @@ def test_malformed_requests_are_refused(
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    # However slow this machine is today: the whole of it is taken before the connection ends.
+    # Long enough for a slow machine: the whole request is read before the connection ends.
     monkeypatch.setattr(http, "CONNECTION_SECONDS", PATIENCE_SECONDS)
     monkeypatch.setattr(http, "LINGER_SECONDS", PATIENCE_SECONDS)
     caplog.set_level(logging.DEBUG)
@@ -202,7 +202,7 @@ def test_a_request_without_an_end_gets_no_answer(connect: Connect, sent: bytes) 
 def test_a_client_that_goes_on_for_ever_is_cut_off(
     connect: Connect, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The deadline is of the whole request: a byte now and then does not move it."""
+    """The deadline is for the whole request: a byte now and then does not extend it."""
     monkeypatch.setattr(http, "CONNECTION_SECONDS", SHORT_SECONDS)
     slow = connect()
     slow.setblocking(False)
@@ -234,7 +234,7 @@ def test_a_client_that_never_reads_is_cut_off(
 
     def huge() -> Answer:
         asked.set()
-        # More than the buffers of both sockets take.
+        # More than the buffers of both sockets hold.
         return Answer(200, b"x" * (64 << 20))
 
     pages["/huge"] = huge
@@ -253,7 +253,7 @@ def connection_threads() -> list[str]:
 def test_an_answer_arrives_whole_although_more_is_sent(
     pages: dict[str, Page], connect: Connect, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """If the server closed with unread input, the kernel would drop what is still on its way."""
+    """If the server closed with unread input, the kernel would drop data in transit."""
     monkeypatch.setattr(http, "CONNECTION_SECONDS", PATIENCE_SECONDS)
     monkeypatch.setattr(http, "LINGER_SECONDS", PATIENCE_SECONDS)
     page = b"x" * (8 << 20)
@@ -267,7 +267,7 @@ def test_an_answer_arrives_whole_although_more_is_sent(
 def test_slow_and_silent_clients_shut_nobody_out(
     server: HttpServer, connect: Connect, ask: Ask, monkeypatch: pytest.MonkeyPatch, sent: bytes
 ) -> None:
-    """More than there are places, each held without an end, and no deadline comes in time."""
+    """They outnumber the places, hold each one endlessly, and no deadline comes in time."""
     monkeypatch.setattr(http, "CONNECTION_SECONDS", 100 * PATIENCE_SECONDS)
     for _ in range(200):
         connect().sendall(sent)
@@ -281,7 +281,7 @@ def test_slow_and_silent_clients_shut_nobody_out(
 def test_clients_that_were_sent_away_are_not_answered(
     server: HttpServer, pages: dict[str, Page], connect: Connect
 ) -> None:
-    """However many ask for a page that takes long, it is not made for those who can't get it."""
+    """Many ask for a slow page, but it is not made for those who cannot receive it."""
     made: list[bytes] = []
 
     def slow() -> Answer:
@@ -336,7 +336,7 @@ def test_all_kinds_of_addresses(pages: dict[str, Page], host: str) -> None:
 def test_closing_ends_connections_and_frees_the_port(pages: dict[str, Page]) -> None:
     server = HttpServer("127.0.0.1", 0, pages)
     with socket.create_connection(("127.0.0.1", server.port), PATIENCE_SECONDS) as connection:
-        # Nothing is sent: a server that closes before it has read a request resets the connection.
+        # A server that closes before it has read the request would reset the connection.
         until(lambda: server.deadlines, "the connection")
         with pytest.raises(MetricsUnavailable, match="--metricsPort"):
             refuse_if_taken("127.0.0.1", server.port)

@@ -1,4 +1,4 @@
-"""A record is one line, whatever it is about."""
+"""A record is one line, whatever its contents."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The files of metrics: restarts, kills, a full disk, a full file."""
+"""The metrics files: restarts, kills, a full disk, a full file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What systemd is told; the other end is a socket of the kind that systemd listens on."""
+"""Notifications to systemd; the other end is a socket of the kind that systemd listens on."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The pages of the parent."""
+"""The parent's HTTP pages."""
 
 from __future__ import annotations
 

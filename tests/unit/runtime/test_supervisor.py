@@ -1,4 +1,4 @@
-"""The parent's odd corners; the usual ways are tested on the real command."""
+"""Edge cases of the parent; tests with the real command cover the usual paths."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ decided = RestartPolicy.pause_seconds
 
 
 def no_pause(policy: RestartPolicy, ended: Ended, jitter: float) -> float | None:
-    """What was decided, but at once."""
+    """The policy's decision, without its pause."""
     pause_seconds = decided(policy, ended, jitter)
     return pause_seconds and 0.0
 
@@ -39,7 +39,7 @@ def no_pause(policy: RestartPolicy, ended: Ended, jitter: float) -> float | None
 def test_a_process_that_can_not_be_started_is_a_failed_generation(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """EAGAIN, ENOMEM, EMFILE: tried again with pauses, and given up in the end."""
+    """EAGAIN, ENOMEM, EMFILE: retried with pauses, and finally given up."""
     started: list[str] = []
 
     def stages(_resume: bool, _details: object) -> list[ProcessSpec]:
@@ -79,7 +79,7 @@ SPEC = ProcessSpec("reader", __name__, ())
 
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Callable[[], ChildProcess]]:
-    """Starts a child that beats; all have ended after the test."""
+    """Starts a child that sends heartbeats; all children have ended after the test."""
     context = forkserver.launch([], str(tmp_path))
     children: list[ChildProcess] = []
 
@@ -128,7 +128,7 @@ def test_children_end_with_a_killed_forkserver_and_the_next_start_has_a_new_one(
 def test_a_child_counts_as_alive_until_it_is_dead_whoever_died_before(
     start: Callable[[], ChildProcess], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It may hold the destination: in the kernel, say, where no signal reaches it."""
+    """It may hold the destination, for example while blocked in the kernel, beyond any signal."""
     monkeypatch.setattr(process, "REPORT_SECONDS", 0.0)
     child = start()
     hang()

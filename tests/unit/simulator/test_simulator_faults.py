@@ -61,6 +61,6 @@ def test_errors_come_in_bursts_of_both_kinds() -> None:
     refused = [plan(faults, 3, number).refuse_status for number in range(1, 1001)]
     assert {500, 503} <= set(refused)
     runs = "".join("x" if status else " " for status in refused).split()
-    # A burst is shorter only where the count of requests begins or ends.
+    # A burst is shorter only at the first or last request.
     assert len(runs) > 5
     assert all(len(run) >= 4 for run in runs[:-1])

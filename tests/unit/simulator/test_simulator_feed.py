@@ -39,7 +39,7 @@ class Upstream:
 
 
 def frames(batch: bytes) -> Iterator[tuple[str, int]]:
-    """Each frame's id and data."""
+    """The id and data of each frame."""
     for frame in batch.split(b"\n\n")[:-1]:
         event, sse_id, data = frame.split(b"\n")
         assert event == b"event: message"

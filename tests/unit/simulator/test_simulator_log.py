@@ -17,7 +17,7 @@ from pleiades.simulator.log import (
 
 EQIAD = ("eqiad.mediawiki.recentchange", 0)
 CODFW = ("codfw.mediawiki.recentchange", 0)
-# The example in the account of how upstream resumes: timestamps at offsets 0 to 7.
+# The example from the description of upstream's resumption: timestamps at offsets 0 to 7.
 EXAMPLE = (0, 5, 5, 5, 9, 7, 8, 12)
 
 
@@ -113,7 +113,7 @@ def test_the_oldest_events_expire_when_the_data_exceed_the_retention() -> None:
     assert kept <= 1000 + 2 * 4 * 50
     assert log.partitions[EQIAD].start > 0
     assert log.partitions[EQIAD].end == 80
-    # What has expired is as if it had never been.
+    # Expired events leave no trace.
     assert log.partitions[EQIAD].find(0) == log.partitions[EQIAD].start
 
 
@@ -160,7 +160,7 @@ def test_the_mirror_shows_the_other_data_centres_topics_late() -> None:
     assert home.end(EQIAD, 7.0) == 8
     assert mirror.end(EQIAD, 7.0) == 6
     assert mirror.end(EQIAD, 9.0) == 8
-    # The only event at or after 10 is not there yet, so it is past the end.
+    # The only event at or after 10 is not visible yet, so the time is past the end.
     assert home.resolve_timestamp(EQIAD, 10, 7.0) == home.bases[EQIAD] + 7
     assert mirror.resolve_timestamp(EQIAD, 10, 7.0) == LATEST
     assert mirror.index_of(EQIAD, LATEST, 7.0) == 6

@@ -22,7 +22,7 @@ def line(
 
 
 def test_lines_come_out_byte_for_byte(tmp_path: Path) -> None:
-    # Members in an odd order, escapes and spaces that serialising again would lose.
+    # Members in an unusual order, escapes and spaces that re-serialising would lose.
     odd = b'{ "meta" : {"topic":"%b","id":"x\\u0041"},"n":1.0}' % TOPIC.encode()
     path = tmp_path / "events.ndjson"
     path.write_bytes(line(1) + b"\n" + odd + b"\r\n\n" + line(2) + b"\nnot JSON at all\n[1]")
@@ -35,7 +35,7 @@ def test_timestamps_come_from_meta_dt(tmp_path: Path) -> None:
     path = tmp_path / "events.ndjson"
     path.write_bytes(line(1) + b"\n" + line(2, dt="2018-10-19T11:24:51+00:00") + b"\n{}\n")
     times = [e.timestamp_ms for e in read_recorded(path, TOPIC)]
-    # Without a date: that of the event before.
+    # An event without a date has that of the previous one.
     assert times == [1_725_213_418_000, 1_539_948_291_000, 1_539_948_291_000]
 
 
@@ -57,7 +57,7 @@ def test_captures_are_dated_by_their_ids_less_one_ms(tmp_path: Path) -> None:
     )
     events = read_recorded(path, TOPIC)
     assert [e.payload for e in events] == [line(1), b"[1,\ndata: 2]", line(3), line(2)]
-    # An event without an id has the one before, as SSE has it.
+    # An event without an id has the previous one's, as SSE specifies.
     assert [e.timestamp_ms for e in events[:3]] == [1_539_948_291_000] * 3
     assert events[3].timestamp_ms == 1_725_213_418_000
 

@@ -28,7 +28,7 @@ def test_a_lagging_mirror_has_the_history() -> None:
 def test_new_events_wake_who_waits_for_them() -> None:
     upstream = LocalUpstream(SimulatorSettings(history_events=1))
     with upstream.changed:
-        # It gets the lock when this thread waits.
+        # It gets the lock while this thread waits.
         thread = threading.Thread(target=upstream.append, args=(1,))
         thread.start()
         assert upstream.grown.wait(30)

@@ -1,4 +1,4 @@
-"""Bodies, whichever way they travel, from a real server in pieces of any size."""
+"""Bodies over every kind of transfer, from a real server in pieces of any size."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ FOREVER_SECONDS = 3600.0
 RECORD_OVERHEAD = 22
 """Bytes that TLS 1.3 adds to a record: header, content type and tag (RFC 8446, section 5.2)."""
 WAITING_BYTES = 40_000
-"""So much fits into the buffers of a new connection; with what TLS adds, less."""
+"""As many bytes as fit into the buffers of a new connection, less what TLS adds."""
 
 
 class Way(NamedTuple):
-    """How a body travels."""
+    """A kind of transfer."""
 
     tls: bool
     chunked: bool
@@ -51,7 +51,7 @@ WAYS = [
 
 
 class Sender:
-    """Answers one request with what it is told to send; each piece is a packet or a TLS record."""
+    """Answers one request with the given bytes; each piece is a packet or a TLS record."""
 
     def __init__(self, way: Way) -> None:
         self._way = way
@@ -76,7 +76,7 @@ class Sender:
         self._accepted.set()
 
     def send(self, wire: bytes, size: int) -> None:
-        """Send in pieces of this size; returns when the kernel has taken all of them."""
+        """Send in pieces of this size; returns when the kernel has accepted all of them."""
         assert self._accepted.wait(WAIT_SECONDS)
         view = memoryview(wire)
         for start in range(0, len(wire), size):
@@ -86,12 +86,12 @@ class Sender:
         """End the connection."""
         assert self._accepted.wait(WAIT_SECONDS)
         if isinstance(self._connection, ssl.SSLSocket):
-            # Without the close_notify of TLS, as at a cut.
+            # Without TLS's close_notify, as in a cut.
             self._connection.shutdown(socket.SHUT_RDWR)
         self._connection.close()
 
     def close(self) -> None:
-        """Leave nothing behind."""
+        """Close all sockets."""
         self._listener.close()
         if self._accepted.is_set():
             self._connection.close()
@@ -123,7 +123,7 @@ def text(size: int) -> bytes:
 
 
 def wire_of(way: Way, plain: bytes) -> bytes:
-    """A whole body as it travels: lines are chunks of their own, as the service sends them."""
+    """A whole body in its transfer form: each line is a chunk, as the service sends it."""
     coded = gzip.compress(plain, 1) if way.zipped else plain
     if not way.chunked:
         return coded
@@ -152,14 +152,14 @@ def test_it_is_what_was_sent(start: Start, way: Way, size: int) -> None:
 @pytest.mark.parametrize("size", PIECES)
 @pytest.mark.parametrize("way", WAYS, ids=str)
 def test_all_that_waits_is_read_at_once(start: Start, way: Way, size: int) -> None:
-    """A TLS record is not all, and neither is what one read of the socket gives."""
+    """A single TLS record or socket read does not return everything."""
     per_piece = size / (size + (RECORD_OVERHEAD if way.tls else 0))
     plain = text(int(1_500 if size == 1 else WAITING_BYTES * per_piece))
     sender, connection = start(way)
     sender.send(wire_of(way, plain), size)
     assert connection.unread_bytes() > 0
     chunks = connection.chunks()
-    # What came together with the headers is given by itself.
+    # Bytes that came with the headers are returned separately.
     given = [next(chunks)]
     if given[0] != plain:
         given.append(next(chunks))
@@ -173,13 +173,13 @@ def test_gathering_ends_as_soon_as_enough_waits(
 ) -> None:
     monkeypatch.setattr(body, "GATHERING_SECONDS", FOREVER_SECONDS)
     sender, connection = start(way)
-    # As if it had been open for long.
+    # Simulates a connection that has been open for long.
     connection._began = -2 * FOREVER_SECONDS
     chunks = connection.chunks()
     first, more = text(100), text(2 * GATHERED_BYTES)
     sender.send(chunked(first), 1400)
     assert next(chunks) == first
-    # Else this waits for an hour.
+    # Otherwise this waits for an hour.
     sender.send(chunked(more), 1400)
     assert more.startswith(next(chunks))
 

@@ -1,4 +1,4 @@
-"""What is made of an upstream's answers; a real server that says just these bytes."""
+"""An upstream's answers, sent byte for byte by a real server."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Serve = Callable[..., Server]
 OK = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream; charset=utf-8\r\n"
 PIECE_BYTES = 8192
 SINCE = b"?since=1970-01-01T00%3A00%3A01.234Z"
-"""Of 1,234 ms: the service takes a number of milliseconds for no time at all."""
+"""Stands for 1,234 ms: the service does not understand a number of milliseconds."""
 
 
 @pytest.fixture
@@ -317,7 +317,7 @@ def test_an_answer_has_a_deadline_as_a_whole(
 ) -> None:
     monkeypatch.setattr("pleiades.upstream.http.CONNECT_TIMEOUT_SECONDS", 0.2)
     with pytest.raises(Transient) as failed:
-        # Each byte comes sooner than the idle timeout.
+        # Each byte comes before the idle timeout.
         upstream(serve(Held(answer, drip=drip)).url, idle_seconds=0.3).connect(None, 5)
     assert failed.value.kind == "connect"
 
@@ -353,7 +353,7 @@ def test_a_proxys_refusal_names_the_proxy(serve: Serve, monkeypatch: pytest.Monk
     ["http://127.0.0.1/x", "http://example.org/x", "https://example.org/x", "https://127.0.0.1/x"],
 )
 def test_redirects_stay_on_the_host_and_on_https(url: str, location: str) -> None:
-    """A forged event could come from anywhere else."""
+    """A forged event could come from any other host."""
     leaves = "example" in location or (url.startswith("https") and location.startswith("http:"))
     asking = upstream(url)
     if leaves:
@@ -366,7 +366,7 @@ def test_redirects_stay_on_the_host_and_on_https(url: str, location: str) -> Non
 
 
 def test_a_private_authority_is_trusted_if_it_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    # requests would prefer it to what a session says.
+    # requests would prefer it to the session's setting.
     monkeypatch.setenv("REQUESTS_CA_BUNDLE", ssl.get_default_verify_paths().cafile or "/dev/null")
     with socket.create_server(("127.0.0.1", 0)) as listener:
 

@@ -1,4 +1,4 @@
-"""One topic of a range against a server that says just what a test wants."""
+"""One topic of a range against a server with scripted answers."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ BEGIN, END, OVERLAP = 1_000_000, 2_000_000, 10_000
 
 
 class Plan(NamedTuple):
-    """How far the range was read, what was found of it, and what is allowed."""
+    """The progress in the range, the survey's result, and the permissions."""
 
     reached_ms: int = 0
     first_ms: int | None = None
@@ -35,7 +35,7 @@ class Plan(NamedTuple):
 
 PLAN = Plan()
 KNOWN = PLAN._replace(first_ms=BEGIN + 1)
-"""Its first event was found before: so it is not asked for from past its end."""
+"""The survey found its first event, so it is not requested from past its end."""
 PAST = END + OVERLAP + 1
 IDLE_SECONDS = 0.5
 
@@ -100,13 +100,13 @@ def run(settings_of: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch) -
 
 
 def blob_of(said: list[Message]) -> bytes:
-    """All frames that were passed on."""
+    """The bytes of all frames passed on."""
     contents = [message.content for message in said if isinstance(message, Received)]
     return b"".join(held if isinstance(held, bytes) else held.joined() for held in contents)
 
 
 def timestamps(said: list[Message]) -> list[int]:
-    """Of all frames that were passed on."""
+    """The timestamps of all frames passed on."""
     blobs = blob_of(said)
     ids = [line for line in blobs.split(b"\n") if line.startswith(b"id: ")]
     return [orjson.loads(line[4:])[0]["timestamp"] for line in ids]
@@ -174,7 +174,7 @@ def test_what_is_dated_ahead_of_the_clock_does_not_take_it_along(run: Run) -> No
         (PLAN._replace(reached_ms=BEGIN + 700), [BEGIN + 300, BEGIN + 700, END], False),
         (PLAN._replace(reached_ms=BEGIN + 700), [BEGIN + 701], True),
         (PLAN._replace(reached_ms=BEGIN + 700), [BEGIN + 300, BEGIN + 701], True),
-        # All that was delivered is dated back; what lies before the begin comes first.
+        # All delivered events are dated back; events from before the begin come first.
         (PLAN._replace(reached_ms=BEGIN - 700), [BEGIN - 100, BEGIN - 700, BEGIN + 1], False),
         (PLAN._replace(reached_ms=BEGIN - 700), [BEGIN - 100, BEGIN + 1], True),
     ],
@@ -210,7 +210,7 @@ def test_a_topic_that_is_gone_is_missing_history(
 
 @pytest.mark.parametrize("step", [1, 0], ids=["later ids", "in one millisecond"])
 def test_new_events_that_do_not_move_the_position_are_no_silence(run: Run, step: int) -> None:
-    """One is dated ahead; then the upstream's own Kafka fails, twice, and comes back."""
+    """One is dated ahead; then the upstream's own Kafka fails twice, and recovers."""
     ahead = END - 1
     more = [BEGIN + 2 + step * number for number in range(6)]
     said, asked, _ = run(
@@ -233,14 +233,14 @@ def test_trouble_is_told_and_tried_again(run: Run) -> None:
 
 
 def cut_when_quiet(*timestamps_ms: int) -> Held:
-    """As by a proxy that is less patient than we."""
+    """Like a proxy that is less patient than the relay."""
     return Held(frames(*timestamps_ms), seconds=IDLE_SECONDS + 0.1)
 
 
 def test_silence_is_no_answer_where_there_is_known_to_be_something(
     run: Run, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """As when the upstream's own Kafka goes away after it was asked what there is."""
+    """The upstream's own Kafka goes down after the survey."""
     said, asked, _ = run(
         *[cut_when_quiet()] * 3,
         frames(BEGIN + 1, *OVER),
@@ -303,7 +303,7 @@ def test_ids_of_other_topics_are_never_asked_for(run: Run) -> None:
 
 
 def test_the_first_event_of_a_topic_that_was_past_its_end_is_asked_for_again(run: Run) -> None:
-    """Another one may have come before it, in the time in which the connection was deaf."""
+    """Another event may have come before it, while the connection was deaf."""
     both = frames(BEGIN + 1, BEGIN + 2, *OVER)
     said, asked, _ = run(frames(BEGIN + 2), both)
     assert asked == [{"eqiad.x": BEGIN}, {"eqiad.x": BEGIN}]
@@ -312,7 +312,7 @@ def test_the_first_event_of_a_topic_that_was_past_its_end_is_asked_for_again(run
 
 
 def test_what_is_dated_ahead_and_never_comes_again_is_missing(run: Run) -> None:
-    """All that comes is earlier than it, up to the end of the range: no date shows the gap."""
+    """All later events are dated before it, up to the end of the range: no date shows the gap."""
     plan = PLAN._replace(reached_ms=PAST + 500, clock_ms=BEGIN + OVERLAP)
     answer = frames(BEGIN + 1, BEGIN + 2, *OVER)
     with pytest.raises(HistoryMissing, match=r"no longer has the event of .*--allow-gap"):

@@ -10,7 +10,7 @@ A = ("a", 0)
 def ended(
     reconnect: Reconnect, *, seconds: float, reached: int = 1, events: int = 0, idle: bool = False
 ) -> bool:
-    """Whether it was useful."""
+    """End a connection; returns True if it was useful."""
     reconnect.opened({A: 1}, 0.0)
     reconnect.received([b"1"] * events, None)
     return reconnect.ended({A: reached}, seconds, idle) or not reconnect.was_short
@@ -39,7 +39,7 @@ def test_the_same_repeated_once_more_is_of_no_use() -> None:
 
 
 def test_events_in_one_millisecond_are_new_although_they_end_with_the_same_id() -> None:
-    """Also those of a connection that brought no more than the one before."""
+    """This includes a connection that brought no more than the previous one."""
     reconnect = Reconnect(lambda: 0.0)
     for ids, is_new in (
         ([b"0", b"2", b"1"], True),

@@ -1,4 +1,4 @@
-"""What `pleiades check` says of a directory; that it leaves it as it is."""
+"""`pleiades check` on a directory: its findings, and that it changes nothing."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ CHECKPOINT = Checkpoint({("eqiad.mediawiki.recentchange", 0): NOON_MS + 1}, NOON
 
 @pytest.fixture
 def found(tmp_path: Path, settings_of: Callable[..., Settings]) -> Callable[..., list[Finding]]:
-    """Looks at `events`, and sees to it that nothing is changed by that."""
+    """Inspects `events`, and checks that this changes nothing."""
 
     def looked(*flags: str, below: str = "events") -> list[Finding]:
         settings = settings_of(f"--file.publishDir={tmp_path / below}", *flags)
@@ -40,7 +40,7 @@ def found(tmp_path: Path, settings_of: Callable[..., Settings]) -> Callable[...,
 
 @pytest.fixture
 def own(tmp_path: Path) -> Path:
-    """`.pleiades`, as an earlier run left it."""
+    """The `.pleiades` folder of an earlier run."""
     folder = tmp_path / "events" / ".pleiades"
     for name in ("staging", "dead-letters"):
         (folder / name).mkdir(parents=True)
@@ -69,7 +69,7 @@ def test_a_directory_that_can_be_made(found: Found, tmp_path: Path) -> None:
 def test_a_folder_that_is_a_link_can_not_be_used(
     found: Found, tmp_path: Path, planted: str
 ) -> None:
-    """A start refuses it as well."""
+    """A start refuses it too."""
     link = tmp_path / "events" / planted
     link.parent.mkdir(parents=True)
     link.symlink_to(tmp_path)
@@ -89,10 +89,10 @@ def test_a_stored_position_is_told_with_its_age(found: Found, own: Path) -> None
     assert not problems(findings)
     text = "\n".join(finding.text for finding in findings)
     assert "position stored 0 s ago in" in text
-    # The overlap does not reach behind the start.
+    # The overlap does not reach back before the start.
     assert "asking the upstream from 2026-01-31T12:00:00.000Z on" in text
     assert '"topic":"eqiad.mediawiki.recentchange"' in text
-    # It is of January, and the files lie there since now.
+    # The position is from January, and has been lying there since.
     assert [finding for finding in findings if finding.kind is Kind.WARNING]
     assert "Wikimedia keeps 7 days" in text
 

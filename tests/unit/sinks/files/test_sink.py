@@ -1,4 +1,4 @@
-"""The file sink against a disk in trouble, and what a power failure or a stranger leaves behind."""
+"""The file sink with disk errors, and after power failures and foreign changes."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ CHECKPOINT = Checkpoint({SOURCE: NOON_MS + 1}, NOON_MS, NOON_MS)
 
 
 class World(FakeChildContext):
-    """The process around the sink: somebody mends the disk while it pauses."""
+    """The process around the sink: its pauses repair the disk."""
 
     def __init__(self, metrics: Metrics) -> None:
         super().__init__(0)
@@ -95,7 +95,7 @@ def commit_once(folder: Path, world: World) -> None:
 
 
 def known(sink: FilesSink) -> tuple[Checkpoint | None, list[Event]]:
-    """What a start finds: the checkpoint, and which of the first ten events are published."""
+    """The state that a start finds: the checkpoint, and the published ones of the first ten events."""
     opened = sink.open(resume=True)
     window = {entry.fingerprint for entry in opened.window}
     return opened.checkpoint, [
@@ -156,7 +156,7 @@ def test_a_start_finishes_the_moves_of_what_is_committed(folder: Path, world: Wo
     first.write([event(1), event(2), letter(1)])
     first.commit(CHECKPOINT)
     first.close()
-    # As a crash leaves it that came between two moves.
+    # The state after a crash between two moves.
     staged = folder / ".pleiades" / "staging" / "recentchange.1"
     staged.mkdir()
     one, two = (folder / name for name in names(folder))
@@ -174,7 +174,7 @@ def test_a_start_finishes_the_moves_of_what_is_committed(folder: Path, world: Wo
 
 @pytest.mark.parametrize("what", ["moved", "removed", "removed with their folders"])
 def test_a_user_may_take_files_at_once(folder: Path, world: World, what: str) -> None:
-    """Case: files are counted back from the newest, which is an event of 2016 or one of the future."""
+    """The newest file is misleading: an event of 2016, or one dated ahead."""
     odd = [event(1, timestamp_ms=1), event(2), event(3, timestamp_ms=NOON_MS + 3_540_000)]
     for one in odd:
         sink = make(folder, world)
@@ -216,7 +216,7 @@ def test_an_hour_that_a_user_removes_while_it_is_empty_is_made_again(
 def test_a_directory_that_is_removed_between_two_moves(
     folder: Path, sink: FilesSink, world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What had no name yet is published in the new directory."""
+    """Events that had no name yet are published in the new directory."""
     sink.open(resume=True)
     rename_new, tries = disk.rename_new, []
 
@@ -249,7 +249,7 @@ def test_dead_letters_and_events_of_one_commit_keep_their_own_names(
 def test_what_may_be_forgotten_is_forgotten(
     folder: Path, world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The log is compacted: what is left is what `known_from` asks for."""
+    """The log is compacted to what `known_from` requires."""
     monkeypatch.setattr(identities, "MIN_COMPACTED_BYTES", 1_000)
     sink = make(folder, world)
     sink.open(resume=True)
@@ -348,7 +348,7 @@ def test_a_position_of_the_version_before_is_converted(folder: Path, world: Worl
     "planted", ["checkpoint-recentchange.new", "lock", "identities-recentchange.1", "staging"]
 )
 def test_a_planted_link_is_not_followed(folder: Path, world: World, planted: str) -> None:
-    """Somebody who may write there would have the relay, with its rights, overwrite other files."""
+    """Somebody with write access there could make the relay overwrite other files with its rights."""
     own = folder / ".pleiades"
     own.mkdir(parents=True)
     target = folder.with_name("precious")
@@ -401,7 +401,7 @@ def test_a_commit_interrupted_by_a_full_disk_is_finished(
     target: str,
     fails: int,
 ) -> None:
-    """Whichever call is the one that finds no space: all is there in the end, once, and whole."""
+    """Whichever call finds no space, every event is there in the end, once and whole."""
     sink.open(resume=True)
     calls = 0
     full = OSError(errno.ENOSPC, "No space left on device")
@@ -469,7 +469,7 @@ def test_a_removed_directory_is_made_again(folder: Path, sink: FilesSink, world:
 def test_a_directory_that_was_moved_is_waited_for(
     folder: Path, sink: FilesSink, world: World, replaced: bool
 ) -> None:
-    """As a volume that is unmounted: what were written beneath it, the next mount would hide."""
+    """Like an unmounted volume: the next mount would hide anything written beneath it."""
     sink.open(resume=True)
     sink.write([event(1)])
     sink.commit(CHECKPOINT)
@@ -561,7 +561,7 @@ def test_a_foreign_directory_in_the_way_of_an_event_is_waited_for(
 @pytest.fixture(params=["unless there is one", "only over it"])
 def renames(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     if request.param == "only over it":
-        # As of an old kernel, or on a file system without it.
+        # An old kernel, or a file system without it.
         monkeypatch.setattr(disk, "_renameat2", None)
 
 
@@ -726,7 +726,7 @@ def replaying(folder: Path, world: World) -> FilesSink:
 
 
 def test_a_replay_that_begins_again_publishes_nothing_cut_short(folder: Path, world: World) -> None:
-    """A crash while files are staged leaves half an event; what is committed gets its names."""
+    """A crash during staging leaves half an event; a committed event gets its name."""
     first = replaying(folder, world)
     first.open(resume=True)
     first.write([event(1)])
@@ -754,7 +754,7 @@ def test_a_replay_that_begins_again_publishes_nothing_cut_short(folder: Path, wo
 
 
 def test_events_of_more_hours_than_files_may_be_open(folder: Path, sink: FilesSink) -> None:
-    """An imported page has a revision in each of thousands of hours."""
+    """An imported page has revisions in thousands of different hours."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
     try:
@@ -801,7 +801,7 @@ def test_a_planted_pipe_is_not_waited_for(folder: Path, world: World, planted: s
 
 
 def test_a_second_name_is_said_with_the_file_that_has_it(folder: Path, world: World) -> None:
-    """A backup that was made of hard links."""
+    """A backup made of hard links."""
     commit_once(folder, world)
     shutil.copytree(folder, folder.with_name("backup"), copy_function=os.link)
     with pytest.raises(Fatal, match="/lock: it has a second name"):
@@ -862,7 +862,7 @@ def test_a_log_of_many_runs_can_be_read_after_it_was_salvaged(folder: Path, worl
 
 
 def without_its_log(folder: Path, world: World) -> None:
-    """A directory with 100 events in 100 hours, and no identity log."""
+    """Leave a directory with 100 events in 100 hours, and no identity log."""
     sink = make(folder, world)
     sink.open(resume=True)
     sink.write([event(3_600_000 * number) for number in range(100)])
@@ -958,9 +958,8 @@ def test_something_else_in_the_place_of_a_staging_folder_is_moved_aside(
 def test_what_a_checkpoint_may_cover_is_not_staged_again_in_its_place(
     folder: Path, sink: FilesSink, world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The disk fails just after the checkpoint is replaced, and somebody removes what is staged. A crash
-    that comes while it is staged again must not leave a half commit that a checkpoint covers.
-    """
+    """The disk fails just after the checkpoint is replaced, and somebody removes the staged files. A
+    crash while they are staged again must not leave a half commit that a checkpoint covers."""
     sink.open(resume=True)
     staged = folder / ".pleiades" / "staging"
     sync_directory, write_new = disk.sync_directory, disk.write_new
@@ -1012,7 +1011,7 @@ def test_a_commit_whose_sync_failed_is_appended_once(
 
 
 def test_what_a_start_has_truncated_is_not_salvaged(folder: Path, world: World) -> None:
-    """A crash before the checkpoint: the events are not published, whatever happens to it later."""
+    """A crash came before the checkpoint: the events are not published, whatever happens later."""
     sink = make(folder, world)
     sink.open(resume=True)
     sink.write([event(1)])
@@ -1083,7 +1082,7 @@ def test_the_log_that_the_stored_checkpoint_names_stays(
 def test_a_commit_that_a_power_failure_has_emptied_is_not_salvaged(
     folder: Path, world: World
 ) -> None:
-    """Its events were never published, and the checkpoint that would say so is damaged."""
+    """Its events were never published, and the checkpoint that would show this is damaged."""
     first = make(folder, world, "none")
     first.open(resume=True)
     first.write([event(1)])
@@ -1103,7 +1102,7 @@ def test_a_commit_that_a_power_failure_has_emptied_is_not_salvaged(
 def test_names_do_not_go_into_another_directory(
     folder: Path, sink: FilesSink, world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It was moved between the checkpoint and the moves."""
+    """The directory was moved between the checkpoint and the moves."""
     sink.open(resume=True)
     sink.write([event(1)])
     sink.commit(CHECKPOINT)

@@ -1,4 +1,4 @@
-"""A Kafka destination of tests, without a cluster."""
+"""A Kafka destination for tests, without a cluster."""
 
 from __future__ import annotations
 
@@ -56,6 +56,6 @@ def retry(
     metrics: Metrics,
     settings_of: Callable[..., Settings],
 ) -> Retry:
-    """Of a program that has reached the cluster."""
+    """The retries of a program that has reached the cluster."""
     context = SinkContext(child, metrics, settings_of(), reached=True)
     return Retry(clients, context)

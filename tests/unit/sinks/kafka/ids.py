@@ -8,7 +8,7 @@ from pleiades.core.sse_id import TopicPartition
 
 
 def sse_id(*reached: tuple[TopicPartition, int | None]) -> bytes:
-    """An id with timestamps, and offsets in place of None."""
+    """An id with timestamps; a topic with None has an offset instead."""
     return orjson.dumps(
         [
             {"topic": topic, "partition": partition}

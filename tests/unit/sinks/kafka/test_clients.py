@@ -1,4 +1,4 @@
-"""How the clients are configured."""
+"""The configuration of the clients."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.unit.sinks.kafka.conftest import kafka_destination
 
 @pytest.fixture
 def configured(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
-    """What each client was made with."""
+    """The configuration that each client was created with."""
     made: list[dict[str, Any]] = []
     for name in ("AdminClient", "Consumer", "Producer"):
 
@@ -46,7 +46,7 @@ def test_the_users_properties_reach_every_client(configured: list[dict[str, Any]
 
 @pytest.mark.usefixtures("configured")
 def test_what_the_guarantee_needs_is_no_ones_to_change(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever `Clients` insists on, `properties.refuse` has a rule for: no setting is ignored."""
+    """`properties.refuse` has a rule for every setting that `Clients` enforces: none is ignored."""
     needed: set[str] = set()
     made = Clients._made
 

@@ -1,4 +1,4 @@
-"""How an error of Kafka is taken, and what an operator is told."""
+"""The classification of Kafka errors, and the messages for the operator."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What `pleiades check` says of topics and positions that a test broker can't be brought to have."""
+"""`pleiades check` on topics and positions that no test broker can produce."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def described(
     *partitions: TopicPartitionInfo, rights: frozenset[str] | None = ALL, name: str = TOPIC
 ) -> TopicDescription:
     topic = TopicDescription(name, Uuid(0, 1), False, [*(partitions or [WELL])])
-    # Not by its arguments: there, no rights are the same as unknown ones.
+    # Set here, because the constructor treats no rights as unknown rights.
     if rights is not None:
         topic.authorized_operations = [AclOperation[right] for right in sorted(rights)]
     return topic
@@ -79,7 +79,7 @@ SettingsOf = Callable[..., tuple[Settings, KafkaDestination]]
 
 @pytest.fixture
 def look(kafka_settings_of: SettingsOf) -> Look:
-    """What is said of one topic."""
+    """Returns the findings on one topic."""
 
     def looked(
         *partitions: TopicPartitionInfo,
@@ -161,7 +161,7 @@ def test_the_brokers_time_is_mentioned(look: Look) -> None:
 
 
 class FakeAdmin:
-    """Answers what it is told to."""
+    """Returns prepared answers."""
 
     settings: KafkaDestination
     position_at = AT

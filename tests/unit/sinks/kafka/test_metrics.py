@@ -1,4 +1,4 @@
-"""The metrics of the sink."""
+"""The sink's metrics."""
 
 from __future__ import annotations
 

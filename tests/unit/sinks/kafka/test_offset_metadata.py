@@ -83,7 +83,7 @@ def all_stored(draw: st.DrawFn) -> Stored:
 
 
 def read_metadata(metadata: str) -> Stored:
-    """The position alone."""
+    """Read metadata that holds only a position."""
     return read_stored({AT: metadata}, AT)
 
 
@@ -122,7 +122,7 @@ def test_one_that_is_cut_short_is_unreadable(stored: Stored, data: st.DataObject
 
 
 def many(streams: int, segments: int = MAX_SEGMENTS) -> Stored:
-    """All of them active, so that each segment holds something of each."""
+    """All topics are active, so that each segment contains records of each topic."""
     rng = random.Random(streams)
     position = {
         (f"{centre}.mediawiki.stream-{number}", 0): NOW_MS - rng.randrange(3_600_000)
@@ -197,7 +197,7 @@ def test_a_position_of_the_version_before_is_read() -> None:
 
 
 def test_what_the_version_before_wrote_shorter_is_read() -> None:
-    """One number where all sources know as much, and an unknown source that follows from them."""
+    """It wrote one number if all sources knew equally far back, and derived an unknown source."""
     before = (
         '{"version":1,"position":[["eqiad.x",0,1789992469958]],"started_ms":1789900000000,'
         '"clock_ms":1790000000000,"window_since_ms":1789999999998,"mark":null,"writer":"ab",'

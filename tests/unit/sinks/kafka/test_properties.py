@@ -1,4 +1,4 @@
-"""librdkafka's properties: how they are read, what is refused, and that no value is ever shown."""
+"""librdkafka's properties: how they are read and refused, and that no value is ever shown."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def test_a_file_in_the_home_directory_and_a_pipe_are_read(
     [
         (f"client.id=x\n\n{SECRET}\n", "line 3 is not key=value"),
         (f"client.id=x\n={SECRET}\n", "line 2 has something else than a property's name"),
-        # Lines of a key: what stands before their padding is no name.
+        # Lines of a key: the text before their padding is not a name.
         (f"MIIEvQ{SECRET}==\n", "line 1 has something else than a property's name"),
         (f"# a\nclient.id={SECRET}\0\n", "line 2 gives client.id a value with a NUL"),
         (f"a=b\nclient.id={SECRET}".encode() + b"\xff\n", "line 2 is not UTF-8"),
@@ -210,7 +210,7 @@ def test_the_last_of_several_brokers_properties_counts(tmp_path: Path) -> None:
 def test_brokers_among_the_properties_must_not_contradict_the_flag(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str
 ) -> None:
-    # The default's own text: it counts as given, too.
+    # The default value itself: it counts as given, too.
     arguments = ["--kafka.property=bootstrap.servers=other:1"]
     if source == "line":
         arguments += ["--kafka.broker", "localhost:9092"]
@@ -338,9 +338,9 @@ def test_a_transaction_may_take_as_long_as_a_commit(
 
 @pytest.mark.parametrize("name", sorted({*properties.RULES, *SECRET_NAMES, *PUBLIC_NAMES}))
 def test_the_installed_librdkafka_knows_the_names(name: str) -> None:
-    """A name that it does not know, because of a typing error, would protect nothing."""
+    """A rule for a misspelt name would protect nothing."""
     with pytest.raises((KafkaException, TypeError)) as raised:
-        # The second one keeps it from making a client.
+        # The second property keeps librdkafka from creating a client.
         AdminClient({name: "x", "no.such.property": "x"})
     assert f'No such configuration property: "{name}"' not in str(raised.value)
 
@@ -453,7 +453,7 @@ def test_no_error_of_environment_or_file_shows_a_value(
     text: str,
 ) -> None:
     everything_shown(capsys, f"--kafka.config={written(tmp_path, text)}")
-    # A string of JSON is one of TOML.
+    # A JSON string is a TOML string.
     toml = f'[kafka]\nproperty = ["client.id=x", {json.dumps(text)}]\n'
     everything_shown(capsys, f"--config={written(tmp_path, toml, 'pleiades.toml')}")
     if "\0" not in text:
@@ -481,7 +481,7 @@ def test_no_error_of_the_toml_file_shows_a_value(
 
 
 def everything_shown(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
-    """What a usage error shows, however it is raised; in no case the secret."""
+    """All output of a usage error, however it is raised; it never contains the secret."""
     with pytest.raises((SystemExit, UsageError)) as raised:
         kafka_of(*arguments)
     status = getattr(raised.value, "exit_status", getattr(raised.value, "code", None))
@@ -510,7 +510,7 @@ def test_no_secret_stays_in_what_librdkafka_says(value: str, before: str, after:
 def test_paths_hold_in_any_working_directory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The relay leaves the one in which it was started."""
+    """The relay leaves the directory in which it was started."""
     monkeypatch.chdir(tmp_path)
     given = (("ssl.ca.location", "ca.pem"), ("sasl.kerberos.keytab", "keytab"), ("client.id", "a"))
     absolute = (

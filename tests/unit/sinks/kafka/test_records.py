@@ -1,4 +1,4 @@
-"""What becomes of an event as a record."""
+"""The record of an event."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def event(data: bytes) -> Event:
         ("bot", b'{"bot":false}', b"false"),
         ("length", b'{"length":{"new":2,"old":1}}', b'{"new":2,"old":1}'),
         ("wiki", b'{"wiki":""}', b""),
-        # Nothing to go by: the id, for a record without a key is refused by a compacted topic.
+        # Without a field the id is the key, because a compacted topic refuses records without one.
         ("wiki", b'{"wiki":null}', b"[sse id]"),
         ("wiki", b"{}", b"[sse id]"),
         ("meta.domain", b'{"meta":[]}', b"[sse id]"),
@@ -131,12 +131,12 @@ def test_an_event_with_a_fallback_identity_says_which_one_it_is(key_field: str) 
     [
         (b"{}", {"identity": FIRST + "-2", "source": "t:0"}, FIRST + "-2", ("t", 0)),
         (b"{}", {"identity": FIRST + "-2", "source": ""}, FIRST + "-2", UNKNOWN_SOURCE),
-        # As earlier versions wrote it, and as others may: by key and value.
+        # Records of earlier versions, or of others: identified by key and value.
         (b"{}", {}, None, ("u", 1)),
         (b"{}", {"identity": FIRST}, None, ("u", 1)),
         (b"{}", {"identity": "../x", "source": "t:0"}, None, ("u", 1)),
         (b"{}", {"identity": FIRST + "-" + "2" * 200, "source": "t:0"}, None, ("u", 1)),
-        # What has an identity of its own has that one.
+        # An event's own identity wins.
         (b'{"meta":{"id":"own"}}', {"identity": FIRST, "source": "t:0"}, "own", ("u", 1)),
     ],
 )
@@ -159,7 +159,7 @@ USUAL_ID = b"[" + OWN_ENTRY + b',{"topic":"u","partition":0,"offset":-1}]'
 
 
 class FakeMessage:
-    """As much of a `confluent_kafka.Message` as is read of it."""
+    """The part of `confluent_kafka.Message` that the code reads."""
 
     def __init__(
         self,
@@ -232,7 +232,7 @@ def test_the_quick_reading_of_an_event_says_the_same(
     ],
 )
 def test_an_id_that_can_t_be_read_says_nothing_of_the_source(key: bytes) -> None:
-    """As `decode` took it when the event came."""
+    """`decode` treated it in the same way when the event came."""
     value = b'{"meta":{"id":"a","topic":"t","partition":1}}'
     message: Any = FakeMessage(value, key=key)
     published = read_event(message)

@@ -1,4 +1,4 @@
-"""What the last records of a topic say of the position."""
+"""The position recovered from a topic's last records."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def test_dead_letters_say_of_no_stream_where_it_is() -> None:
 
 
 def test_where_ids_name_one_topic_only_all_topics_are_asked_from_a_time_on() -> None:
-    """A position of them would leave out what else there may be, which upstream then never sends."""
+    """A position with these topics only would exclude others, which upstream then never sends."""
     found = looked(record((EQIAD, NOW_MS)), record((EQIAD, NOW_MS + 7))).checkpoint()
     assert found == Checkpoint({}, begin_ms := NOW_MS + 7 - OVERLAP_MS, begin_ms)
 
@@ -98,7 +98,7 @@ def test_what_a_replay_published_tells_nothing_of_an_ingest() -> None:
         EQIAD: NOW_MS,
         CODFW: NOW_MS,
     }
-    # The version before did not say so.
+    # The previous version did not mark a replay's records.
     assert looked(record((EQIAD, NOW_MS + 9999)), live).reached[EQIAD] == NOW_MS
 
 

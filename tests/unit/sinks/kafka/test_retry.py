@@ -1,4 +1,4 @@
-"""How calls are repeated, what is reported meanwhile, and when they are given up."""
+"""Retries of calls, the reports in the meantime, and when they are given up."""
 
 from __future__ import annotations
 
@@ -173,7 +173,7 @@ class Idle:
         return 0
 
     def poll(self, _seconds: float) -> None:
-        """As `Producer`."""
+        """See `Producer`."""
 
 
 def test_a_step_that_always_fails_is_given_up(

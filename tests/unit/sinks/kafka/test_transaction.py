@@ -1,4 +1,4 @@
-"""How long a commit is waited for, with a producer that answers as librdkafka was seen to."""
+"""The wait for a commit, with a producer that answers as librdkafka was observed to."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ OUT_OF_TIME = KafkaError(KafkaError._TIMED_OUT, "retry call to resume", retriabl
 
 
 class SlowProducer:
-    """Its commits run out of time for a while; meanwhile its messages are delivered, or not."""
+    """Its commits time out for a while; in the meantime its messages are delivered, or not."""
 
     def __init__(self, waiting: Iterator[int], most_commits: int) -> None:
         self._waiting = waiting
@@ -32,23 +32,23 @@ class SlowProducer:
         self.commits = 0
 
     def seconds(self) -> float:
-        """A clock that only its commits move."""
+        """A clock that only its commits advance."""
         return self.commits * COMMIT_SECONDS
 
     def __len__(self) -> int:
         return next(self._waiting)
 
     def begin_transaction(self) -> None:
-        """As `Producer`."""
+        """See `Producer`."""
 
     def poll(self, _seconds: float) -> None:
-        """As `Producer`."""
+        """See `Producer`."""
 
     def send_offsets_to_transaction(self, *_: object) -> None:
-        """As `Producer`."""
+        """See `Producer`."""
 
     def commit_transaction(self, _seconds: float) -> None:
-        """As `Producer`."""
+        """See `Producer`."""
         self.commits += 1
         if self.commits < self._most_commits:
             raise KafkaException(OUT_OF_TIME)
@@ -100,11 +100,11 @@ def test_one_that_delivers_is_waited_for(commit: Callable[[Any], None]) -> None:
 
 
 class Broker:
-    """A producer and its broker: refuses what it is told to, and keeps what is committed."""
+    """A producer and its broker: refuses as prepared, and keeps committed records."""
 
     def __init__(self, *refusals: KafkaError | None, max_bytes: int = 10_000) -> None:
         self.refusals = list(refusals)
-        """Of one commit after the other; None: it is taken."""
+        """For successive commits; None: accepted."""
         self.max_bytes = max_bytes
         self.open: list[tuple[str, bytes]] = []
         self.committed: list[list[tuple[str, bytes]]] = []
@@ -115,27 +115,27 @@ class Broker:
         return 0
 
     def begin_transaction(self) -> None:
-        """As `Producer`."""
+        """See `Producer`."""
         self.open = []
 
     def produce(
         self, topic: str, value: bytes, key: bytes, headers: object, on_delivery: Any
     ) -> None:
-        """As `Producer`."""
+        """See `Producer`."""
         self.open.append((topic, value))
         if on_delivery is not None:
             self._waiting.append((value, on_delivery))
 
     def produce_batch(self, topic: str, messages: list[dict[str, bytes]]) -> int:
-        """As `Producer`."""
+        """See `Producer`."""
         self.open += [(topic, message["value"]) for message in messages]
         return len(messages)
 
     def poll(self, _seconds: float) -> None:
-        """As `Producer`."""
+        """See `Producer`."""
 
     def flush(self, _seconds: float) -> int:
-        """As `Producer`: a batch is refused as a whole."""
+        """Like `Producer`; a batch is refused as a whole."""
         batch, self._waiting = self._waiting, []
         too_large = sum(len(value) for value, _ in batch) > self.max_bytes
         error = KafkaError(KafkaError.MSG_SIZE_TOO_LARGE) if too_large else None
@@ -144,17 +144,17 @@ class Broker:
         return 0
 
     def send_offsets_to_transaction(self, *_: object) -> None:
-        """As `Producer`."""
+        """See `Producer`."""
 
     def commit_transaction(self, _seconds: float) -> None:
-        """As `Producer`."""
+        """See `Producer`."""
         refusal = self.refusals.pop(0) if self.refusals else None
         if refusal is not None:
             raise KafkaException(refusal)
         self.committed.append(self.open)
 
     def abort_transaction(self, _seconds: float) -> None:
-        """As `Producer`."""
+        """See `Producer`."""
         self.aborted += 1
 
 
@@ -202,7 +202,7 @@ def test_a_record_that_stays_invalid_is_not_tried_for_ever(
 def test_only_an_event_that_is_refused_alone_is_too_large(
     transactions_of: Callable[[Any], Transactions],
 ) -> None:
-    """In company, all of a batch are refused."""
+    """A refused batch is refused as a whole."""
     broker = Broker(
         KafkaError(KafkaError.MSG_SIZE_TOO_LARGE, txn_requires_abort=True), max_bytes=50
     )
