@@ -241,7 +241,7 @@ def test_what_is_not_committed_is_not_covered(place: Place, opened: Sink) -> Non
     assert found.checkpoint == checkpoint(1)
     assert place.published() == [event(1).data]
     sink.commit(checkpoint(9))
-    assert place.published() == [event(1).data], "an earlier one's events came back"
+    assert place.published() == [event(1).data], "the events of an earlier instance came back"
     sink.close()
 
 

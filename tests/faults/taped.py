@@ -89,7 +89,7 @@ def finish(trial: Trial, upstream: Tape, relay: Relay, without: range = range(0)
     lost = wanted - found
     assert not lost, f"lost: {list(lost)[:3]}"
     foreign = found - wanted
-    assert not foreign, f"other bytes than those of the events are published: {list(foreign)[:3]}"
-    assert trial.outcome.dead_letters == 0, "half an event is set apart"
+    assert not foreign, f"bytes of no event are published: {list(foreign)[:3]}"
+    assert trial.outcome.dead_letters == 0, "a partial event is set apart"
     assert "Traceback" not in trial.logs(sys.maxsize), trial.logs()
     return seen

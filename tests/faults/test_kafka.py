@@ -143,10 +143,10 @@ def fall_asleep_in_transaction(relay: Relay, ends: Ends) -> None:
 
     def asleep() -> bool:
         publisher.suspend()
-        until(lambda: publisher.status() == psutil.STATUS_STOPPED, "it to stand still")
+        until(lambda: publisher.status() == psutil.STATUS_STOPPED, "it to stop")
         if not ends.in_transaction():
             publisher.resume()
             return False
         return True
 
-    relay.until(asleep, "a transaction that it sleeps in", 30)
+    relay.until(asleep, "an open transaction of the stopped publisher", 30)

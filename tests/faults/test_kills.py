@@ -91,7 +91,7 @@ def freezer() -> Iterator[Path]:
     group = FREEZER / f"pleiades-{uuid.uuid4()}"
     group.mkdir()
     yield group
-    until(lambda: not (group / "cgroup.procs").read_text(), "the end of what is in it")
+    until(lambda: not (group / "cgroup.procs").read_text(), "the end of its processes")
     group.rmdir()
 
 
@@ -100,7 +100,7 @@ def frozen(group: Path, pid: int) -> Iterator[None]:
     state = group / "freezer.state"
     (group / "cgroup.procs").write_text(str(pid))
     state.write_text("FROZEN")
-    until(lambda: state.read_text().strip() == "FROZEN", "the frost")
+    until(lambda: state.read_text().strip() == "FROZEN", "the freeze")
     try:
         yield
     finally:

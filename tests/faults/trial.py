@@ -196,7 +196,7 @@ class Trial:
     def suspend(self, process: psutil.Process) -> None:
         """Send SIGSTOP; returns when the process is stopped."""
         process.suspend()
-        self.wait(lambda: process.status() == psutil.STATUS_STOPPED, f"{process} to stand still")
+        self.wait(lambda: process.status() == psutil.STATUS_STOPPED, f"{process} to stop")
 
     def wait_for_upstream(self, upstream: Simulator, events: int) -> None:
         """Wait until upstream has that many more events."""
@@ -213,7 +213,7 @@ class Trial:
         yield
         begun = time.monotonic()
         appended = upstream.stats().events_appended_total
-        self.wait(lambda: self.destination.count() > appended, "all of upstream", relay)
+        self.wait(lambda: self.destination.count() > appended, "all of upstream's events", relay)
         self.outcome.recoveries.append(time.monotonic() - begun)
 
     def finish(self, upstream: Upstream, *relays: Relay) -> None:
@@ -227,7 +227,7 @@ class Trial:
         for relay in relays:
             self.wait(
                 lambda: not self.destination.judge(had, since, finished=True).lost,
-                "all that upstream had",
+                "all events that upstream had",
                 relay,
             )
             assert relay.stop() == 0, relay.log

@@ -148,7 +148,7 @@ class Node:
         """Send SIGSTOP; returns when the process is stopped."""
         process = psutil.Process(self.pid)
         process.suspend()
-        until(lambda: process.status() == psutil.STATUS_STOPPED, "the broker to stand still")
+        until(lambda: process.status() == psutil.STATUS_STOPPED, "the broker to stop")
 
     def resume(self) -> None:
         """Send SIGCONT."""

@@ -109,7 +109,7 @@ class Cluster:
         self._reassign(topic, partition, [goal, *(each for each in replicas if each != goal)])
         until(
             lambda: self._partitions(topic)[partition].replicas[0] == goal,
-            f"node {goal} to be the first of {topic} {partition}",
+            f"node {goal} to be the preferred leader of {topic} {partition}",
             MOVE_SECONDS,
         )
         at = TopicPartition(topic, partition)

@@ -335,7 +335,7 @@ def test_the_lag_at_100_events_a_second_and_all_metrics(
         until_published(relay, 800)
         # librdkafka reports its statistics every few seconds.
         rtt = ("pleiades_kafka_broker_rtt_seconds", (("broker", "1"), ("percentile", "99")))
-        relay.until(lambda: rtt in relay.metrics(), "librdkafka's figures", 30)
+        relay.until(lambda: rtt in relay.metrics(), "librdkafka's statistics", 30)
         samples = relay.metrics()
         assert relay.stop() == 0
     names = {name for name, _ in samples if name.startswith("pleiades_kafka_")}

@@ -39,11 +39,11 @@ def test_each_reads_back_what_is_its_own(simulate: Simulate, kafka: str, topic: 
     with Relay(*old, "--allow-gap") as replay:
         (own,) = replay.wait_for(r"read (\d+) events of the topic back").groups()
         assert replay.wait() in (0, 6), replay.log
-    assert int(own) == 1000, "nothing of the ingest's"
+    assert int(own) == 1000, "none of the ingest's records"
     with Relay(*live) as ingest:
         (read,) = ingest.wait_for(r"read (\d+) events of the topic back").groups()
         assert ingest.stop() == 0
-    assert int(read) == int(published), "nothing of the replay's"
+    assert int(read) == int(published), "none of the replay's records"
 
 
 def test_the_look_before_the_start_makes_nothing(kafka: str, topic: str) -> None:

@@ -199,7 +199,7 @@ def test_secure_lets_in_whom_it_should(secure: Broker) -> None:
     stranger = Producer(
         pleiades | {"sasl.password": "wrong", "error_cb": lambda error: errors.append(error.code())}
     )
-    until(lambda: stranger.poll(0.1) or errors, "the broker's word on a wrong password")
+    until(lambda: stranger.poll(0.1) or errors, "the broker's refusal of a wrong password")
     assert errors[0] == KafkaError._AUTHENTICATION
 
 

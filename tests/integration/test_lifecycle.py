@@ -291,7 +291,7 @@ def test_children_go_on_while_the_parent_is_stopped(
     assert len(position) == 40
     newest = max(entry["timestamp"] for entry in position)
     (stored,) = (folder / ".pleiades").glob("checkpoint-*")
-    assert str(newest) in stored.read_text(), "the parent did not hear of the last commit"
+    assert str(newest) in stored.read_text(), "the last commit did not reach the parent"
 
 
 # ---- what a launcher leaves behind ----
@@ -408,7 +408,7 @@ def test_works_as_pid_1_and_buries_orphans(simulate: Simulate, flags: Flags, fol
             lambda: all(
                 child.status() != psutil.STATUS_ZOMBIE for child in parent.children(recursive=True)
             ),
-            "the burial of the orphan",
+            "the orphan to be reaped",
             10,
         )
         family = parent.children(recursive=True)
@@ -485,7 +485,7 @@ def test_no_resume_ignores_the_stored_position_also_after_a_crash(
     oldest = min(
         entry.timestamp for entry in upstream.journal() if any(entry.identity in n for n in new)
     )
-    assert oldest >= begun_ms - 1000, "it went on from the stored position"
+    assert oldest >= begun_ms - 1000, "it continued from the stored position"
 
 
 def test_since_asks_for_history(simulate: Simulate, flags: Flags, folder: Path) -> None:
@@ -693,7 +693,7 @@ def test_the_position_is_on_metrics_with_everything_the_readme_names(
     # A gauge is exposed once it is set, a broker's series once there is a broker.
     only_of_kafka = {name for name in documented - exported if name.startswith("pleiades_kafka_")}
     assert documented == exported | only_of_kafka
-    assert len(only_of_kafka) == 7, "tests/integration/test_kafka.py sees them"
+    assert len(only_of_kafka) == 7, "tests/integration/test_kafka.py checks them"
     assert abs(samples[key] - time.time()) < 60
 
 

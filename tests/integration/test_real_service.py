@@ -86,7 +86,7 @@ def test_a_start_from_now_publishes_what_is_new_and_nothing_old(
             topics.produce(topics.codfw)
             return published_count(folder) > 0
 
-        relay.until(heard, "the first event that is heard", WAIT_SECONDS)
+        relay.until(heard, "the first delivered event", WAIT_SECONDS)
         finish(relay, folder, topics)
 
 
@@ -105,7 +105,7 @@ def test_nothing_that_comes_in_the_deaf_time_is_lost(
             topics.produce(topics.codfw, next(dates))
             return published_count(folder) > 0
 
-        relay.until(heard, "the first event that is heard", WAIT_SECONDS)
+        relay.until(heard, "the first delivered event", WAIT_SECONDS)
         service.restart()
         topics.produce(topics.codfw, next(dates))
         finish(relay, folder, topics)

@@ -110,7 +110,7 @@ def test_kafkas_passwords_are_not_seen(properties: Path, silent_broker: str) -> 
             {name for name, value in variables(process).items() if MARK in value}
             for process in processes
         ]
-        assert set().union(*holders) == {KAFKA_VARIABLE}, "they inherit what was given, no more"
+        assert set().union(*holders) == {KAFKA_VARIABLE}, "they inherit only the given environment"
         relay.stop()
     assert MARK not in relay.log
 
@@ -132,7 +132,7 @@ def test_the_upstreams_password_is_not_seen(simulate: Simulate, tmp_path: Path) 
         upstream.stop()
         relay.wait_for("can't reach https://127", after=seen)
         processes = family(relay)
-        assert MARK not in shown_by_ps(processes), "not even of the parent, which was told it there"
+        assert MARK not in shown_by_ps(processes), "nor does the parent show its own argument"
         assert MARK not in answers(relay)
         for process in processes[1:]:
             assert MARK not in str(variables(process))

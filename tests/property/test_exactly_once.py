@@ -276,9 +276,9 @@ class Relay:
                 assert not complete or not any(e.timestamp_ms >= self.started_ms for e in log)
                 continue
             after_start = self.upstream.resolve(source, self.started_ms)
-            assert begin <= after_start, "begins behind the start"
+            assert begin <= after_start, "begins after the start"
             promised = [entry for entry in log[begin:] if not entry.canary]
-            assert published == promised[: len(published)], "something is missing or too much"
+            assert published == promised[: len(published)], "events are missing or foreign"
             assert not complete or published == promised, "the end is missing"
 
 

@@ -181,7 +181,9 @@ class Relay:
         assert len(batch.events) == len(received)
         groups = {}
         for each, (source, entry) in zip(batch.events, received, strict=True):
-            assert each.identity not in groups or entry.kind == NAMED, "two have one identity"
+            assert each.identity not in groups or entry.kind == NAMED, (
+                "two events share an identity"
+            )
             groups[each.identity] = source, entry
             assert each.source in (source, ("", -1)), "taken for another topic's"
             if not is_recognisable(each.identity):
@@ -189,7 +191,7 @@ class Relay:
                 before = entry.timestamp_ms < self.connection.asked[source]
                 unnamed = entry.kind in (NAMELESS, NO_OBJECT) and each.source != source
                 full = self.max_counted < 1000
-                assert before or unnamed or full, "doubled where the law does not allow it"
+                assert before or unnamed or full, "doubled against the law"
         return groups
 
     def commit(self) -> None:

@@ -86,7 +86,7 @@ def test_nothing_is_lost_and_no_topic_costs_more_than_one_connection(
             told = read_ids([sse_id])
             if past_end.first_left(told) is not None:
                 reconnects += 1
-                assert reconnects <= 2, "one for each topic, never a loop"
+                assert reconnects <= 2, "one reconnect per topic, never a loop"
                 ids = connected()
                 continue
             before = dict(course.position)

@@ -156,7 +156,7 @@ def test_what_has_delivered_takes_the_place_of_what_has_not() -> None:
     assert 0 < len(before) < 100, "those that fit"
     course.observe({("eqiad.new" + "y" * 200, 0): 5})
     assert course.position[("eqiad.new" + "y" * 200, 0)] == 5
-    assert list(course.position)[:-1] == before[:-1], "the last one that has not made room"
+    assert list(course.position)[:-1] == before[:-1], "only the last one makes room"
     assert not course.crowded_out
 
 
@@ -180,7 +180,7 @@ def test_a_floor_is_never_undercut_and_never_skips(
         assert asked == started_ms, "nothing of it was published"
         return
     assert asked >= min(floor, reached - 1)
-    assert asked <= reached - 1, "some event that was delivered is dated then"
+    assert asked <= reached - 1, "a delivered event has this date"
     assert asked == without or asked == max(without, min(floor, reached - 1))
 
 

@@ -138,7 +138,7 @@ def test_within_keeps_what_is_inside_in_its_order(batch: Batch, begin: int, leng
     assert outside == sum(
         event.reason != CANARY and not span.holds(A, event.timestamp_ms) for event in batch.events
     )
-    assert kept[3:] == batch[3:], "an event outside the range moves the position all the same"
+    assert kept[3:] == batch[3:], "an event outside the range moves the position too"
 
 
 @given(batches(), st.integers(0, 80), st.integers(1, 60), st.data())
@@ -227,7 +227,7 @@ def test_it_ends_soon_where_events_go_on(end_ms: int, before: int, disorder: int
     for place in range(before):
         assert not ending.observe(max(end_ms - place, 0)), "before the end"
     for place in range(disorder):
-        assert not ending.observe(end_ms + 1 + place % SETTLE), "not past it by enough to tell"
+        assert not ending.observe(end_ms + 1 + place % SETTLE), "not far enough past it"
     answers = [ending.observe(end_ms + SETTLE + 1) for _ in range(PAST_EVENTS)]
     assert answers == [False] * (PAST_EVENTS - 1) + [True]
 

@@ -173,7 +173,7 @@ def test_without_resume_the_stored_position_is_replaced_at_once(
     run([batch(0, 1, 2)])
     told = run([batch(0, 2, 3)], flags=("--no-resume", "--since=2026-01-01"))
     assert told.position == {}
-    assert published(store) == [1, 2, 3], "what is published already is known all the same"
+    assert published(store) == [1, 2, 3], "published events stay known"
 
 
 def test_since_counts_until_something_was_delivered(run: Run) -> None:
@@ -218,7 +218,7 @@ def test_a_destination_that_was_emptied_meanwhile_goes_on_where_it_was(
     last = Checkpoint({SOURCE: START_MS + 2, ("codfw.x", 0): 0}, START_MS - 5, START_MS + 2)
     assert run([], last=last) == last
     assert store.checkpoint is not None
-    assert decode_checkpoint(store.checkpoint) == last, "it is durable before anybody acts on it"
+    assert decode_checkpoint(store.checkpoint) == last, "it is durable before it is used"
     assert "the stored position is gone" in caplog.text
 
 
@@ -310,7 +310,7 @@ def test_what_is_progress(run: Run, lives: list[FakeChildContext]) -> None:
         return lives[-1].committed_total > 0
 
     assert not progressed(batch(0)._replace(timestamps_ms={SOURCE: 0})), (
-        "a topic that has nothing yet"
+        "a topic without events yet"
     )
     assert progressed(batch(0, 5))
     assert not progressed(batch(0, 5))

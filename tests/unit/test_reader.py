@@ -116,13 +116,13 @@ def test_what_is_new_is_seen_although_the_position_stands_still(
     server = answer(*(ahead + b"".join(events[:more]) for more in range(9)))
     reader, child, _ = make(server, pauses=6)
     reader.run()
-    assert max(child.pauses) <= 1.0, "short connections that bring something"
+    assert max(child.pauses) <= 1.0, "short but useful connections"
 
 
 def test_what_is_repeated_is_nothing_new(answer: Answer, make: Make) -> None:
     reader, child, _ = make(answer(frame(START_MS + 2000) + frame(START_MS + 1000)), pauses=6)
     reader.run()
-    assert child.pauses[-1] > 1.0, "it is asked less and less often"
+    assert child.pauses[-1] > 1.0, "it is asked ever less often"
 
 
 def test_a_reconnect_asks_for_position_less_overlap_of_every_topic(
@@ -240,7 +240,7 @@ def test_an_oversized_frame_is_skipped_and_the_rest_goes_on(
     assert "more than 8 MiB" in caplog.text
     received = [item for item in channel.items if isinstance(item, Frames)]
     (after,) = [item for item in received if item.blob.startswith(frame(START_MS + 2))][:1]
-    assert after.last_event_id == b"", "that of the skipped frame is not known"
+    assert after.last_event_id == b"", "the skipped frame's is unknown"
 
 
 def dated(seconds_from_now: int) -> bytes:
@@ -269,7 +269,7 @@ def test_a_start_in_the_upstreams_future_is_set_back_at_once(
     (first, *_) = [item for item in channel.items if isinstance(item, Frames)]
     assert first.started_ms == asked[1]
     connections = {item.connection for item in channel.items if isinstance(item, Frames)}
-    assert len(connections) == len(server.requests) - 1, "the first one was of no use"
+    assert len(connections) == len(server.requests) - 1, "the first one was useless"
 
 
 def test_an_implausible_clock_is_not_believed(
@@ -394,12 +394,12 @@ def test_a_topic_that_is_gone_is_left_out_and_taken_up_again(
     assert asked[0] == full
     assert asked[4][B] == full[B], "its position is kept"
     warnings = [r.message for r in caplog.records if "does not have" in r.message]
-    assert len(warnings) == 1, "said once"
+    assert len(warnings) == 1, "reported once"
     assert f"does not have {B}, {C} at present" in warnings[0]
     back = [r.message for r in caplog.records if "again: resuming" in r.message]
     assert len(back) == 1
     assert f"has {B}, {C} again" in back[0]
-    assert max(child.pauses) <= 1.0, "nothing of it counts as a failure"
+    assert max(child.pauses) <= 1.0, "none of this counts as a failure"
     assert frame(START_MS + 200_001, B) in b"".join(blobs(channel))
 
 

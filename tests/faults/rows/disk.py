@@ -135,7 +135,7 @@ def disk_hangs(trial: Trial) -> None:
         _wait_until_made(trial, upstream, relay, RATE * HANG_SECONDS * 3)
         behind = upstream.stats().events_appended_total - trial.destination.count()
         assert behind > RATE * HANG_SECONDS, "the disk answers"
-        assert relay.status("/healthz") == 200, "a slow disk is no process that hangs"
+        assert relay.status("/healthz") == 200, "a slow disk must not count as a hung process"
         trial.survived()
         with trial.recovery(upstream, relay):
             hangs.unlink()
@@ -218,7 +218,7 @@ def directory_moved(trial: Trial) -> None:
         relay.child("publisher").kill()
         trial.wait(restarted(relay, died + 1), "the restart", relay)
         wait_for_trouble(trial, relay)
-        assert not folder.exists(), "made anew without the events that say what is published"
+        assert not folder.exists(), "created anew without the published events"
         with trial.recovery(upstream, relay):
             elsewhere.rename(folder)
     without_tracebacks([relay])
@@ -237,7 +237,7 @@ def volume_unmounted(trial: Trial) -> None:
     for _ in range(trial.times(4, at_least=1)):
         disk.move(elsewhere)
         wait_for_trouble(trial, relay)
-        assert not list(trial.directory.folder.iterdir()), "written into the bare mount point"
+        assert not list(trial.directory.folder.iterdir()), "written into the empty mount point"
         with trial.recovery(upstream, relay):
             SmallDisk(elsewhere).move(trial.directory.folder)
     without_tracebacks([relay])

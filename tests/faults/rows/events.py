@@ -112,4 +112,4 @@ def _compare(trial: Trial, upstream: Tape, apart: list[bytes]) -> None:
     if trial.destination.name == FILES:
         folder = trial.directory.folder
         outside = {path.name for path in folder.parent.iterdir()} - {folder.name}
-        assert outside <= {"out"}, f"written outside of the directory: {outside}"
+        assert outside <= {"out"}, f"written outside the directory: {outside}"

@@ -112,7 +112,7 @@ def memory(trial: Trial) -> None:
     wait_for_full_queues(trial, upstream, relay)
     seconds = max(trial.minutes * 60, LEAST_SECONDS)
     samples = _samples(relay, seconds)
-    assert is_held_back(upstream), "it was not stalled all the time"
+    assert is_held_back(upstream), "it was not stalled throughout"
     stall.end()
     trial.survived()
     most = max(sample.size_bytes for sample in samples)

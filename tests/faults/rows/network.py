@@ -63,7 +63,7 @@ def network_upstream(trial: Trial) -> None:
             begun, before = time.monotonic(), trouble(relay)
             trial.wait(lambda: time.monotonic() - begun > lasts_seconds, "the toxic", relay)  # noqa: B023  # waited for here
             if isinstance(toxic, (ResetPeer, Timeout, LimitData)):
-                trial.wait(lambda: trouble(relay) > before, f"{toxic} to be felt", relay)  # noqa: B023  # as above
+                trial.wait(lambda: trouble(relay) > before, f"the effect of {toxic}", relay)  # noqa: B023  # as above
         trial.survived()
     assert restarts(relay) == 0, relay.log
     without_tracebacks([relay])

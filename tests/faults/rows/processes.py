@@ -98,7 +98,7 @@ def kill_points(trial: Trial) -> None:
                     # It is passed once per process, at the start.
                     relay.child("reader").kill()
                     died += 1
-                trial.wait(lambda: not (armed / point).exists(), f"somebody at {point}", relay)  # noqa: B023  # waited for here
+                trial.wait(lambda: not (armed / point).exists(), f"a process at {point}", relay)  # noqa: B023  # waited for here
                 with trial.recovery(upstream, relay):
                     pass
                 assert restarts(relay) == died + 1, relay.log

@@ -57,7 +57,7 @@ def files_taken(trial: Trial) -> None:
     for number, point in enumerate(islice(cycle(points), trial.times(60, at_least=3))):
         trial.wait_for_more(relay)
         (armed / point).touch()
-        trial.wait(lambda: not (armed / point).exists(), f"somebody at {point}", relay)  # noqa: B023  # waited for here
+        trial.wait(lambda: not (armed / point).exists(), f"a process at {point}", relay)  # noqa: B023  # waited for here
         with trial.recovery(upstream, relay):
             pass
         trial.survived()
@@ -212,7 +212,7 @@ def refused_timestamps(trial: Trial) -> None:
         trial.wait_for_more(relay, RATE)
         said = relay.log.count("clock")
         clock.set_ahead(HOURS_AHEAD * 3600)
-        trial.wait(lambda: relay.log.count("clock") > said, "a word on the clock", relay)  # noqa: B023  # waited for here
+        trial.wait(lambda: relay.log.count("clock") > said, "a warning about the clock", relay)  # noqa: B023  # waited for here
         trial.survived()
         with trial.recovery(upstream, relay):
             clock.set_ahead(0)

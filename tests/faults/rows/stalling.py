@@ -60,7 +60,7 @@ def wait_for_full_queues(trial: Trial, upstream: Simulator, relay: Relay) -> Non
         "full queues",
         relay,
     )
-    assert is_held_back(upstream), "there was nothing left to be stalled"
+    assert is_held_back(upstream), "no events were left to stall"
 
 
 def is_held_back(upstream: Simulator) -> bool:
@@ -72,6 +72,6 @@ def is_held_back(upstream: Simulator) -> bool:
 def finish_history(trial: Trial, upstream: Simulator, relay: Relay) -> None:
     """Wait until the whole history is published, and compare."""
     expected = sum(not entry.canary for entry in upstream.journal())
-    trial.wait(lambda: trial.destination.count() >= expected, "all of the history", relay)
+    trial.wait(lambda: trial.destination.count() >= expected, "the whole history", relay)
     assert relay.stop() == 0, relay.log
     trial.compare(upstream.journal(), history_since_ms(upstream))

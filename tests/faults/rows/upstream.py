@@ -277,4 +277,4 @@ def history_gone(trial: Trial) -> None:
     assert seen["upstream_gaps"] == len((HOME, OTHER)), seen
     for topic in (HOME, OTHER):
         assert relay.log.count(f"{topic}/0: the upstream no longer has") == 1, relay.log
-    trial.note(f"{len(gone)} events had expired: those the relay said are lost")
+    trial.note(f"{len(gone)} events had expired: the relay reported their loss")

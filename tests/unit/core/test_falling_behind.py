@@ -21,7 +21,7 @@ def test_it_falls_behind_when_the_lag_grows_and_bytes_wait() -> None:
 
 def test_it_does_not_when_it_keeps_up_catches_up_or_has_nothing_to_read() -> None:
     assert said(0.0, 1000) == 0
-    assert said(-1.0, 1000) == 0, "history: much waits, and the lag shrinks"
+    assert said(-1.0, 1000) == 0, "history: many bytes wait, but the lag shrinks"
     assert said(1.0, 0) == 0, "the upstream is silent"
 
 

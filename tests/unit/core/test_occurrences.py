@@ -134,7 +134,7 @@ def test_connections_that_are_open_at_once_are_counted_apart() -> None:
     again = lanes[EQIAD]._replace(connection=3)
     assert names(occurrences, again) == [eqiad]
     assert names(occurrences, again._replace(finished=True)) == [eqiad + "-2"]
-    assert names(occurrences, again) == [eqiad], "a finished one takes no room"
+    assert names(occurrences, again) == [eqiad], "a finished connection takes no memory"
 
 
 def test_what_is_forgotten_costs_a_double_and_never_an_event() -> None:

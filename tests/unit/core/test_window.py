@@ -62,7 +62,7 @@ def test_what_is_restored_is_held_as_of_what_was_reached_when_it_was_published()
     window.add(EQIAD, 4, b"new")
     window.advance({EQIAD: 1_000}, FAR)
     assert b"a" not in window
-    assert b"imported" not in window, "held to have come after 100, not at 1,000"
+    assert b"imported" not in window, "counted as delivered after 100, not at 1,000"
     window.advance({EQIAD: 1_010}, FAR)
     assert b"new" in window
     window.advance({EQIAD: 1_011}, FAR)

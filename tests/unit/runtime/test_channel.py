@@ -49,7 +49,7 @@ def test_a_full_channel_holds_its_writer_up_until_one_item_is_taken() -> None:
     with pytest.raises(Enough):
         channel.put(4, after(2))
     assert [channel.get(PATIENCE_SECONDS) for _ in range(2)] == [1, 3]
-    assert channel.get(0.0) is None, "what was not put in came"
+    assert channel.get(0.0) is None, "an item came that was never put"
 
 
 def test_the_depth_counts_what_waits_also_if_the_pipe_has_no_room_for_it() -> None:

@@ -75,7 +75,7 @@ def test_get_of_its_paths(ask: Ask) -> None:
     assert status == 200
     assert b"\r\nContent-Type: text/plain; version=1.0.0\r\n" in head
     assert b"\r\nContent-Length: 12\r\n" in head
-    assert b"Server:" not in head, "it tells versions"
+    assert b"Server:" not in head, "it reveals versions"
     assert body == b"figures 1.0\n"
     assert ask(GOOD)[::2] == (200, b"ok\n")
     assert ask(b"GET /readyz?a=b HTTP/1.0\r\n\r\n")[::2] == (503, b"reader is not ready\n")
@@ -218,7 +218,7 @@ def test_a_client_that_goes_on_for_ever_is_cut_off(
         except (ConnectionResetError, BrokenPipeError):
             return True
 
-    until(is_cut_off, "the end of a request that does not end")
+    until(is_cut_off, "the end of an endless request")
     assert sent > 1
 
 
@@ -273,8 +273,8 @@ def test_slow_and_silent_clients_shut_nobody_out(
         connect().sendall(sent)
     for _ in range(20):
         assert ask(GOOD)[0] == 200
-    until(lambda: len(server.deadlines) <= http.MAX_CONNECTIONS, "no more than there are places")
-    assert len(server.deadlines) > http.MAX_CONNECTIONS // 2, "those that harm nobody may stay"
+    until(lambda: len(server.deadlines) <= http.MAX_CONNECTIONS, "no more connections than places")
+    assert len(server.deadlines) > http.MAX_CONNECTIONS // 2, "harmless connections may stay"
     until(lambda: len(connection_threads()) <= http.MAX_CONNECTIONS, "the end of the threads")
 
 

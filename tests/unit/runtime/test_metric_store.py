@@ -67,7 +67,7 @@ def test_the_metrics_of_all_processes_are_combined(metrics: Metrics, tmp_path: P
     assert shown("pleiades_goroutine_restarts", component="x") == 4
     assert shown("pleiades_goroutine_restarts", component="y") == -3
     assert shown("pleiades_last_event_time_seconds") == 1, "the latest, not the greatest"
-    assert shown("pleiades_window_identities") is None, "nobody has set it"
+    assert shown("pleiades_window_identities") is None, "it was never set"
     assert shown("pleiades_commit_seconds_bucket", le="0.0025") == 0
     assert shown("pleiades_commit_seconds_bucket", le="0.005") == 2
     assert shown("pleiades_commit_seconds_bucket", le="+Inf") == 4
@@ -261,7 +261,7 @@ def test_folders_of_dead_parents_are_removed_and_those_of_live_ones_stay(tempora
         Metrics("test", live).file_events.inc()
         with metrics_folder() as other:
             assert not dead.exists()
-            assert new.exists(), "its owner has perhaps not locked it yet"
+            assert new.exists(), "its owner may not have locked it yet"
             assert Path(live).exists()
             os.environ[FOLDER_VARIABLE] = live
         assert not Path(other).exists()

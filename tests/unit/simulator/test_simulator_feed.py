@@ -229,7 +229,9 @@ def test_what_was_past_its_end_is_deaf_at_first_and_what_was_not_is_not() -> Non
     upstream.append(EQIAD, 21)
     (first,) = drained(feed)
     assert entries(first[0])[CODFW[0]]["offset"] == -1
-    assert feed.next_batch(0.5) == (b"", 0), "what came meanwhile is never sent on this connection"
+    assert feed.next_batch(0.5) == (b"", 0), (
+        "the events in between are never sent on this connection"
+    )
     upstream.append(CODFW, 22)
     ((sse_id, data),) = list(frames(feed.next_batch(0.6)[0]))
     assert (data, entries(sse_id)[CODFW[0]]["timestamp"]) == (1, 23)

@@ -188,7 +188,7 @@ def test_a_gap_is_something_later_before_what_must_come_again(
             run(answer, plan=plan)
     said, _, _ = run(answer, plan=plan._replace(allow_gap=True))
     assert has_gap(said) == is_gap
-    assert timestamps(said)[: len(came)] == came, "what is there is passed on all the same"
+    assert timestamps(said)[: len(came)] == came, "existing events are passed on anyway"
 
 
 NOT_AVAILABLE = (
@@ -259,7 +259,7 @@ def test_a_topic_without_events_is_over_when_it_stays_silent(run: Run) -> None:
 
 def test_a_silent_connection_that_somebody_else_ends_is_silent_too(run: Run) -> None:
     said, asked, _ = run(cut_when_quiet(BEGIN + 1), plan=KNOWN)
-    assert len(asked) == 2, "one that brought something, and one that brought the same"
+    assert len(asked) == 2, "one that brought new events, and one that repeated them"
     assert said[-1] == Finished(gap=False)
 
 

@@ -166,7 +166,7 @@ def test_a_start_finishes_the_moves_of_what_is_committed(folder: Path, world: Wo
     dead.rename(staged / f"00000002.{dead.name}.part")
     second = make(folder, world)
     assert known(second) == (CHECKPOINT, [event(1), event(2)])
-    assert not one.exists(), "what a user has moved away is published again"
+    assert not one.exists(), "a file that a user has moved is published again"
     assert two.read_bytes() == b'{"n":2}\n'
     assert dead.read_bytes() == b"bytes 1"
     second.close()
@@ -1044,7 +1044,7 @@ def test_staged_files_that_somebody_removes_are_staged_again(
         remove("before the checkpoint")
 
     def replacing(path: Path, content: bytes, synced: bool) -> None:
-        assert list(staged.glob("*/*.part")), "a checkpoint covers what is not there"
+        assert list(staged.glob("*/*.part")), "a checkpoint covers missing events"
         disk.replace_file(path, content, synced)
         remove("after the checkpoint")
 

@@ -38,7 +38,7 @@ def test_what_librdkafka_knows_counts() -> None:
     assert kind_of(KafkaError(KafkaError._INVALID_ARG, txn_requires_abort=True)) is Kind.ABORT
     assert kind_of(KafkaError(KafkaError._INVALID_ARG, fatal=True)) is Kind.LOST
     forbidden = KafkaError(KafkaError.TOPIC_AUTHORIZATION_FAILED, txn_requires_abort=True)
-    assert kind_of(forbidden) is Kind.FATAL, "to abort and try again would go on for ever"
+    assert kind_of(forbidden) is Kind.FATAL, "aborting and retrying would never end"
 
 
 @pytest.mark.parametrize(

@@ -189,7 +189,7 @@ class FakeAdmin:
         return dict.fromkeys(partitions, 0)
 
     def stored(self, _partitions: Iterable[OutputPartition], stable: bool = False) -> Stored | None:
-        assert not stable, "a running instance's open transaction is not waited for"
+        assert not stable, "it must not wait for a running instance's open transaction"
         text = self._metadata.pop(0) if len(self._metadata) > 1 else self._metadata[0]
         return read_stored({AT: text}, AT) if text else None
 

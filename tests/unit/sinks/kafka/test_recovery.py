@@ -54,7 +54,7 @@ def test_the_position_is_the_join_of_the_ids() -> None:
     reached = {EQIAD: NOW_MS + 9, CODFW: NOW_MS}
     begin_ms = NOW_MS - OVERLAP_MS
     assert found == Checkpoint(reached, begin_ms, begin_ms)
-    assert found.started_ms < min(reached.values()), "else its topics would count as young"
+    assert found.started_ms < min(reached.values()), "otherwise its topics would count as young"
 
 
 def test_one_that_shows_no_timestamp_is_looked_for_further_back() -> None:

@@ -68,7 +68,7 @@ def test_errors_are_counted_and_a_transaction_begun_again_is_said_at_once(
     retry: Retry, caplog: pytest.LogCaptureFixture
 ) -> None:
     retry.report("commit", BROKEN)
-    assert caplog.text == "", "it passes at once, usually"
+    assert caplog.text == "", "it usually passes at once"
     retry.report("commit", ABORTED)
     assert "broken" in caplog.text
     assert errors() == 2
