@@ -1,4 +1,4 @@
-"""`./scripts/bench`: how fast the relay is, beside everything else that does the job."""
+"""`./scripts/bench`: the relay's speed, compared with other programs for the same job."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def kafka(folder: Path) -> Iterator[str]:
 
 
 def main() -> int:
-    """Run what is asked for; 0 if all targets are met, 1 if not."""
+    """Run the chosen trials; returns 0 if all targets are met, else 1."""
     given = arguments()
     progress, out = Console(stderr=True, highlight=False), Console(highlight=False)
     rows: list[Row] = []

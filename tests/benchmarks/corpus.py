@@ -1,8 +1,8 @@
-"""What is served: seeded events of recorded shapes as the bytes of an HTTP body, made once and kept.
+"""The served data: seeded events of recorded shapes as the bytes of an HTTP body, made once and kept.
 
-The bodies, the disorder of the timestamps and the way in which topics alternate are those of the local
-upstream (`pleiades.simulator`). Here they are framed beforehand, chunks of the transfer encoding and
-all, so that serving them costs next to nothing.
+The bodies, the disorder of the timestamps and the alternation of the topics are those of the local
+upstream (`pleiades.simulator`). Here they are framed beforehand, including the chunks of the transfer
+encoding, so that serving them costs next to nothing.
 """
 
 from __future__ import annotations
@@ -28,32 +28,32 @@ from pleiades.simulator.settings import DATA_CENTRES, SimulatorSettings, topics_
 from tests.harness.script import chunked
 
 VERSION = 4
-"""Of the way in which files are made; another one makes them anew."""
+"""The version of the file format; another version makes the files anew."""
 SEED = 20_250_601
 STREAM = "recentchange"
 ENDED_MS = 1_764_000_000_000
 """The newest event is dated shortly before."""
 LIVE_RATE = 40.0
-"""Events per second of history are dated with, as those of the real stream."""
+"""Events per second in the timestamps of the history, as in the real stream."""
 CHUNK_BYTES = 16 * 1024
-"""Of the transfer encoding: a proxy's buffer. The real service writes each line by itself, and a proxy
-hands on what has come by then: much at a time, where history is read."""
+"""Chunk size of the transfer encoding: a proxy's buffer. The real service writes each line separately,
+and a proxy forwards what has arrived by then: a lot, when history is read."""
 PIECE_EVENTS = 100_000
-"""Made at a time; bounds memory."""
+"""The number of events made at a time; bounds memory."""
 OPENING = b":ok\n\n"
 
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """What the events of one file are like."""
+    """The form of the events in one file."""
 
     events: int
     size_factor: int = 1
-    """By how much an event's data is longer than the recorded ones."""
+    """The factor by which an event's data is longer than the recorded one."""
     dated_rate: float = LIVE_RATE
-    """Events per second they are dated with: how many of them one window holds."""
+    """Events per second in their timestamps: determines how many of them one window holds."""
     chunk_bytes: int = CHUNK_BYTES
-    """0: a chunk for each line, as the service itself writes them."""
+    """0: one chunk per line, as the service itself writes them."""
 
 
 class Corpus(NamedTuple):
@@ -62,18 +62,18 @@ class Corpus(NamedTuple):
     path: Path
     events: int
     data_bytes: int
-    """Of all events, without what is around them."""
+    """The size of all events' data, without framing."""
     reached_ms: dict[str, int]
-    """Topic → greatest timestamp in an id: the position of who has had all of it."""
+    """Topic → greatest timestamp in an id: the position of a client that has received everything."""
 
     @property
     def mean_bytes(self) -> float:
-        """Of one event's data."""
+        """The mean size of one event's data."""
         return self.data_bytes / self.events
 
 
 def corpus(folder: Path, shape: Shape) -> Corpus:
-    """The file of a shape; made if it is not there."""
+    """The file of a shape; made if it does not exist."""
     described = orjson.dumps([VERSION, SEED, asdict(shape)])
     path = folder / f"{shape.events}-{hashlib.sha256(described).hexdigest()[:12]}.http"
     facts = path.with_suffix(".json")
@@ -96,8 +96,8 @@ def frames(shape: Shape) -> Iterator[list[bytes]]:
     events = islice(generated(settings, ENDED_MS), shape.events)
     log = UpstreamLog(sources, retention_bytes=2**62)
     cluster = Cluster(log, DATA_CENTRES[0], SEED)
-    # Ids show the offset that a time was resolved to. Another number would say that nothing was found,
-    # and the relay would ask again.
+    # Ids show the offset that a time was resolved to. Another number would mean that nothing was found,
+    # and the relay would reconnect.
     asked = [Asked(source, cluster.bases[source], None) for source in sources]
     feed = Feed(cluster, asked, random.Random(SEED), 0.0)
     neighbour = b"{}"
@@ -116,7 +116,7 @@ def frames(shape: Shape) -> Iterator[list[bytes]]:
 
 
 def _longer(fresh: Fresh, neighbour: bytes, factor: int) -> Fresh:
-    """With one field more, whose text is another event's: it compresses as events do."""
+    """Add a field with another event's text: it compresses as events do."""
     if factor == 1:
         return fresh
     field = b',"details":' + orjson.dumps((neighbour * (factor - 1)).decode())
@@ -152,6 +152,6 @@ def _make(path: Path, shape: Shape, facts: Path) -> None:
 
 
 def lines_of(frame: bytes) -> list[bytes]:
-    """The lines of a frame as the service writes them, the empty one with the data's."""
+    """The lines of a frame as the service writes them; the data line includes the empty one."""
     event, sse_id, data = frame.removesuffix(b"\n\n").split(b"\n")
     return [event + b"\n", sse_id + b"\n", data + b"\n\n"]

@@ -1,6 +1,6 @@
-"""Pictures of what is measured: rates as curves, and where each stage spends its time as flame graphs.
+"""Pictures of the measurements: rates as curves, and each stage's profile as a flame graph.
 
-They are made on demand only, for docs/performance.md: SVG files with the same names each time.
+They are made on demand, for docs/performance.md: SVG files with fixed names.
 """
 
 from __future__ import annotations
@@ -32,18 +32,18 @@ LONGEST_SECONDS = 120.0
 _TITLE = re.compile(r"(<text id=\"title\"[^>]*>)[^<]*(</text>)")
 
 Picture: TypeAlias = Callable[[Bench, Path], None]
-"""Measures, and puts its files into a folder."""
+"""Measures, and writes its files into a folder."""
 
 
 class Point(NamedTuple):
-    """One place of a curve."""
+    """One point of a curve."""
 
     place: float
     rate: Spread
 
 
 class Curve(NamedTuple):
-    """Rates over something that was varied."""
+    """Rates over a varied parameter."""
 
     across: str
     up: str
@@ -53,7 +53,7 @@ class Curve(NamedTuple):
 def curves(bench: Bench, folder: Path) -> None:
     """Rate against event size, partitions and parsers."""
     usual = bench.corpus(Shape(bench.events))
-    # About as many bytes each, as the time that a run takes goes by them.
+    # About the same total bytes each, because they determine the time of a run.
     sizes = [
         bench.corpus(Shape(max(bench.events // factor, 1000), size_factor=factor))
         for factor in SIZE_FACTORS
@@ -96,8 +96,8 @@ def _point(
 
 
 def draw(drawn: Sequence[Curve], file: Path) -> None:
-    """Curves side by side: the medians, and a bar from the least to the most."""
-    # The same figures give the same file, so that a change in it means something.
+    """Curves side by side: the medians, and a bar from the minimum to the maximum."""
+    # The same figures give the same file, so that every change in it is meaningful.
     with mpl.rc_context({"svg.hashsalt": "pleiades", "svg.fonttype": "none"}):
         figure = Figure(figsize=(4.0 * len(drawn), 3.2), layout="constrained")
         for axes, curve in zip(
@@ -137,7 +137,7 @@ def profile(bench: Bench, folder: Path) -> None:
 
 
 def flame_graph(pid: int, file: Path, bench: Bench) -> None:
-    """What a process does for some seconds; it goes on meanwhile."""
+    """Profile a running process for some seconds."""
     command = [str(Path(sys.executable).with_name("py-spy")), "record", f"--pid={pid}"]
     command += [
         f"--rate={PROFILED_HERTZ}",
@@ -152,7 +152,7 @@ def flame_graph(pid: int, file: Path, bench: Bench) -> None:
             file.unlink()
         last = (done.stderr.strip().splitlines() or ["it does not say why"])[-1]
         raise RuntimeError(f"py-spy can't look into a process here: {last}")
-    # Its title is its own command line.
+    # py-spy's title is its own command line.
     titled, found = _TITLE.subn(rf"\g<1>{file.stem}\g<2>", file.read_text())
     assert found == 1, "py-spy writes its title in another way"
     file.write_text(titled)

@@ -1,10 +1,10 @@
-"""The straightforward Python program: what one writes first, in one process.
+"""The straightforward Python program, in one process.
 
-    python -m tests.benchmarks.plain URL BROKER TOPIC [PIECE_BYTES]
+python -m tests.benchmarks.plain URL BROKER TOPIC [PIECE_BYTES]
 
-It parses each event with sseclient-py and the standard library's JSON, and produces one record for each.
-Without PIECE_BYTES the response is given to sseclient-py as its README does; with it, in larger pieces.
-It forgets where it was, and publishes half an event if the connection breaks inside one.
+It parses each event with sseclient-py and the standard library's JSON, and produces one record for
+each. Without PIECE_BYTES it passes the response to sseclient-py as in the README; with it, in larger
+pieces. It keeps no position, and publishes half an event if the connection breaks inside one.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def main() -> None:
         }
     )
     response = requests.get(url, stream=True, timeout=60, headers={"Accept": "text/event-stream"})
-    # Its types say iterator; that a response will do says its README.
+    # Its types require an iterator, but its README passes a response.
     body: Any = response.iter_content(int(piece[0])) if piece else response
     for event in sseclient.SSEClient(body).events():
         if event.event != "message" or not event.data:

@@ -1,9 +1,9 @@
-"""One file per event, as plainly as Python can: open, write, close.
+"""One file per event in the simplest way: open, write, close.
 
-    python -m tests.benchmarks.plain_files FILE FOLDER
+python -m tests.benchmarks.plain_files FILE FOLDER
 
-The events of FILE are in memory before the clock starts; on standard output comes how many seconds the
-loop took. No name is checked, nothing is staged, synced or remembered.
+The events of FILE are in memory before the clock starts; the program prints how many seconds the loop
+took. No name is checked, and nothing is staged, synced or remembered.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def main() -> None:
     data = re.findall(rb"\ndata: ([^\n]+)\n", body)
     del body
     folder.mkdir(parents=True)
-    # As long as those that the relay makes.
+    # As long as the relay's names.
     names = [f"{folder}/20260131T120000.000Z-{number:036}.json" for number in range(len(data))]
     begun = time.monotonic()
     for name, event in zip(names, data, strict=True):

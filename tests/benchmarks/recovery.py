@@ -1,4 +1,4 @@
-"""`python -m tests.benchmarks.recovery [KILLS]`: how long events are late when a child is killed."""
+"""`python -m tests.benchmarks.recovery [KILLS]`: the delay of events when a child is killed."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ KILLS = 20
 def recoveries(destination: Destination, kills: int) -> Iterator[float]:
     """Seconds from the SIGKILL of a child until the first event produced after it is durable.
 
-    Each child has lived long enough that its end counts as the first after a healthy run.
+    Each child has lived long enough for its end to count as the first after a healthy run.
     """
     settings = SimulatorSettings(
         rate=RATE, disorder=NO_DISORDER, faults=Faults(cut_every_seconds=0), tls=authority().server
@@ -66,7 +66,7 @@ def _wait(seconds: float) -> None:
 
 
 def main() -> None:
-    """Print the recoveries into files and, unless a broker is missing, into Kafka."""
+    """Print the recoveries into files and, if there is a broker, into Kafka."""
     kills = int(sys.argv[1]) if len(sys.argv) > 1 else KILLS
     with tempfile.TemporaryDirectory() as folder:
         _show("files", recoveries(Directory(Path(folder) / "events"), kills))

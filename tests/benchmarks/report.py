@@ -32,7 +32,7 @@ def cells(row: Row) -> tuple[str, ...]:
 
 
 def _over_tls(https: OverTls) -> str:
-    """Medians alone: ours, the rival's and their ratio, and what ours are of those over HTTP."""
+    """Medians: ours, the rival's and their ratio, and our rate relative to HTTP."""
     medians = _number(https.ours.median)
     if https.rival is not None:
         medians += f" : {_number(https.rival.median)} = {https.figure:.3g}"
@@ -50,7 +50,7 @@ def _number(figure: float) -> str:
 
 
 def table(rows: Sequence[Row]) -> Table:
-    """For a terminal: medians, in brackets least and most."""
+    """The table for a terminal: medians, with minimum and maximum in brackets."""
     result = Table(*HEAD)
     for row in rows:
         result.add_row(*cells(row), style="red" if row.met is False else None)
@@ -58,7 +58,7 @@ def table(rows: Sequence[Row]) -> Table:
 
 
 def markdown(rows: Sequence[Row]) -> str:
-    """For a document."""
+    """The table for a document."""
     lines = [
         "| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |"
         for line in (HEAD, *map(cells, rows))
@@ -67,7 +67,7 @@ def markdown(rows: Sequence[Row]) -> str:
 
 
 def machine() -> dict[str, str | int]:
-    """Where it was measured."""
+    """The machine of the measurement."""
     return {
         "pleiades": __version__,
         "python": platform.python_version(),
@@ -77,7 +77,7 @@ def machine() -> dict[str, str | int]:
 
 
 def _plain(figures: Row | OverTls | Spread | Target) -> dict[str, Any]:
-    """Tuples with names as objects, however deep."""
+    """Convert named tuples to dictionaries, recursively."""
     return {
         name: _plain(found) if isinstance(found, (OverTls, Spread, Target)) else found
         for name, found in figures._asdict().items()
@@ -85,6 +85,6 @@ def _plain(figures: Row | OverTls | Spread | Target) -> dict[str, Any]:
 
 
 def as_json(rows: Sequence[Row]) -> str:
-    """For a program."""
+    """The result for a program."""
     listed = [_plain(row) | {"met": row.met} for row in rows]
     return json.dumps({"machine": machine(), "rows": listed}, indent=2)

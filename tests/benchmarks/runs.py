@@ -1,8 +1,8 @@
-"""One run of the relay, or of a rival, over one file of events: how long, how much CPU, how much memory.
+"""One run of the relay, or of a rival, over one file of events: time, CPU and memory.
 
-Time counts from the arrival of the request, so that nobody pays for the start of an interpreter, to
-when the last event is where it should be: in a committed transaction, in a file under the durable
-position, or acknowledged at the end of a rival that keeps no position.
+Time counts from the arrival of the request, so that an interpreter's start does not count. It ends when
+the last event has arrived: in a committed transaction, in a file under the durable position, or, for a
+rival without a position, acknowledged at its end.
 """
 
 from __future__ import annotations
@@ -39,23 +39,23 @@ SINCE = "2001-01-01T00:00:00Z"
 LONGEST_SECONDS = 300.0
 REQUEST_SECONDS = 30.0
 LOOK_SECONDS = 0.05
-"""Between two looks for the end: to look all the time took 6 % of the two cores from the relay."""
+"""Interval of the checks for the end: checking continuously took 6 % of the two cores from the relay."""
 MEASURE_SECONDS = 0.25
 PLAIN = 0
-"""In place of the size of TLS records: HTTP without TLS."""
+"""Stands for a TLS record size: HTTP without TLS."""
 FULL_RECORD = MAX_RECORD_BYTES
-"""The usual size of TLS records where much is sent at a time."""
+"""The usual size of TLS records when much is sent at a time."""
 
 
 class Sample(NamedTuple):
-    """What one run took."""
+    """The measurements of one run."""
 
     events: int
     seconds: float
     cpu_seconds: float = 0.0
-    """Of all its processes, from the request to the end; 0: not measured."""
+    """CPU time of all its processes, from the request to the end; 0: not measured."""
     peak_bytes: int = 0
-    """The most memory that all its processes held together (PSS: shared pages count once)."""
+    """The peak memory of all its processes together (PSS: shared pages count once)."""
 
     @property
     def rate(self) -> float:
@@ -68,7 +68,7 @@ class Upstream:
 
     Args:
         corpus: the file.
-        record_bytes: at most in one TLS record; `PLAIN`: HTTP without TLS.
+        record_bytes: limit of one TLS record; `PLAIN`: HTTP without TLS.
         rate: events per second; 0: as fast as the client reads.
         times: receives the times at which events were due.
     """
@@ -104,26 +104,26 @@ class Upstream:
 
     @property
     def flags(self) -> list[str]:
-        """Of a relay that reads all events."""
+        """Flags of a relay that reads all events."""
         trust = [f"--upstream.ca={self._authority}"] if self._authority else []
         return [*ingest_flags(self.url, SINCE), *trust]
 
     @property
     def environment(self) -> dict[str, str]:
-        """Of a rival: curl and requests trust the authority of these files."""
+        """Environment of a rival: curl and requests trust the authority in these files."""
         if self._authority is None:
             return {}
         return dict.fromkeys(("CURL_CA_BUNDLE", "REQUESTS_CA_BUNDLE"), str(self._authority))
 
     def asked(self) -> float:
-        """Wait for a request that is answered with events; when it came, `time.monotonic()`."""
+        """Wait for a request that gets events; returns its time by `time.monotonic()`."""
         while True:
             came, fresh = self._said("request")
             if fresh == "1":
                 return float(came)
 
     def unread_bytes(self) -> int:
-        """Wait until all events are due, and a moment more; what the client has not read then."""
+        """Wait until a moment after all events are due; returns the number of unread bytes."""
         (unread_bytes,) = self._said("unread")
         return int(unread_bytes)
 
@@ -150,24 +150,23 @@ class Meter:
         return sum(_cpu_seconds(process.pid) for process in self._family())
 
     def look(self) -> None:
-        """Take note of the memory now."""
+        """Sample the current memory."""
         held = sum(process.memory_full_info().pss for process in self._family())
         self.peak_bytes = max(self.peak_bytes, held)
 
     def cpu_seconds(self) -> float:
-        """Since this was made."""
+        """The CPU time since the creation of this meter."""
         return self._cpu() - self._begun
 
 
 def _cpu_seconds(pid: int) -> float:
-    """Of all threads of a process, to the nanosecond: /proc counts by 10 ms, in which an idle relay does
-    nothing. The clock is what clock_getcpuclockid(3) gives on Linux.
-    """
+    """The CPU time of all threads of a process, to the nanosecond: /proc counts in steps of 10 ms, in
+    which an idle relay does nothing. The clock is that of clock_getcpuclockid(3) on Linux."""
     return time.clock_gettime((~pid << 3) | 2)
 
 
 class Topic:
-    """A topic of one's own, with one for its dead letters; deleted in the end."""
+    """A private topic, with its dead-letter topic; deleted in the end."""
 
     def __init__(self, bootstrap: str, partitions: int = 1) -> None:
         self.bootstrap = bootstrap
@@ -186,7 +185,7 @@ class Topic:
 
     @contextmanager
     def position(self) -> Iterator[Callable[[], Position]]:
-        """What asks for the committed position."""
+        """Yields a function that returns the committed position."""
         consumer = Consumer(
             {
                 "bootstrap.servers": self.bootstrap,
@@ -206,7 +205,7 @@ class Topic:
             consumer.close()
 
     def events(self) -> int:
-        """Offsets given so far: what a rival without transactions has published."""
+        """The number of offsets: the published events of a rival without transactions."""
         consumer = Consumer({"bootstrap.servers": self.bootstrap, "group.id": self.name})
         try:
             _, end = consumer.get_watermark_offsets(TopicPartition(self.name, 0), REQUEST_SECONDS)
@@ -223,10 +222,10 @@ def relay_into_kafka(
     record_bytes: int = PLAIN,
     checkout: Path | None = None,
 ) -> Sample:
-    """Ours, from the first event to the last in a committed transaction.
+    """Run the relay from the first event to the last one in a committed transaction.
 
     Args:
-        checkout: the relay of another checkout; None: this one.
+        checkout: another checkout, whose relay is run; None: this one.
     """
     with (
         Upstream(corpus, record_bytes) as upstream,
@@ -242,7 +241,7 @@ def relay_into_kafka(
 def relay_into_files(
     corpus: Corpus, folder: Path, *flags: str, checkout: Path | None = None
 ) -> Sample:
-    """Ours, from the first event to the durable position behind the last; `checkout`: as above."""
+    """Run the relay from the first event to the durable position after the last; see above."""
     checkpoint = folder / OWN_FOLDER / f"checkpoint-{STREAM}"
 
     def position() -> Position:
@@ -263,7 +262,7 @@ def relay_into_files(
 def _relay(checkout: Path | None, *flags: str) -> Relay:
     if checkout is None:
         return Relay(*flags)
-    # All its processes must import it, whatever is installed.
+    # All its processes must import this checkout, whatever is installed.
     return Relay(*flags, cwd=checkout, environment={"PYTHONPATH": str(checkout)})
 
 
@@ -287,7 +286,7 @@ def _until_all_is_there(
 
     relay.until(is_there, "all events", LONGEST_SECONDS)
     seconds, cpu_seconds = time.monotonic() - asked, meter.cpu_seconds()
-    # A short run is over before it was measured.
+    # A short run may end before the first sample.
     meter.look()
     return Sample(corpus.events, seconds, cpu_seconds, meter.peak_bytes)
 
@@ -298,11 +297,11 @@ def rival_into_kafka(
     command: Callable[[str, str], list[str]],
     record_bytes: int = PLAIN,
 ) -> Sample:
-    """A program that ends with the stream, from its request to its end.
+    """Run a program that ends with the stream, from its request to its end.
 
     Args:
-        command: the program, for a URL and a topic. Over TLS it finds the authority to trust in the
-            environment, as curl and requests do.
+        command: the program, for a URL and a topic. For TLS, the environment names the trusted
+            authority, as for curl and requests.
     """
     with Upstream(corpus, record_bytes) as upstream, Topic(bootstrap) as topic:
         process = subprocess.Popen(
@@ -316,7 +315,7 @@ def rival_into_kafka(
 
 
 def drained(corpus: Corpus, record_bytes: int) -> Sample:
-    """curl into /dev/null: how much the upstream can send."""
+    """curl into /dev/null: the upstream's maximum rate."""
     with Upstream(corpus, record_bytes) as upstream:
         command = ["curl", "-sN", "-o", os.devnull, f"{upstream.url}/{STREAM}"]
         process = subprocess.Popen(command, env=os.environ | upstream.environment)
@@ -333,7 +332,7 @@ def rival_into_files(corpus: Corpus, folder: Path) -> Sample:
 
 
 class Arrivals:
-    """Reads a topic's committed records as they come, and notes when."""
+    """Reads a topic's committed records as they arrive, and records the times."""
 
     def __init__(self, topic: Topic) -> None:
         self.times: list[float] = []
@@ -345,7 +344,7 @@ class Arrivals:
                 "isolation.level": "read_committed",
                 "auto.offset.reset": "earliest",
                 "enable.auto.commit": False,
-                # Not the half second by default that it waits where a new topic has no leader yet.
+                # Instead of the default wait of half a second while a new topic has no leader yet.
                 "fetch.error.backoff.ms": 10,
                 "topic.metadata.refresh.fast.interval.ms": 10,
             }
@@ -370,7 +369,7 @@ class Arrivals:
 
 
 def lags(due: Path, arrived: list[float], now: float) -> list[float]:
-    """Seconds from when each event was due to its arrival; events that have not arrived arrive now."""
+    """Seconds from each event's due time to its arrival; missing events count as arriving now."""
     times = array("d")
     times.frombytes(due.read_bytes())
     assert len(arrived) <= len(times), "doubled events"

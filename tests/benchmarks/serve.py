@@ -46,14 +46,14 @@ HEAD = (
 MAX_REQUEST_BYTES = 64 * 1024
 SEND_BYTES = 4 * 1024 * 1024
 MAX_RECORD_BYTES = 16 * 1024
-"""Of one TLS record's content (RFC 8446, section 5.1)."""
+"""Limit of one TLS record's content (RFC 8446, section 5.1)."""
 EVENT_CHUNKS = 3
-"""Chunks of an event where each line is one."""
+"""The number of chunks of an event with one chunk per line."""
 FIRST_EVENT_MS = 1_700_000_000_000
-"""All events are later; who wants them all asks from a time that is long before."""
+"""All events are later; a client that wants them all asks from long before."""
 SETTLE_SECONDS = 1.0
-"""From when the last event is due to the measurement of the backlog. A client that keeps up has read
-everything by then; one that gathers input for a moment has done so, too."""
+"""Time from the last event's due time to the measurement of the backlog. By then a client that keeps up
+has read everything, even one that collects input for a moment."""
 
 Data: TypeAlias = bytes | memoryview
 
@@ -66,7 +66,7 @@ class Server:
         rate: events per second; 0: as fast as the client reads.
         times: receives the times at which events were due, seconds since 1970.
         tls: None: plain HTTP.
-        record_bytes: at most in one TLS record.
+        record_bytes: limit of one TLS record.
     """
 
     def __init__(
@@ -92,7 +92,7 @@ class Server:
                 threading.Thread(target=self._serve, args=(client,), daemon=True).start()
 
     def _serve(self, plain: socket.socket) -> None:
-        # Each small write is a segment of its own, as those of the real service.
+        # Each small write becomes a separate segment, as with the real service.
         plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         with contextlib.suppress(BrokenPipeError, ConnectionResetError, ssl.SSLEOFError):
             if self._tls is None:
@@ -123,7 +123,7 @@ class Server:
         client.recv(1)
 
     def _write(self, client: socket.socket, data: Data) -> None:
-        """Send all; over TLS one record for each `record_bytes`."""
+        """Send everything; over TLS one record per `record_bytes`."""
         if self._tls is None:
             client.sendall(data)
             return
@@ -141,7 +141,7 @@ class Server:
             self._write(client, memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)))
 
     def _pace(self, client: socket.socket) -> None:
-        """Send event by event, each line of one in a write of its own. It does not end."""
+        """Send event by event, each line in a separate write. It does not end."""
         opening, *chunks = _chunks(self._path.read_bytes().removesuffix(chunked(b"")))
         self._write(client, opening)
         events = range(0, len(chunks), EVENT_CHUNKS)
@@ -152,11 +152,11 @@ class Server:
 
         begun, begun_at = time.monotonic(), time.time()
         if self._times is not None:
-            # When they are due, not when they are written: an event that has to wait for the client to
-            # read is late already.
+            # The time when they are due, not when they are written: an event that waits for the client
+            # to read is late already.
             due = array("d", [begun_at + number / self._rate for number in range(len(events))])
             self._times.write_bytes(due.tobytes())
-        # In a thread of its own: this one may be stuck, as nobody reads what it writes.
+        # In a separate thread, because this one may be blocked by a client that does not read.
         look = threading.Timer(len(events) / self._rate + SETTLE_SECONDS, report)
         look.daemon = True
         look.start()
@@ -167,20 +167,20 @@ class Server:
                     self._write(client, chunk)
                     left_bytes -= len(chunk)
         except OSError:
-            # The client has left, perhaps to ask again.
+            # The client has left, perhaps to reconnect.
             look.cancel()
             raise
 
 
 def _wants_all(request: bytes) -> bool:
-    """Whether a client has had none of the events: it knows no topic, or only that there are some."""
+    """True if a client has received no event: it knows no topic, or no topic's position."""
     found = re.search(rb"\r\nlast-event-id:([^\r]*)", request, re.IGNORECASE)
     asked_ms = map(int, re.findall(rb'"timestamp":\s*(\d+)', found[1])) if found else ()
     return all(timestamp_ms < FIRST_EVENT_MS for timestamp_ms in asked_ms)
 
 
 def _chunks(body: bytes) -> Iterator[bytes]:
-    """The chunks of the transfer encoding, with what is around their content."""
+    """The chunks of the transfer encoding, including their framing."""
     start = 0
     while start < len(body):
         size_end = body.index(b"\r\n", start)
@@ -190,7 +190,7 @@ def _chunks(body: bytes) -> Iterator[bytes]:
 
 
 def _queued_bytes(client: socket.socket) -> int:
-    """Unread bytes of a connection within this machine: in the sockets of both sides."""
+    """A connection's unread bytes within this machine: in the sockets of both sides."""
     (_, port), (_, peer) = client.getsockname(), client.getpeername()
     queued = 0
     for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:

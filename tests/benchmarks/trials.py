@@ -1,7 +1,7 @@
-"""What is measured, against what, and which ratio is wanted.
+"""The trials: what is measured, the rivals, and the target ratios.
 
-Every comparison is made of pairs, ours and the rival alternately, so that a slow minute of the machine
-hits both.
+Every comparison consists of pairs, alternately ours and the rival's, so that a slow minute of the
+machine affects both.
 """
 
 from __future__ import annotations
@@ -43,14 +43,15 @@ MEBIBYTE = 1024 * 1024
 WINDOW_SECONDS = 600
 LONGEST_SECONDS = 120.0
 SEGMENT_RECORD = 1400
-"""Bytes of a TLS record that fits into one TCP segment: what servers send at first, or always."""
+"""Bytes of a TLS record that fits into one TCP segment: the size that servers send at first, or always.
+"""
 BYTE_RECORD = 1
 BYTE_RECORD_PART = 300
 """With records of one byte, this part of the events takes several seconds."""
 
 
 class Spread(NamedTuple):
-    """Of several runs."""
+    """The spread of several runs."""
 
     median: float
     least: float
@@ -58,18 +59,18 @@ class Spread(NamedTuple):
 
 
 def spread(figures: list[float]) -> Spread:
-    """Of at least one figure."""
+    """The spread of at least one figure."""
     return Spread(statistics.median(figures), min(figures), max(figures))
 
 
 class Target(NamedTuple):
-    """What a figure must reach."""
+    """The limit for a figure."""
 
     limit: float
     at_least: bool
 
     def is_met(self, figure: float) -> bool:
-        """Whether it does."""
+        """True if the figure meets the target."""
         return figure >= self.limit if self.at_least else figure <= self.limit
 
     def __str__(self) -> str:
@@ -77,7 +78,7 @@ class Target(NamedTuple):
 
 
 class OverTls(NamedTuple):
-    """The same over HTTPS, in the same run."""
+    """The same comparison over HTTPS, in the same run."""
 
     ours: Spread
     rival: Spread | None
@@ -96,13 +97,13 @@ class Row(NamedTuple):
     ours: Spread
     rival: Spread | None = None
     figure: float | None = None
-    """What is held against the target, if not ours by itself: as a rule ours / the rival's."""
+    """The figure compared with the target, if not our own: usually ours / the rival's."""
     target: Target | None = None
     https: OverTls | None = None
 
     @property
     def met(self) -> bool | None:
-        """Whether the target is; None where there is none."""
+        """True if the target is met; None if there is none."""
         if self.target is None:
             return None
         return self.target.is_met(self.ours.median if self.figure is None else self.figure)
@@ -114,37 +115,37 @@ Pairs: TypeAlias = tuple[list[Sample], list[Sample]]
 
 @dataclass(frozen=True, slots=True)
 class Bench:
-    """What all trials need."""
+    """The common settings of all trials."""
 
     bootstrap: str
     folder: Path
-    """Input and files; on the file system that is measured."""
+    """For input and files; on the measured file system."""
     events: int
-    """In one run into Kafka; other trials take a part of it, or several times as many."""
+    """The events of one run into Kafka; other trials take a part of it, or several times as many."""
     runs: int
     seconds: float
-    """For how long a live stream is watched."""
+    """The duration of a live stream."""
     tell: Callable[[str], None]
     quick: bool = False
-    """Only show that every trial works: of several variants the first alone."""
+    """Only show that every trial works: use the first of several variants."""
     samples: list[Sample] = field(default_factory=list)
-    """Of the relay into Kafka, all of them."""
+    """All runs of the relay into Kafka."""
     other: Path | None = None
     """Another checkout, whose relay is compared with this one."""
 
     def some(self, *variants: T) -> tuple[T, ...]:
-        """All of them, or the first."""
+        """All variants, or the first if `quick`."""
         return variants[:1] if self.quick else variants
 
     def corpus(self, shape: Shape) -> Corpus:
-        """Its input."""
+        """The input file of a shape."""
         self.tell(f"input: {shape.events} events")
         return corpus(self.folder / "input", shape)
 
     def kafka(
         self, source: Corpus, *flags: str, partitions: int = 1, record_bytes: int = PLAIN
     ) -> Sample:
-        """One run of ours into Kafka."""
+        """Run the relay once into Kafka."""
         sample = relay_into_kafka(
             source, self.bootstrap, *flags, partitions=partitions, record_bytes=record_bytes
         )
@@ -156,7 +157,7 @@ class Bench:
     def pairs(
         self, ours: Callable[[], Sample], rival: Callable[[], Sample], runs: int | None = None
     ) -> Pairs:
-        """So many runs of each, alternately; `runs`: None: as many as usual."""
+        """Run both alternately, `runs` times each; None: as often as usual."""
         pairs = []
         for _ in range(self.runs if runs is None else runs):
             pairs.append((ours(), rival()))
@@ -166,7 +167,7 @@ class Bench:
     def both_ways(
         self, source: Corpus, command: Callable[[str, str], list[str]], *flags: str
     ) -> tuple[Pairs, Pairs]:
-        """Runs of the relay and of a rival into Kafka, over HTTP and over HTTPS, all in turns."""
+        """Run the relay and a rival into Kafka, over HTTP and over HTTPS, all in turns."""
         ways = (PLAIN, FULL_RECORD)
         taken: dict[int, Pairs] = {way: ([], []) for way in ways}
         for _ in range(self.runs):
@@ -192,7 +193,7 @@ def compare(
     scale: float = 1.0,
     over_tls: Pairs | None = None,
 ) -> Row:
-    """A row of the rates of two; `scale`: what one of our events counts."""
+    """Compare the rates of two programs in a row; `scale`: the weight of one of our events."""
     ours, rival = map(rates, samples)
     figure = ours.median * scale / rival.median
     https = None
@@ -234,7 +235,7 @@ def kafka(bench: Bench) -> list[Row]:
     ]
     if bench.quick:
         return rows
-    # Ours compresses by zstd by default: half as much on the brokers' disks.
+    # The relay compresses with zstd by default: half as much on the brokers' disks.
     alike, alike_over_tls = bench.both_ways(source, pipe, "--kafka.compression=lz4")
     return [
         *rows,
@@ -261,7 +262,7 @@ def _cpu_spread(samples: list[Sample]) -> Spread:
 
 
 def plain(bench: Bench) -> list[Row]:
-    """The same against the straightforward Python program."""
+    """Exactly once into Kafka, against the straightforward Python program."""
     source = bench.corpus(Shape(bench.events // 4))
     rows = []
     ways: tuple[tuple[str, list[str], Target | None], ...] = (
@@ -300,9 +301,8 @@ def files(bench: Bench) -> list[Row]:
 
 @contextmanager
 def _scratch(folder: Path) -> Iterator[Callable[[], Path]]:
-    """Gives new folders, and removes them all at the end: ext4 takes ten times as long to make a file
-    while it avoids the inodes of files that were deleted in the last minutes.
-    """
+    """Yields a function that makes new folders, all removed at the end: for some minutes after a
+    deletion, ext4 avoids the deleted files' inodes, and takes ten times as long to create a file."""
     root = folder / f"files-{uuid.uuid4().hex[:8]}"
     root.mkdir(parents=True)
     try:
@@ -312,7 +312,7 @@ def _scratch(folder: Path) -> Iterator[Callable[[], Path]]:
 
 
 def parsers(bench: Bench) -> list[Row]:
-    """More parsers: up to where another stage, or the machine, is the limit."""
+    """More parsers, until another stage, or the machine, is the limit."""
     source = bench.corpus(Shape(bench.events))
     by_number = _variants(
         bench, {f"{many}": (source, [f"--parsers={many}"], 1) for many in (1, 2, 4)}
@@ -325,7 +325,7 @@ def parsers(bench: Bench) -> list[Row]:
 
 
 def growth(bench: Bench) -> list[Row]:
-    """What costs more than in proportion."""
+    """Parameters whose cost grows more than proportionally."""
     least = bench.events // 2
     base = bench.corpus(Shape(least))
     tenfold = bench.corpus(Shape(least * 10))
@@ -335,7 +335,7 @@ def growth(bench: Bench) -> list[Row]:
     compared: dict[str, tuple[Corpus, list[str], int]] = {
         "10 times the events": (tenfold, [], 1),
         "10 times the size, per byte": (large, [], 1),
-        # The first transactions on a new topic take a second with so many.
+        # With so many partitions the first transactions on a new topic take a second.
         "64 partitions": (tenfold, [], 64),
         "500,000 identities in the window": (many, [], 1),
     }
@@ -355,7 +355,7 @@ def growth(bench: Bench) -> list[Row]:
 def _variants(
     bench: Bench, variants: dict[str, tuple[Corpus, list[str], int]]
 ) -> dict[str, list[Sample]]:
-    """So many runs of each into Kafka, one after the other, in turns."""
+    """Run each variant into Kafka, `runs` times, in turns."""
     samples: dict[str, list[Sample]] = {name: [] for name in variants}
     for _ in range(bench.runs):
         for name, (source, flags, partitions) in variants.items():
@@ -370,7 +370,7 @@ def tls(bench: Bench) -> list[Row]:
 
 
 def _history_over_tls(bench: Bench) -> list[Row]:
-    """As fast as it reads, by the size of TLS records."""
+    """At the relay's full speed, by the size of TLS records."""
     sources = {
         FULL_RECORD: bench.corpus(Shape(bench.events)),
         SEGMENT_RECORD: bench.corpus(Shape(bench.events)),
@@ -393,7 +393,7 @@ def _history_over_tls(bench: Bench) -> list[Row]:
         what = f"history over HTTPS, records of {_bytes(size)}"
         rows.append(compare("tls", f"{what} : over HTTP", (ours, over_http), target))
         if curl:
-            # The upper limit: curl takes all that the server can send.
+            # The upper limit: curl receives all that the server can send.
             least = Target(0.5, at_least=True) if size == BYTE_RECORD else None
             rows.append(compare("tls", f"{what} : curl > /dev/null", (ours, curl), least))
     return rows
@@ -404,7 +404,7 @@ def _bytes(size: int) -> str:
 
 
 def _live_over_tls(bench: Bench) -> list[Row]:
-    """One TLS record for each line of an event, as the real service writes them."""
+    """One TLS record per line of an event, as the real service writes them."""
     rows = []
     watches: tuple[tuple[int, float, float | None, float | None], ...] = (
         (50, bench.seconds, None, 2.5),
@@ -441,17 +441,17 @@ def live(bench: Bench) -> list[Row]:
 
 
 class Watched(NamedTuple):
-    """A live stream for a while."""
+    """The result of watching a live stream."""
 
     lags_seconds: list[float]
-    """Of all events, in ascending order."""
+    """The lags of all events, in ascending order."""
     cpu_percent: float
-    """Of a core, all processes of the relay."""
+    """Percent of a core, for all processes of the relay."""
     unread_bytes: int
-    """Left unread a moment after the last event."""
+    """Unread a moment after the last event."""
 
     def lag_ms(self, part: float) -> float:
-        """That part of the events had no greater lag."""
+        """The lag that this part of the events did not exceed."""
         return self.lags_seconds[int(len(self.lags_seconds) * part)] * 1000
 
 
@@ -473,7 +473,7 @@ def _watched(bench: Bench, rate: int, seconds: float, record_bytes: int = PLAIN)
         unread_bytes = upstream.unread_bytes()
         busy = meter.cpu_seconds() / (time.monotonic() - begun) * 100
         if not unread_bytes:
-            # A relay that has fallen behind might take for ever.
+            # A relay that has fallen behind might never finish.
             relay.until(lambda: len(arrivals.times) >= events, "all", LONGEST_SECONDS)
         assert relay.stop() == 0, relay.log
         late = lags(due, arrivals.times, time.time())
@@ -496,7 +496,7 @@ def start(bench: Bench) -> list[Row]:
             with Relay(*upstream.flags, *kafka_flags(bench.bootstrap, topic.name)) as relay:
                 relay.until(lambda: arrivals.times, "the first event", LONGEST_SECONDS)
         if number >= warming:
-            # The first one warms the disk's cache.
+            # The first run warms the disk's cache.
             seconds.append(arrivals.times[0] - begun)
             bench.tell(f"{seconds[-1]:.2f} s")
     what = "from the command to the first published event"
@@ -543,7 +543,7 @@ def _memory_spread(samples: list[Sample]) -> Spread:
 
 
 def memory(bench: Bench) -> list[Row]:
-    """Most memory of all runs into Kafka; by itself, of one of large events."""
+    """Peak memory of all runs into Kafka; if run alone, of one with large events."""
     if not bench.samples:
         bench.kafka(bench.corpus(Shape(bench.events // 10, size_factor=10)))
     held = _memory_spread(bench.samples)
@@ -563,4 +563,4 @@ TRIALS: dict[str, Trial] = {
     "against": against,
     "memory": memory,
 }
-"""By name, in their order; `memory` comes last, as it looks at all the others."""
+"""By name, in order; `memory` is last, because it uses the samples of all the others."""

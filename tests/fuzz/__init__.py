@@ -1,1 +1,1 @@
-"""Everything that reads foreign bytes, given any bytes."""
+"""Feeds arbitrary bytes to all code that reads foreign bytes."""

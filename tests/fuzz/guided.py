@@ -1,7 +1,7 @@
-"""One target under atheris, in a process of its own.
+"""One target under atheris, in a separate process.
 
-Law: nothing of pleiades is imported before atheris can instrument it, so that the readers, and not only
-this loop, guide it.
+Law: nothing of pleiades is imported before atheris can instrument it, so that the code under test, and
+not only this loop, guides it.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from typing import Any
 
 INSTRUMENTED = ["pleiades", "sseclient", "tomllib", "email"]
 OWN_MUTATIONS = 0.3
-"""Share of mutations that are ours: libFuzzer's don't repeat a byte a thousand times."""
+"""Share of our own mutations: libFuzzer's do not repeat a byte a thousand times."""
 
 
 def main(name: str) -> None:
-    """Fuzz until atheris ends the process; its own options are in `sys.argv`."""
-    # Not among our requirements, and without types.
+    """Fuzz until atheris ends the process; `sys.argv` has atheris' own options."""
+    # Not among the requirements, and untyped.
     atheris: Any = importlib.import_module("atheris")
 
     with atheris.instrument_imports(include=INSTRUMENTED):

@@ -1,7 +1,7 @@
-"""From inputs that mean something to inputs that almost do.
+"""Turns meaningful inputs into almost meaningful ones.
 
 Law: an edit is a value and applying it is pure, so that hypothesis can draw and shrink edits, and a
-plain generator of random numbers can make a hundred thousand of them a second.
+plain random generator can make a hundred thousand of them per second.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from tests.fuzz.target import MAX_INPUT_BYTES
 
 MAX_EDITS = 6
 EDITS = (1, 1, 2, 3, MAX_EDITS)
-"""How many; a single one breaks nothing else, and so gets furthest."""
+"""The number of edits; a single one breaks nothing else, and so gets furthest."""
 MAX_PIECE_BYTES = 64
 MAX_REPEATS = 1200
-"""More than the depth that JSON readers (1,024) and Python's stack (1,000) allow."""
+"""More than the depth limits of JSON readers (1,024) and of Python's stack (1,000)."""
 
 KINDS = ("insert", "replace", "delete", "flip", "repeat", "nest", "splice")
 WEIGHTS = (6, 6, 4, 4, 3, 1, 2)
@@ -29,17 +29,17 @@ class Edit(NamedTuple):
     kind: str
     """One of `KINDS`."""
     at: int
-    """Where, modulo the length of what is there."""
+    """The place, modulo the length of the input."""
     size: int
-    """How many bytes from there on; for `repeat` how often, for `nest` how deep, for
-    `flip` which bit."""
+    """The number of bytes from there on; for `repeat` the count, for `nest` the depth, for `flip` the
+    bit."""
     piece: bytes
-    """What is put in; for `splice` another input, whose rest is put in place of this one's; for `repeat`
-    empty if the byte that is there is meant."""
+    """The inserted bytes; for `splice` another input, whose rest replaces this one's; for `repeat`
+    empty to repeat the existing byte."""
 
 
 def edited(base: bytes, edits: Sequence[Edit]) -> bytes:
-    """An input after some edits, never longer than `MAX_INPUT_BYTES`."""
+    """Apply edits to an input; the result is never longer than `MAX_INPUT_BYTES`."""
     changed = base
     for edit in edits:
         changed = _once(changed, edit)[:MAX_INPUT_BYTES]
@@ -73,7 +73,7 @@ def mutated(
     tokens: Sequence[bytes],
     others: Sequence[bytes] = (),
 ) -> bytes:
-    """An input like those of the corpus, spliced with some of it or of others."""
+    """Mutate an input of the corpus, perhaps spliced with others."""
     edits = [_any_edit(rng, others or corpus, tokens) for _ in range(rng.choice(EDITS))]
     return edited(rng.choice(corpus), edits)
 

@@ -1,7 +1,7 @@
-"""https://html.spec.whatwg.org/multipage/server-sent-events.html#event-stream-interpretation , one byte
-after the other, as slowly and plainly as it stands there.
+"""https://html.spec.whatwg.org/multipage/server-sent-events.html#event-stream-interpretation , byte by
+byte, as literally as possible.
 
-Law: nothing of pleiades is used, and nothing is clever.
+Law: no code of pleiades, and no optimisation.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 
 @dataclass
 class Interpretation:
-    """What a stream of bytes says, up to its last complete frame."""
+    """The content of a stream of bytes, up to its last complete frame."""
 
     frames: list[bytes] = field(default_factory=list)
-    """Lines of each frame that has any, joined by LF."""
+    """The lines of each non-empty frame, joined by LF."""
     events: list[tuple[str, bytes, bytes]] = field(default_factory=list)
     """Type, last event ID, data."""
     last_event_id: bytes = b""
@@ -25,7 +25,7 @@ class Interpretation:
 
 
 def lines_of(stream: bytes) -> tuple[list[bytes], bytes]:
-    """Lines that have ended, and what comes after the last of them."""
+    """Return the lines that have ended, and the bytes after the last of them."""
     if stream[:3] == b"\xef\xbb\xbf":
         stream = stream[3:]
     lines: list[bytes] = []

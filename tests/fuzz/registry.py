@@ -1,7 +1,7 @@
-"""All targets, and the inputs that are kept of each.
+"""All targets, and the kept inputs of each.
 
-`corpus/<target>/` holds one input a file: some that mean what they should, and every one that was ever a
-finding. They are all made up.
+`corpus/<target>/` holds one input per file: some valid ones, and every input that was ever a finding.
+All are made up.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from tests.fuzz.target import Target
 from tests.fuzz.targets import configuration, http, stored, stream
 
 EXAMPLES = 1200
-"""Inputs that the test suite tries of a target; all targets together take it a minute."""
+"""Inputs per target in the test suite; all targets together take a minute."""
 SLOW = 300
-"""Of a target whose inputs take milliseconds."""
+"""For a target whose inputs take milliseconds."""
 CORPUS = Path(__file__).parent / "corpus"
 
 JSON = (
@@ -98,5 +98,5 @@ TARGETS = {
 
 
 def corpus_of(name: str) -> dict[str, bytes]:
-    """The kept inputs of a target, by their files' names."""
+    """The kept inputs of a target, by file name."""
     return {file.name: file.read_bytes() for file in sorted((CORPUS / name).iterdir())}

@@ -1,6 +1,6 @@
-"""`scripts/fuzz`: for as long as somebody wants, and guided by coverage if atheris is there.
+"""`scripts/fuzz`: fuzzes for any length of time, guided by coverage if atheris is installed.
 
-Law: what was found is kept under `corpus/<target>/`, where the test suite repeats it until it is mended.
+Law: findings are kept under `corpus/<target>/`, where the test suite repeats them until they are fixed.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from tests.fuzz.target import MAX_INPUT_BYTES
 
 DEFAULT_MINUTES = 10.0
 MAX_SECONDS_PER_INPUT = 10
-"""One that takes longer is a finding of atheris, too."""
+"""For atheris, a slower input is a finding, too."""
 MAX_KEPT_INTERESTING = 5000
-"""Inputs that one target's run without atheris builds on."""
+"""The inputs that one target's run without atheris builds on."""
 MAX_SHRINKING_SECONDS = 20.0
 
 
@@ -66,7 +66,7 @@ def _say(line: str) -> None:
 
 
 def _plain(name: str, seed: int, seconds: float) -> bool:
-    """Mutate what is kept, for so long; whether nothing was found."""
+    """Mutate kept inputs for that long; returns True if there was no finding."""
     target, rng = TARGETS[name], random.Random(seed)
     corpus = list(corpus_of(name).values())
     started, count = time.monotonic(), 0
@@ -95,7 +95,7 @@ def _remember(rng: random.Random, corpus: list[bytes], raw: bytes) -> None:
 
 
 def _guided(name: str, seed: int, seconds: float) -> bool:
-    """The same in a process of its own, which atheris ends at a finding."""
+    """Fuzz in a separate process, which atheris ends at a finding."""
     with tempfile.TemporaryDirectory() as folder:
         home = Path(folder)
         growing, artifacts = home / "corpus", home / "found"
@@ -140,10 +140,10 @@ def _quoted(token: bytes) -> str:
 
 
 def _complaint(name: str, raw: bytes) -> str | None:
-    """What is wrong with this input, in one word: so that shrinking does not end at another finding."""
+    """The kind of finding in one word, so that shrinking does not end at another finding."""
     try:
         TARGETS[name].check(raw)
-    except Exception as error:  # anything at all is a finding
+    except Exception as error:  # any exception is a finding
         place = error.__traceback__
         while place is not None and place.tb_next is not None:
             place = place.tb_next

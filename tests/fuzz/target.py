@@ -1,7 +1,7 @@
-"""What a fuzz target is.
+"""The definition of a fuzz target.
 
-Law: a target takes any bytes and returns. Errors that the code documents are part of that; whatever
-else comes out of it is a finding. It depends on its input alone, so that a finding can be repeated.
+Law: a target accepts any bytes and returns. It handles documented errors; any other exception is a
+finding. It depends on its input alone, so that a finding can be repeated.
 """
 
 from __future__ import annotations
@@ -12,24 +12,24 @@ from contextlib import contextmanager
 from typing import NamedTuple
 
 MAX_INPUT_BYTES = 4096
-"""Of one input. Depth and length that break something must be reachable within it."""
+"""Depths and lengths that break something must be reachable within this size."""
 
 MAX_DIGITS = 640
-"""Python refuses to read longer numbers, by default from 4,300 digits on. Here it does so as early as it
-can be told to: then an input of 700 bytes finds what one of 5,000 would."""
+"""Python refuses to read longer numbers, by default from 4,300 digits on. This is the lowest limit that
+it allows: an input of 700 bytes then finds what one of 5,000 would."""
 
 
 class Target(NamedTuple):
-    """One reader of foreign bytes, and what must hold of all it makes of them."""
+    """A reader of foreign bytes, and the checks of its results."""
 
     read: Callable[[bytes], None]
     tokens: tuple[bytes, ...]
-    """Words of the format: what a mutation puts in, so that it gets past the first check."""
+    """Words of the format, which mutations insert to get past the first check."""
     examples: int
-    """How many inputs the test suite tries. By this, not by a clock, its time is bounded."""
+    """The number of inputs in the test suite; this, not a clock, bounds its time."""
 
     def check(self, raw: bytes) -> None:
-        """Give the target one input; raises on a finding only."""
+        """Give the target one input; raises only on a finding."""
         with _early_limit_of_digits():
             self.read(raw)
 
@@ -45,15 +45,15 @@ def _early_limit_of_digits() -> Iterator[None]:
 
 
 SEPARATOR = b"\n%%\n"
-"""Stands between the parts of an input that is more than one thing."""
+"""Separates the parts of an input that has several."""
 
 
 def parts(raw: bytes, number: int) -> list[bytes]:
-    """As many parts of an input as are asked for; what is not there is empty."""
+    """Split an input into `number` parts; missing parts are empty."""
     found = raw.split(SEPARATOR, number - 1)
     return found + [b""] * (number - len(found))
 
 
 def lossless(raw: bytes) -> str:
-    """Bytes as Python gives arguments, environment, file names and headers to a program."""
+    """Decode bytes as Python does for arguments, environment, file names and headers."""
     return raw.decode(errors="surrogateescape")

@@ -1,4 +1,4 @@
-"""Foreign bytes, whatever they are, bring about what is documented and nothing else.
+"""Foreign bytes have only documented effects.
 
 `scripts/fuzz` does the same for longer.
 """
@@ -14,11 +14,11 @@ from tests.fuzz.registry import CORPUS, TARGETS, corpus_of
 from tests.fuzz.target import MAX_INPUT_BYTES
 
 MAX_KEPT_BYTES = 4096
-"""Of one file of the corpus: somebody must be able to read it."""
+"""Limit of one file of the corpus, which must stay readable for humans."""
 MAX_KEPT = 20
-"""Files of one target."""
+"""Files per target."""
 MAX_ANY_BYTES = 100
-"""Of inputs that have nothing to do with the corpus."""
+"""Limit of inputs that are unrelated to the corpus."""
 
 
 def edits(corpus: list[bytes], tokens: tuple[bytes, ...]) -> st.SearchStrategy[mutation.Edit]:
@@ -53,7 +53,7 @@ def test_what_is_kept(name: str, file: str) -> None:
 def test_what_is_made_of_it(name: str) -> None:
     target = TARGETS[name]
 
-    # Phases and database as usual: a failing input is shrunk and tried first the next time.
+    # The usual phases and database: a failing input is shrunk and tried first the next time.
     @settings(
         max_examples=target.examples,
         suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],

@@ -396,7 +396,7 @@ class History:
             begin = self.upstream.resolve(source, checkpoint.started_ms)
             self.early.update(entry.identity for entry in log[:begin])
 
-    # What happens.
+    # The events of a history.
 
     def step(self) -> None:
         rng = self.rng

@@ -1,1 +1,1 @@
-"""The targets, by what the bytes are: see `tests.fuzz.registry`."""
+"""The targets, grouped by the origin of the bytes: see `tests.fuzz.registry`."""

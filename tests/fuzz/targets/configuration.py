@@ -1,4 +1,4 @@
-"""What the operator writes: the configuration file, the file of Kafka's properties, single values."""
+"""The operator's input: the configuration file, the file of Kafka's properties, single values."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from tests.fuzz.target import lossless
 
 NOW = datetime(2026, 1, 2, 12, 0, tzinfo=UTC)
 SECRET = b"HUNTER2"
-"""No property's name can be that, for it is in capitals: wherever it stands, no error may show it."""
+"""In capitals, so that it cannot be a property's name: no error may show it anywhere."""
 
 MAX_SECONDS = 10**12 * 86_400
 T = TypeVar("T")
@@ -60,7 +60,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _parsed(*arguments: str) -> argparse.Namespace:
-    # Without the environment, which may say anything.
+    # Without the environment, which may contain anything.
     parse: Callable[..., argparse.Namespace] = _parser().parse_args
     return parse(arguments, env_vars={})
 
@@ -114,7 +114,7 @@ def kafka_config(raw: bytes) -> None:
             return
     for key, value in found:
         assert re.fullmatch(r"[a-z0-9_.]+", key)
-        # To librdkafka these are C strings.
+        # librdkafka takes C strings.
         assert "\0" not in key + value
         value.encode()
         shown = properties.without_values(f"wrong: '{value}'", found)
@@ -128,7 +128,7 @@ def kafka_config(raw: bytes) -> None:
 
 
 def values(raw: bytes) -> None:
-    """A flag's value: what is accepted is what the flag promises; else `ValueError` with a reason."""
+    """A flag's value: accepted only as the flag promises; otherwise `ValueError` with a reason."""
     text = lossless(raw)
     seconds = _accepted(parse_duration, text)
     if seconds is not None:

@@ -1,4 +1,4 @@
-"""HTTP: what the upstream answers, and what the local upstream is asked."""
+"""HTTP: the upstream's answers, and requests to the local upstream."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from tests.fuzz.target import lossless, parts
 
 NOW = datetime(2026, 1, 2, 12, 0, tzinfo=UTC)
 MAX_CHUNKS = 16
-"""A bomb of 4 kB, packed twice, is gigabytes: whether each chunk is bounded shows soon."""
+"""A bomb of 4 kB, compressed twice, is gigabytes: an unbounded chunk shows soon."""
 MAX_MESSAGE_CHARACTERS = 3000
 CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f]")
 
@@ -38,13 +38,13 @@ CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f]")
 
 
 def retry_after(raw: bytes) -> None:
-    """The header `Retry-After`, as http.client gives it."""
+    """The header `Retry-After`, as http.client returns it."""
     pause = retry_after_seconds(raw.decode("latin-1"), NOW, MAX_RETRY_AFTER_SECONDS)
     assert pause is None or 0 <= pause <= MAX_RETRY_AFTER_SECONDS
 
 
 def answer(raw: bytes) -> None:
-    """All bytes of an answer, from the status line on: a stream, `Transient` or a refusal."""
+    """All bytes of an answer from the status line on: a stream, `Transient` or a refusal."""
     upstream = Upstream(
         UpstreamSettings("http://127.0.0.1:1/v2", ("x",), "https://example.org/", 60, 5, False)
     )
@@ -79,7 +79,7 @@ def _fit_to_be_shown(error: Transient | RefusedByUpstream) -> None:
 
 @contextlib.contextmanager
 def _answering(raw: bytes) -> Iterator[None]:
-    """Each connection is half of a pair of sockets, in which the answer already lies: no server."""
+    """Each connection is half of a socket pair that already holds the answer: no server."""
     pairs: list[tuple[socket.socket, socket.socket]] = []
 
     def connected(*_: object, **__: object) -> socket.socket:
@@ -95,7 +95,7 @@ def _answering(raw: bytes) -> Iterator[None]:
     finally:
         for ours, their in pairs:
             their.close()
-            # After a redirect to nowhere requests leaves it to the garbage collector.
+            # After an invalid redirect requests leaves it to the garbage collector.
             left = ours.detach()
             if left >= 0:
                 os.close(left)
@@ -108,9 +108,9 @@ PARTITIONS = 2
 
 
 def request(raw: bytes) -> None:
-    """Streams, `since`, `Last-Event-ID`, agent: where to start, or a `Refusal` that can be sent."""
+    """Streams, `since`, `Last-Event-ID`, agent: a start, or a `Refusal` that can be sent."""
     streams, since, last_event_id, agent = map(lossless, parts(raw, 4))
-    # A path and a query come through yarl, which leaves what is not UTF-8 as it is, percent and all.
+    # Path and query come through yarl, which leaves invalid UTF-8 percent-encoded.
     streams, since = (text.encode(errors="replace").decode() for text in (streams, since))
     try:
         check_user_agent(agent)
@@ -120,7 +120,7 @@ def request(raw: bytes) -> None:
     except Refusal as refusal:
         assert 400 <= refusal.status < 500
         assert type(refusal.body) in (bytes, dict)
-        # It goes into the status line.
+        # It is sent in the status line.
         assert refusal.reason is None or re.fullmatch(r"[ -~]{1,200}", refusal.reason)
         return
     assert len({entry.source for entry in asked}) == len(asked)

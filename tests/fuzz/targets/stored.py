@@ -1,4 +1,4 @@
-"""What Pleiades reads back: checkpoints, file names, offsets' metadata, records of a topic."""
+"""Stored data that Pleiades reads back: checkpoints, file names, offset metadata, records."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ AT = ("t", 0)
 
 
 def checkpoint(raw: bytes) -> None:
-    """A checkpoint's bytes are one, and stored again the same one; or `UnreadableCheckpoint`."""
+    """Bytes are a checkpoint that is stored again unchanged, or `UnreadableCheckpoint`."""
     try:
         read = decode_checkpoint(raw)
     except UnreadableCheckpoint as error:
@@ -47,7 +47,7 @@ def checkpoint(raw: bytes) -> None:
 
 
 def metadata(raw: bytes) -> None:
-    """The same of an offset's metadata, which is text to Kafka's client."""
+    """The same for an offset's metadata, which Kafka's client handles as text."""
     try:
         read = read_stored({AT: raw.decode(errors="replace")}, AT)
     except UnreadableCheckpoint as error:
@@ -57,7 +57,7 @@ def metadata(raw: bytes) -> None:
     assert _is_time(read.since_ms)
     readback = read.readback
     if readback is None:
-        return  # Of the version before.
+        return  # Written by the previous version.
     for part in readback.parts({AT: 10**6}):
         assert all(ms >= 0 for ms in part.reached.values())
         assert all(type(offset) is int and offset >= 0 for offset in part.end.values())
@@ -65,7 +65,7 @@ def metadata(raw: bytes) -> None:
     try:
         again = encode(read.checkpoint, readback, read.writer, AT)
     except Fatal:
-        return  # It was packed better than we do.
+        return  # It was packed better than ours.
     assert len(again[AT].encode()) <= MAX_METADATA_BYTES
     assert read_stored(again, AT).checkpoint == read.checkpoint
 
@@ -93,7 +93,7 @@ def _is_time(number: object) -> bool:
 
 
 def name(raw: bytes) -> None:
-    """Whatever lies in the directory, its name is one of an event or it is not."""
+    """A file name in the directory is an event's, or it is not."""
     found = lossless(raw)
     is_event_folder(found)
     folder, identity = folder_of(found), identity_in(found)
@@ -106,7 +106,7 @@ def name(raw: bytes) -> None:
 
 
 class Record:
-    """As much of a `confluent_kafka.Message` as is read of it."""
+    """The part of `confluent_kafka.Message` that the code reads."""
 
     def __init__(
         self, key: bytes | None, value: bytes | None, headers: dict[str, Any] | None = None
@@ -151,7 +151,7 @@ def _dead_letter(record: Record) -> Published | None:
 
 
 def records(raw: bytes) -> None:
-    """Key, value, then headers `identity`, `source`, `id`, and a field's path: of anybody's record."""
+    """Key, value, then headers `identity`, `source`, `id`, and a field's path: any writer's record."""
     key, value, identity, source, sse_id, path = parts(raw, 6)
     headers = {"identity": identity or None, "source": source, "id": sse_id or None}
     for record in (
@@ -178,7 +178,7 @@ def _destination(key_field: tuple[str, ...]) -> KafkaDestination:
 
 
 def republished(raw: bytes) -> None:
-    """A stream: what is published of it, in either way of keying, is recognised when read back."""
+    """Events of a stream, published with either kind of key, are recognised when read back."""
     blob = Framer().feed(raw + b"\n\n")
     batch = decode(Frames(0, 1, blob, b"", 0, 0), True).batch
     for event in batch.events:
@@ -205,7 +205,7 @@ def republished(raw: bytes) -> None:
 
 
 def recorded(raw: bytes) -> None:
-    """A file of `simulate --file`: its first byte says which of both kinds it is."""
+    """A file of `simulate --file`; its first byte tells which of the two kinds it is."""
     kind, text = raw[:1], raw[1:]
     for data, sse_id in recorded_pairs(text, sse=kind > b"m"):
         event = recorded_event(data, sse_id, "eqiad.x", 7)

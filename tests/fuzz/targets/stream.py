@@ -49,11 +49,11 @@ from tests.fuzz.reference import Interpretation, interpret
 from tests.fuzz.target import parts
 
 MAX_FILE_NAME_BYTES = 255
-"""What Linux's file systems take."""
+"""The limit of Linux's file systems."""
 MAX_RETRY_DIGITS = 12
-"""`retry_in` cuts longer ones; that is years."""
+"""`retry_in` truncates longer ones; these are years."""
 MIN_FRAME_LIMIT = 3
-"""Below it, half a byte order mark is already too long."""
+"""With a lower limit, half a byte order mark is already too long."""
 NO_LIMIT = 10**9
 SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
@@ -62,7 +62,7 @@ SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
 def framing(raw: bytes) -> None:
-    """The first byte says where the network cuts and how long a frame may be; the rest is the stream."""
+    """The first byte determines the split and the frame limit; the rest is the stream."""
     seed, stream = raw[:1], raw[1:]
     rng = random.Random(seed)
     limit = rng.choice((MIN_FRAME_LIMIT, 8, 30, 200))
@@ -125,7 +125,7 @@ def _unlimited(chunks: list[bytes], whole: Interpretation) -> None:
 
 
 def sse_id(raw: bytes) -> None:
-    """An id is the documented array, and can be asked for again; anything else is `MalformedId`."""
+    """An id is the documented array, and can be requested again; anything else is `MalformedId`."""
     try:
         assignments = parse_id(raw)
     except MalformedId as error:
@@ -147,7 +147,7 @@ def sse_id(raw: bytes) -> None:
         assert is_source(source)
         assert timestamp_ms is None or 0 <= timestamp_ms <= MAX_TIMESTAMP_MS
     composed = compose_id(position)
-    # It becomes a header.
+    # It is sent as a header.
     assert composed.isascii()
     assert composed.isprintable()
     assert dict(parse_id(composed.encode())) == position
@@ -164,7 +164,7 @@ def _received(blob: bytes, last_event_id: bytes) -> Frames:
 
 
 def events(raw: bytes) -> None:
-    """Last event ID, then a stream: each frame is one of the things it can be, under a safe name."""
+    """Last event ID, then a stream: each frame is classified, under a safe name."""
     last_event_id, stream = parts(raw, 2)
     blob = Framer().feed(stream + b"\n\n")
     for keep_canaries in (True, False):
@@ -222,10 +222,10 @@ def _safe_event(event: Event, decoded: Decoded) -> None:
     assert os.path.normpath(f"/events/{folder}/{name}") == f"/events/{folder}/{name}"
     assert folder_of(name) == folder
     assert identity_in(name) == event.identity
-    # What a restart reads back of a topic must be what was remembered when it was published.
+    # A restart must read back the identity that was remembered when the event was published.
     identified = identify(event.key, event.data)
     assert identified is not None
-    # Of a fallback identity, the id before may have told more; so it is stored with the event.
+    # A fallback identity may depend on the previous id; so it is stored with the event.
     if not is_fallback(event.identity) or identified.source != UNKNOWN_SOURCE:
         assert (identified.identity, identified.source) == (event.identity, event.source)
 
