@@ -31,26 +31,26 @@ def arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(
         prog="./scripts/bench",
-        description="Measures the relay beside its rivals: pairs of runs on one machine, their medians "
-        "and ratios. With KAFKA_BOOTSTRAP=host:port that broker is used instead of one of its own.",
+        description="Measures the relay against its rivals: pairs of runs on one machine, their medians "
+        "and ratios. KAFKA_BOOTSTRAP=host:port selects an existing broker instead of a private one.",
     )
     parser.add_argument(
         "names",
         metavar="NAME",
         nargs="*",
-        help=f"one of {', '.join(TRIALS)} (without any: all of these); or a picture that is drawn: "
+        help=f"one of {', '.join(TRIALS)} (default: all of these); or a picture to draw: "
         f"{', '.join(PICTURES)}",
     )
-    parser.add_argument("--runs", type=int, default=RUNS, help="of each (default %(default)s)")
+    parser.add_argument("--runs", type=int, default=RUNS, help="runs of each (default %(default)s)")
     parser.add_argument(
-        "--events", type=int, default=EVENTS, help="in one run (default %(default)s)"
+        "--events", type=int, default=EVENTS, help="events in one run (default %(default)s)"
     )
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
     parser.add_argument("--markdown", action="store_true", help="print the result as Markdown")
     parser.add_argument(
         "--quick",
         action="store_true",
-        help="one small run of each: whether it works; its figures mean nothing",
+        help="one small run of each, to check that it works; its figures mean nothing",
     )
     parser.add_argument(
         "--against",
@@ -68,7 +68,7 @@ def arguments() -> argparse.Namespace:
         "--pictures",
         type=Path,
         default=PICTURES_FOLDER,
-        help="where pictures go (default docs/performance)",
+        help="folder for the pictures (default docs/performance)",
     )
     given = parser.parse_args()
     there = [*TRIALS, *PICTURES]

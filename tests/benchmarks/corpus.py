@@ -28,7 +28,7 @@ from pleiades.simulator.settings import DATA_CENTRES, SimulatorSettings, topics_
 from tests.harness.script import chunked
 
 VERSION = 4
-"""The version of the file format; another version makes the files anew."""
+"""The version of the file format; another version remakes the files."""
 SEED = 20_250_601
 STREAM = "recentchange"
 ENDED_MS = 1_764_000_000_000

@@ -1,6 +1,6 @@
 """The straightforward Python program, in one process.
 
-python -m tests.benchmarks.plain URL BROKER TOPIC [PIECE_BYTES]
+    python -m tests.benchmarks.plain URL BROKER TOPIC [PIECE_BYTES]
 
 It parses each event with sseclient-py and the standard library's JSON, and produces one record for
 each. Without PIECE_BYTES it passes the response to sseclient-py as in the README; with it, in larger

@@ -1,6 +1,6 @@
 """One file per event in the simplest way: open, write, close.
 
-python -m tests.benchmarks.plain_files FILE FOLDER
+    python -m tests.benchmarks.plain_files FILE FOLDER
 
 The events of FILE are in memory before the clock starts; the program prints how many seconds the loop
 took. No name is checked, and nothing is staged, synced or remembered.

@@ -1,21 +1,21 @@
-"""The upstream of a benchmark: a process of its own that sends a file as fast as the client reads.
+"""The upstream of a benchmark: a separate process that sends a file as fast as the client reads.
 
     python -m tests.benchmarks.serve FILE [--rate N --times FILE] [--ca FILE --record BYTES]
 
 A request without `Last-Event-ID`, or from a time before the events, gets all of FILE, and then the
-connection ends. Any other comes from a client that has had it all, and gets silence.
+connection ends. Any other request comes from a client that has received everything, and gets silence.
 
 With `--rate`, FILE must have a chunk for each line. The events are sent one by one, and the connection
-stays open. The time at which each event was due goes into the file of `--times`, as an array of doubles.
+stays open. The due times of the events are written to the file of `--times`, as an array of doubles.
 
-With `--ca` the server speaks HTTPS, with TLS records of at most `--record` bytes. It makes a certificate
-authority of its own and writes its certificate into that file.
+With `--ca` the server speaks HTTPS, with TLS records of at most `--record` bytes. It creates a
+certificate authority and writes its certificate into that file.
 
 On standard output it prints the port, and then these lines:
 
     request TIME FRESH      a request came at TIME by `time.monotonic()`; FRESH: 1 if it gets events
-    unread BYTES            with `--rate`, `SETTLE_SECONDS` after the last event was due: what the client
-                            has left unread in the sockets of both sides, and what did not fit there
+    unread BYTES            with `--rate`, `SETTLE_SECONDS` after the last event was due: the bytes
+                            left unread in the sockets of both sides, and those that did not fit there
 """
 
 from __future__ import annotations

@@ -186,29 +186,35 @@ def arguments() -> argparse.ArgumentParser:
     """The flags."""
     parser = argparse.ArgumentParser(
         prog="./scripts/faults",
-        description="Brings about every fault of the matrix under the real relay, and compares what it "
-        "published, read afresh, with what the upstream had.",
+        description="Injects every fault of the matrix into the real relay, and compares the published "
+        "events, read from scratch, with the upstream's.",
     )
     add = parser.add_argument
     add(
         "--minutes",
         type=float,
         default=FULL_MINUTES,
-        help="length of the run, about, on two cores: repeats and waits are in proportion "
+        help="approximate length of the run on two cores: repetitions and waits scale with it "
         f"(default: {FULL_MINUTES:g})",
     )
-    add("--seed", type=int, help="same victims and moments as in another run (default: any)")
-    add("--only", action="append", choices=ROWS, metavar="NAME", help="this row; may be repeated")
-    add("--on", choices=("files", "kafka"), help="this destination (default: both)")
+    add("--seed", type=int, help="repeat the victims and moments of another run (default: random)")
+    add(
+        "--only",
+        action="append",
+        choices=ROWS,
+        metavar="NAME",
+        help="run only this row; may be repeated",
+    )
+    add("--on", choices=("files", "kafka"), help="run only on this destination (default: both)")
     add(
         "--jobs",
         type=int,
         default=os.cpu_count() or 1,
-        help="cells at a time where recovery is measured; twice as many where not (default: cores)",
+        help="concurrent cells with measured recovery; twice as many others (default: cores)",
     )
     add("--json", type=Path, metavar="FILE", help="write the outcomes there")
     add("--markdown", type=Path, metavar="FILE", help="write the table there")
-    add("--list", action="store_true", help="say what rows there are")
+    add("--list", action="store_true", help="list the rows")
     return parser
 
 

@@ -37,10 +37,12 @@ def main() -> int:
         default=DEFAULT_MINUTES,
         help="for all targets together [%(default)s]",
     )
-    parser.add_argument("--only", choices=sorted(TARGETS), help="one target alone")
-    parser.add_argument("--seed", type=int, default=None, help="to repeat a run [any]")
+    parser.add_argument("--only", choices=sorted(TARGETS), help="fuzz only this target")
+    parser.add_argument("--seed", type=int, default=None, help="repeats a run [random]")
     parser.add_argument("--engine", choices=("atheris", "plain"), help="[atheris if installed]")
-    parser.add_argument("--repeat", type=Path, metavar="FILE", help="give --only this one input")
+    parser.add_argument(
+        "--repeat", type=Path, metavar="FILE", help="give the target of --only this one input"
+    )
     told = parser.parse_args()
     if told.repeat is not None:
         if told.only is None:

@@ -1,1 +1,1 @@
-"""The real command against a local upstream, and an oracle that reads the destination afresh."""
+"""The real command against a local upstream, and an oracle that reads the destination from scratch."""

@@ -1,4 +1,4 @@
-"""`pleiades check` on real destinations: its report, and that it writes nothing and disturbs nobody."""
+"""`pleiades check` on real destinations: its report, and its lack of side effects."""
 
 from __future__ import annotations
 
