@@ -43,6 +43,8 @@ class Evidence:
     streams: tuple[str, ...]
     overlap_ms: int
     window_ms: int
+    clock_ms: int = field(default_factory=now_ms)
+    """The upstream is not asked relative to a later time, even where the position is dated ahead."""
     several: Position = field(default_factory=dict)
     """The join of the ids that name several topic-partitions."""
     single: Position = field(default_factory=dict)
@@ -101,7 +103,7 @@ class Evidence:
         """
         begun = [reduce(join, head) for head in self.heads.values()]
         return bool(begun) and all(
-            0 < position.get(source, 0) < reached_ms - self.window_ms
+            0 < position.get(source, 0) < self._horizon_ms(reached_ms)
             for position in begun
             for source, reached_ms in self.reached.items()
         )
@@ -110,11 +112,16 @@ class Evidence:
         """True for an event of an ingest that the upstream can repeat; asked of all records in order."""
         if record.replay:
             return False
-        reached = self.reached
-        before = self.passed[record.at] = join(self.passed.get(record.at, {}), _timestamps(record))
-        source = record.source if record.source in reached else UNKNOWN_SOURCE
-        reached_ms = reached.get(source, max(reached.values()))
-        return before.get(source, reached_ms) >= reached_ms - self.window_ms
+        own, reached = _timestamps(record), self.reached
+        before = self.passed[record.at] = join(self.passed.get(record.at, {}), own)
+        source = record.source
+        if source not in own or source not in reached:
+            # Its id does not tell when it came.
+            return True
+        return before[source] >= self._horizon_ms(reached[source])
+
+    def _horizon_ms(self, reached_ms: int) -> int:
+        return min(reached_ms, self.clock_ms) - self.window_ms
 
     def checkpoint(self) -> Checkpoint | None:
         """The position to resume from; None: the topic does not show it."""

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
 from pleiades.core.checkpoint import Checkpoint
+from pleiades.core.readback import Offsets
+from pleiades.sinks.kafka import recovery
 from pleiades.sinks.kafka.records import NO_STREAM, Published
-from pleiades.sinks.kafka.recovery import Evidence
+from pleiades.sinks.kafka.recovery import Evidence, recover
 from tests.unit.sinks.kafka.ids import sse_id
 
 EQIAD = ("eqiad.mediawiki.recentchange", 0)
@@ -22,8 +26,10 @@ def record(
     *reached: tuple[tuple[str, int], int | None],
     stream: str = "mediawiki.recentchange",
     replay: bytes = b"",
+    source: tuple[str, int] = EQIAD,
+    at: tuple[str, int] = ("events", 0),
 ) -> Published:
-    return Published("id", EQIAD, stream, sse_id(*reached), replay)
+    return Published("id", source, stream, sse_id(*reached), replay, at)
 
 
 def letter(*reached: tuple[tuple[str, int], int | None]) -> Published:
@@ -98,6 +104,10 @@ def test_what_a_replay_published_tells_nothing_of_an_ingest() -> None:
         EQIAD: NOW_MS,
         CODFW: NOW_MS,
     }
+    ahead = record((EQIAD, NOW_MS + 9999), (CODFW, NOW_MS + 9999), replay=b"r")
+    assert looked(ahead, live).reached == {EQIAD: NOW_MS, CODFW: NOW_MS}
+    only_replays = looked(ahead)
+    assert (only_replays.records, only_replays.events) == (1, 0)
     # The previous version did not mark a replay's records.
     assert looked(record((EQIAD, NOW_MS + 9999)), live).reached[EQIAD] == NOW_MS
 
@@ -142,3 +152,84 @@ def test_what_is_read_must_reach_behind_what_can_be_repeated(
 
 def test_no_records_cover_nothing() -> None:
     assert not looked().covers_window
+
+
+# ---- the window ----
+
+
+def repeatable(look: Evidence, *records: Published) -> list[bool]:
+    return [look.can_be_repeated(record) for record in records]
+
+
+def test_events_within_the_window_can_be_repeated() -> None:
+    records = [record((EQIAD, NOW_MS - back_ms)) for back_ms in (601, 600, 0)]
+    assert repeatable(looked(*records), *records) == [False, True, True]
+
+
+def test_an_event_that_is_dated_back_can_be_repeated_like_the_one_before_it() -> None:
+    records = [record((EQIAD, NOW_MS - 600)), record((EQIAD, 5)), record((EQIAD, NOW_MS))]
+    assert repeatable(looked(*records), *records) == [True, True, True]
+
+
+def test_an_event_of_a_replay_cannot_be_repeated_and_moves_nothing() -> None:
+    old, now = record((EQIAD, NOW_MS - 601)), record((EQIAD, NOW_MS))
+    of_replay = record((EQIAD, NOW_MS), replay=b"r")
+    assert repeatable(looked(now), of_replay, old, now) == [False, False, True]
+
+
+def test_each_output_partition_has_its_own_order() -> None:
+    now, old = record((EQIAD, NOW_MS)), record((EQIAD, NOW_MS - 601), at=("events", 1))
+    assert repeatable(looked(now), now, old) == [True, False]
+
+
+@pytest.mark.parametrize(
+    ("source", "reached"),
+    [(EQIAD, (CODFW, NOW_MS)), (EQIAD, (EQIAD, None)), (("other", 0), (("other", 0), 7))],
+)
+def test_an_event_whose_id_does_not_tell_when_it_came_is_remembered(
+    source: tuple[str, int], reached: tuple[tuple[str, int], int | None]
+) -> None:
+    """The records before it are old, but it may be new."""
+    old, now = record((EQIAD, 9)), record((EQIAD, NOW_MS), (CODFW, NOW_MS))
+    assert repeatable(looked(now), old, record(reached, source=source)) == [False, True]
+
+
+def test_a_position_that_is_dated_ahead_is_repeated_from_the_clock_back() -> None:
+    """The upstream is asked relative to the clock, from before the event that is dated ahead."""
+    hour_ms = 3_600_000
+    older, before, ahead = (record((EQIAD, NOW_MS + ms)) for ms in (-601, -600, hour_ms))
+    look = Evidence(("recentchange",), OVERLAP_MS, WINDOW_MS, clock_ms=NOW_MS)
+    look.read([ahead])
+    assert repeatable(look, older, before, ahead) == [False, True, True]
+    look.read([before])
+    assert not look.covers_window
+    look.read([older])
+    assert look.covers_window
+
+
+class Topic:
+    """The reader of a topic with one output partition."""
+
+    def __init__(self, records: list[Published]) -> None:
+        self._records = records
+        self.reads: list[tuple[int, int]] = []
+
+    def read(self, begins: Offsets, ends: Offsets) -> Iterator[Published]:
+        """See `TopicReader`."""
+        ((at, begin),) = begins.items()
+        self.reads.append((begin, ends[at]))
+        return iter(self._records[begin : ends[at]])
+
+
+def test_each_further_stretch_ends_where_the_one_before_began(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """No record is read twice, and the first ones of the last stretch tell how far back it reaches."""
+    monkeypatch.setattr(recovery, "FIRST_RECORDS", 10)
+    records = [record((EQIAD, NOW_MS + 15 * number)) for number in range(300)]
+    at = ("events", 0)
+    topic: Any = Topic(records)
+    found = looked()
+    readback = recover(topic, {at: 0}, {at: 300}, found)
+    assert topic.reads == [(290, 300), (260, 290), (140, 260)]
+    assert found.records == 300 - readback.begin[at] == 160
