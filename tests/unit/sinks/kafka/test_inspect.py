@@ -17,6 +17,7 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]  # its documen
 from pleiades.config.settings import Settings
 from pleiades.core.checkpoint import Checkpoint
 from pleiades.core.readback import OutputPartition, Readback
+from pleiades.core.units import iso_time
 from pleiades.runtime.errors import Fatal
 from pleiades.runtime.findings import Finding, Kind, now_ms
 from pleiades.sinks.kafka import inspect
@@ -177,6 +178,8 @@ class FakeAdmin:
         self._metadata = list(metadata)
         self._rights = rights
         self._broker = broker or {}
+        self.begun_ms: list[int] = []
+        """The times whose first records were asked for."""
 
     def ends(self, of: Iterable[OutputPartition]) -> dict[OutputPartition, int]:
         if isinstance(self._records, KafkaError):
@@ -184,8 +187,9 @@ class FakeAdmin:
         return dict.fromkeys(of, self._records)
 
     def begins(
-        self, partitions: Iterable[OutputPartition], _since_ms: int
+        self, partitions: Iterable[OutputPartition], since_ms: int
     ) -> dict[OutputPartition, int]:
+        self.begun_ms.append(since_ms)
         return dict.fromkeys(partitions, 0)
 
     def stored(self, _partitions: Iterable[OutputPartition], stable: bool = False) -> Stored | None:
@@ -224,6 +228,28 @@ def test_a_position_that_moves_is_a_running_instances(kafka_settings_of: Setting
 def test_what_a_start_reads_back_is_counted_by_offsets(kafka_settings_of: SettingsOf) -> None:
     findings = position(FakeAdmin(metadata=(stored(100_000),)), kafka_settings_of())
     assert any("reads about 5 records of the topic back" in each.text for each in findings)
+
+
+def test_the_version_before_reads_back_by_publish_time(
+    kafka_settings_of: SettingsOf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hour_ago_ms = now_ms() - 3_600_000
+    before = Stored(Checkpoint({("t", 0): hour_ago_ms}, 0, hour_ago_ms), None, "ab", hour_ago_ms)
+    admin = FakeAdmin()
+    monkeypatch.setattr(admin, "stored", lambda _: before)
+    findings = position(admin, kafka_settings_of())
+    assert admin.begun_ms == [hour_ago_ms]
+    text = "\n".join(finding.text for finding in findings)
+    assert f"the oldest from {iso_time(hour_ago_ms)}" in text
+    assert "deleted records" not in text, "the topic keeps its records for longer"
+
+
+def test_without_a_position_all_records_of_the_topic_are_counted(
+    kafka_settings_of: SettingsOf,
+) -> None:
+    admin = FakeAdmin()
+    position(admin, kafka_settings_of())
+    assert admin.begun_ms == [0]
 
 
 def test_a_recent_position_that_stands_still_may_be_one(

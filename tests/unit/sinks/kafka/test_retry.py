@@ -74,6 +74,15 @@ def test_errors_are_counted_and_a_transaction_begun_again_is_said_at_once(
     assert errors() == 2
 
 
+def test_a_given_reason_is_reported_at_once(
+    child: FakeChildContext, retry: Retry, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The operator must correct it, such as a wrong clock."""
+    retry.report("publish", BROKEN, "the clock is wrong")
+    assert "can't publish: the clock is wrong. Nothing is lost" in caplog.text
+    assert not child.ready
+
+
 def test_what_librdkafka_reported_says_more_than_that_a_call_timed_out(
     retry: Retry,
     clients: Clients,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from itertools import count, cycle
 from typing import Any
@@ -102,10 +102,17 @@ def test_one_that_delivers_is_waited_for(commit: Callable[[Any], None]) -> None:
 class Broker:
     """A producer and its broker: refuses as prepared, and keeps committed records."""
 
-    def __init__(self, *refusals: KafkaError | None, max_bytes: int = 10_000) -> None:
+    def __init__(
+        self,
+        *refusals: KafkaError | None,
+        max_bytes: int = 10_000,
+        reports: Mapping[bytes, tuple[int, ...]] | None = None,
+    ) -> None:
         self.refusals = list(refusals)
         """For successive commits; None: accepted."""
         self.max_bytes = max_bytes
+        self.reports = {value: list(codes) for value, codes in (reports or {}).items()}
+        """The errors with which the deliveries of these values fail."""
         self.open: list[tuple[str, bytes]] = []
         self.committed: list[list[tuple[str, bytes]]] = []
         self.aborted = 0
@@ -139,8 +146,9 @@ class Broker:
         batch, self._waiting = self._waiting, []
         too_large = sum(len(value) for value, _ in batch) > self.max_bytes
         error = KafkaError(KafkaError.MSG_SIZE_TOO_LARGE) if too_large else None
-        for _, on_delivery in batch:
-            on_delivery(error, None)
+        for value, on_delivery in batch:
+            codes = self.reports.get(value)
+            on_delivery(KafkaError(codes.pop(0)) if codes else error, None)
         return 0
 
     def send_offsets_to_transaction(self, *_: object) -> None:
@@ -216,3 +224,57 @@ def test_only_an_event_that_is_refused_alone_is_too_large(
         ("x", event(2, 30).data),
         ("x-dead-letters", event(3, 90).data[:10]),
     ]
+
+
+# ---- failed deliveries ----
+
+TOO_LARGE, INVALID, TRANSIENT, REFUSED = (
+    KafkaError.MSG_SIZE_TOO_LARGE,
+    KafkaError.INVALID_RECORD,
+    KafkaError._PURGE_QUEUE,
+    KafkaError.TOPIC_AUTHORIZATION_FAILED,
+)
+
+
+@pytest.mark.parametrize(
+    ("codes", "letters"),
+    [
+        # An event that is too large is refused with the others, then alone.
+        ([(REFUSED,), (INVALID,), (TOO_LARGE, TOO_LARGE)], ["id-2"]),
+        ([(TOO_LARGE, TOO_LARGE), (INVALID,), (REFUSED,)], ["id-0"]),
+        # The others may have failed because of the invalid one.
+        ([(REFUSED,), (INVALID,), (TRANSIENT,)], []),
+        ([(INVALID,), (REFUSED,), (TRANSIENT,)], []),
+        ([(TRANSIENT,), (TRANSIENT,), (TRANSIENT,)], []),
+    ],
+)
+def test_the_cause_among_several_failed_deliveries(
+    transactions_of: Callable[[Any], Transactions],
+    codes: list[tuple[int, ...]],
+    letters: list[str],
+) -> None:
+    events = [event(number) for number in range(3)]
+    values = [each.data for each in events]
+    broker = Broker(MOVED, reports=dict(zip(values, codes, strict=True)))
+    transactions = transactions_of(broker)
+    transactions.write(events)
+    assert [each.identity for each in transactions.commit([])] == letters
+    (committed,) = broker.committed
+    assert len(committed) == len(events)
+
+
+@pytest.mark.parametrize("codes", [(REFUSED, TRANSIENT), (TRANSIENT, REFUSED)])
+def test_a_delivery_that_can_never_succeed_ends_the_commit(
+    transactions_of: Callable[[Any], Transactions], codes: tuple[int, ...]
+) -> None:
+    events = [event(number) for number in range(2)]
+    values = [each.data for each in events]
+    broker = Broker(
+        MOVED, reports={value: (code,) for value, code in zip(values, codes, strict=True)}
+    )
+    transactions = transactions_of(broker)
+    transactions.write(events)
+    with pytest.raises(KafkaException) as raised:
+        transactions.commit([])
+    assert raised.value.args[0].code() == REFUSED
+    assert not broker.committed
