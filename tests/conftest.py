@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
 import pytest
@@ -22,6 +23,23 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
         "markers", "needs(prerequisite, ...): skip the test where one of them is missing"
     )
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Spread the rows of the fault matrix over the workers, before everything else.
+
+    They take longest. At the end of a run, the workers would wait for the last of them.
+    """
+    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    rows = [item for item in items if item.path.name == "test_matrix.py"]
+    others = [item for item in items if item.path.name != "test_matrix.py"]
+    # xdist gives each worker a contiguous part at first.
+    part = -(-len(others) // workers)
+    items[:] = [
+        item
+        for worker in range(workers)
+        for item in (*rows[worker::workers], *others[worker * part : (worker + 1) * part])
+    ]
 
 
 @pytest.hookimpl(tryfirst=True)
