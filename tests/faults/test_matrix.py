@@ -50,6 +50,7 @@ FULL_ONLY = {
     "idle-topic on files",
     "new-starts on files",
     "real-service on files",
+    "real-service on kafka",
 }
 """Cells that only `./scripts/faults` runs: they take long, and similar cells run here."""
 
