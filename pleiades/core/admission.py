@@ -29,13 +29,12 @@ event too many is better than one too few.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple, TypeAlias
 
 from pleiades.core.checkpoint import Checkpoint
-from pleiades.core.columns import Columns, identities_of
 from pleiades.core.coverage import Covered
-from pleiades.core.event import UNPUBLISHED, Batch, Event
+from pleiades.core.event import UNPUBLISHED, Batch, Event, all_published
 from pleiades.core.fingerprint import fingerprint, fingerprints
 from pleiades.core.identity import is_fallback
 from pleiades.core.sse_id import TopicPartition
@@ -53,7 +52,7 @@ def nothing_known(_: Event) -> bool:
 class Admitted(NamedTuple):
     """The events of a batch to publish, and how far the batch moves the position."""
 
-    events: Sequence[Event]
+    events: list[Event]
     """Events and dead letters, in order."""
     timestamps_ms: Mapping[TopicPartition, int]
     """The timestamps by which the checkpoint advances, **instead of** the batch's own."""
@@ -102,13 +101,10 @@ class Admission:
         if self._awaiting or self._covered:
             return self._admit_in_order(batch, known)
         came = batch.events
-        if isinstance(came, Columns):
-            sources = came.sources
-        else:
+        if not all_published(came):
             came = [event for event in came if event.reason not in UNPUBLISHED]
-            sources = [event.source for event in came]
-        prints = fingerprints(identities_of(came))
-        if not self._ask_each and self._window.add_all(sources, prints):
+        prints = fingerprints([event.identity for event in came])
+        if not self._ask_each and self._window.add_all([event.source for event in came], prints):
             # The usual case: all events are new.
             return Admitted(came, batch.timestamps_ms, 0, 0)
         add = self._window.add

@@ -7,7 +7,6 @@ Everything is really serialised, so that unserialisable state fails here too.
 from __future__ import annotations
 
 import pickle
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -51,7 +50,7 @@ class MemorySink:
         """Always false: the window returned by `open` holds everything."""
         return False
 
-    def write(self, events: Sequence[Event]) -> None:
+    def write(self, events: list[Event]) -> None:
         """See `Sink.write`."""
         self._written += events
 

@@ -199,11 +199,11 @@ class Replay:
         for item in said:
             if isinstance(item, Opened):
                 connection += 1
-            elif isinstance(item, Received) and item.blob:
+            elif isinstance(item, Received) and item.content:
                 frames = Frames(
                     next(numbers),
                     connection,
-                    item.blob,
+                    item.content,
                     item.last_event_id,
                     0,
                     self.now_ms,

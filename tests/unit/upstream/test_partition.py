@@ -43,15 +43,13 @@ Message: TypeAlias = Item | Finished
 Run = Callable[..., tuple[list[Message], list[dict[str, int]], list[float]]]
 
 
-def frame(timestamp_ms: int, number: int = 0) -> bytes:
+def frame(timestamp_ms: int) -> bytes:
     sse_id = orjson.dumps([{"topic": SOURCE[0], "partition": 0, "timestamp": timestamp_ms}])
-    return b"event: message\nid: " + sse_id + b'\ndata: {"number":%d}\n\n' % number
+    return b"event: message\nid: " + sse_id + b"\ndata: {}\n\n"
 
 
 def frames(*timestamps_ms: int) -> bytes:
-    """Frames of which no two are equal."""
-    before = [timestamps_ms[:place].count(time) for place, time in enumerate(timestamps_ms)]
-    return HEAD + b"".join(map(frame, timestamps_ms, before))
+    return HEAD + b"".join(map(frame, timestamps_ms))
 
 
 OVER = [PAST] * PAST_EVENTS
@@ -102,8 +100,9 @@ def run(settings_of: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch) -
 
 
 def blob_of(said: list[Message]) -> bytes:
-    """All frames that were passed on."""
-    return b"".join(message.blob for message in said if isinstance(message, Received))
+    """The bytes of all frames passed on."""
+    contents = [message.content for message in said if isinstance(message, Received)]
+    return b"".join(held if isinstance(held, bytes) else held.joined() for held in contents)
 
 
 def timestamps(said: list[Message]) -> list[int]:
