@@ -1,7 +1,7 @@
 """Topic-partitions that may have missed events because a connection asked for them from past their end.
 
-Law: the first event of a topic-partition is taken only on a connection on which no event before it can
-have been missed.
+Law: no event is taken that may have missed others: of each topic-partition the first event, and those
+after it, only on a connection on which no event before them can have been missed.
 
 The upstream resolves "past the end" to "latest" when it begins to fetch, half a second after its answer,
 and never sends events of that half second on that connection. A later event proves that there is history
@@ -9,14 +9,19 @@ to ask for. So that event is left, and the next connection asks again from the u
 finds the event, or the ones before it. Nothing was missed of a topic-partition on a connection
 
 - if an id shows the offset that it was resolved to, and not -1,
-- or if its first event was delivered before, so that it was found in the history,
+- or from the known event on: the one with the position's timestamp, delivered before or found in the
+  history,
 - or if the event that was left before, or one dated before it, comes first. A mirror that lags may not
   have that event yet: then the next one is left, too.
 
-An event dated before the requested time, such as an imported edit of 2016, is not found by asking again:
-it is taken as it comes. There is one exception. If only a time was requested because no topic was known,
-such an event may also show that the upstream ignored the time and sends its whole history. It did not if
-the other topic-partitions are past their end.
+Until one of these is true an event is taken if it is dated at or before the requested time, such as an
+imported edit of 2016, or the known event: asking again might not find it. It proves nothing about the
+events after it. There is one exception. If only a time was requested because no topic was known, such an
+event may also show that the upstream ignored the time and sends its whole history. It did not if the
+other topic-partitions are past their end.
+
+Not guaranteed: if a mirror reaches the known event in that half second, and the first event after it is
+dated back to before it, that event is taken before those that were missed. They follow it.
 """
 
 from __future__ import annotations
@@ -73,16 +78,24 @@ class PastEnd:
     def first_left(self, parsed: ParsedIds) -> int | None:
         """Which of the next ids must be left, with everything after it; None: none of them."""
         left: dict[TopicPartition, int] = {}
-        for source, column in parsed.timestamps_ms.items():
-            if source in self._trusted:
+        proven = []
+        for source in parsed.timestamps_ms.keys() - self._trusted:
+            if parsed.offsets.get(source, -1) >= 0:
+                proven.append(source)
                 continue
-            place = next((place for place, time in enumerate(column) if time), None)
-            if place is not None and self._is_suspect(source, column[place] or 0, parsed):
-                left[source] = place
-            elif place is not None or parsed.offsets.get(source, -1) >= 0:
-                self._trust(source)
+            for place, timestamp_ms in enumerate(parsed.timestamps_ms[source]):
+                if not timestamp_ms:
+                    continue
+                if self._is_proof(source, timestamp_ms):
+                    proven.append(source)
+                    break
+                if self._is_suspect(source, timestamp_ms, parsed):
+                    left[source] = place
+                    break
         # Bounded, whatever names come.
         if not left or len(self._left) + len(left) > MAX_SOURCES:
+            for source in proven:
+                self._trust(source)
             return None
         for source, place in left.items():
             timestamp_ms = parsed.timestamps_ms[source][place] or 0
@@ -92,17 +105,20 @@ class PastEnd:
         # repeats.
         return min(left.values()) if parsed.aligned else 0
 
-    def _is_suspect(self, source: TopicPartition, timestamp_ms: int, parsed: ParsedIds) -> bool:
-        if parsed.offsets.get(source, -1) >= 0:
-            return False
+    def _is_proof(self, source: TopicPartition, timestamp_ms: int) -> bool:
+        """True if nothing was missed before the event with this timestamp."""
         left = self._left.get(source)
         if left is not None and (timestamp_ms <= left.timestamp_ms or left.times == MAX_TIMES):
+            return True
+        if self._asked is None:
             return False
+        return source not in self._asked or timestamp_ms == self._delivered.get(source)
+
+    def _is_suspect(self, source: TopicPartition, timestamp_ms: int, parsed: ParsedIds) -> bool:
         if self._asked is None:
             honoured = bool(parsed.offsets) and max(parsed.offsets.values()) < 0
             return timestamp_ms > self._since_ms or not honoured
-        asked_ms = self._asked.get(source, timestamp_ms)
-        return timestamp_ms > max(asked_ms, self._delivered.get(source, 0))
+        return timestamp_ms > max(self._asked[source], self._delivered.get(source, 0))
 
     def _trust(self, source: TopicPartition) -> None:
         if len(self._trusted) < MAX_SOURCES:

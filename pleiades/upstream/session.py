@@ -149,7 +149,7 @@ class Session:
                 "" if asked is None else ", resuming",
             )
             known = {
-                source: cursor.position.get(source) or cursor.found.get(source, 0)
+                source: max(cursor.position.get(source, 0), cursor.found.get(source, 0))
                 for source in asked or ()
             }
             self._past_end.connected(asked, known, started_ms)

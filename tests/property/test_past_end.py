@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import orjson
-from hypothesis import given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from pleiades.core.ids import ParsedIds, read_ids
@@ -18,103 +19,161 @@ A, B = ("a", 0), ("b", 0)
 STARTED_MS = 1_700_000_000_000
 
 
+class Written(NamedTuple):
+    """An event in the log."""
+
+    number: int
+    at_ms: int
+    """When it was written."""
+    dated_ms: int
+
+
+class Sent(NamedTuple):
+    """An event on its way to the client."""
+
+    source: TopicPartition
+    event: Written
+    id: bytes
+
+
 @dataclass
 class Service:
-    """Two topics; a step writes an event, and a deaf connection misses some.
+    """Two topics in two clusters. One of them lags, and a deaf connection misses some events.
 
     Modelled after the observed service, not after the tested code.
     """
 
-    log: dict[TopicPartition, list[int]] = field(default_factory=lambda: {A: [], B: []})
+    lag_ms: int
+    deaf: int
+    """The number of missed events of a topic that was past its end."""
+    now_ms: int = STARTED_MS
+    log: dict[TopicPartition, list[Written]] = field(default_factory=lambda: {A: [], B: []})
 
-    def connect(self, asked: dict[TopicPartition, int], deaf: int) -> Iterator[bytes]:
-        """The ids of the delivered events; `None` first, when it waits for new events.
+    def write(self, source: TopicPartition, back_ms: int = 0) -> None:
+        """Write an event that may be dated back."""
+        self.now_ms += 20
+        number = len(self.log[source])
+        self.log[source].append(Written(number, self.now_ms, self.now_ms - back_ms))
+
+    def end(self, source: TopicPartition, lags: bool) -> int:
+        """The number of events that a cluster shows now."""
+        until_ms = self.now_ms - (self.lag_ms if lags else 0)
+        return sum(event.at_ms <= until_ms for event in self.log[source])
+
+    def connect(self, asked: dict[TopicPartition, int], lags: bool) -> Iterator[Sent | None]:
+        """The delivered events, forever; None where it waits for new ones.
 
         Args:
             asked: a timestamp for each topic.
-            deaf: the number of missed events of a topic that was past its end.
+            lags: the cluster that answers lags.
         """
         places, entries, missing = {}, {}, {}
         for source, time in asked.items():
-            found = next((n for n, at in enumerate(self.log[source]) if at >= time), None)
-            places[source] = len(self.log[source]) if found is None else found
-            missing[source] = deaf if found is None else 0
+            end = self.end(source, lags)
+            shown = self.log[source][:end]
+            found = next((event.number for event in shown if event.dated_ms >= time), None)
+            places[source] = end if found is None else found
+            missing[source] = self.deaf if found is None else 0
             entries[source] = {"offset": -1 if found is None else found}
         while True:
-            delivered = False
-            for source, place in places.items():
-                if place == len(self.log[source]):
-                    continue
-                places[source] += 1
-                if missing[source]:
-                    missing[source] -= 1
-                    continue
-                entries[source] = {"timestamp": self.log[source][place] + 1}
-                delivered = True
-                yield orjson.dumps(
-                    [{"topic": topic, "partition": 0, **entries[topic, 0]} for topic, _ in entries]
-                )
-                break
-            if not delivered and all(place == len(self.log[at]) for at, place in places.items()):
-                yield b""
+            ready = [source for source in places if places[source] < self.end(source, lags)]
+            if not ready:
+                yield None
+                continue
+            source = ready[0]
+            event = self.log[source][places[source]]
+            places[source] += 1
+            if missing[source]:
+                missing[source] -= 1
+                continue
+            entries[source] = {"timestamp": event.dated_ms + 1}
+            named = [{"topic": topic, "partition": 0, **entries[topic, 0]} for topic, _ in entries]
+            yield Sent(source, event, orjson.dumps(named))
 
 
+@dataclass
+class Client:
+    """A reader that leaves what `PastEnd` says, and remembers which events it took."""
+
+    service: Service
+    cursor: ResumeCursor
+    lags: bool = False
+    taken: dict[TopicPartition, dict[int, Written]] = field(default_factory=lambda: {A: {}, B: {}})
+    """By number, in the order of their first delivery."""
+    left: int = 0
+    past_end: PastEnd = field(default_factory=PastEnd)
+
+    def connect(self) -> None:
+        """Open a new connection."""
+        cursor = self.cursor
+        asked = {
+            source: cursor.asked_from(source, self.service.now_ms) for source in cursor.position
+        }
+        self.past_end.connected(asked, cursor.position, STARTED_MS)
+        self._sent = self.service.connect(asked, self.lags)
+
+    def read(self) -> None:
+        """Read until there is nothing more for now."""
+        while sent := next(self._sent):
+            parsed = read_ids([sent.id])
+            if self.past_end.first_left(parsed) is not None:
+                self.left += 1
+                self.connect()
+                continue
+            self.cursor.observe(parsed.greatest())
+            self.taken[sent.source].setdefault(sent.event.number, sent.event)
+
+
+SOURCES = st.sampled_from([A, B])
+RUNS = st.lists(st.sampled_from([0, 0, 0, 30, 500]), min_size=1, max_size=5)
+"""How far events of one topic, one after the other, are dated back."""
+
+
+@settings(max_examples=1000)
 @given(
     steps=st.lists(
-        st.one_of(st.sampled_from([A, B]), st.just("cut"), st.just("read")), min_size=1, max_size=60
+        st.one_of(st.tuples(SOURCES, RUNS), st.sampled_from(["cut", "read", "switch"])),
+        min_size=1,
+        max_size=40,
     ),
-    deaf=st.integers(0, 5),
-    overlap_ms=st.integers(1, 50),
+    deaf=st.sampled_from([0, 1, 5]),
+    overlap_ms=st.sampled_from([1, 50]),
+    lag_ms=st.sampled_from([0, 40, 200]),
 )
-def test_nothing_is_lost_and_no_topic_costs_more_than_one_connection(
-    steps: list[TopicPartition | str], deaf: int, overlap_ms: int
+# A mirror reaches the known event while the connection is deaf, and an old date comes first.
+@example(steps=[(A, [0, 0, 0, 0, 500]), "switch", "read"], deaf=5, overlap_ms=1, lag_ms=200)
+def test_nothing_is_lost_and_a_connection_costs_at_most_two_more_for_a_topic(
+    steps: list[tuple[TopicPartition, list[int]] | str], deaf: int, overlap_ms: int, lag_ms: int
 ) -> None:
-    service, past_end, course = Service(), PastEnd(), ResumeCursor(STARTED_MS, overlap_ms)
-    course.observe({A: 0, B: 0})
-    taken: dict[TopicPartition, set[int]] = {A: set(), B: set()}
-    reconnects = 0
-    now_ms = STARTED_MS
-
-    def connected() -> Iterator[bytes]:
-        asked = {source: course.asked_from(source, now_ms) for source in course.position}
-        past_end.connected(asked, course.position, STARTED_MS)
-        return service.connect(asked, deaf)
-
-    def read(ids: Iterator[bytes]) -> Iterator[bytes]:
-        nonlocal reconnects
-        while sse_id := next(ids):
-            told = read_ids([sse_id])
-            if past_end.first_left(told) is not None:
-                reconnects += 1
-                assert reconnects <= 2, "one reconnect per topic, never a loop"
-                ids = connected()
-                continue
-            before = dict(course.position)
-            course.observe(told.greatest())
-            for source, (time,) in told.timestamps_ms.items():
-                # An id that does not move the position is a repeat, or another topic's entry.
-                if time and time > before[source]:
-                    taken[source].add(time - 1)
-        return ids
-
-    ids = connected()
-    for step in [*steps, "read"]:
+    service = Service(lag_ms, deaf)
+    client = Client(service, ResumeCursor(STARTED_MS, overlap_ms))
+    client.cursor.observe({A: 0, B: 0})
+    # Each topic begins with an event that is not dated back: the start is known by it.
+    for source in (A, B):
+        service.write(source)
+    client.connect()
+    opened = 1
+    for step in steps:
         if isinstance(step, tuple):
-            now_ms += 20
-            service.log[step].append(now_ms)
-        elif step == "cut":
-            ids = connected()
+            for back_ms in step[1]:
+                service.write(step[0], back_ms)
+        elif step == "read":
+            client.read()
         else:
-            ids = read(ids)
-    # After one more event of each topic, none before it can be missing.
-    for source in (A, B):
-        for _ in range(deaf + 1):
-            now_ms += 20
-            service.log[source].append(now_ms)
-    ids = read(ids)
-    for source in (A, B):
-        last = max(taken[source], default=0)
-        assert taken[source] == {time for time in service.log[source] if time <= last}
+            client.lags ^= step == "switch"
+            client.connect()
+            opened += 1
+    # After enough later events of each topic, none before them can be missing.
+    for _ in range(deaf + 1 + lag_ms // 20):
+        service.write(A)
+        service.write(B)
+    client.read()
+    assert client.left <= 2 * len(client.taken) * opened, "never a loop"
+    for source, taken in client.taken.items():
+        written = service.log[source][: max(taken, default=-1) + 1]
+        assert sorted(taken) == [event.number for event in written]
+        dated_now = [number for number, event in taken.items() if event.dated_ms == event.at_ms]
+        assert dated_now == sorted(dated_now)
 
 
 def said(timestamp_ms: int | None, offset: int = -1) -> ParsedIds:
@@ -152,6 +211,18 @@ def test_what_asking_again_would_not_find_is_taken() -> None:
         past_end.connected(None, {}, STARTED_MS)
         other = {"topic": B[0], "partition": B[1], "offset": offset}
         assert past_end.first_left(read_ids([orjson.dumps([both, other])])) == left
+
+
+def test_an_event_dated_back_proves_nothing() -> None:
+    """A mirror reaches the known event while the connection is deaf, and an old date comes first."""
+    past_end = PastEnd()
+    known = {A: STARTED_MS + 100}
+    past_end.connected({A: STARTED_MS + 90}, known, STARTED_MS)
+    assert past_end.first_left(said(STARTED_MS - 5000)) is None
+    assert past_end.first_left(said(STARTED_MS + 200)) == 0
+    past_end.connected({A: STARTED_MS + 90}, known, STARTED_MS)
+    assert past_end.first_left(said(STARTED_MS + 100)) is None
+    assert past_end.first_left(said(STARTED_MS + 150)) is None
 
 
 def test_an_offset_in_the_history_is_proof() -> None:

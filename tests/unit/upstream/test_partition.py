@@ -188,7 +188,9 @@ def test_a_gap_is_something_later_before_what_must_come_again(
             run(answer, plan=plan)
     said, _, _ = run(answer, plan=plan._replace(allow_gap=True))
     assert has_gap(said) == is_gap
-    assert timestamps(said)[: len(came)] == came, "existing events are passed on anyway"
+    # A connection that ended before a suspicious event is followed by one that repeats what came first.
+    first = list(dict.fromkeys(timestamps(said)))
+    assert first[: len(came)] == came, "existing events are passed on anyway"
 
 
 NOT_AVAILABLE = (
