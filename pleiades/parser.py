@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 
-from pleiades.core.decoding import decode
-from pleiades.core.event import Batch, End, Frames
+from pleiades.core.decoding import Decoded, decode
+from pleiades.core.event import Batch, Delivered, End, Frames, PositionRequest
 from pleiades.core.range import Part, within
 from pleiades.runtime.channel import POLL_SECONDS, Channel
 from pleiades.runtime.child import ChildContext
@@ -23,16 +23,18 @@ def run(
     child: ChildContext,
     metrics: Metrics,
     keep_canaries: bool,
-    frames: Channel[Frames | End],
+    frames: Channel[Frames | PositionRequest | End],
     batches: Channel[Batch | End],
+    delivered: Channel[Delivered],
     part: Part | None = None,
 ) -> None:
-    """Turn each `Frames` into one batch, until the end marker.
+    """Turn each `Frames` into one batch, until the end marker; answer the reader's requests.
 
     Args:
         part: the range of a replay; None: everything is published.
     """
     child.ready = True
+    since = Delivered({})
     while True:
         child.beat()
         received = frames.get(POLL_SECONDS)
@@ -41,18 +43,22 @@ def run(
             continue
         if isinstance(received, End):
             batches.put(received, child.beat)
-            batches.flush(child.beat)
             return
-        batches.put(_parse(received, keep_canaries, metrics, part), child.beat)
+        if isinstance(received, PositionRequest):
+            delivered.put(since, child.beat)
+            since = Delivered({})
+            continue
+        decoded = decode(received, keep_canaries, part is not None and part.more_topics)
+        since = since.and_then(decoded.batch.timestamps_ms, decoded.retry_ms)
+        batches.put(_batch(decoded, metrics, part), child.beat)
         metrics.queue_depth.labels(batches.name).set(batches.depth())
 
 
-def _parse(frames: Frames, keep_canaries: bool, metrics: Metrics, part: Part | None) -> Batch:
-    decoded = decode(frames, keep_canaries, part is not None and part.more_topics)
+def _batch(decoded: Decoded, metrics: Metrics, part: Part | None) -> Batch:
     batch = decoded.batch
     metrics.recv_events.inc(len(batch.events))
-    if part is not None and frames.source is not None:
-        batch, outside = within(batch, part.range, frames.source)
+    if part is not None and batch.source is not None:
+        batch, outside = within(batch, part.range, batch.source)
         metrics.outside_range_dropped.inc(outside)
     for kind, lines in decoded.lines.items():
         metrics.recv_lines.labels(kind).inc(lines)

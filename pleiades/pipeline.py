@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from pleiades.config.settings import Settings
 from pleiades.core.checkpoint import Checkpoint
-from pleiades.core.event import Batch, End, Frames
+from pleiades.core.event import Batch, Delivered, End, Frames, PositionRequest
 from pleiades.core.range import Part
 from pleiades.runtime import logs
 from pleiades.runtime.channel import Channel
@@ -69,20 +69,25 @@ def _make_generation(settings: Settings) -> MakeGeneration:
         # A replay begins its range again where the destination has forgotten it.
         last = details if isinstance(details, Checkpoint) and replay is None else None
         # upstream ─▶ reader ═frames═▶ parser 0…N-1 ═batches═▶ publisher ─▶ sink
-        #               ▲                                         │
-        #               └──────────────── resume ─────────────────┘
+        #              ▲  ▲              │                       │
+        #              │  └─ delivered ──┘                       │
+        #              └──────────────── resume ─────────────────┘
         resume: Channel[Checkpoint] = Channel("resume", 1)
-        frames: list[Channel[Frames | End]] = []
+        frames: list[Channel[Frames | PositionRequest | End]] = []
         batches: list[Channel[Batch | End]] = []
+        delivered: list[Channel[Delivered]] = []
         parsers = []
         for number in range(own.parsers):
             frames.append(Channel(f"frames-{number}"))
             batches.append(Channel(f"batches-{number}"))
-            arguments = (own.upstream.keep_canaries, frames[-1], batches[-1], part)
+            delivered.append(Channel(f"delivered-{number}", 1))
+            channels = (frames[-1], batches[-1], delivered[-1])
+            arguments = (own.upstream.keep_canaries, *channels, part)
             parsers.append(ProcessSpec(f"parser-{number}", PARSER, arguments))
+        to_parsers = (own, resume, frames, delivered)
         from_parsers = (own, resume_stored, last, resume, batches)
         return [
-            ProcessSpec("reader", _reader(own), (own, resume, frames), stoppable=True),
+            ProcessSpec("reader", _reader(own), to_parsers, stoppable=True),
             *parsers,
             ProcessSpec("publisher", PUBLISHER, from_parsers, concludes=replay is not None),
         ]

@@ -6,12 +6,15 @@ import logging
 import secrets
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain
 
 from pleiades.config.settings import Settings
 from pleiades.core.admission import Admission
 from pleiades.core.checkpoint import Checkpoint
-from pleiades.core.event import TOO_LARGE, Batch, End, Event, count_published
+from pleiades.core.columns import count_published, data_bytes_of, identities_of, times_of
+from pleiades.core.event import TOO_LARGE, Batch, End, Event, time_ms
 from pleiades.core.occurrences import Occurrences, is_recognisable
 from pleiades.core.position import Position, join
 from pleiades.core.range import halves
@@ -38,8 +41,9 @@ OPEN_ALLOWED_SECONDS = 60.0
 class InFlight:
     """The events written since the last commit."""
 
-    events: list[Event] = field(default_factory=list)
+    written: list[Sequence[Event]] = field(default_factory=list)
     """Events and dead letters."""
+    count: int = 0
     size_bytes: int = 0
     brought_new: bool = False
     """One of them will be recognised at its next delivery."""
@@ -223,12 +227,12 @@ class Publisher:
         faultpoints.passing(faultpoints.WRITTEN)
         if self._in_flight is None:
             self._in_flight = InFlight()
-        self._in_flight.size_bytes += sum([len(event.data) for event in admitted.events])
-        self._in_flight.events += admitted.events
-        if not self._in_flight.brought_new:
-            self._in_flight.brought_new = any(
-                is_recognisable(event.identity) for event in admitted.events
-            )
+        flying = self._in_flight
+        flying.written.append(admitted.events)
+        flying.count += len(admitted.events)
+        flying.size_bytes += data_bytes_of(admitted.events)
+        if not flying.brought_new:
+            flying.brought_new = any(map(is_recognisable, identities_of(admitted.events)))
 
     def _is_published(self, event: Event) -> bool:
         is_known = self._sink.is_published(event)
@@ -240,7 +244,7 @@ class Publisher:
         flying = self._in_flight
         if flying is not None and self._policy.due(
             time.monotonic() - self._last_commit,
-            len(flying.events),
+            flying.count,
             flying.size_bytes,
             self._next_channel().depth() > 0,
         ):
@@ -256,7 +260,7 @@ class Publisher:
         with self._metrics.commit_seconds.time():
             dead_letters, repeated = self._sink.commit(self._checkpoint)
             faultpoints.passing(faultpoints.COMMITTED)
-            published = len(flying.events) - len(dead_letters) - repeated
+            published = flying.count - len(dead_letters) - repeated
             self._note_progress(flying, repeated)
             self._child.published_total += published
             self._take_back(dead_letters)
@@ -281,7 +285,7 @@ class Publisher:
         furthest = join(self._furthest, self._checkpoint.position)
         moved = any(reached > self._furthest.get(at, 0) for at, reached in furthest.items())
         self._furthest = furthest
-        new = flying.brought_new and repeated < len(flying.events)
+        new = flying.brought_new and repeated < flying.count
         self._child.committed_total += moved or new
 
     def _take_back(self, dead_letters: list[Event]) -> None:
@@ -306,8 +310,9 @@ class Publisher:
     def _report(self, flying: InFlight) -> None:
         metrics = self._metrics
         now = time.time()
-        every = max(len(flying.events) // LAG_SAMPLES, 1)
-        dated = [dt_ms for event in flying.events[::-every] if (dt_ms := event.dt_ms)]
+        every = max(flying.count // LAG_SAMPLES, 1)
+        times = list(chain.from_iterable(map(times_of, flying.written)))
+        dated = list(filter(None, map(time_ms, times[::-every])))
         if dated:
             metrics.last_event.set(dated[0] / 1000)
         for (topic, partition), timestamp_ms in self._checkpoint.position.items():

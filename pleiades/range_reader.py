@@ -82,8 +82,9 @@ class RangeReader(BaseReader):
                 raise item
             self._count(item)
             if isinstance(item, Received):
-                if item.content:
-                    pause_seconds = limiter.pause_seconds(len(item.ids), time.monotonic())
+                if item.blob:
+                    events = item.blob.count(b"\ndata: ") if replay.rate else 0
+                    pause_seconds = limiter.pause_seconds(events, time.monotonic())
                     if pause_seconds:
                         self._child.pause(pause_seconds)
                     sequence, connection = next(self._sequence), opened[source]

@@ -17,9 +17,12 @@ from typing import Any
 
 from pleiades.config.settings import Settings
 from pleiades.core.checkpoint import Checkpoint
-from pleiades.core.event import End, Frames
+from pleiades.core.event import Delivered, End, Frames, PositionRequest
 from pleiades.core.falling_behind import PERIOD_SECONDS, FallingBehind
+from pleiades.core.framing import last_id_in
+from pleiades.core.position import Position, join
 from pleiades.core.resume_cursor import ResumeCursor
+from pleiades.core.sse_id import MalformedId, parse_id
 from pleiades.runtime.channel import POLL_SECONDS, Channel
 from pleiades.runtime.child import ChildContext
 from pleiades.runtime.errors import Stopped
@@ -45,13 +48,15 @@ class BaseReader(ABC):
         metrics: Metrics,
         settings: Settings,
         resume: Channel[Checkpoint],
-        parsers: list[Channel[Frames | End]],
+        parsers: list[Channel[Frames | PositionRequest | End]],
+        delivered: list[Channel[Delivered]],
     ) -> None:
         self._child = child
         self._metrics = metrics
         self._settings = settings
         self._resume = resume
         self._parsers = parsers
+        self._answers = delivered
         self._sequence = count()
 
     def run(self) -> None:
@@ -67,8 +72,6 @@ class BaseReader(ABC):
         self._show_open(0)
         for channel in self._parsers:
             channel.put(End(), self._child.beat)
-        for channel in self._parsers:
-            channel.flush(self._child.beat)
 
     @abstractmethod
     def _read(self, checkpoint: Checkpoint) -> None:
@@ -109,6 +112,7 @@ class Reader(BaseReader):
 
     _session: Session | None = None
     _watched_at = 0.0
+    _latest_id = b""
 
     def _read(self, checkpoint: Checkpoint) -> None:
         upstream = self._settings.upstream
@@ -126,6 +130,7 @@ class Reader(BaseReader):
             self._now_ms,
             self._waiting,
             self._child.pause,
+            delivered=self._delivered,
         )
         connection: tuple[int, str | None] = 0, None
         with closing(session.items()) as items:
@@ -142,8 +147,9 @@ class Reader(BaseReader):
                         log.warning("%s: they are lost to this relay", gap)
                     if item.before_start:
                         self._metrics.before_start_dropped.inc(item.before_start)
-                    if item.content:
+                    if item.blob:
                         self._relay(item, connection)
+                        self._latest_id = last_id_in(item.blob) or self._latest_id
                     self._watch("this machine is too busy for the reader: look at its CPU")
                 elif isinstance(item, Closed):
                     self._show_open(0)
@@ -152,6 +158,21 @@ class Reader(BaseReader):
     def _relay(self, received: Received, connection: tuple[int, str | None]) -> None:
         sequence, started_ms = next(self._sequence), self._cursor.started_ms
         self._send(received.frames(sequence, connection, started_ms, self._now_ms()))
+
+    def _delivered(self) -> Delivered:
+        """Ask the parsers what the frames since the last call have brought."""
+        timestamps_ms: Position = {}
+        retry_ms = None
+        for channel in self._parsers:
+            channel.put(PositionRequest(), self._alive)
+        for answers in self._answers:
+            found = None
+            while found is None:
+                self._alive()
+                found = answers.get(POLL_SECONDS)
+            timestamps_ms = join(timestamps_ms, found.timestamps_ms)
+            retry_ms = found.retry_ms or retry_ms
+        return Delivered(timestamps_ms, retry_ms)
 
     def _now_ms(self) -> int:
         """The wall clock, which never goes back."""
@@ -206,8 +227,11 @@ class Reader(BaseReader):
         unread_bytes = self._session.unread_bytes()
         self._watched_at = now
         self._metrics.unread_bytes.set(unread_bytes)
-        cursor = self._cursor
-        reached_ms = max(cursor.position.values(), default=0) or cursor.started_ms
+        try:
+            times = [time for _, time in parse_id(self._latest_id) if time]
+        except MalformedId:
+            times = []
+        reached_ms = max(times, default=self._cursor.started_ms)
         lag_seconds = self._now_ms() / 1000 - reached_ms / 1000
         if self._falling_behind.observe(now, lag_seconds, unread_bytes):
             log.warning(

@@ -29,12 +29,13 @@ event too many is better than one too few.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple, TypeAlias
 
 from pleiades.core.checkpoint import Checkpoint
+from pleiades.core.columns import Columns, identities_of
 from pleiades.core.coverage import Covered
-from pleiades.core.event import UNPUBLISHED, Batch, Event, all_published
+from pleiades.core.event import UNPUBLISHED, Batch, Event
 from pleiades.core.fingerprint import fingerprint, fingerprints
 from pleiades.core.identity import is_fallback
 from pleiades.core.sse_id import TopicPartition
@@ -52,7 +53,7 @@ def nothing_known(_: Event) -> bool:
 class Admitted(NamedTuple):
     """The events of a batch to publish, and how far the batch moves the position."""
 
-    events: list[Event]
+    events: Sequence[Event]
     """Events and dead letters, in order."""
     timestamps_ms: Mapping[TopicPartition, int]
     """The timestamps by which the checkpoint advances, **instead of** the batch's own."""
@@ -101,10 +102,13 @@ class Admission:
         if self._awaiting or self._covered:
             return self._admit_in_order(batch, known)
         came = batch.events
-        if not all_published(came):
+        if isinstance(came, Columns):
+            sources = came.sources
+        else:
             came = [event for event in came if event.reason not in UNPUBLISHED]
-        prints = fingerprints([event.identity for event in came])
-        if not self._ask_each and self._window.add_all([event.source for event in came], prints):
+            sources = [event.source for event in came]
+        prints = fingerprints(identities_of(came))
+        if not self._ask_each and self._window.add_all(sources, prints):
             # The usual case: all events are new.
             return Admitted(came, batch.timestamps_ms, 0, 0)
         add = self._window.add

@@ -13,23 +13,17 @@ through sseclient-py (`core.sse`).
 
 from __future__ import annotations
 
+from array import array
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import msgspec
 
 from pleiades.core.body import NotJson, read_body
-from pleiades.core.event import (
-    CANARY,
-    NOT_AN_OBJECT,
-    NOT_JSON,
-    Batch,
-    Event,
-    Frames,
-    events_of,
-    unpublished,
-)
-from pleiades.core.framing import ColumnarFrames
+from pleiades.core.columns import Columns
+from pleiades.core.event import CANARY, NOT_AN_OBJECT, NOT_JSON, Batch, Event, Frames, unpublished
+from pleiades.core.framing import retry_in
 from pleiades.core.identity import (
     are_names,
     delivered_assignment,
@@ -38,10 +32,10 @@ from pleiades.core.identity import (
     is_fallback,
     own_assignment,
 )
-from pleiades.core.ids import read_ids
 from pleiades.core.position import MAX_SOURCES
 from pleiades.core.sse import SseEvent, count_lines, sse_events
 from pleiades.core.sse_id import UNKNOWN_SOURCE, Assignment, MalformedId, TopicPartition, parse_id
+from pleiades.core.usual import UsualFrames, usual_frames
 
 _NOT_ASKED_FOR = Assignment(UNKNOWN_SOURCE, None)
 
@@ -61,6 +55,8 @@ class Decoded:
     lines: dict[str, int] = field(default_factory=dict)
     canaries: int = 0
     """Canary events that are not published."""
+    retry_ms: int | None = None
+    """The last `retry` field."""
 
 
 def decode(frames: Frames, keep_canaries: bool, more_topics: bool = False) -> Decoded:
@@ -76,8 +72,13 @@ def decode(frames: Frames, keep_canaries: bool, more_topics: bool = False) -> De
 def decode_any(frames: Frames, keep_canaries: bool, more_topics: bool = False) -> Decoded:
     """The general path of `decode`, which accepts any bytes and defines the result."""
     unnamed = (_NOT_ASKED_FOR,) if more_topics else ()
-    decoded = Decoded(_batch(frames, [], {}), lines=count_lines(frames.blob))
-    timestamps_ms = decoded.batch.timestamps_ms
+    events: list[Event] = []
+    timestamps_ms: dict[TopicPartition, int] = {}
+    decoded = Decoded(
+        _batch(frames, events, timestamps_ms),
+        lines=count_lines(frames.blob),
+        retry_ms=retry_in(frames.blob),
+    )
     for sse_event in sse_events(frames.blob, frames.last_event_id):
         if sse_event.type == "error":
             decoded.upstream_errors.append(sse_event.data)
@@ -90,8 +91,9 @@ def decode_any(frames: Frames, keep_canaries: bool, more_topics: bool = False) -
             # Bounded like a position, as in `read_ids`.
             if source in timestamps_ms or len(timestamps_ms) < MAX_SOURCES:
                 timestamps_ms[source] = max(timestamps_ms.get(source, 0), timestamp_ms or 0)
-        _sort_out(_Delivery(sse_event, assignments, unnamed), keep_canaries, decoded)
-    fallbacks = sum(is_fallback(event.identity) for event in decoded.batch.events)
+        event = _sorted_out(_Delivery(sse_event, assignments, unnamed), keep_canaries, decoded)
+        events.append(event)
+    fallbacks = sum(is_fallback(event.identity) for event in events)
     decoded.batch = decoded.batch._replace(fallbacks=fallbacks)
     return decoded
 
@@ -131,10 +133,11 @@ def decode_usual(frames: Frames, keep_canaries: bool) -> Decoded | None:
     Usual means: frames of the usual shape, JSON, an identity that is safe as a name, no canary, and an
     id with a timestamp for the event's own topic-partition.
     """
-    if isinstance(frames.content, bytes):
+    usual = usual_frames(frames.blob)
+    if usual is None:
         return None
     try:
-        return _decoded_as_usual(frames, frames.content, keep_canaries)
+        return _decoded_as_usual(frames, usual, keep_canaries)
     # UnicodeDecodeError is a ValueError, KeyError a LookupError.
     except (ValueError, LookupError, RecursionError, msgspec.MsgspecError):
         return None
@@ -158,34 +161,44 @@ _load = msgspec.json.Decoder(_Body).decode
 """Checks a JSON text and builds `_Meta` only. It does not check the UTF-8 of strings that it skips."""
 
 
-def _decoded_as_usual(frames: Frames, usual: ColumnarFrames, keep_canaries: bool) -> Decoded:
-    keys, data = usual
-    metas = [_load(text).meta for text in data]
-    for text in data:
+def _decoded_as_usual(frames: Frames, usual: UsualFrames, keep_canaries: bool) -> Decoded:
+    metas = [_load(text).meta for text in usual.data]
+    for text in usual.data:
         if not text.isascii():
             text.decode()
     identities = [meta.id for meta in metas]
-    parsed = read_ids(keys) if frames.parsed is None else frames.parsed
-    known = {source: source for source in parsed.timestamps_ms}
-    sources = [known[meta.topic, meta.partition] for meta in metas]
-    own_ms = [parsed.timestamps_ms[source][number] for number, source in enumerate(sources)]
+    timestamps_ms = usual.ids.timestamps_ms
+    number_of = {source: number for number, source in enumerate(timestamps_ms)}
+    numbers = bytes([number_of[meta.topic, meta.partition] for meta in metas])
+    of = list(timestamps_ms.values())
+    own_ms = [of[number][place] or 0 for place, number in enumerate(numbers)]
     times = [meta.dt for meta in metas]
+    joined_times = "\n".join(times)
     if (
-        parsed.ambiguous
-        or not parsed.aligned
-        or not all(own_ms)
+        not all(own_ms)
         or not are_names(identities)
         or (not keep_canaries and "canary" in [meta.domain for meta in metas])
         or max(map(len, times)) > _MAX_TIME_CHARACTERS
+        or joined_times.count("\n") >= len(times)
     ):
         raise ValueError("not as usual")
-    columns = identities, sources, own_ms, times, keys, data, [""] * len(data)
-    events = events_of(zip(*columns, strict=True))
-    lines = dict.fromkeys(("id", "event", "data"), len(events))
-    return Decoded(_batch(frames, events, parsed.greatest()), lines=lines)
+    events = Columns(
+        frames.blob,
+        identities,
+        list(number_of),
+        numbers,
+        array("q", own_ms),
+        joined_times,
+        usual.id_bytes,
+        array("I", map(len, usual.data)),
+    )
+    lines = dict.fromkeys(("id", "event", "data"), len(metas))
+    return Decoded(_batch(frames, events, usual.ids.greatest()), lines=lines)
 
 
-def _batch(frames: Frames, events: list[Event], timestamps_ms: dict[TopicPartition, int]) -> Batch:
+def _batch(
+    frames: Frames, events: Sequence[Event], timestamps_ms: dict[TopicPartition, int]
+) -> Batch:
     return Batch(
         frames.sequence,
         frames.connection,
@@ -200,30 +213,25 @@ def _batch(frames: Frames, events: list[Event], timestamps_ms: dict[TopicPartiti
     )
 
 
-def _sort_out(delivery: _Delivery, keep_canaries: bool, decoded: Decoded) -> None:
+def _sorted_out(delivery: _Delivery, keep_canaries: bool, decoded: Decoded) -> Event:
     sse_event = delivery.event
     try:
         body = read_body(sse_event.data)
     except NotJson:
-        _dead_letter(NOT_JSON, delivery, decoded)
-        return
+        return _dead_letter(NOT_JSON, delivery)
     if body is None:
-        _dead_letter(NOT_AN_OBJECT, delivery, decoded)
-        return
+        return _dead_letter(NOT_AN_OBJECT, delivery)
     meta = body.meta
     source, timestamp_ms = delivery.own(meta)
     if not keep_canaries and meta.get("domain") == "canary":
         decoded.canaries += 1
-        decoded.batch.events.append(unpublished(source, timestamp_ms, CANARY))
-        return
+        return unpublished(source, timestamp_ms, CANARY)
     identity = identity_of(meta)
     if identity is None:
         source, timestamp_ms = delivery.delivered(meta)
         identity = fallback_identity(source, timestamp_ms, body.content)
         decoded.replaced_identities += 1
-    decoded.batch.events.append(
-        Event(identity, source, timestamp_ms, _time(meta), sse_event.id, sse_event.data),
-    )
+    return Event(identity, source, timestamp_ms, _time(meta), sse_event.id, sse_event.data)
 
 
 def _time(meta: dict[str, Any]) -> str:
@@ -231,10 +239,8 @@ def _time(meta: dict[str, Any]) -> str:
     return text if type(text) is str and len(text) <= _MAX_TIME_CHARACTERS else ""
 
 
-def _dead_letter(reason: str, delivery: _Delivery, decoded: Decoded) -> None:
+def _dead_letter(reason: str, delivery: _Delivery) -> Event:
     data = delivery.event.data
     source, timestamp_ms = delivery.delivered({})
     identity = fallback_identity(source, timestamp_ms, data)
-    decoded.batch.events.append(
-        Event(identity, source, timestamp_ms, "", delivery.event.id, data, reason)
-    )
+    return Event(identity, source, timestamp_ms, "", delivery.event.id, data, reason)

@@ -5,13 +5,11 @@ Law: everything here is a plain value that survives pickling. Nothing reads a cl
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from itertools import repeat
-from operator import attrgetter
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from itertools import islice
+from typing import NamedTuple
 
-from pleiades.core.framing import ColumnarFrames
-from pleiades.core.ids import ParsedIds
+from pleiades.core.position import MAX_SOURCES, join
 from pleiades.core.sse_id import MAX_TIMESTAMP_MS, MalformedId, TopicPartition, parse_id
 from pleiades.core.units import parse_iso_time_ms
 
@@ -69,29 +67,9 @@ class Event(NamedTuple):
         return time_ms(self.dt)
 
 
-def events_of(rows: Iterable[tuple[Any, ...]]) -> list[Event]:
-    """Events from tuples of all their fields."""
-    # As `Event._make`, without a Python call for each: half the time.
-    make: Any = tuple.__new__
-    return list(map(make, repeat(Event), rows))
-
-
 def unpublished(source: TopicPartition, timestamp_ms: int, reason: str) -> Event:
     """An event that is dropped for one of the reasons in `UNPUBLISHED`."""
     return Event("", source, timestamp_ms, "", b"", b"", reason)
-
-
-_reason_of = attrgetter("reason")
-
-
-def all_published(events: Iterable[Event]) -> bool:
-    """True if no event has a reason not to be published."""
-    return not any(map(_reason_of, events))
-
-
-def count_published(events: Iterable[Event]) -> int:
-    """The number of events without a reason not to be published."""
-    return sum(not event.reason for event in events)
 
 
 class Frames(NamedTuple):
@@ -101,9 +79,8 @@ class Frames(NamedTuple):
     """Counts up from 0 in each generation; the publisher restores the order by it."""
     connection: int
     """Counts the connections of this generation, from 1."""
-    content: bytes | ColumnarFrames
-    """Frames one after the other, each ending with an empty line; LF only, no BOM. In columns if all of
-    them have the usual shape."""
+    blob: bytes
+    """Frames one after the other, each ending with an empty line; LF only, no BOM."""
     last_event_id: bytes
     """The WHATWG "last event ID buffer" before the first frame: the last id **on this connection**,
     which also applies to frames without an id. Empty if there was none."""
@@ -119,13 +96,6 @@ class Frames(NamedTuple):
     """The upstream no longer had everything that was requested of `source`."""
     asked: str | None = None
     """The `Last-Event-ID` of the connection; None: the entire stream, from `started_ms` on."""
-    parsed: ParsedIds | None = None
-    """The ids of columnar frames, as the reader parsed them."""
-
-    @property
-    def blob(self) -> bytes:
-        """The frames one after the other."""
-        return self.content if isinstance(self.content, bytes) else self.content.joined()
 
 
 class Batch(NamedTuple):
@@ -133,7 +103,7 @@ class Batch(NamedTuple):
 
     sequence: int
     connection: int
-    events: list[Event]
+    events: Sequence[Event]
     """All events in the order of delivery, dropped ones included."""
     timestamps_ms: dict[TopicPartition, int]
     """The greatest timestamp of each topic-partition in these frames, dropped events included; 0 if an
@@ -160,20 +130,26 @@ class Batch(NamedTuple):
             # It names more topic-partitions than `MAX_ASSIGNMENTS`.
             return {}
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        # Pickled by columns: a list of 500 named tuples costs five times as much to pickle and
-        # to read back as seven lists of 500 plain values.
-        columns = tuple(map(list, zip(*self.events, strict=True)))
-        return _batch, (self[:2], columns, self[3:])
-
-
-def _batch(
-    head: tuple[int, int],
-    columns: tuple[list[Any], ...],
-    tail: tuple[Any, ...],
-) -> Batch:
-    return Batch(*head, events_of(zip(*columns, strict=True)), *tail)
-
 
 class End(NamedTuple):
     """The last item of a channel: its receiver has received everything before it."""
+
+
+class PositionRequest(NamedTuple):
+    """reader → parser: tell me what the frames since the last request have brought."""
+
+
+class Delivered(NamedTuple):
+    """parser → reader: the answer."""
+
+    timestamps_ms: dict[TopicPartition, int]
+    """As in `Batch`, for at most `MAX_SOURCES` topic-partitions."""
+    retry_ms: int | None = None
+    """The last `retry` field."""
+
+    def and_then(
+        self, timestamps_ms: Mapping[TopicPartition, int], retry_ms: int | None
+    ) -> Delivered:
+        """With what the next frames have brought."""
+        joined = dict(islice(join(self.timestamps_ms, timestamps_ms).items(), MAX_SOURCES))
+        return Delivered(joined, self.retry_ms if retry_ms is None else retry_ms)

@@ -11,15 +11,11 @@ are split as bytes: U+2028, U+2029 and U+0085 are no line ends.
 from __future__ import annotations
 
 import re
-from typing import NamedTuple
 
 MAX_FRAME_BYTES = 8 * 1024 * 1024
 """A longer frame is skipped and counted: the largest event Wikimedia's Kafka accepts is 4 MiB."""
 
 _BOM = b"\xef\xbb\xbf"
-_USUAL_LINES = 4
-_MIN_LINE_BYTES = 16
-"""On average, of lines that are worth a look."""
 _RETRY_LINE = re.compile(rb"\nretry: ?([0-9]+)(?=\n)")
 
 
@@ -125,62 +121,33 @@ def split_frames(blob: bytes) -> list[bytes]:
     return [frame for part in blob.split(b"\n\n") if (frame := part.strip(b"\n"))]
 
 
-class ColumnarFrames(NamedTuple):
-    """Frames of the one shape that EventStreams sends, in columns: `event: message`, `id`, `data`."""
-
-    ids: list[bytes]
-    data: list[bytes]
-
-    def joined(self) -> bytes:
-        """The frames as they came."""
-        frames = zip(self.ids, self.data, strict=True)
-        return b"".join([b"event: message\nid: %b\ndata: %b\n\n" % frame for frame in frames])
-
-
-def columnar_frames(blob: bytes) -> ColumnarFrames | None:
-    """The frames in a blob from `Framer.feed`; None if there are none, or any has another shape."""
-    newlines = blob.count(b"\n")
-    # Or millions of short lines would become as many objects first.
-    if newlines * _MIN_LINE_BYTES > len(blob):
-        return None
-    # By columns, so that nothing but slices is done for each frame by itself.
-    lines = blob.split(b"\n")
-    count = newlines // _USUAL_LINES
-    ids, data = lines[1::_USUAL_LINES], lines[2::_USUAL_LINES]
-    if (
-        not count
-        or len(lines) != count * _USUAL_LINES + 1
-        or lines[:-1:_USUAL_LINES].count(b"event: message") != count
-        or [line[:4] for line in ids].count(b"id: ") != count
-        or [line[:6] for line in data].count(b"data: ") != count
-        or lines[3::_USUAL_LINES].count(b"") != count
-        # An id with a NUL is none (WHATWG).
-        or b"\0" in b"".join(ids)
-    ):
-        return None
-    return ColumnarFrames([line[4:] for line in ids], [line[6:] for line in data])
-
-
-def split_columns(blob: bytes) -> tuple[bytes | ColumnarFrames, list[bytes], int | None]:
-    """The frames in a blob from `Framer.feed`, in columns if possible; their ids and `retry` field."""
-    columns = columnar_frames(blob)
-    if columns is None:
-        return blob, ids_in(blob), retry_in(blob)
-    return columns, columns.ids, None
-
-
-def before_id(content: bytes | ColumnarFrames, number: int) -> bytes | ColumnarFrames:
+def before_id(blob: bytes, number: int) -> bytes:
     """The frames before the one with this id, counted from 0 among their ids."""
-    if not isinstance(content, bytes):
-        return ColumnarFrames(content.ids[:number], content.data[:number]) if number else b""
     before = []
-    for frame in split_frames(content):
+    for frame in split_frames(blob):
         if last_id_in(frame) is not None:
             if not number:
                 break
             number -= 1
         before.append(frame + b"\n\n")
     return b"".join(before)
+
+
+def last_event_in(blob: bytes) -> bytes:
+    """The last frame with data in a blob; empty if there is none."""
+    end = len(blob)
+    while end > 0:
+        begin = blob.rfind(b"\n\n", 0, end) + 2
+        frame = blob[begin if begin > 1 else 0 : end].strip(b"\n")
+        if has_data(frame):
+            return frame
+        end = begin - 2
+    return b""
+
+
+def has_data(blob: bytes) -> bool:
+    """True if there is a `data` field in a blob."""
+    return b"\ndata" in blob or blob.startswith(b"data")
 
 
 def ids_in(blob: bytes) -> list[bytes]:
@@ -190,15 +157,16 @@ def ids_in(blob: bytes) -> list[bytes]:
 
 
 def last_id_in(frame: bytes) -> bytes | None:
-    """The last event ID that a frame sets; None if it sets none.
+    """The last event ID that a frame or a blob sets; None if it sets none.
 
     The last of several `id` fields counts; those with a NUL are ignored (WHATWG).
     """
-    text = b"\n" + frame
-    place = len(text)
-    while (place := text.rfind(b"\nid", 0, place)) >= 0:
-        end = text.find(b"\n", place + 1)
-        name, colon, value = text[place + 1 : len(text) if end < 0 else end].partition(b":")
+    place = len(frame)
+    while place >= 0:
+        place = frame.rfind(b"\nid", 0, place)
+        # The first line has no line end before it.
+        end = frame.find(b"\n", place + 1)
+        name, colon, value = frame[place + 1 : len(frame) if end < 0 else end].partition(b":")
         if name == b"id" and b"\0" not in value:
             return value.removeprefix(b" ") if colon else b""
     return None

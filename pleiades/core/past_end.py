@@ -52,6 +52,8 @@ class PastEnd:
         self._left: dict[TopicPartition, _Left] = {}
         self._trusted: set[TopicPartition] = set()
         """On this connection: those that have delivered, or were found in the history."""
+        self._named: set[TopicPartition] = set()
+        """On this connection: those that were requested, or that an id names."""
         self._asked: Mapping[TopicPartition, int] | None = None
         self._delivered: Mapping[TopicPartition, int] = {}
         self._since_ms = 0
@@ -71,14 +73,25 @@ class PastEnd:
                 history from there on; 0 or none: there is none.
         """
         self._trusted = set()
+        self._named = set(asked or ())
         self._asked = None if asked is None else dict(asked)
         self._delivered = dict(delivered)
         self._since_ms = since_ms
+
+    @property
+    def is_over(self) -> bool:
+        """True if nothing of this connection can be left any more.
+
+        The upstream names all topic-partitions of a connection in each id.
+        """
+        return bool(self._named) and self._named <= self._trusted
 
     def first_left(self, parsed: ParsedIds) -> int | None:
         """Which of the next ids must be left, with everything after it; None: none of them."""
         left: dict[TopicPartition, int] = {}
         proven = []
+        if len(self._named) < MAX_SOURCES:
+            self._named |= parsed.timestamps_ms.keys()
         for source in parsed.timestamps_ms.keys() - self._trusted:
             if parsed.offsets.get(source, -1) >= 0:
                 proven.append(source)

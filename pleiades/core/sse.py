@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from sseclient import SSEClient
 
-from pleiades.core.framing import last_id_in, split_frames
+from pleiades.core.framing import has_data, last_id_in, split_frames
 
 _LINES_PER_PIECE = 500
 _PIECE_BYTES = 64 << 10
@@ -42,7 +42,7 @@ def sse_events(blob: bytes, last_event_id: bytes) -> Iterator[SseEvent]:
         sse_id = last_id_in(frame)
         if sse_id is not None:
             last_event_id = sse_id
-        if not frame.startswith(b"data") and b"\ndata" not in frame:
+        if not has_data(frame):
             # Comments and such need no parser.
             continue
         event_type, data = _fields_of(frame)

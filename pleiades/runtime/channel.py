@@ -11,10 +11,8 @@ import contextlib
 import fcntl
 import os
 import pickle
-import queue
 import select
 import struct
-import threading
 from collections.abc import Callable
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
@@ -30,6 +28,8 @@ the usual size, so a stalled destination costs about 4 MiB per channel."""
 
 PIPE_BYTES = 1024 * 1024  # as much as an unprivileged process may ask for (pipe(7))
 
+_LENGTH = struct.Struct("!i")
+
 POLL_SECONDS = 0.5  # the interval at which a waiting process beats and looks for a stop request
 
 
@@ -43,6 +43,7 @@ class Channel(Generic[T]):
         # user who has many pipes already gets a small one, which works and is slower.
         with contextlib.suppress(OSError):
             fcntl.fcntl(self._writer.fileno(), fcntl.F_SETPIPE_SZ, PIPE_BYTES)
+        os.set_blocking(self._writer.fileno(), False)
         self._freed = _counter(capacity)
         """Places that the reader freed and the writer has not seen yet."""
         self._announced = _counter(0)
@@ -51,29 +52,27 @@ class Channel(Generic[T]):
         """The writer's: items that it may put."""
         self._waiting = 0
         """The reader's: items seen and not taken."""
-        self._outbox: queue.SimpleQueue[bytes | None] | None = None
-        self._feeder: threading.Thread
 
     def put(self, item: T, alive: Callable[[], None]) -> None:
-        """Hand over one item; while the channel is full, call `alive` every half second.
+        """Hand over one item; while the channel or its pipe is full, call `alive` every half second.
 
-        `alive` may raise to end the wait; the item is then not in the channel.
+        `alive` may raise to end the wait. An item that is written already is written to its end first.
         """
         if faultpoints.armed(faultpoints.SENT + self.name):
             self._die_half_written(item)
         alive()
         while not self._places:
-            if _readable(self._freed, POLL_SECONDS):
+            if _ready(self._freed, select.POLLIN, POLL_SECONDS):
                 self._places = _taken(self._freed)
             else:
                 alive()
         self._places -= 1
         os.eventfd_write(self._announced.fileno(), 1)
-        self._send(pickle.dumps(item, pickle.HIGHEST_PROTOCOL))
+        self._write(pickle.dumps(item, pickle.HIGHEST_PROTOCOL), alive)
 
     def get(self, timeout_seconds: float) -> T | None:
         """The next item, or None if none came in time."""
-        if not _readable(self._reader, timeout_seconds):
+        if not _ready(self._reader, select.POLLIN, timeout_seconds):
             return None
         message = self._reader.recv_bytes()
         self._waiting -= 1
@@ -86,32 +85,27 @@ class Channel(Generic[T]):
         self._waiting += _taken(self._announced)
         return self._waiting
 
-    def flush(self, alive: Callable[[], None]) -> None:
-        """Wait until all items are in the pipe, and call `alive` every half second: the reader may wait
-        for a destination that stalls. For an orderly end: nothing is put afterwards.
-        """
-        self._send(None)
-        while self._feeder.is_alive():
-            alive()
-            self._feeder.join(POLL_SECONDS)
-
-    def _send(self, message: bytes | None) -> None:
-        if self._outbox is None:
-            self._outbox = queue.SimpleQueue()
-            self._feeder = threading.Thread(target=self._feed, args=(self._outbox,), daemon=True)
-            self._feeder.start()
-        self._outbox.put(message)
-
-    def _feed(self, outbox: queue.SimpleQueue[bytes | None]) -> None:
-        """Write in a thread: the next item is made while the reader takes this one."""
-        while (message := outbox.get()) is not None:
-            self._writer.send_bytes(message)
+    def _write(self, message: bytes, alive: Callable[[], None]) -> None:
+        # As `multiprocessing.connection` does it, but without blocking. No thread: it would take turns
+        # with this one at every item.
+        left = memoryview(_LENGTH.pack(len(message)) + message)
+        ended = None
+        while left:
+            try:
+                left = left[os.write(self._writer.fileno(), left) :]
+            except BlockingIOError:
+                if not _ready(self._writer, select.POLLOUT, POLL_SECONDS):
+                    try:
+                        alive()
+                    except Exception as error:  # raised below
+                        ended = error
+        if ended is not None:
+            raise ended
 
     def _die_half_written(self, item: T) -> NoReturn:
         """Leave what a SIGKILL within a write leaves."""
         message = pickle.dumps(item)
-        # The length as `multiprocessing.connection` writes it, and less than that.
-        half = struct.pack("!i", len(message)) + message[: len(message) // 2]
+        half = _LENGTH.pack(len(message)) + message[: len(message) // 2]
         os.write(self._writer.fileno(), half)
         faultpoints.die()
 
@@ -128,7 +122,7 @@ def _taken(counter: Connection) -> int:
         return 0
 
 
-def _readable(end: Connection[Any, Any], timeout_seconds: float) -> bool:
+def _ready(end: Connection[Any, Any], event: int, timeout_seconds: float) -> bool:
     poll = select.poll()
-    poll.register(end.fileno(), select.POLLIN)
+    poll.register(end.fileno(), event)
     return bool(poll.poll(timeout_seconds * 1000))

@@ -88,8 +88,11 @@ class Sink(Protocol):
         The answer matters only if `Opened.window_complete` is false.
         """
 
-    def write(self, events: list[Event]) -> None:
-        """Take events and dead letters (see `Event.reason`), to be published with the next commit."""
+    def write(self, events: Sequence[Event]) -> None:
+        """Take events and dead letters (see `Event.reason`), to be published with the next commit.
+
+        Usually they are `Columns`, of which a sink may take the columns it needs.
+        """
 
     def commit(self, checkpoint: Checkpoint) -> Committed:
         """Make everything written and the checkpoint durable, however long that takes.

@@ -14,11 +14,19 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple, TypeAlias
 
 from pleiades.core.event import Frames
-from pleiades.core.framing import ColumnarFrames, Framer, before_id, split_columns
+from pleiades.core.framing import (
+    Framer,
+    before_id,
+    has_data,
+    ids_in,
+    last_id_in,
+    retry_in,
+)
 from pleiades.core.ids import ParsedIds, read_ids
 from pleiades.core.past_end import PastEnd
 from pleiades.core.sse_id import TopicPartition
 from pleiades.core.units import iso_time
+from pleiades.core.usual import usual_frames
 from pleiades.runtime.errors import Transient
 from pleiades.upstream.body import Connection
 from pleiades.upstream.http import CONNECT_TIMEOUT_SECONDS
@@ -52,28 +60,23 @@ class Gap(NamedTuple):
 class Received(NamedTuple):
     """The result of one read of the socket."""
 
-    content: bytes | ColumnarFrames
+    blob: bytes = b""
     """Whole frames, as in `Frames`; may be empty."""
-    ids: list[bytes]
-    parsed: ParsedIds
-    """The parsed `ids`."""
-    last_event_id: bytes
+    last_event_id: bytes = b""
     """The last id on this connection before these frames; empty where it is not known."""
-    has_events: bool
-    size_bytes: int
-    oversized: int
+    ids: ParsedIds | None = None
+    """The parsed ids of the frames; None: they were not read."""
+    left: ParsedIds | None = None
+    """Those of frames that are not taken, because the connection ends before them."""
+    has_events: bool = False
+    size_bytes: int = 0
+    oversized: int = 0
     """Frames that were skipped."""
     retry_ms: int | None = None
-    left: ParsedIds = ParsedIds({})
-    """The parsed ids of frames that are not taken, because the connection ends before them."""
+    """The last `retry` field, if the ids were read."""
     gaps: tuple[Gap, ...] = ()
     before_start: int = 0
     """Events older than the start that the upstream sent all the same."""
-
-    @property
-    def blob(self) -> bytes:
-        """The frames one after the other."""
-        return self.content if isinstance(self.content, bytes) else self.content.joined()
 
     def frames(
         self,
@@ -88,18 +91,17 @@ class Received(NamedTuple):
         return Frames(
             sequence,
             number,
-            self.content,
+            self.blob,
             self.last_event_id,
             started_ms,
             clock_ms,
             source,
             gap=source is not None and bool(self.gaps),
             asked=asked,
-            parsed=None if isinstance(self.content, bytes) else self.parsed,
         )
 
 
-NOTHING = Received(b"", [], ParsedIds({}), b"", has_events=False, size_bytes=0, oversized=0)
+NOTHING = Received()
 
 
 class Closed(NamedTuple):
@@ -111,7 +113,7 @@ class Closed(NamedTuple):
     """No events came for a while before it ended."""
     error: Transient | None = None
     """The cause of the end."""
-    events: int = 0
+    had_events: bool = False
     brought_new: bool = False
     """Not all of them were repeated ones."""
 
@@ -120,6 +122,7 @@ def read(
     connection: Connection,
     idle_seconds: float,
     past_end: PastEnd | None = None,
+    needs_ids: Callable[[], bool] = lambda: True,
     waiting: Waiting = nullcontext,
     name: str = "",
 ) -> Iterator[Received | Closed]:
@@ -127,13 +130,14 @@ def read(
 
     Args:
         past_end: knows what this connection asked for; without it no frame is left.
+        needs_ids: asked for each read of the socket; if false, the ids are left to the parser.
         name: begins every log line.
     """
     framer = Framer()
     chunks = connection.chunks()
     last_event_id = b""
     quiet_since = time.monotonic()
-    error = place = None
+    error = None
     reason = ""
     while not reason:
         try:
@@ -147,30 +151,23 @@ def read(
             reason = "closed"
             break
         oversized = framer.oversized_total
-        content, ids, retry_ms = split_columns(framer.feed(chunk))
+        blob = framer.feed(chunk)
         oversized = framer.oversized_total - oversized
-        parsed, left = read_ids(ids), ParsedIds({})
-        place = None if past_end is None else past_end.first_left(parsed)
-        if place is not None:
-            content, left = before_id(content, place), read_ids(ids[place:])
-            ids = ids[:place]
-            parsed = read_ids(ids)
-            reason = PAST_END
+        received = Received(blob, size_bytes=len(chunk), oversized=oversized)
+        if needs_ids():
+            received = _with_ids(received, past_end)
+            reason = "" if received.left is None else PAST_END
         if oversized:
             log.warning("%sskipped an SSE frame of more than 8 MiB; no event is that large", name)
             # Its id was skipped with it.
             last_event_id = b""
-        has_events = bool(content) and (
-            not isinstance(content, bytes) or b"\ndata" in b"\n" + content
-        )
+        has_events = has_data(received.blob)
         now = time.monotonic()
         if has_events:
             quiet_since = now
-        yield Received(
-            content, ids, parsed, last_event_id, has_events, len(chunk), oversized, retry_ms, left
-        )
-        if ids:
-            last_event_id = ids[-1]
+        yield received._replace(last_event_id=last_event_id, has_events=has_events)
+        found = last_id_in(received.blob)
+        last_event_id = last_event_id if found is None else found
         # Time that the consumer takes is no silence of the upstream's.
         quiet_since += time.monotonic() - now
         if not reason and time.monotonic() - quiet_since >= idle_seconds:
@@ -183,3 +180,21 @@ def read(
         reason != PAST_END and quiet_seconds >= min(idle_seconds, QUIET_SECONDS)
     )
     yield Closed(reason, is_silent, error)
+
+
+def _with_ids(received: Received, past_end: PastEnd | None) -> Received:
+    """Read the ids, and leave the frames that may have missed others."""
+    blob = received.blob
+    usual = usual_frames(blob)
+    ids, retry_ms = [] if usual else ids_in(blob), None if usual else retry_in(blob)
+    parsed = usual.ids if usual else read_ids(ids)
+    place = None if past_end is None else past_end.first_left(parsed)
+    if place is None:
+        return received._replace(ids=parsed, retry_ms=retry_ms)
+    ids = ids or ids_in(blob)
+    return received._replace(
+        blob=before_id(blob, place),
+        ids=read_ids(ids[:place]),
+        left=read_ids(ids[place:]),
+        retry_ms=retry_ms,
+    )

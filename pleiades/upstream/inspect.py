@@ -8,6 +8,7 @@ from contextlib import closing
 from dataclasses import replace
 
 from pleiades.config.settings import UpstreamSettings
+from pleiades.core.framing import ids_in
 from pleiades.core.units import rough_duration
 from pleiades.runtime.errors import Transient
 from pleiades.runtime.findings import Finding, note, ok, problem, warning
@@ -59,10 +60,10 @@ def look_at_upstream(
 
 
 def _first_event(address: str, received: Received, seconds: float) -> Finding:
-    if not received.ids and b"\nevent: error\n" in b"\n" + received.blob:
+    if b"\nevent: error\n" in b"\n" + received.blob and not ids_in(received.blob):
         said = printable(received.blob.partition(b"data:")[2].strip(), 300)
         raise Transient(f"{address} answers, and then reports an error of its own: {said}", "error")
-    topics = sorted({topic for topic, _ in received.parsed.timestamps_ms})
+    topics = sorted({topic for topic, _ in received.ids.timestamps_ms} if received.ids else ())
     if not topics:
         return warning(
             f"{address} answers, but its events have no id that tells where they come from: after a "

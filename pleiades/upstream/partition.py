@@ -66,7 +66,13 @@ class PartitionReader:
         self._allow_gap = allow_gap
         self._idle_seconds = idle_seconds
         self._session = Session(
-            upstream, cursor, idle_seconds, lambda: clock_ms, self._waiting, self._pause, source
+            upstream,
+            cursor,
+            idle_seconds,
+            lambda: clock_ms,
+            self._waiting,
+            self._pause,
+            only=source,
         )
         self._name = self._session.name
         self._silent = 0
@@ -105,11 +111,11 @@ class PartitionReader:
             is_complete = False
             if isinstance(item, Opened):
                 ending = Ending(self._end_ms, self._cursor.overlap_ms)
-            elif isinstance(item, Received):
+            elif isinstance(item, Received) and item.ids is not None:
                 for gap in item.gaps:
                     self._refuse_gap(str(gap))
                     log.warning("%s: those events are missing", gap)
-                for timestamp_ms in filter(None, item.parsed.timestamps_ms.get(self.source, ())):
+                for timestamp_ms in filter(None, item.ids.timestamps_ms.get(self.source, ())):
                     is_complete = ending.observe(timestamp_ms) or is_complete
             elif isinstance(item, Closed) and item.is_silent:
                 is_complete = self._is_silence_complete(item)
@@ -127,7 +133,7 @@ class PartitionReader:
         """Return whether a silent connection was the last one."""
         # The last event that was delivered before, or was found, must come again.
         known_ms = self._cursor.position[self.source] or self._cursor.found[self.source]
-        answered = closed.events > 0 or not known_ms
+        answered = closed.had_events or not known_ms
         self._silent = self._silent + 1 if answered and not closed.brought_new else 1
         self._unanswered = 0 if answered else self._unanswered + 1
         if self._unanswered > 1 and self._warnings.due():

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import logging
 import random
+import re
 import time
 from collections.abc import Callable
-from itertools import takewhile
+from hashlib import blake2b
 from typing import TypeVar
 
 from pleiades.core.backoff import Backoff
-from pleiades.core.position import Position
+from pleiades.core.framing import last_event_in
 from pleiades.runtime.errors import Transient
 
 log = logging.getLogger(__name__)
@@ -28,6 +29,8 @@ MIN_CONNECTION_SECONDS = 5.0
 """A connection that ends sooner is short."""
 SHORT_BACKOFF = Backoff(first_seconds=0.05, max_seconds=1.0)
 """Between short connections that brought something new."""
+DIGEST_BYTES = 16
+_OFFSET = re.compile(rb'"offset"\s*:\s*-?[0-9]+')
 MAX_RETRY_FIELD_MS = 60_000
 """The longest pause that a `retry:` field of the stream can ask for."""
 
@@ -37,8 +40,8 @@ class Reconnect:
 
     # Jitter spreads out instances that failed together; it guards no secret.
     def __init__(self, jitter: Callable[[], float] = random.random) -> None:
-        self.events = 0
-        """Ids that came on this connection, repeated ones too."""
+        self.had_events = False
+        """Events came on this connection, perhaps repeated ones."""
         self._jitter = jitter
         self._failed = 0
         """Failures in a row."""
@@ -46,48 +49,37 @@ class Reconnect:
         """Short connections in a row."""
         self._retry_ms = 0
         self._opened_at = 0.0
-        self._last_event_id = b""
-        self._run = 0
-        """The number of ids at the end that equal the last one."""
-        self._before: tuple[Position, bytes, int] = ({}, b"", 0)
+        self._last = self._last_before = b""
+        """The digests of the last event, and of the last one before this connection."""
 
-    def opened(self, position: Position, now: float) -> None:
+    def opened(self, now: float) -> None:
         """A connection is about to be requested, at this monotonic time."""
         self._opened_at = now
-        self.events = 0
-        self._before = self._tail(position)
+        self.had_events = False
+        self._last_before = self._last
 
-    def received(self, ids: list[bytes], retry_ms: int | None) -> None:
-        """Events came; `retry_ms` is what a `retry:` field among them asked for."""
+    def received(self, blob: bytes) -> None:
+        """Whole frames came."""
+        if event := last_event_in(blob):
+            self.had_events = True
+            # In the upstream's other data centre the same event has another offset.
+            self._last = blake2b(_OFFSET.sub(b"", event), digest_size=DIGEST_BYTES).digest()
+
+    def asked_to_wait(self, retry_ms: int | None) -> None:
+        """Note what a `retry` field of the stream asked for; None: there was none."""
         if retry_ms is not None:
             self._retry_ms = min(retry_ms, MAX_RETRY_FIELD_MS)
-        if not ids:
-            return
-        last = ids[-1]
-        run = sum(1 for _ in takewhile(last.__eq__, reversed(ids)))
-        goes_on = self.events and last == self._last_event_id and run == len(ids)
-        self._run = self._run + run if goes_on else run
-        self._last_event_id = last
-        self.events += len(ids)
 
-    def ended(self, position: Position, now: float, is_silent: bool) -> bool:
-        """Return whether the connection brought something new."""
+    def ended(self, now: float, is_silent: bool) -> bool:
+        """Return whether the connection brought something new: repeated events end the same way."""
         is_short = not is_silent and now - self._opened_at < MIN_CONNECTION_SECONDS
         self._short = self._short + 1 if is_short else 0
-        return self._tail(position) != self._before
+        return self._last != self._last_before
 
     @property
     def was_short(self) -> bool:
         """The connection that ended was not silent, and ended soon."""
         return self._short > 0
-
-    def _tail(self, position: Position) -> tuple[Position, bytes, int]:
-        """The end of the delivered events: repeated events end the same way, new ones do not.
-
-        The position alone does not tell: it stands still behind an event that is dated ahead. Nor does
-        the id, where many events have one millisecond.
-        """
-        return dict(position), self._last_event_id, self._run
 
     def after_end(self) -> float:
         """Seconds until the next connection, after a useful one."""

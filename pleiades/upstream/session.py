@@ -18,6 +18,7 @@ from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
 from typing import NamedTuple, TypeAlias
 
+from pleiades.core.event import Delivered
 from pleiades.core.ids import ParsedIds
 from pleiades.core.landmark import Landmark
 from pleiades.core.past_end import PastEnd
@@ -71,9 +72,10 @@ class Session:
         clock_ms: no request asks for times further ahead than this, less the overlap.
         pause: waits so many seconds; may raise to end the session.
         only: the only topic-partition that is asked for; None: all of the stream.
+        delivered: tells what the frames have brought whose ids were not read here. None: all are read.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  # both kinds of readers make one, by name
         self,
         upstream: Upstream,
         cursor: ResumeCursor,
@@ -81,7 +83,9 @@ class Session:
         clock_ms: Callable[[], int],
         waiting: Waiting,
         pause: Callable[[float], None],
+        *,
         only: TopicPartition | None = None,
+        delivered: Callable[[], Delivered] | None = None,
     ) -> None:
         self.cursor = cursor
         self.landmarks: dict[TopicPartition, Landmark] = {}
@@ -92,6 +96,7 @@ class Session:
         self._waiting = waiting
         self._pause = pause
         self._only = only
+        self._delivered = delivered
         self.name = "" if only is None else "{}/{}: ".format(*only)
         """Begins every log line."""
         # A replay's own positions are exact. Another program may have stored an ingest's.
@@ -132,7 +137,7 @@ class Session:
     def _one_connection(self) -> Iterator[Item]:
         cursor, reconnect = self.cursor, self._reconnect
         started_ms = cursor.started_ms
-        reconnect.opened(cursor.position, time.monotonic())
+        reconnect.opened(time.monotonic())
         connection, asked = self._connect()
         self._connection = connection
         with closing(connection):
@@ -158,15 +163,27 @@ class Session:
                 for source, known_ms in known.items()
                 if known_ms
             }
+            has_unread_ids = False
             for item in read(
-                connection, self._idle_seconds, self._past_end, self._waiting, self.name
+                connection,
+                self._idle_seconds,
+                self._past_end,
+                self._needs_ids,
+                self._waiting,
+                self.name,
             ):
                 if isinstance(item, Received):
+                    has_unread_ids = has_unread_ids or item.ids is None
                     yield self._noted(item, asked is None)
                     continue
                 self._was_silent = item.is_silent
-                brought_new = reconnect.ended(cursor.position, time.monotonic(), item.is_silent)
-                yield item._replace(brought_new=brought_new, events=reconnect.events)
+                brought_new = reconnect.ended(time.monotonic(), item.is_silent)
+                yield item._replace(brought_new=brought_new, had_events=reconnect.had_events)
+                if has_unread_ids and self._delivered is not None:
+                    found = self._delivered()
+                    cursor.observe(found.timestamps_ms)
+                    reconnect.asked_to_wait(found.retry_ms)
+                    self._report_crowding()
                 self._report_end(item, brought_new or not reconnect.was_short)
 
     def _report_end(self, closed: Closed, is_useful: bool) -> None:
@@ -218,16 +235,25 @@ class Session:
             "status_4xx",
         )
 
+    def _needs_ids(self) -> bool:
+        """True while the ids of this connection decide what is taken or reported."""
+        return self._delivered is None or bool(self.landmarks) or not self._past_end.is_over
+
     def _noted(self, received: Received, is_start: bool) -> Received:
         """Take note of what came; returns it with what is to be said about it."""
         cursor = self.cursor
-        self._reconnect.received(received.ids, received.retry_ms)
-        gaps = self._gaps_in(received.parsed)
-        cursor.observe(self._own(received.parsed.greatest()))
-        # The topics of what is left are known from now on. Their positions are not.
-        cursor.observe(self._own(dict.fromkeys(received.left.timestamps_ms, 0)))
+        self._reconnect.received(received.blob)
+        if received.ids is None:
+            return received
+        self._reconnect.asked_to_wait(received.retry_ms)
+        gaps = self._gaps_in(received.ids)
+        cursor.observe(self._own(received.ids.greatest()))
+        before_start = 0
+        if received.left is not None:
+            # The topics of what is left are known from now on. Their positions are not.
+            cursor.observe(self._own(dict.fromkeys(received.left.timestamps_ms, 0)))
+            before_start = self._before_start(received.left) if is_start else 0
         self._report_crowding()
-        before_start = self._before_start(received.left) if is_start else 0
         if gaps or before_start:
             return received._replace(gaps=gaps, before_start=before_start)
         return received

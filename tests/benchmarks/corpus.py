@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import orjson
 
-from pleiades.core.framing import columnar_frames
+from pleiades.core.framing import ids_in
 from pleiades.core.ids import read_ids
 from pleiades.core.resume_cursor import ResumeCursor
 from pleiades.simulator.feed import Feed
@@ -130,10 +130,8 @@ def _make(path: Path, shape: Shape, facts: Path) -> None:
     with path.open("wb") as file:
         file.write(chunked(OPENING))
         for batch in frames(shape):
-            usual = columnar_frames(b"".join(batch))
-            assert usual is not None
-            data_bytes += sum(map(len, usual.data))
-            reached.observe(read_ids(usual.ids).greatest())
+            data_bytes += sum(len(lines_of(frame)[2]) - len(b"data: \n\n") for frame in batch)
+            reached.observe(read_ids(ids_in(b"".join(batch))).greatest())
             if not shape.chunk_bytes:
                 file.writelines(chunked(line) for frame in batch for line in lines_of(frame))
             count += len(batch)

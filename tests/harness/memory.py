@@ -7,6 +7,7 @@ Everything is really serialised, so that unserialisable state fails here too.
 from __future__ import annotations
 
 import pickle
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -50,7 +51,7 @@ class MemorySink:
         """Always false: the window returned by `open` holds everything."""
         return False
 
-    def write(self, events: list[Event]) -> None:
+    def write(self, events: Sequence[Event]) -> None:
         """See `Sink.write`."""
         self._written += events
 

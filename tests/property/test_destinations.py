@@ -19,7 +19,7 @@ import random
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Protocol, cast
@@ -171,7 +171,7 @@ class TopicSink:
     def is_published(self, event: Event) -> bool:
         return False
 
-    def write(self, events: list[Event]) -> None:
+    def write(self, events: Sequence[Event]) -> None:
         self._written += events
 
     def commit(self, checkpoint: Checkpoint) -> Committed:
@@ -352,18 +352,17 @@ class History:
         )
         self.sequence += 1
         batch.timestamps_ms.update(dict.fromkeys(self.sources, 0))
+        events: list[Event] = []
         for source, offset, assignments in received:
             for named, timestamp_ms in assignments:
                 batch.timestamps_ms[named] = max(batch.timestamps_ms[named], timestamp_ms or 0)
             entry = self.upstream.logs[source][offset]
             timestamp_ms = entry.timestamp_ms + 1
             if entry.canary:
-                batch.events.append(unpublished(source, timestamp_ms, CANARY))
+                events.append(unpublished(source, timestamp_ms, CANARY))
             else:
-                batch.events.append(
-                    Event(entry.identity, source, timestamp_ms, "", b"", b"%d" % offset)
-                )
-        self.queue.append(batch)
+                events.append(Event(entry.identity, source, timestamp_ms, "", b"", b"%d" % offset))
+        self.queue.append(batch._replace(events=events))
 
     def relay(self, step: Callable[[Publisher], None]) -> None:
         """Run a step of the publisher, in which it may crash."""

@@ -31,7 +31,8 @@ from hypothesis import strategies as st
 
 from pleiades.core.admission import Admission
 from pleiades.core.checkpoint import Checkpoint
-from pleiades.core.event import CANARY, Batch, Event, count_published, unpublished
+from pleiades.core.columns import count_published
+from pleiades.core.event import CANARY, Batch, Event, unpublished
 from pleiades.core.fingerprint import fingerprint
 from pleiades.core.readback import Readback, remembered_as
 from pleiades.core.resume_cursor import ResumeCursor
@@ -205,6 +206,7 @@ class Relay:
         return len(received)
 
     def send(self, received: Iterable[tuple[TopicPartition, int, tuple[Assignment, ...]]]) -> None:
+        events: list[Event] = []
         batch = Batch(0, self.connections, [], {}, self.course.started_ms, self.read_clock())
         for source, offset, assignments in received:
             for named, timestamp_ms in assignments:
@@ -212,12 +214,12 @@ class Relay:
                     batch.timestamps_ms[named] = timestamp_ms or 0
             entry = self.upstream.logs[source][offset]
             if entry.canary:
-                batch.events.append(unpublished(source, entry.timestamp_ms + 1, CANARY))
+                events.append(unpublished(source, entry.timestamp_ms + 1, CANARY))
             else:
-                batch.events.append(
+                events.append(
                     Event(entry.identity, source, entry.timestamp_ms + 1, "", b"", b"%d" % offset)
                 )
-        self.queue.append(batch)
+        self.queue.append(batch._replace(events=events))
 
     # The publisher.
 

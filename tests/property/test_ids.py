@@ -1,4 +1,4 @@
-"""Ids parsed in bulk give the same result as ids parsed one at a time."""
+"""Ids that are read together have the content that each has by itself."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from pleiades.core import ids
-from pleiades.core.ids import MAX_PATTERN_BYTES, read_ids
+from pleiades.core import usual
+from pleiades.core.ids import read_ids
 from pleiades.core.position import MAX_SOURCES, Position, join
 from pleiades.core.sse_id import MAX_SSE_ID_BYTES, Assignment, MalformedId, TopicPartition, parse_id
+from pleiades.core.usual import MAX_PATTERN_BYTES, usual_frames
 
 USUAL = b'[{"topic":"a","partition":0,"timestamp":1000000000000}]'
 TOPICS = ("eqiad.x", "codfw.x", "timestamp")
@@ -114,20 +115,33 @@ def test_together_they_say_what_each_says(sent: list[bytes], at_once: int) -> No
         some = sent[start : start + at_once]
         told = read_ids(some)
         said = [_said(one) for one in some]
-        assert told.malformed == said.count(None)
         sources = dict.fromkeys(source for entries_ in said for source, _ in entries_ or ())
         assert list(told.timestamps_ms) == list(sources)
         assert told.timestamps_ms == {
             source: [_greatest(source, entries_) for entries_ in said] for source in sources
         }
-        assert told.ambiguous == any(
-            len({source for source, _ in entries_ or ()}) < len(entries_ or ()) for entries_ in said
-        )
         position: Position = {}
         for entries_ in said:
             for source, timestamp_ms in entries_ or ():
                 position = join(position, {source: timestamp_ms or 0})
         assert told.greatest() == position
+
+
+def framed(sent: list[bytes], data: bytes = b"{}") -> bytes:
+    return b"".join(b"event: message\nid: %b\ndata: %b\n\n" % (one, data) for one in sent)
+
+
+@given(alike() | sequences())
+@example([b"x" + USUAL, USUAL])
+@example([USUAL.replace(b"a", b"b"), USUAL])
+@example([USUAL + b"x", USUAL])
+@settings(max_examples=300)
+def test_the_ids_of_usual_frames_say_what_each_says(sent: list[bytes]) -> None:
+    found = usual_frames(framed(sent))
+    if found is not None:
+        assert found.ids == read_ids(sent)
+        assert {len(one) for one in sent} == {found.id_bytes}
+        assert list(found.data) == [b"{}"] * len(sent)
 
 
 def _said(sse_id: bytes) -> tuple[Assignment, ...] | None:
@@ -144,15 +158,15 @@ def _greatest(source: TopicPartition, said: tuple[Assignment, ...] | None) -> in
 
 @pytest.fixture
 def parsed(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
-    """The ids that were parsed one at a time."""
-    ids._pattern_for.cache_clear()
+    """The ids that were parsed, each by itself."""
+    usual._pattern_for.cache_clear()
     seen: list[bytes] = []
 
     def noted(sse_id: bytes) -> tuple[Assignment, ...]:
         seen.append(sse_id)
         return parse_id(sse_id)
 
-    monkeypatch.setattr(ids, "parse_id", noted)
+    monkeypatch.setattr(usual, "parse_id", noted)
     return seen
 
 
@@ -173,19 +187,21 @@ def test_only_a_form_is_parsed(parsed: list[bytes], second: int | None) -> None:
     sent = [sse_id(10**12 + number * 7, second) for number in range(100)]
     first, other = ("eqiad.x", 0), ("codfw.x", 0)
     for _ in range(3):
-        told = read_ids(sent)
-        assert told.timestamps_ms[first] == [10**12 + number * 7 for number in range(100)]
-        assert told.timestamps_ms[other] == [second] * 100
+        found = usual_frames(framed(sent))
+        assert found is not None
+        told = found.ids.timestamps_ms
+        assert told[first] == [10**12 + number * 7 for number in range(100)]
+        assert told[other] == [second] * 100
     assert parsed == [sse_id(10**12, second)]
 
 
-def test_where_the_form_changes_each_is_parsed(parsed: list[bytes]) -> None:
+def test_frames_of_several_forms_are_not_usual() -> None:
     sent = [sse_id(10**12 + 5, None), sse_id(10**12 + 5, 10**12 + 8)]
+    assert usual_frames(framed(sent)) is None
     assert read_ids(sent).timestamps_ms == {
         ("eqiad.x", 0): [10**12 + 5] * 2,
         ("codfw.x", 0): [None, 10**12 + 8],
     }
-    assert parsed == [sse_id(10**12, 10**12), *sent]
 
 
 def peak_of(call: Callable[[], object]) -> int:
@@ -218,9 +234,9 @@ def test_ids_that_name_another_topic_each_take_room_for_what_they_say() -> None:
 @pytest.mark.parametrize("length", [MAX_PATTERN_BYTES + 1, MAX_SSE_ID_BYTES, 8 << 20])
 def test_a_long_id_becomes_no_pattern(length: int) -> None:
     long = USUAL[:-1] + b" " * (length - len(USUAL)) + b"]"
-    ids._pattern_for.cache_clear()
-    assert peak_of(lambda: read_ids([long])) < 2 * length + (2 << 20)
-    assert ids._pattern_for.cache_info().currsize == 0
-    told = read_ids([long])
-    assert told.malformed == (length > MAX_SSE_ID_BYTES)
-    assert told.greatest() == ({} if told.malformed else {("a", 0): 10**12})
+    usual._pattern_for.cache_clear()
+    blob = framed([long])
+    assert peak_of(lambda: usual_frames(blob)) < 2 * length + (2 << 20)
+    assert usual_frames(blob) is None
+    assert usual._pattern_for.cache_info().currsize == 0
+    assert read_ids([long]).greatest() == ({} if length > MAX_SSE_ID_BYTES else {("a", 0): 10**12})

@@ -22,7 +22,7 @@ from pleiades.core.checkpoint import Checkpoint
 from pleiades.core.decoding import decode
 from pleiades.core.event import Batch, Frames
 from pleiades.core.fingerprint import fingerprint
-from pleiades.core.framing import split_columns
+from pleiades.core.framing import last_id_in
 from pleiades.core.occurrences import Occurrences, is_recognisable
 from pleiades.core.resume_cursor import ResumeCursor
 from pleiades.core.sse_id import TopicPartition
@@ -150,18 +150,18 @@ class Relay:
         """Read up to `most` events as one batch."""
         received = list(self.connection.frames(most))
         blob = b"".join(frame for frame, _ in received)
-        content, ids, _ = split_columns(blob)
         frames = Frames(
             self.sequence,
             self.connections,
-            content,
+            blob,
             self.last_id,
             START_MS,
             self.clock_ms,
             asked=self.asked,
         )
         self.sequence += 1
-        self.last_id = ids[-1] if ids else self.last_id
+        found = last_id_in(blob)
+        self.last_id = self.last_id if found is None else found
         decoded = decode(frames, keep_canaries=False)
         self.course.observe(decoded.batch.timestamps_ms)
         batch = self.occurrences.distinguish(decoded.batch)

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from pleiades.core.event import CANARY, OUTSIDE_RANGE, Batch, Event, count_published, unpublished
+from pleiades.core.columns import count_published
+from pleiades.core.event import CANARY, OUTSIDE_RANGE, Batch, Event, unpublished
 from pleiades.core.range import (
     PAST_EVENTS,
     Bound,
@@ -156,7 +157,7 @@ def test_a_cut_within_a_range_advances_by_all_that_came_before_it(
     at_least = max((received.timestamp_ms for received in came), default=0)
     reached = first.timestamps_ms.get(A, 0)
     assert at_least <= reached
-    assert first.events + rest.events == kept.events
+    assert [*first.events, *rest.events] == kept.events
     assert rest.timestamps_ms == batch.timestamps_ms
 
 
@@ -182,7 +183,7 @@ def test_halves_are_the_whole_and_the_first_goes_no_further_than_what_is_in_it(
     published = data.draw(st.integers(1, count))
     first, rest = halves(batch, published)
     assert count_published(first.events) == published
-    assert first.events + rest.events == batch.events
+    assert [*first.events, *rest.events] == batch.events
     assert first.timestamps_ms.get(A, 0) == max(
         (event.timestamp_ms for event in first.events), default=0
     )

@@ -199,11 +199,11 @@ class Replay:
         for item in said:
             if isinstance(item, Opened):
                 connection += 1
-            elif isinstance(item, Received) and item.content:
+            elif isinstance(item, Received) and item.blob:
                 frames = Frames(
                     next(numbers),
                     connection,
-                    item.content,
+                    item.blob,
                     item.last_event_id,
                     0,
                     self.now_ms,

@@ -52,7 +52,6 @@ class FakeChannel(Generic[T]):
     def __init__(self, *items: T) -> None:
         self.name = "fake-0"
         self.items = deque(items)
-        self.flushed = False
 
     def put(self, item: T, alive: Callable[[], None]) -> None:
         alive()
@@ -63,10 +62,6 @@ class FakeChannel(Generic[T]):
 
     def depth(self) -> int:
         return len(self.items)
-
-    def flush(self, alive: Callable[[], None]) -> None:
-        alive()
-        self.flushed = True
 
 
 @pytest.fixture

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import logging
-import pickle
 import time
 from collections.abc import Callable, Iterator
-from typing import NoReturn, cast
+from typing import Any, cast
 
 import orjson
 import pytest
 
 from pleiades.config.settings import Settings
-from pleiades.core import decoding
 from pleiades.core.checkpoint import Checkpoint
-from pleiades.core.event import End, Frames
+from pleiades.core.decoding import decode
+from pleiades.core.event import Delivered, End, Frames, PositionRequest
 from pleiades.core.sse_id import TopicPartition, compose_id
 from pleiades.reader import Reader
 from pleiades.runtime.channel import Channel
@@ -28,7 +27,31 @@ SOURCE = ("eqiad.x", 0)
 START_MS = 1_760_000_000_000
 
 Answer = Callable[..., Server]
-Made = tuple[Reader, FakeChildContext, list[FakeChannel[Frames | End]]]
+
+
+class FakeParser(FakeChannel[Frames | End]):
+    """Both channels between a reader and a parser, which answers at once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._since = Delivered({})
+        self.requests = 0
+
+    def put(self, item: Frames | PositionRequest | End, alive: Callable[[], None]) -> None:
+        if isinstance(item, PositionRequest):
+            self.requests += 1
+            return
+        super().put(item, alive)
+        if isinstance(item, Frames):
+            decoded = decode(item, keep_canaries=False)
+            self._since = self._since.and_then(decoded.batch.timestamps_ms, decoded.retry_ms)
+
+    def get(self, timeout_seconds: float) -> Any:
+        answer, self._since = self._since, Delivered({})
+        return answer
+
+
+Made = tuple[Reader, FakeChildContext, list[FakeParser]]
 Make = Callable[..., Made]
 
 
@@ -56,13 +79,14 @@ def make(metrics: Metrics, settings_of: Callable[..., Settings]) -> Make:
         child = FakeChildContext(pauses)
         settings = settings_of(f"--upstream.url={server.url}", *flags)
         checkpoint = FakeChannel(Checkpoint(position or {}, START_MS, 0))
-        channels: list[FakeChannel[Frames | End]] = [FakeChannel() for _ in range(settings.parsers)]
+        channels = [FakeParser() for _ in range(settings.parsers)]
         made = Reader(
             child,
             metrics,
             settings,
             cast("Channel[Checkpoint]", checkpoint),
-            [cast("Channel[Frames | End]", channel) for channel in channels],
+            [cast("Channel[Frames | PositionRequest | End]", channel) for channel in channels],
+            [cast("Channel[Delivered]", channel) for channel in channels],
         )
         return made, child, channels
 
@@ -112,7 +136,9 @@ def test_what_is_new_is_seen_although_the_position_stands_still(
 ) -> None:
     """One event is dated an hour ahead; later events do not move the position."""
     ahead = frame(START_MS + 3_600_000)
-    events = [frame(START_MS + number * step_ms) for number in range(1, 9)]
+    events = [
+        frame(START_MS + number * step_ms).replace(b"{}", b"%d" % number) for number in range(1, 9)
+    ]
     server = answer(*(ahead + b"".join(events[:more]) for more in range(9)))
     reader, child, _ = make(server, pauses=6)
     reader.run()
@@ -145,7 +171,6 @@ def test_a_reconnect_asks_for_position_less_overlap_of_every_topic(
     }
     assert all(b"half" not in blob for blob in blobs(channel))
     assert isinstance(channel.items[-1], End)
-    assert channel.flushed
 
 
 def test_batches_go_round_the_parsers_and_each_gets_an_end(answer: Answer, make: Make) -> None:
@@ -186,23 +211,45 @@ def test_frames_know_what_their_connection_asked_for(answer: Answer, make: Make)
         assert first.asked == asked
 
 
-def test_ids_are_parsed_once(answer: Answer, make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The parser uses the ids parsed by the reader, even after pickling."""
-    meta = {"id": "00000000-0000-4000-8000-000000000001", "topic": SOURCE[0], "partition": 0}
-    data = orjson.dumps({"meta": meta})
-    server = answer(frame(START_MS + 1).replace(b"{}", data))
-    reader, _, (channel,) = make(server, position={SOURCE: START_MS + 1})
+def test_the_ids_of_later_frames_are_left_to_the_parsers(answer: Answer, make: Make) -> None:
+    """Once the known event has come again, they decide nothing until the connection ends."""
+    several_reads = b":" + b"x" * 1_000_000 + b"\n\n"
+    server = answer(frame(START_MS + 1) + several_reads + frame(START_MS + 70_000), b"")
+    reader, _, channels = make(
+        server, "--parsers=2", "--upstream.overlap=60s", position={SOURCE: START_MS + 1}
+    )
     reader.run()
-    (sent, *_) = [item for item in channel.items if isinstance(item, Frames) and item.content]
-    assert sent.parsed is not None
+    assert [channel.requests for channel in channels] == [1, 1]
+    asked = [last_event_id(request) for request in server.requests[:2]]
+    assert asked == [{"eqiad.x": START_MS}, {"eqiad.x": START_MS + 10_000}]
+    assert b"".join(blob for channel in channels for blob in blobs(channel)).count(b"id: ") == 2
 
-    def parsed_again(_: object) -> NoReturn:
-        raise AssertionError("ids are parsed twice")
 
-    monkeypatch.setattr(decoding, "read_ids", parsed_again)
-    arrived = pickle.loads(pickle.dumps(sent))  # noqa: S301  # our own
-    (event,) = decoding.decode(arrived, False).batch.events
-    assert (event.source, event.timestamp_ms) == (SOURCE, START_MS + 1)
+def test_ids_are_read_as_long_as_one_topic_may_have_missed_events(
+    answer: Answer, make: Make
+) -> None:
+    """Another topic of the connection has delivered its known event, many reads before."""
+    known, first = (START_MS + 1, None), (START_MS + 1, START_MS + 9)
+    entries = [
+        orjson.dumps(
+            [
+                {"topic": "a", "partition": 0, "timestamp": times[0]},
+                {"topic": "b", "partition": 0}
+                | ({"offset": -1} if times[1] is None else {"timestamp": times[1]}),
+            ]
+        )
+        for times in (known, first)
+    ]
+    frames = [b"event: message\nid: %b\ndata: {}\n\n" % sse_id for sse_id in entries]
+    server = answer(frames[0] + b":" + b"x" * 1_000_000 + b"\n\n" + frames[1], frames[1])
+    reader, _, (channel,) = make(server, position={("a", 0): START_MS + 1, ("b", 0): 0})
+    reader.run()
+    relayed = [
+        (item.connection, item.blob.count(b"id: "))
+        for item in channel.items
+        if isinstance(item, Frames) and b"id: " in item.blob
+    ]
+    assert relayed[:2] == [(1, 1), (2, 1)], "the first event of b is left, and asked for again"
 
 
 def test_a_refusal_ends_it(answer: Answer, make: Make) -> None:
@@ -254,13 +301,14 @@ def test_a_start_in_the_upstreams_future_is_set_back_at_once(
     now_ms = int(time.time() * 1000)
     server = answer(b":ok\n\n", head=dated(-600))
     child = FakeChildContext(1)
-    channel: FakeChannel[Frames | End] = FakeChannel()
+    channel = FakeParser()
     reader = Reader(
         child,
         metrics,
         settings_of(f"--upstream.url={server.url}"),
         cast("Channel[Checkpoint]", FakeChannel(Checkpoint({}, now_ms, 0))),
-        [cast("Channel[Frames | End]", channel)],
+        [cast("Channel[Frames | PositionRequest | End]", channel)],
+        [cast("Channel[Delivered]", channel)],
     )
     reader.run()
     asked = [since_of(request) for request in server.requests[:2]]

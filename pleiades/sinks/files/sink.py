@@ -18,6 +18,7 @@ from __future__ import annotations
 import errno
 import logging
 from collections import deque
+from collections.abc import Sequence
 
 from pleiades.core.checkpoint import Checkpoint, UnreadableCheckpoint
 from pleiades.core.event import Event
@@ -108,7 +109,7 @@ class FilesSink:
         except OSError:
             return self._retry("look for published events in", lambda: is_whole(path))
 
-    def write(self, events: list[Event]) -> None:
+    def write(self, events: Sequence[Event]) -> None:
         """See `Sink.write`."""
         for event in events:
             if event.reason:

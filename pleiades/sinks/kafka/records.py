@@ -18,9 +18,8 @@ import msgspec
 import orjson
 from confluent_kafka import Message
 
-from pleiades.core.event import Event, all_published
+from pleiades.core.event import Event
 from pleiades.core.identity import (
-    any_fallback,
     identify,
     identity_of,
     is_fallback,
@@ -74,14 +73,10 @@ class RecordForm:
         self._key_of = key_by_field(settings.key_field) if settings.key_field else None
         self._common: Headers = [(REPLAY_HEADER, replay)] if replay else []
 
-    def have_no_headers(self, events: list[Event]) -> bool:
-        """True if each record consists of key and value only, as usual."""
-        return (
-            self._key_of is None
-            and not self._common
-            and all_published(events)
-            and not any_fallback([event.identity for event in events])
-        )
+    @property
+    def has_headers(self) -> bool:
+        """False if records usually consist of key and value only."""
+        return self._key_of is not None or bool(self._common)
 
     def record(self, event: Event) -> Record:
         """The record of an event or a dead letter."""

@@ -17,13 +17,14 @@ from __future__ import annotations
 import logging
 import secrets
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import NoReturn
 
 from confluent_kafka import Consumer, KafkaException, Producer, TopicPartition
 
 from pleiades.core.checkpoint import Checkpoint, UnreadableCheckpoint
+from pleiades.core.columns import sources_of
 from pleiades.core.event import Event
 from pleiades.core.readback import UNKNOWN_LETTERS, Offsets, OutputPartition, Readback
 from pleiades.core.sse_id import UNKNOWN_SOURCE
@@ -122,12 +123,13 @@ class KafkaSink:
         """See `Sink.is_published`: events from before a replay; all others are in the window."""
         return self._existing is not None and event.identity in self._existing
 
-    def write(self, events: list[Event]) -> None:
+    def write(self, events: Sequence[Event]) -> None:
         """See `Sink.write`."""
         with self._metrics.writing():
             self._transactions.write(events)
-        self._events_of.update({event.source for event in events if not event.reason})
-        self._letters_of.update({event.source for event in events if event.reason})
+        published, letters = sources_of(events)
+        self._events_of |= published
+        self._letters_of |= letters
 
     def commit(self, checkpoint: Checkpoint) -> Committed:
         """See `Sink.commit`."""

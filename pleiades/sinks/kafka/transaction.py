@@ -11,12 +11,14 @@ Laws:
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import chain
 from typing import TypeAlias
 
 from confluent_kafka import KafkaError, KafkaException, Message, Producer, TopicPartition
 
+from pleiades.core.columns import Columns, letters_in
 from pleiades.core.event import TOO_LARGE, Event
 from pleiades.runtime import faultpoints
 from pleiades.sinks.kafka.clients import BATCH_OVERHEAD_BYTES
@@ -46,23 +48,25 @@ class Transactions:
         self._surely_taken_bytes = max_bytes - BATCH_OVERHEAD_BYTES
         self._group = group
         self._retry = retry
-        self._written: list[Event] = []
+        self._written: list[Sequence[Event]] = []
+        """What must be committed, as it was written."""
         self._begun = False
         self._spoilt: KafkaError | None = None
         """Why the open transaction can't be committed."""
         self._suspects: set[str] = set()
         """Identities of events that may be too large: their batches were refused."""
 
-    def write(self, events: list[Event]) -> None:
+    def write(self, events: Sequence[Event]) -> None:
         """Produce events and dead letters in the open transaction or a new one.
 
         Also without any, librdkafka's reports are taken.
         """
-        self._written += events
+        if events:
+            self._written.append(events)
         try:
             if events and self._spoilt is None:
                 self._begin()
-                if self._form.have_no_headers(events):
+                if isinstance(events, Columns) and not self._form.has_headers:
                     self._produce_batch(events)
                 else:
                     for event in events:
@@ -97,7 +101,7 @@ class Transactions:
             failures = 0 if self._is_spoilt_by(TOO_LARGE_CODE) else failures + 1
             if failures > 1:
                 self._retry.child.pause(BACKOFF.pause_seconds(failures - 1, jitter=1.0))
-        letters = [event for event in self._written if event.reason]
+        letters = [event for events in self._written for event in letters_in(events)]
         self._written, self._suspects = [], set()
         return letters
 
@@ -143,7 +147,7 @@ class Transactions:
     def _report(self, operation: str, error: KafkaError) -> None:
         advice = ""
         if error.code() == KafkaError.INVALID_TIMESTAMP and self._written:
-            operation, advice = "publish", clock_advice(self._written[-1].timestamp_ms)
+            operation, advice = "publish", clock_advice(self._written[-1][-1].timestamp_ms)
         self._retry.report(operation, error, advice)
 
     # ---- producing ----
@@ -154,9 +158,9 @@ class Transactions:
         on_delivery = None if failed is None else partial(_note, event, failed)
         self._producer.produce(topic, value, key, headers=headers, on_delivery=on_delivery)
 
-    def _produce_batch(self, events: list[Event]) -> None:
+    def _produce_batch(self, events: Columns) -> None:
         # It takes no headers, and a third less time: 1.4 µs for an event.
-        messages = [{"key": event.key, "value": event.data} for event in events]
+        messages = [{"key": key, "value": data} for key, data in events.slices()]
         if self._producer.produce_batch(self._form.topic, messages) < len(messages):
             raise KafkaException(next(each["_error"] for each in messages if "_error" in each))
 
@@ -170,9 +174,12 @@ class Transactions:
             self._step(self._producer.abort_transaction, SLICE_SECONDS)
             self._begun = False
         failed: Failed = []
+        # An event that is too large is replaced in this list.
+        written = list(chain.from_iterable(self._written))
+        self._written = [written]
         try:
             self._begin()
-            for event in self._written:
+            for event in written:
                 alone = self._is_suspect(event)
                 if alone:
                     self._deliver(failed)
@@ -224,7 +231,10 @@ class Transactions:
         if event.reason:
             self._form.max_dead_letter_bytes = max(self._form.max_dead_letter_bytes // 2, 1)
         elif self._is_suspect(event):
-            self._written[self._written.index(event)] = event._replace(reason=TOO_LARGE)
+            (written,) = self._written
+            self._written = [
+                [event._replace(reason=TOO_LARGE) if each is event else each for each in written]
+            ]
         else:
             self._suspects.add(event.identity)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -13,8 +14,8 @@ from tests.harness.relay import Relay, since_ms
 HISTORY_EVENTS = {FILES: 30_000, KAFKA: 150_000}
 """More than passes before the stall, and more than the buffers hold."""
 HISTORY_SECONDS = 600
-FULL_CHANNEL = 7
-"""Batches: all places of a channel, including the batch in its writer's hand."""
+STALLED_SECONDS = 3.0
+"""The upstream has sent nothing for so long: all channels and sockets are full."""
 
 
 @dataclass(frozen=True)
@@ -54,12 +55,17 @@ def history_since_ms(upstream: Simulator) -> int:
 
 
 def wait_for_full_queues(trial: Trial, upstream: Simulator, relay: Relay) -> None:
-    """Wait until back-pressure has reached the reader."""
-    trial.wait(
-        lambda: relay.metric("pleiades_queue_depth", channel="frames-0") >= FULL_CHANNEL,
-        "full queues",
-        relay,
-    )
+    """Wait until back-pressure has reached the reader: upstream sends nothing for a while."""
+    served, since = -1, 0.0
+
+    def is_stalled() -> bool:
+        nonlocal served, since
+        total, now = upstream.stats().bytes_served_total, time.monotonic()
+        if total != served:
+            served, since = total, now
+        return now - since >= STALLED_SECONDS
+
+    trial.wait(is_stalled, "full queues", relay)
     assert is_held_back(upstream), "no events were left to stall"
 
 

@@ -18,10 +18,8 @@ from pleiades.core.decoding import (
 from pleiades.core.event import CANARY, LINE_TYPES, REASONS, Event, Frames
 from pleiades.core.framing import (
     Framer,
-    columnar_frames,
     ids_in,
     retry_in,
-    split_columns,
     split_frames,
 )
 from pleiades.core.identity import identify, is_fallback
@@ -38,6 +36,7 @@ from pleiades.core.sse_id import (
     is_source,
     parse_id,
 )
+from pleiades.core.usual import usual_frames
 from pleiades.sinks.files.names import (
     dead_letter_name,
     event_name,
@@ -101,9 +100,11 @@ def _unlimited(chunks: list[bytes], whole: Interpretation) -> None:
     last_event_id, retry_ms = b"", None
     for chunk in chunks:
         blob = framer.feed(chunk)
-        if (usual := columnar_frames(blob)) is not None:
-            assert usual.joined() == blob, "other frames than came"
-            assert (usual.ids, None) == (ids_in(blob), retry_in(blob)), "other ids than came"
+        if (usual := usual_frames(blob)) is not None:
+            ids = ids_in(blob)
+            assert usual.ids == read_ids(ids), "other ids than came"
+            assert {len(sse_id) for sse_id in ids} == {usual.id_bytes}
+            assert retry_in(blob) is None
             received = _received(blob, last_event_id)
             decoded = decode_usual(received, keep_canaries=False)
             if decoded is not None:
@@ -160,7 +161,7 @@ def sse_id(raw: bytes) -> None:
 
 
 def _received(blob: bytes, last_event_id: bytes) -> Frames:
-    return Frames(0, 1, split_columns(blob)[0], last_event_id, 0, 0)
+    return Frames(0, 1, blob, last_event_id, 0, 0)
 
 
 def events(raw: bytes) -> None:

@@ -13,7 +13,6 @@ from pleiades.core.sse_id import (
     MAX_ASSIGNMENTS,
     MAX_SSE_ID_BYTES,
     MAX_TIMESTAMP_MS,
-    UNKNOWN_SOURCE,
     Assignment,
     MalformedId,
     compose_id,
@@ -136,12 +135,6 @@ def test_batches_survive_pickling(batch: Batch) -> None:
     assert back == batch
     assert type(back) is Batch
     assert all(type(event) is Event for event in back.events)
-
-
-def test_batches_are_pickled_by_columns() -> None:
-    event = Event("identity", UNKNOWN_SOURCE, 1, "dt", b"key", b"data")
-    pickled = pickle.dumps(Batch(0, 1, [event] * 100, {}, 0, 0), protocol=5)
-    assert pickled.count(b"Event") == 0
 
 
 def test_frames_and_end_survive_pickling() -> None:

@@ -15,9 +15,10 @@ import pytest
 
 from pleiades.core.decoding import decode
 from pleiades.core.event import Frames
-from pleiades.core.framing import MAX_FRAME_BYTES, Framer, split_columns
+from pleiades.core.framing import MAX_FRAME_BYTES, Framer, ids_in, last_event_in
 from pleiades.core.identity import identify
 from pleiades.core.ids import read_ids
+from pleiades.core.usual import usual_frames
 from pleiades.sinks.kafka.records import key_by_field
 
 MAX_CPU_SECONDS = 20
@@ -100,10 +101,12 @@ def relay(shape: str, result: Connection) -> None:
     framer = Framer()
     became = 0
     for start in range(0, len(stream), CHUNK_BYTES):
-        content, ids, _ = split_columns(framer.feed(stream[start : start + CHUNK_BYTES]))
-        read_ids(ids)
-        if content:
-            decoded = decode(Frames(0, 1, content, b"", 0, 0), keep_canaries=False)
+        blob = framer.feed(stream[start : start + CHUNK_BYTES])
+        last_event_in(blob)
+        if usual_frames(blob) is None:
+            read_ids(ids_in(blob))
+        if blob:
+            decoded = decode(Frames(0, 1, blob, b"", 0, 0), keep_canaries=False)
             for received in decoded.batch.events:
                 identify(received.key, received.data)
                 key_by_field(("a",))(received)

@@ -6,7 +6,6 @@ import orjson
 
 from pleiades.core.decoding import decode
 from pleiades.core.event import Batch, Frames
-from pleiades.core.framing import split_columns
 from pleiades.core.occurrences import Occurrences, is_recognisable
 from pleiades.core.sse_id import TopicPartition, compose_id
 
@@ -33,9 +32,8 @@ def batch(
     asked: dict[TopicPartition, int] | None = None,
     source: TopicPartition | None = None,
 ) -> Batch:
-    content = split_columns(b"".join(frames))[0]
     sent = None if asked is None else compose_id(asked)
-    received = Frames(0, connection, content, b"", START_MS, 0, source, asked=sent)
+    received = Frames(0, connection, b"".join(frames), b"", START_MS, 0, source, asked=sent)
     return decode(received, keep_canaries=False).batch
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable
 import pytest
 
 from pleiades.runtime.channel import CAPACITY, PIPE_BYTES, Channel
+from tests.harness.waiting import until
 
 PATIENCE_SECONDS = 30
 ITEMS = 4
@@ -52,43 +53,49 @@ def test_a_full_channel_holds_its_writer_up_until_one_item_is_taken() -> None:
     assert channel.get(0.0) is None, "an item came that was never put"
 
 
+def in_thread(call: Callable[[], object]) -> threading.Thread:
+    thread = threading.Thread(target=call, daemon=True)
+    thread.start()
+    return thread
+
+
 def test_the_depth_counts_what_waits_also_if_the_pipe_has_no_room_for_it() -> None:
     channel: Channel[bytes] = Channel("x")
     assert channel.depth() == 0
     for _ in range(ITEMS):
-        channel.put(bytes(PIPE_BYTES), lambda: None)
+        channel.put(b"", lambda: None)
     assert channel.depth() == ITEMS
-    channel.get(PATIENCE_SECONDS)
-    assert channel.depth() == ITEMS - 1
-    channel.put(b"", lambda: None)
-    assert channel.depth() == ITEMS
-    for _ in range(ITEMS):
-        channel.get(PATIENCE_SECONDS)
-    assert channel.depth() == 0
+    writing = threading.Event()
+    writer = in_thread(lambda: channel.put(bytes(2 * PIPE_BYTES), writing.set))
+    assert writing.wait(PATIENCE_SECONDS)
+    until(lambda: channel.depth() == ITEMS + 1, "the item that does not fit")
+    for left in reversed(range(ITEMS + 1)):
+        assert channel.get(PATIENCE_SECONDS) is not None
+        assert channel.depth() == left
+    writer.join(PATIENCE_SECONDS)
 
 
-def test_a_flush_shows_that_its_process_lives_until_all_is_taken() -> None:
+def test_an_item_that_is_begun_is_written_to_its_end_while_its_process_shows_that_it_lives() -> (
+    None
+):
     channel: Channel[bytes] = Channel("x")
-    for _ in range(ITEMS):
-        channel.put(bytes(PIPE_BYTES), lambda: None)
-    lived = 0
     taken: list[bytes | None] = []
-
-    def take() -> None:
-        taken.extend(channel.get(PATIENCE_SECONDS) for _ in range(ITEMS))
-
-    taker = threading.Thread(target=take, daemon=True)
+    takers: list[threading.Thread] = []
+    lived = 0
 
     def alive() -> None:
         nonlocal lived
         lived += 1
         if lived == 3:
-            taker.start()
+            takers.append(in_thread(lambda: taken.append(channel.get(PATIENCE_SECONDS))))
+        if lived > 1:
+            raise Enough
 
-    channel.flush(alive)
-    taker.join(PATIENCE_SECONDS)
+    with pytest.raises(Enough):
+        channel.put(bytes(2 * PIPE_BYTES), alive)
+    takers[0].join(PATIENCE_SECONDS)
     assert lived >= 3
-    assert taken == [bytes(PIPE_BYTES)] * ITEMS
+    assert taken == [bytes(2 * PIPE_BYTES)]
 
 
 def test_what_can_not_be_sent_fails_for_whoever_puts_it() -> None:

@@ -43,13 +43,15 @@ Message: TypeAlias = Item | Finished
 Run = Callable[..., tuple[list[Message], list[dict[str, int]], list[float]]]
 
 
-def frame(timestamp_ms: int) -> bytes:
+def frame(timestamp_ms: int, number: int = 0) -> bytes:
     sse_id = orjson.dumps([{"topic": SOURCE[0], "partition": 0, "timestamp": timestamp_ms}])
-    return b"event: message\nid: " + sse_id + b"\ndata: {}\n\n"
+    return b"event: message\nid: " + sse_id + b'\ndata: {"number":%d}\n\n' % number
 
 
 def frames(*timestamps_ms: int) -> bytes:
-    return HEAD + b"".join(map(frame, timestamps_ms))
+    """Frames of which no two are equal."""
+    before = [timestamps_ms[:place].count(time) for place, time in enumerate(timestamps_ms)]
+    return HEAD + b"".join(map(frame, timestamps_ms, before))
 
 
 OVER = [PAST] * PAST_EVENTS
@@ -100,9 +102,8 @@ def run(settings_of: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch) -
 
 
 def blob_of(said: list[Message]) -> bytes:
-    """The bytes of all frames passed on."""
-    contents = [message.content for message in said if isinstance(message, Received)]
-    return b"".join(held if isinstance(held, bytes) else held.joined() for held in contents)
+    """All frames that were passed on."""
+    return b"".join(message.blob for message in said if isinstance(message, Received))
 
 
 def timestamps(said: list[Message]) -> list[int]:

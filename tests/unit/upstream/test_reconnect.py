@@ -4,59 +4,57 @@ import pytest
 
 from pleiades.upstream.reconnect import MAX_RETRY_FIELD_MS, MIN_CONNECTION_SECONDS, Reconnect
 
-A = ("a", 0)
+
+def frames(*events: int) -> bytes:
+    return b"".join(b"id: 1\ndata: %d\n\n" % number for number in events)
 
 
 def ended(
-    reconnect: Reconnect, *, seconds: float, reached: int = 1, events: int = 0, idle: bool = False
+    reconnect: Reconnect, *, seconds: float, blob: bytes = b"", is_silent: bool = False
 ) -> bool:
-    """End a connection; returns True if it was useful."""
-    reconnect.opened({A: 1}, 0.0)
-    reconnect.received([b"1"] * events, None)
-    return reconnect.ended({A: reached}, seconds, idle) or not reconnect.was_short
+    """True if the connection was useful."""
+    reconnect.opened(0.0)
+    reconnect.received(blob)
+    return reconnect.ended(seconds, is_silent) or not reconnect.was_short
 
 
 @pytest.mark.parametrize(
-    ("seconds", "reached", "events", "idle", "useful"),
+    ("seconds", "blob", "is_silent", "useful"),
     [
-        (0.1, 1, 0, False, False),
-        (0.1, 2, 1, False, True),
-        (MIN_CONNECTION_SECONDS, 1, 0, False, True),
-        (0.1, 1, 0, True, True),
-        (0.1, 1, 3, False, True),
+        (0.1, b"", False, False),
+        (0.1, b":ok\n\n", False, False),
+        (0.1, frames(1), False, True),
+        (MIN_CONNECTION_SECONDS, b"", False, True),
+        (0.1, b"", True, True),
     ],
 )
-def test_of_use(seconds: float, reached: int, events: int, idle: bool, useful: bool) -> None:
+def test_of_use(seconds: float, blob: bytes, is_silent: bool, useful: bool) -> None:
     reconnect = Reconnect(lambda: 0.0)
-    assert ended(reconnect, seconds=seconds, reached=reached, events=events, idle=idle) == useful
+    assert ended(reconnect, seconds=seconds, blob=blob, is_silent=is_silent) == useful
+    assert reconnect.had_events == (b"data" in blob)
 
 
 def test_the_same_repeated_once_more_is_of_no_use() -> None:
     reconnect = Reconnect(lambda: 0.0)
-    assert ended(reconnect, seconds=0.1, events=3)
-    assert not ended(reconnect, seconds=0.1, events=3)
-    assert ended(reconnect, seconds=0.1, events=4)
+    assert ended(reconnect, seconds=0.1, blob=frames(1, 2))
+    assert not ended(reconnect, seconds=0.1, blob=frames(2))
+    # Comments are no events.
+    assert not ended(reconnect, seconds=0.1, blob=frames(1, 2) + b":ok\n\n" * 3)
+    assert ended(reconnect, seconds=0.1, blob=frames(2, 3))
 
 
-def test_events_in_one_millisecond_are_new_although_they_end_with_the_same_id() -> None:
-    """This includes a connection that brought no more than the previous one."""
+def test_the_other_data_centre_repeats_the_same_event_with_another_offset() -> None:
     reconnect = Reconnect(lambda: 0.0)
-    for ids, is_new in (
-        ([b"0", b"2", b"1"], True),
-        ([b"2", b"1", b"1"], True),
-        ([b"1", b"1"], False),
-    ):
-        reconnect.opened({A: 1}, 0.0)
-        for sse_id in ids:
-            reconnect.received([sse_id], None)
-        assert reconnect.ended({A: 1}, 0.1, False) == is_new
+    event = b'id: [{"topic":"a","partition":0,"offset":%d}]\ndata: {"meta":{"offset":%d}}\n\n'
+    assert ended(reconnect, seconds=0.1, blob=event % (-1, 700))
+    assert not ended(reconnect, seconds=0.1, blob=event % (12, 3))
 
 
 def test_many_short_ones_are_followed_by_pauses_that_grow_and_a_long_one_by_none() -> None:
     reconnect = Reconnect(lambda: 0.0)
     after = []
-    for reached in range(2, 9):
-        assert ended(reconnect, seconds=0.1, reached=reached)
+    for number in range(2, 9):
+        assert ended(reconnect, seconds=0.1, blob=frames(number))
         after.append(reconnect.after_end())
     assert after[0] == 0.0, "a cut is normal"
     assert after[1] > 0.0
@@ -67,10 +65,11 @@ def test_many_short_ones_are_followed_by_pauses_that_grow_and_a_long_one_by_none
 
 def test_what_the_stream_asks_for_is_kept_to_within_bounds() -> None:
     reconnect = Reconnect(lambda: 0.0)
-    reconnect.opened({}, 0.0)
-    reconnect.received([b"1"], 2500)
+    reconnect.opened(0.0)
+    reconnect.asked_to_wait(2500)
+    reconnect.asked_to_wait(None)
     assert reconnect.after_end() == 2.5
-    reconnect.received([b"1"], 10**9)
+    reconnect.asked_to_wait(10**9)
     assert reconnect.after_end() == MAX_RETRY_FIELD_MS / 1000
 
 
