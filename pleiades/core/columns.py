@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from itertools import repeat
 from operator import attrgetter
+from pickle import PickleBuffer
 from typing import Any, overload
 
 from pleiades.core.event import Event
@@ -90,13 +91,11 @@ class Columns(Sequence[Event]):
     def __reduce__(self) -> tuple[Any, ...]:
         # A list of 200 names costs ten times as much to pickle and to read back as one text.
         names = "\n".join(self.identities)
-        return _columns, (names, *(getattr(self, name) for name in _OTHER_COLUMNS))
+        others = [getattr(self, field.name) for field in fields(self)[2:]]
+        return _columns, (PickleBuffer(self.blob), names, *others)
 
 
-_OTHER_COLUMNS = tuple(field.name for field in fields(Columns) if field.name != "identities")
-
-
-def _columns(names: str, blob: bytes, *others: Any) -> Columns:
+def _columns(blob: bytes, names: str, *others: Any) -> Columns:
     return Columns(blob, names.split("\n"), *others)
 
 

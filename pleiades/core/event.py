@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import islice
-from typing import NamedTuple
+from pickle import PickleBuffer
+from typing import Any, NamedTuple
 
 from pleiades.core.position import MAX_SOURCES, join
 from pleiades.core.sse_id import MAX_TIMESTAMP_MS, MalformedId, TopicPartition, parse_id
@@ -96,6 +97,9 @@ class Frames(NamedTuple):
     """The upstream no longer had everything that was requested of `source`."""
     asked: str | None = None
     """The `Last-Event-ID` of the connection; None: the entire stream, from `started_ms` on."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Frames, (*self[:2], PickleBuffer(self.blob), *self[3:])
 
 
 class Batch(NamedTuple):

@@ -28,7 +28,8 @@ the usual size, so a stalled destination costs about 4 MiB per channel."""
 
 PIPE_BYTES = 1024 * 1024  # as much as an unprivileged process may ask for (pipe(7))
 
-_LENGTH = struct.Struct("!i")
+_HEADER = struct.Struct("!ii")
+"""Before each item: the length of what is pickled, and of the buffer after it; -1: there is none."""
 
 POLL_SECONDS = 0.5  # the interval at which a waiting process beats and looks for a stop request
 
@@ -60,6 +61,7 @@ class Channel(Generic[T]):
         """
         if faultpoints.armed(faultpoints.SENT + self.name):
             self._die_half_written(item)
+        message = _message(item)
         alive()
         while not self._places:
             if _ready(self._freed, select.POLLIN, POLL_SECONDS):
@@ -68,16 +70,18 @@ class Channel(Generic[T]):
                 alive()
         self._places -= 1
         os.eventfd_write(self._announced.fileno(), 1)
-        self._write(pickle.dumps(item, pickle.HIGHEST_PROTOCOL), alive)
+        self._write(message, alive)
 
     def get(self, timeout_seconds: float) -> T | None:
         """The next item, or None if none came in time."""
         if not _ready(self._reader, select.POLLIN, timeout_seconds):
             return None
-        message = self._reader.recv_bytes()
+        body_bytes, buffer_bytes = _HEADER.unpack(self._read(_HEADER.size))
+        body = self._read(body_bytes)
+        buffers = [] if buffer_bytes < 0 else [self._read(buffer_bytes)]
         self._waiting -= 1
         os.eventfd_write(self._freed.fileno(), 1)
-        item: T = pickle.loads(message)  # noqa: S301  # a process of ours wrote it
+        item: T = pickle.loads(body, buffers=buffers)  # noqa: S301  # a process of ours wrote it
         return item
 
     def depth(self) -> int:
@@ -85,29 +89,51 @@ class Channel(Generic[T]):
         self._waiting += _taken(self._announced)
         return self._waiting
 
-    def _write(self, message: bytes, alive: Callable[[], None]) -> None:
-        # As `multiprocessing.connection` does it, but without blocking. No thread: it would take turns
-        # with this one at every item.
-        left = memoryview(_LENGTH.pack(len(message)) + message)
+    def _write(self, left: list[memoryview], alive: Callable[[], None]) -> None:
+        # Without blocking, and without a thread: it would take turns with this one at every item.
         ended = None
         while left:
             try:
-                left = left[os.write(self._writer.fileno(), left) :]
+                written = os.writev(self._writer.fileno(), left)
             except BlockingIOError:
                 if not _ready(self._writer, select.POLLOUT, POLL_SECONDS):
                     try:
                         alive()
                     except Exception as error:  # raised below
                         ended = error
+                continue
+            while left and written >= len(left[0]):
+                written -= len(left.pop(0))
+            if left:
+                left[0] = left[0][written:]
         if ended is not None:
             raise ended
 
+    def _read(self, size: int) -> bytes:
+        pieces = []
+        while size:
+            pieces.append(os.read(self._reader.fileno(), size))
+            if not pieces[-1]:
+                raise EOFError(f"{self.name} ended within an item")
+            size -= len(pieces[-1])
+        # Of one piece it is that piece, not a copy.
+        return b"".join(pieces)
+
     def _die_half_written(self, item: T) -> NoReturn:
         """Leave what a SIGKILL within a write leaves."""
-        message = pickle.dumps(item)
-        half = _LENGTH.pack(len(message)) + message[: len(message) // 2]
-        os.write(self._writer.fileno(), half)
+        message = b"".join(_message(item))
+        os.write(self._writer.fileno(), message[: len(message) // 2])
         faultpoints.die()
+
+
+def _message(item: object) -> list[memoryview]:
+    """An item as it is written. A `PickleBuffer` in it is not copied: frames travel as they came."""
+    buffers: list[pickle.PickleBuffer] = []
+    body = pickle.dumps(item, pickle.HIGHEST_PROTOCOL, buffer_callback=buffers.append)
+    if not buffers:
+        return [memoryview(_HEADER.pack(len(body), -1) + body)]
+    (blob,) = (buffer.raw() for buffer in buffers)
+    return [memoryview(_HEADER.pack(len(body), len(blob)) + body), blob]
 
 
 def _counter(value: int) -> Connection:

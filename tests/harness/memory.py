@@ -108,7 +108,7 @@ class CopyingSink(MemorySink):
     def commit(self, checkpoint: Checkpoint) -> Committed:
         committed = super().commit(checkpoint)
         new = self._copy.with_suffix(".new")
-        new.write_bytes(pickle.dumps(self._store))
+        new.write_bytes(pickle.dumps(self._store, pickle.HIGHEST_PROTOCOL))
         new.replace(self._copy)
         return committed
 

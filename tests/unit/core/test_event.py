@@ -139,4 +139,5 @@ def test_batches_survive_pickling(batch: Batch) -> None:
 
 def test_frames_and_end_survive_pickling() -> None:
     frames = Frames(1, 2, b"data: x\n\n", b"id", 3, 4)
-    assert pickle.loads(pickle.dumps((frames, End()))) == (frames, End())  # noqa: S301  # its own
+    pickled = pickle.dumps((frames, End()), pickle.HIGHEST_PROTOCOL)
+    assert pickle.loads(pickled) == (frames, End())  # noqa: S301  # its own

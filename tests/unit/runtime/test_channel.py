@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import pickle
+import random
 import threading
 from collections.abc import Callable
 
 import pytest
 
+from pleiades.core.event import Frames
 from pleiades.runtime.channel import CAPACITY, PIPE_BYTES, Channel
 from tests.harness.waiting import until
 
@@ -51,6 +53,20 @@ def test_a_full_channel_holds_its_writer_up_until_one_item_is_taken() -> None:
         channel.put(4, after(2))
     assert [channel.get(PATIENCE_SECONDS) for _ in range(2)] == [1, 3]
     assert channel.get(0.0) is None, "an item came that was never put"
+
+
+@pytest.mark.parametrize("size", [0, 1, PIPE_BYTES - 100, PIPE_BYTES, 3 * PIPE_BYTES])
+def test_frames_of_any_size_come_as_they_were_sent(size: int) -> None:
+    channel: Channel[Frames] = Channel("x")
+    sent = [Frames(number, 1, random.randbytes(size), b"id", 3, 4) for number in range(3)]
+
+    def send() -> None:
+        for frames in sent:
+            channel.put(frames, lambda: None)
+
+    writer = in_thread(send)
+    assert [channel.get(PATIENCE_SECONDS) for _ in sent] == sent
+    writer.join(PATIENCE_SECONDS)
 
 
 def in_thread(call: Callable[[], object]) -> threading.Thread:
@@ -102,3 +118,4 @@ def test_what_can_not_be_sent_fails_for_whoever_puts_it() -> None:
     channel: Channel[object] = Channel("x")
     with pytest.raises((AttributeError, pickle.PicklingError)):
         channel.put(lambda: None, lambda: None)
+    assert channel.depth() == 0
