@@ -50,7 +50,7 @@ class Framer:
             self._pending += text
             self._limit_pending()
             return b""
-        # Views: a copy of a quarter of a megabyte takes as long as twenty events.
+        # Views: a copy of half a megabyte takes as long as twenty events.
         view = memoryview(text)
         whole = b"".join((self._pending, view[:end]))
         self._pending.clear()

@@ -36,7 +36,7 @@ from pleiades.upstream.transport import Answer
 
 log = logging.getLogger(__name__)
 
-READ_BYTES = 256 * 1024
+READ_BYTES = 512 * 1024
 """The longest piece that is handed on, decompressed or not."""
 GATHERED_BYTES = 32 * 1024
 """Half of what Linux lets a new connection receive unread (net.ipv4.tcp_rmem)."""

@@ -160,7 +160,8 @@ class Transactions:
 
     def _produce_batch(self, events: Columns) -> None:
         # It takes no headers, and a third less time: 1.4 µs for an event.
-        messages = [{"key": key, "value": data} for key, data in events.slices()]
+        pairs = zip(*events.keys_and_data(), strict=True)
+        messages = [{"key": key, "value": data} for key, data in pairs]
         if self._producer.produce_batch(self._form.topic, messages) < len(messages):
             raise KafkaException(next(each["_error"] for each in messages if "_error" in each))
 
