@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
+import os
+import shutil
 import ssl
 import tempfile
 from functools import cache
@@ -22,6 +25,17 @@ class Authority(NamedTuple):
 
 @cache
 def authority() -> Authority:
-    """The authority of this test process; created once, because generating keys is slow."""
-    ca = Path(tempfile.mkdtemp(prefix="pleiades-test-ca-")) / "ca.pem"
+    """The authority of this test process; created once, because generating keys is slow.
+
+    Its file is removed when the process ends.
+    """
+    folder = Path(tempfile.mkdtemp(prefix="pleiades-test-ca-"))
+    atexit.register(_remove, folder, os.getpid())
+    ca = folder / "ca.pem"
     return Authority(ca, server_context("127.0.0.1", ca))
+
+
+def _remove(folder: Path, owner: int) -> None:
+    # A forked child inherits the file, and must leave it to its parent.
+    if os.getpid() == owner:
+        shutil.rmtree(folder)
