@@ -63,6 +63,6 @@ def run(arguments: Sequence[str], description: str) -> int:
         simulator.stats().events_appended_total,
     )
     signal.sigwait(stopping)
-    simulator.stop()
+    simulator.close()
     log.info("stopped: %s", simulator.stats())
     return EXIT_STOPPED

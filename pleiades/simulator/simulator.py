@@ -47,7 +47,7 @@ data: {"message":"Local: Broker transport failure","origin":"kafka","name":"Erro
 
 class Simulator(LocalUpstream):
     """A local upstream. `start` and `stop` may alternate: the log, the clock and the port stay, as when
-    the real service is down for a while.
+    the real service is down for a while. `close` gives the port back.
 
     Raises:
         UsageError: a file of the settings can't be read or written.
@@ -56,6 +56,9 @@ class Simulator(LocalUpstream):
     def __init__(self, settings: SimulatorSettings) -> None:
         super().__init__(settings)
         self._port = settings.port
+        self._reserved: socket.socket | None = None
+        """Bound to the port, and never listens. While the service is down, connections are refused, and
+        the kernel gives the port to nobody else, not even to an outgoing connection."""
         self._server: _Server | None = None
 
     def __enter__(self) -> Simulator:
@@ -63,13 +66,15 @@ class Simulator(LocalUpstream):
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.stop()
+        self.close()
 
     @property
     def url(self) -> str:
         """The base URL, to be followed by a slash and streams: `http://127.0.0.1:port/v2/stream`."""
         scheme = "http" if self.settings.tls is None else "https"
-        return f"{scheme}://{self.settings.host}:{self._port}{STREAM_PATH}"
+        host = self.settings.host
+        host = f"[{host}]" if ":" in host else host
+        return f"{scheme}://{host}:{self._port}{STREAM_PATH}"
 
     def start(self) -> str:
         """Serve; returns `url`. Does nothing while it is serving.
@@ -78,18 +83,44 @@ class Simulator(LocalUpstream):
             OSError: the address can't be used.
         """
         if self._server is None:
+            if self._reserved is None:
+                self._reserved = _reserve(self.settings.host, self._port)
+                self._port = int(self._reserved.getsockname()[1])
             self._server = _Server(self, (self.settings.host, self._port))
-            self._port = int(self._server.server_address[1])
             accepting = partial(self._server.serve_forever, TICK_SECONDS)
             threading.Thread(target=accepting, daemon=True).start()
         return self.url
 
     def stop(self) -> None:
-        """Close all connections, without a final chunk, and stop listening."""
+        """Close all connections, without a final chunk, and stop listening. The port stays reserved."""
         if self._server is not None:
             self._server.shutdown()
             self._server.server_close()
             self._server = None
+
+    def close(self) -> None:
+        """Stop, and give the port back."""
+        self.stop()
+        if self._reserved is not None:
+            self._reserved.close()
+            self._reserved = None
+
+
+def _reserve(host: str, port: int) -> socket.socket:
+    """A socket that keeps the port, but lets `_Server` listen on it; port 0: any free one."""
+    reserved = socket.socket(_family(host))
+    try:
+        # Linux lets two sockets with this option have the same address, of which one may listen.
+        reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        reserved.bind((host, port))
+    except OSError:
+        reserved.close()
+        raise
+    return reserved
+
+
+def _family(host: str) -> socket.AddressFamily:
+    return socket.AF_INET6 if ":" in host else socket.AF_INET
 
 
 class _Server(socketserver.ThreadingTCPServer):
@@ -101,8 +132,7 @@ class _Server(socketserver.ThreadingTCPServer):
     def __init__(self, upstream: LocalUpstream, address: tuple[str, int]) -> None:
         self.upstream = upstream
         self._clients: set[socket.socket] = set()
-        if ":" in address[0]:
-            self.address_family = socket.AF_INET6
+        self.address_family = _family(address[0])
         super().__init__(address, _Handler)
         if (tls := upstream.settings.tls) is not None:
             # A connection's own thread does the handshake, when it reads.

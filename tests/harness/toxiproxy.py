@@ -269,9 +269,9 @@ class Toxiproxy:
         Args:
             upstream: host:port; nothing needs to listen there yet.
             name: must be unique.
-            port: to listen on, at 127.0.0.1; None: any free one.
+            port: to listen on, at 127.0.0.1; None: a free one that no outgoing connection can take.
         """
-        listen = f"127.0.0.1:{port or 0}"
+        listen = f"127.0.0.1:{port or free_port(1)}"
         made = _ask(
             "POST",
             f"{self._api}/proxies",

@@ -394,8 +394,29 @@ def test_after_an_outage_the_log_and_the_port_are_the_same() -> None:
     assert simulator.start() == url
     with Client(simulator, f"/recentchange{ALL}") as client:
         assert len(client.read_events(21)) == 21
-    simulator.stop()
+    simulator.close()
     assert len(simulator.journal()) == 21
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+def test_nobody_else_gets_the_port_during_an_outage(host: str) -> None:
+    simulator = Simulator(SimulatorSettings(host=host))
+    port = urllib.parse.urlsplit(simulator.start()).port
+    assert port
+    for _ in range(2):
+        simulator.stop()
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection((host, port))
+        with pytest.raises(OSError, match="in use"):
+            bind_only(host, port)
+        assert urllib.parse.urlsplit(simulator.start()).port == port
+    simulator.close()
+    bind_only(host, port)
+
+
+def bind_only(host: str, port: int) -> None:
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as other:
+        other.bind((host, port))
 
 
 def test_a_client_that_does_not_read_holds_up_neither_others_nor_the_stop() -> None:

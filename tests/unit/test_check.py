@@ -94,9 +94,10 @@ def test_it_asks_once_as_ingest_does_and_for_nothing_old(
 def test_what_cannot_be_reached_is_distinguish(settings_of: SettingsOf) -> None:
     (unknown,) = found_at("http://no-such-host.invalid/v2", settings_of)
     assert "host is not known" in unknown.text
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    (refused,) = found_at(f"http://127.0.0.1:{port}", settings_of)
+    # A bound socket that does not listen refuses connections, and nobody else gets its port.
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        (refused,) = found_at(f"http://127.0.0.1:{silent.getsockname()[1]}", settings_of)
     assert "Connection refused" in refused.text
 
 
@@ -143,9 +144,10 @@ def test_a_password_in_the_url_is_not_shown(
         url = serve(answer).url.replace("http://", "http://somebody:hunter2@")
         (finding,) = found_at(url, settings_of)
         assert "hunter2" not in finding.text
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    (finding,) = found_at(f"http://somebody:hunter2@127.0.0.1:{port}", settings_of)
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        port = silent.getsockname()[1]
+        (finding,) = found_at(f"http://somebody:hunter2@127.0.0.1:{port}", settings_of)
     assert "hunter2" not in finding.text
 
 

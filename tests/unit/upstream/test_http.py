@@ -109,10 +109,11 @@ def test_what_may_pass_is_transient(
 
 
 def test_nobody_listening_is_transient_and_says_what_to_check() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    with pytest.raises(Transient, match=r"Connection refused; .*--upstream\.url"):
-        read(f"http://127.0.0.1:{port}")
+    # A bound socket that does not listen refuses connections, and nobody else gets its port.
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        with pytest.raises(Transient, match=r"Connection refused; .*--upstream\.url"):
+            read(f"http://127.0.0.1:{silent.getsockname()[1]}")
 
 
 def test_a_cut_inside_a_chunk_gives_what_came_and_then_says_so(
