@@ -228,7 +228,9 @@ class KafkaSink:
         if checkpoint is not None and resume:
             log.warning(
                 "no position is stored as the group %s, but the topic is not empty: going on after its "
-                "last events, as far as their ids tell",
+                "last events, as far as their ids tell. If the position was lost while a start with "
+                "--resume=false --since=TIME was catching up, the older events that it had still to "
+                "publish are missing: add them with pleiades replay --skipExisting",
                 self._settings.group,
             )
         return checkpoint, found.can_be_repeated
