@@ -7,6 +7,7 @@ import logging
 from pleiades.core.decoding import Decoded, decode
 from pleiades.core.event import Batch, Delivered, End, Frames, PositionRequest
 from pleiades.core.range import Part, within
+from pleiades.core.units import plural
 from pleiades.runtime.channel import POLL_SECONDS, Channel
 from pleiades.runtime.child import ChildContext
 from pleiades.runtime.logs import Throttle, printable
@@ -49,9 +50,9 @@ def run(
             since = Delivered({})
             continue
         decoded = decode(received, keep_canaries, part is not None and part.more_topics)
-        since = since.and_then(decoded.batch.timestamps_ms, decoded.retry_ms)
+        since = since.and_then(decoded.batch, decoded.retry_ms)
         batches.put(_batch(decoded, metrics, part), child.beat)
-        metrics.queue_depth.labels(batches.name).set(batches.depth())
+        metrics.queue_depth.labels(batches.name).set(batches.untaken())
 
 
 def _batch(decoded: Decoded, metrics: Metrics, part: Part | None) -> Batch:
@@ -78,8 +79,8 @@ def _batch(decoded: Decoded, metrics: Metrics, part: Part | None) -> Batch:
         metrics.recv_errors.labels("upstream").inc(len(errors))
         if _error_warnings.due():
             log.warning(
-                "the upstream reports %d errors in the stream; no event is lost. The first: %s",
-                len(errors),
+                "the upstream reports %s in the stream; no event is lost. The first: %s",
+                plural(len(errors), "error"),
                 printable(errors[0]),
             )
     return batch

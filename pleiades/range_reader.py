@@ -83,7 +83,7 @@ class RangeReader(BaseReader):
             self._count(item)
             if isinstance(item, Received):
                 if item.blob:
-                    events = item.blob.count(b"\ndata: ") if replay.rate else 0
+                    events = item.blob.count(b"\n\n") if replay.rate else 0
                     pause_seconds = limiter.pause_seconds(events, time.monotonic())
                     if pause_seconds:
                         self._child.pause(pause_seconds)

@@ -89,7 +89,7 @@ class BaseReader(ABC):
     def _send(self, frames: Frames) -> None:
         channel = self._parsers[frames.sequence % len(self._parsers)]
         channel.put(frames, self._alive)
-        self._metrics.queue_depth.labels(channel.name).set(channel.depth())
+        self._metrics.queue_depth.labels(channel.name).set(channel.untaken())
 
     def _count(self, item: Item | Finished) -> None:
         """Count in the metrics what happened."""
@@ -113,6 +113,7 @@ class Reader(BaseReader):
     _session: Session | None = None
     _watched_at = 0.0
     _latest_id = b""
+    _reached_ms = 0
 
     def _read(self, checkpoint: Checkpoint) -> None:
         upstream = self._settings.upstream
@@ -123,6 +124,7 @@ class Reader(BaseReader):
         floors = dict(checkpoint.known_from)
         cursor = self._cursor = ResumeCursor(checkpoint.started_ms, overlap_ms, floors=floors)
         cursor.resume(checkpoint.position)
+        self._reached_ms = max(checkpoint.position.values(), default=0)
         self._session = session = Session(
             Upstream(upstream),
             cursor,
@@ -162,7 +164,7 @@ class Reader(BaseReader):
     def _delivered(self) -> Delivered:
         """Ask the parsers what the frames since the last call have brought."""
         timestamps_ms: Position = {}
-        retry_ms = None
+        retry = None
         for channel in self._parsers:
             channel.put(PositionRequest(), self._alive)
         for answers in self._answers:
@@ -171,8 +173,8 @@ class Reader(BaseReader):
                 self._alive()
                 found = answers.get(POLL_SECONDS)
             timestamps_ms = join(timestamps_ms, found.timestamps_ms)
-            retry_ms = found.retry_ms or retry_ms
-        return Delivered(timestamps_ms, retry_ms)
+            retry = max(filter(None, (retry, found.retry)), default=None)
+        return Delivered(timestamps_ms, retry)
 
     def _now_ms(self) -> int:
         """The wall clock, which never goes back."""
@@ -227,12 +229,10 @@ class Reader(BaseReader):
         unread_bytes = self._session.unread_bytes()
         self._watched_at = now
         self._metrics.unread_bytes.set(unread_bytes)
-        try:
+        with contextlib.suppress(MalformedId):
             times = [time for _, time in parse_id(self._latest_id) if time]
-        except MalformedId:
-            times = []
-        reached_ms = max(times, default=self._cursor.started_ms)
-        lag_seconds = self._now_ms() / 1000 - reached_ms / 1000
+            self._reached_ms = max([self._reached_ms, *times])
+        lag_seconds = self._now_ms() / 1000 - (self._reached_ms or self._cursor.started_ms) / 1000
         if self._falling_behind.observe(now, lag_seconds, unread_bytes):
             log.warning(
                 "falling behind: for the last %.0f s events came faster than they were relayed, and the "

@@ -1,4 +1,4 @@
-"""Events of the usual kind, by columns.
+"""Usual events, stored as columns.
 
 Law: as a sequence, `Columns` is equal to the list of the events that the general way makes.
 
@@ -23,7 +23,7 @@ from pleiades.core.usual import AFTER_DATA, BEFORE_DATA, BEFORE_ID
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Columns(Sequence[Event]):
-    """Published events; their bytes stay in the blob that they arrived in."""
+    """Published events, at least one; their bytes stay in the blob that they arrived in."""
 
     blob: bytes
     """Whole frames of the usual shape; see `core.usual`."""

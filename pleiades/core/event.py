@@ -5,7 +5,7 @@ Law: everything here is a plain value that survives pickling. Nothing reads a cl
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import islice
 from pickle import PickleBuffer
 from typing import Any, NamedTuple
@@ -148,12 +148,10 @@ class Delivered(NamedTuple):
 
     timestamps_ms: dict[TopicPartition, int]
     """As in `Batch`, for at most `MAX_SOURCES` topic-partitions."""
-    retry_ms: int | None = None
-    """The last `retry` field."""
+    retry: tuple[int, int] | None = None
+    """The last `retry` field, in ms, after the sequence number of its frames."""
 
-    def and_then(
-        self, timestamps_ms: Mapping[TopicPartition, int], retry_ms: int | None
-    ) -> Delivered:
+    def and_then(self, batch: Batch, retry_ms: int | None) -> Delivered:
         """With what the next frames have brought."""
-        joined = dict(islice(join(self.timestamps_ms, timestamps_ms).items(), MAX_SOURCES))
-        return Delivered(joined, self.retry_ms if retry_ms is None else retry_ms)
+        joined = dict(islice(join(self.timestamps_ms, batch.timestamps_ms).items(), MAX_SOURCES))
+        return Delivered(joined, self.retry if retry_ms is None else (batch.sequence, retry_ms))

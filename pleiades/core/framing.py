@@ -11,6 +11,7 @@ are split as bytes: U+2028, U+2029 and U+0085 are no line ends.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 
 MAX_FRAME_BYTES = 8 * 1024 * 1024
 """A longer frame is skipped and counted: the largest event Wikimedia's Kafka accepts is 4 MiB."""
@@ -133,16 +134,16 @@ def before_id(blob: bytes, number: int) -> bytes:
     return b"".join(before)
 
 
-def last_event_in(blob: bytes) -> bytes:
-    """The last frame with data in a blob; empty if there is none."""
+def ids_from_end(blob: bytes) -> Iterator[bytes]:
+    """The id of each frame in a blob that has one, the last one first."""
     end = len(blob)
     while end > 0:
-        begin = blob.rfind(b"\n\n", 0, end) + 2
-        frame = blob[begin if begin > 1 else 0 : end].strip(b"\n")
-        if has_data(frame):
-            return frame
+        found_at = blob.rfind(b"\n\n", 0, end)
+        begin = found_at + 2 if found_at >= 0 else 0
+        found = last_id_in(blob[begin:end])
+        if found is not None:
+            yield found
         end = begin - 2
-    return b""
 
 
 def has_data(blob: bytes) -> bool:

@@ -11,8 +11,8 @@ finds the event, or the ones before it. Nothing was missed of a topic-partition 
 - if an id shows the offset that it was resolved to, and not -1,
 - or from the known event on: the one with the position's timestamp, delivered before or found in the
   history,
-- or if the event that was left before, or one dated before it, comes first. A mirror that lags may not
-  have that event yet: then the next one is left, too.
+- or if the event that was left on the connection before comes first again. If another one does, it is
+  left, too: the history begins with it, or a mirror that lags does not have the other one yet.
 
 Until one of these is true an event is taken if it is dated at or before the requested time, such as an
 imported edit of 2016, or the known event: asking again might not find it. It proves nothing about the
@@ -21,7 +21,9 @@ event may also show that the upstream ignored the time and sends its whole histo
 other topic-partitions are past their end.
 
 Not guaranteed: if a mirror reaches the known event in that half second, and the first event after it is
-dated back to before it, that event is taken before those that were missed. They follow it.
+dated back to before it, that event is taken before those that were missed. They follow it. And if a
+topic-partition has no known event, the next connection may lead to a mirror that lags, and be deaf
+exactly up to the event that was left before.
 """
 
 from __future__ import annotations
@@ -38,10 +40,10 @@ MAX_TIMES = 3
 
 
 class _Left(NamedTuple):
-    """The first events of a topic-partition that were left since it last delivered."""
+    """Events of a topic-partition that were left since nothing of it could have been missed."""
 
     timestamp_ms: int = 0
-    """Their greatest."""
+    """That of the last one."""
     times: int = 0
 
 
@@ -113,7 +115,7 @@ class PastEnd:
         for source, place in left.items():
             timestamp_ms = parsed.timestamps_ms[source][place] or 0
             before = self._left.get(source, _Left())
-            self._left[source] = _Left(max(timestamp_ms, before.timestamp_ms), before.times + 1)
+            self._left[source] = _Left(timestamp_ms, before.times + 1)
         # Without a place for each id all are left: those of others come again and are dropped as
         # repeats.
         return min(left.values()) if parsed.aligned else 0
@@ -121,7 +123,7 @@ class PastEnd:
     def _is_proof(self, source: TopicPartition, timestamp_ms: int) -> bool:
         """True if nothing was missed before the event with this timestamp."""
         left = self._left.get(source)
-        if left is not None and (timestamp_ms <= left.timestamp_ms or left.times == MAX_TIMES):
+        if left is not None and (timestamp_ms == left.timestamp_ms or left.times == MAX_TIMES):
             return True
         if self._asked is None:
             return False

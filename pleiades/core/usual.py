@@ -58,7 +58,7 @@ class _Pattern(NamedTuple):
 
 
 def usual_frames(blob: bytes) -> UsualFrames | None:
-    """The frames in a blob from `Framer.feed`; None if there are none, or any has another shape."""
+    """The frames in a blob from `Framer.feed`; None if there are none, or if any has another shape."""
     begin = blob.rfind(b"\nid: ") + len(b"\nid: ")
     end = blob.find(b"\n", begin)
     if not 0 < end - begin <= MAX_PATTERN_BYTES:
@@ -100,12 +100,14 @@ def _pattern_for(form: bytes) -> _Pattern | None:
         not 0 < len(timed) <= MAX_PATTERN_SOURCES
         or len({entry.source for entry in assignments}) < len(assignments)
         or {entry.timestamp_ms for entry in timed} != {_OPEN_MS}
-        # None is nested, repeated or spelt in escapes, which a text that has a mark needs too.
+        # No `timestamp` key is nested, repeated or escaped, nor a mark in a string, which needs escapes.
         or not len(parts) - 1 == form.count(b'"timestamp"') == len(timed)
         or b"\\" in form
     ):
         return None
     group_of = {entry.source: group for group, entry in enumerate(timed)}
+    # `re` keeps the last 512 expressions: of ids with 64 topic-partitions 28 MB.
+    re.purge()
     id_pattern = (re.escape(_MARK) + _NUMBER).join(map(re.escape, parts))
     return _Pattern(
         re.compile(BEFORE_ID + id_pattern + BEFORE_DATA + rb"(.*)" + AFTER_DATA),

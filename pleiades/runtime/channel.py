@@ -39,6 +39,7 @@ class Channel(Generic[T]):
 
     def __init__(self, name: str, capacity: int = CAPACITY) -> None:
         self.name = name
+        self._capacity = capacity
         self._reader, self._writer = Pipe(duplex=False)
         # With the default of 64 KiB, writer and reader wait for each other several times per item. A
         # user who has many pipes already gets a small one, which works and is slower.
@@ -57,7 +58,7 @@ class Channel(Generic[T]):
     def put(self, item: T, alive: Callable[[], None]) -> None:
         """Hand over one item; while the channel or its pipe is full, call `alive` every half second.
 
-        `alive` may raise to end the wait. An item that is written already is written to its end first.
+        `alive` may raise to end the wait. An item whose writing has begun is completed first.
         """
         if faultpoints.armed(faultpoints.SENT + self.name):
             self._die_half_written(item)
@@ -84,8 +85,13 @@ class Channel(Generic[T]):
         item: T = pickle.loads(body, buffers=buffers)  # noqa: S301  # a process of ours wrote it
         return item
 
+    def untaken(self) -> int:
+        """The number of items that the reader has not taken, for the writer."""
+        self._places += _taken(self._freed)
+        return self._capacity - self._places
+
     def depth(self) -> int:
-        """The number of items that wait; for the reader."""
+        """The number of items that wait, for the reader. The writer would take the reader's counter."""
         self._waiting += _taken(self._announced)
         return self._waiting
 

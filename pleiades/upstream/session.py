@@ -137,7 +137,7 @@ class Session:
     def _one_connection(self) -> Iterator[Item]:
         cursor, reconnect = self.cursor, self._reconnect
         started_ms = cursor.started_ms
-        reconnect.opened(time.monotonic())
+        reconnect.opened(cursor.position, time.monotonic())
         connection, asked = self._connect()
         self._connection = connection
         with closing(connection):
@@ -176,14 +176,18 @@ class Session:
                     has_unread_ids = has_unread_ids or item.ids is None
                     yield self._noted(item, asked is None)
                     continue
-                self._was_silent = item.is_silent
-                brought_new = reconnect.ended(time.monotonic(), item.is_silent)
-                yield item._replace(brought_new=brought_new, had_events=reconnect.had_events)
+                ended = time.monotonic()
+                connection.close()
                 if has_unread_ids and self._delivered is not None:
+                    # It may take as long as the destination stands still. Until then the relay counts
+                    # as connected: the upstream is not what it waits for.
                     found = self._delivered()
                     cursor.observe(found.timestamps_ms)
-                    reconnect.asked_to_wait(found.retry_ms)
+                    reconnect.asked_to_wait(found.retry[1] if found.retry else None)
                     self._report_crowding()
+                self._was_silent = item.is_silent
+                brought_new = reconnect.ended(cursor.position, ended, item.is_silent)
+                yield item._replace(brought_new=brought_new, had_events=reconnect.had_events)
                 self._report_end(item, brought_new or not reconnect.was_short)
 
     def _report_end(self, closed: Closed, is_useful: bool) -> None:

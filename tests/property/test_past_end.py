@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import NamedTuple
 
 import orjson
@@ -16,6 +18,8 @@ from pleiades.core.resume_cursor import ResumeCursor
 from pleiades.core.sse_id import TopicPartition
 
 A, B = ("a", 0), ("b", 0)
+SAME = -1
+LAGS = st.sampled_from([0, 40, 200])
 STARTED_MS = 1_700_000_000_000
 
 
@@ -50,8 +54,11 @@ class Service:
     log: dict[TopicPartition, list[Written]] = field(default_factory=lambda: {A: [], B: []})
 
     def write(self, source: TopicPartition, back_ms: int = 0) -> None:
-        """Write an event that may be dated back."""
-        self.now_ms += 20
+        """Write an event that may be dated back, or like the one before it."""
+        if back_ms == SAME:
+            back_ms = 0
+        else:
+            self.now_ms += 20
         number = len(self.log[source])
         self.log[source].append(Written(number, self.now_ms, self.now_ms - back_ms))
 
@@ -97,6 +104,8 @@ class Client:
 
     service: Service
     cursor: ResumeCursor
+    at_once: int
+    """The number of events in one read."""
     lags: bool = False
     taken: dict[TopicPartition, dict[int, Written]] = field(default_factory=lambda: {A: {}, B: {}})
     """By number, in the order of their first delivery."""
@@ -112,41 +121,63 @@ class Client:
         self.past_end.connected(asked, cursor.position, STARTED_MS)
         self._sent = self.service.connect(asked, self.lags)
 
-    def read(self) -> None:
-        """Read until there is nothing more for now."""
-        while sent := next(self._sent):
-            parsed = read_ids([sent.id])
-            if self.past_end.first_left(parsed) is not None:
+    def read(self, most: int = sys.maxsize) -> None:
+        """Take so many events, or all that there are for now."""
+        while most > 0 and (sent := list(islice(self._waiting(), min(most, self.at_once)))):
+            most -= len(sent)
+            ids = [each.id for each in sent]
+            place = self.past_end.first_left(read_ids(ids))
+            for each in sent[:place]:
+                self.taken[each.source].setdefault(each.event.number, each.event)
+            self.cursor.observe(read_ids(ids[:place]).greatest())
+            if place is not None:
                 self.left += 1
                 self.connect()
-                continue
-            self.cursor.observe(parsed.greatest())
-            self.taken[sent.source].setdefault(sent.event.number, sent.event)
+
+    def _waiting(self) -> Iterator[Sent]:
+        while sent := next(self._sent):
+            yield sent
 
 
 SOURCES = st.sampled_from([A, B])
-RUNS = st.lists(st.sampled_from([0, 0, 0, 30, 500]), min_size=1, max_size=5)
+RUNS = st.lists(st.sampled_from([0, 0, 0, SAME, 30, 500]), min_size=1, max_size=5)
 """How far events of one topic, one after the other, are dated back."""
 
 
 @settings(max_examples=1000)
 @given(
     steps=st.lists(
-        st.one_of(st.tuples(SOURCES, RUNS), st.sampled_from(["cut", "read", "switch"])),
+        st.one_of(
+            st.tuples(SOURCES, RUNS),
+            st.sampled_from(["cut", "read", "switch"]),
+            st.integers(1, 4),
+            LAGS,
+        ),
         min_size=1,
         max_size=40,
     ),
     deaf=st.sampled_from([0, 1, 5]),
     overlap_ms=st.sampled_from([1, 50]),
-    lag_ms=st.sampled_from([0, 40, 200]),
+    lag_ms=LAGS,
+    at_once=st.sampled_from([1, 2, 7]),
 )
 # A mirror reaches the known event while the connection is deaf, and an old date comes first.
-@example(steps=[(A, [0, 0, 0, 0, 500]), "switch", "read"], deaf=5, overlap_ms=1, lag_ms=200)
+@example(
+    steps=[(A, [0, 0, 0, 0, 500]), "switch", "read"], deaf=5, overlap_ms=1, lag_ms=200, at_once=1
+)
+# The same, where an event was left before.
+@example(
+    steps=[1, 200, (A, [0, 0, 0, 0, 500]), "cut", "read"], deaf=5, overlap_ms=1, lag_ms=0, at_once=1
+)
 def test_nothing_is_lost_and_a_connection_costs_at_most_two_more_for_a_topic(
-    steps: list[tuple[TopicPartition, list[int]] | str], deaf: int, overlap_ms: int, lag_ms: int
+    steps: list[tuple[TopicPartition, list[int]] | str | int],
+    deaf: int,
+    overlap_ms: int,
+    lag_ms: int,
+    at_once: int,
 ) -> None:
     service = Service(lag_ms, deaf)
-    client = Client(service, ResumeCursor(STARTED_MS, overlap_ms))
+    client = Client(service, ResumeCursor(STARTED_MS, overlap_ms), at_once)
     client.cursor.observe({A: 0, B: 0})
     # Each topic begins with an event that is not dated back: the start is known by it.
     for source in (A, B):
@@ -159,12 +190,18 @@ def test_nothing_is_lost_and_a_connection_costs_at_most_two_more_for_a_topic(
                 service.write(step[0], back_ms)
         elif step == "read":
             client.read()
+        elif isinstance(step, int):
+            # A time that is no number of events is the mirror's new lag.
+            if step in (0, 40, 200):
+                service.lag_ms = step
+            else:
+                client.read(step)
         else:
             client.lags ^= step == "switch"
             client.connect()
             opened += 1
     # After enough later events of each topic, none before them can be missing.
-    for _ in range(deaf + 1 + lag_ms // 20):
+    for _ in range(deaf + 1 + service.lag_ms // 20):
         service.write(A)
         service.write(B)
     client.read()

@@ -63,6 +63,8 @@ class FakeChannel(Generic[T]):
     def depth(self) -> int:
         return len(self.items)
 
+    untaken = depth
+
 
 @pytest.fixture
 def metrics(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Metrics]:

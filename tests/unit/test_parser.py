@@ -43,7 +43,7 @@ def test_it_answers_with_the_greatest_timestamps_since_the_last_request(metrics:
     )
     assert list(delivered.items) == [
         Delivered({}),
-        Delivered({SOURCE: START_MS + 5}, 70),
+        Delivered({SOURCE: START_MS + 5}, (1, 70)),
         Delivered({SOURCE: START_MS + 1}),
     ]
     assert [item.sequence for item in batches.items if isinstance(item, Batch)] == [0, 1, 2]

@@ -19,6 +19,7 @@ from pleiades.reader import Reader
 from pleiades.runtime.channel import Channel
 from pleiades.runtime.errors import RefusedByUpstream
 from pleiades.runtime.metrics import Metrics
+from pleiades.upstream.body import READ_BYTES
 from tests.harness.answers import Server, since_of
 from tests.unit.conftest import FakeChannel, FakeChildContext
 
@@ -44,7 +45,7 @@ class FakeParser(FakeChannel[Frames | End]):
         super().put(item, alive)
         if isinstance(item, Frames):
             decoded = decode(item, keep_canaries=False)
-            self._since = self._since.and_then(decoded.batch.timestamps_ms, decoded.retry_ms)
+            self._since = self._since.and_then(decoded.batch, decoded.retry_ms)
 
     def get(self, timeout_seconds: float) -> Any:
         answer, self._since = self._since, Delivered({})
@@ -136,9 +137,7 @@ def test_what_is_new_is_seen_although_the_position_stands_still(
 ) -> None:
     """One event is dated an hour ahead; later events do not move the position."""
     ahead = frame(START_MS + 3_600_000)
-    events = [
-        frame(START_MS + number * step_ms).replace(b"{}", b"%d" % number) for number in range(1, 9)
-    ]
+    events = [frame(START_MS + number * step_ms) for number in range(1, 9)]
     server = answer(*(ahead + b"".join(events[:more]) for more in range(9)))
     reader, child, _ = make(server, pauses=6)
     reader.run()
@@ -149,6 +148,35 @@ def test_what_is_repeated_is_nothing_new(answer: Answer, make: Make) -> None:
     reader, child, _ = make(answer(frame(START_MS + 2000) + frame(START_MS + 1000)), pauses=6)
     reader.run()
     assert child.pauses[-1] > 1.0, "it is asked ever less often"
+
+
+def test_messages_of_the_service_are_nothing_new(answer: Answer, make: Make) -> None:
+    """Its Kafka is away. Each answer is one message, with the number of its request."""
+    message = b'event: error\ndata: {"message":"no broker","request":%d}\n\n'
+    reader, child, _ = make(answer(*(message % number for number in range(9))), pauses=6)
+    reader.run()
+    assert child.pauses[-1] > 1.0
+
+
+def test_the_latest_retry_field_counts_whichever_parser_got_it(answer: Answer, make: Make) -> None:
+    known = START_MS + 1
+    read = b":" + b"x" * READ_BYTES + b"\n\n"
+    body = (
+        frame(known)
+        + b"retry: 1\n\n"
+        + read
+        + b"retry: 30000\n\n"
+        + read
+        + frame(known + 10)
+        + b"retry: 0\n\n"
+    )
+    reader, child, channels = make(
+        answer(body, body), "--parsers=2", position={SOURCE: known}, pauses=2
+    )
+    reader.run()
+    by_parser = [b"".join(blobs(channel)) for channel in channels]
+    assert not any(b"30000" in text and b"retry: 0\n" in text for text in by_parser)
+    assert max(child.pauses) <= 1.0
 
 
 def test_a_reconnect_asks_for_position_less_overlap_of_every_topic(
@@ -209,6 +237,25 @@ def test_frames_know_what_their_connection_asked_for(answer: Answer, make: Make)
         first, *_ = channel.items
         assert isinstance(first, Frames)
         assert first.asked == asked
+
+
+def test_while_the_destination_stands_still_the_reader_shows_no_trouble_with_the_upstream(
+    answer: Answer, make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A connection has ended, and the next one must wait until the frames are parsed."""
+    reader, child, (channel,) = make(
+        answer(frame(START_MS + 1) + b":" + b"x" * READ_BYTES + b"\n\n" + frame(START_MS + 5)),
+        position={SOURCE: START_MS + 1},
+    )
+    shown: list[bool] = []
+
+    def get(timeout_seconds: float) -> Delivered | None:
+        shown.append(child.ready)
+        return None if len(shown) < 3 else FakeParser.get(channel, timeout_seconds)
+
+    monkeypatch.setattr(channel, "get", get)
+    reader.run()
+    assert shown[:3] == [True, True, True]
 
 
 def test_the_ids_of_later_frames_are_left_to_the_parsers(answer: Answer, make: Make) -> None:
@@ -366,10 +413,12 @@ def test_nothing_is_taken_of_a_topic_that_may_have_missed_something(
     then = event(ids({**a, "timestamp": START_MS + 1}, {**b, "timestamp": START_MS + 9}))
     more = event(ids({**a, "timestamp": START_MS + 10}, {**b, "timestamp": START_MS + 9}))
     missed = event(ids({**a, "timestamp": START_MS + 1}, {**b, "timestamp": START_MS + 5}))
-    server = answer(first + then + more, first + missed + then + more)
-    reader, _, (channel,) = make(server, position={("a", 0): START_MS + 1, ("b", 0): 0})
+    whole = first + missed + then + more
+    server = answer(first + then + more, whole, whole)
+    reader, _, (channel,) = make(server, position={("a", 0): START_MS + 1, ("b", 0): 0}, pauses=3)
     reader.run()
-    assert blobs(channel)[:2] == [first, first + missed + then + more]
+    # Only the third connection begins with the same event of `b` as the one before.
+    assert blobs(channel)[:3] == [first, first, whole]
     assert last_event_id(server.requests[1]) == {"a": START_MS, "b": START_MS}
 
 
@@ -392,6 +441,9 @@ def test_it_says_when_it_falls_behind_and_why(
     assert "Nothing is lost" in caplog.text
     assert "too busy for the reader" in caplog.text
     assert seen[0][0] > 0, "the age of the newest event"
+    lags = [lag_seconds for lag_seconds, _ in seen]
+    # Before an event has come, it is that of the position. An earlier one does not change it.
+    assert max(lags) - min(lags) < 10
 
 
 NOT_AVAILABLE = b"HTTP/1.1 404 TopicNotAvailableError\r\n"

@@ -15,7 +15,7 @@ import pytest
 
 from pleiades.core.decoding import decode
 from pleiades.core.event import Frames
-from pleiades.core.framing import MAX_FRAME_BYTES, Framer, ids_in, last_event_in
+from pleiades.core.framing import MAX_FRAME_BYTES, Framer, ids_from_end, ids_in
 from pleiades.core.identity import identify
 from pleiades.core.ids import read_ids
 from pleiades.core.usual import usual_frames
@@ -102,7 +102,7 @@ def relay(shape: str, result: Connection) -> None:
     became = 0
     for start in range(0, len(stream), CHUNK_BYTES):
         blob = framer.feed(stream[start : start + CHUNK_BYTES])
-        last_event_in(blob)
+        list(ids_from_end(blob))
         if usual_frames(blob) is None:
             read_ids(ids_in(blob))
         if blob:

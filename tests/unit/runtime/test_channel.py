@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import random
 import threading
@@ -89,6 +90,21 @@ def test_the_depth_counts_what_waits_also_if_the_pipe_has_no_room_for_it() -> No
         assert channel.get(PATIENCE_SECONDS) is not None
         assert channel.depth() == left
     writer.join(PATIENCE_SECONDS)
+
+
+def test_both_ends_count_although_they_are_in_two_processes() -> None:
+    """Each has its own counter, and does not take the other's."""
+    channel: Channel[int] = Channel("x")
+    if not (writer := os.fork()):
+        counts = []
+        for number in range(ITEMS):
+            channel.put(number, lambda: None)
+            counts.append(channel.untaken())
+        os._exit(counts != [1, 2, 3, 4])
+    assert os.waitpid(writer, 0)[1] == 0
+    assert channel.depth() == ITEMS
+    assert channel.get(PATIENCE_SECONDS) == 0
+    assert channel.depth() == ITEMS - 1
 
 
 def test_an_item_that_is_begun_is_written_to_its_end_while_its_process_shows_that_it_lives() -> (

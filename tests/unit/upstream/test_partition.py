@@ -43,15 +43,13 @@ Message: TypeAlias = Item | Finished
 Run = Callable[..., tuple[list[Message], list[dict[str, int]], list[float]]]
 
 
-def frame(timestamp_ms: int, number: int = 0) -> bytes:
+def frame(timestamp_ms: int) -> bytes:
     sse_id = orjson.dumps([{"topic": SOURCE[0], "partition": 0, "timestamp": timestamp_ms}])
-    return b"event: message\nid: " + sse_id + b'\ndata: {"number":%d}\n\n' % number
+    return b"event: message\nid: " + sse_id + b"\ndata: {}\n\n"
 
 
 def frames(*timestamps_ms: int) -> bytes:
-    """Frames of which no two are equal."""
-    before = [timestamps_ms[:place].count(time) for place, time in enumerate(timestamps_ms)]
-    return HEAD + b"".join(map(frame, timestamps_ms, before))
+    return HEAD + b"".join(map(frame, timestamps_ms))
 
 
 OVER = [PAST] * PAST_EVENTS
@@ -227,6 +225,43 @@ def test_new_events_that_do_not_move_the_position_are_no_silence(run: Run, step:
     assert len(timestamps(said)) == 3 + 3 + 5 + 7 + len(OVER)
 
 
+MESSAGE = b'event: error\ndata: {"message":"Local: Broker transport failure"}\n\n'
+
+
+def test_the_same_message_does_not_hide_a_new_event(run: Run) -> None:
+    """The upstream's own Kafka fails twice, and each time the connection ends with a message."""
+    said, asked, _ = run(
+        Held(frames(BEGIN + 1, BEGIN + 2) + MESSAGE, seconds=IDLE_SECONDS + 0.1),
+        Held(frames(BEGIN + 1, BEGIN + 2, BEGIN + 3) + MESSAGE, seconds=IDLE_SECONDS + 0.1),
+        frames(BEGIN + 1, BEGIN + 2, BEGIN + 3, BEGIN + 4, *OVER),
+        plan=KNOWN,
+    )
+    assert len(asked) == 3
+    assert BEGIN + 4 in timestamps(said)
+
+
+@pytest.mark.parametrize("what", [MESSAGE, b"data: \n\n", b":ok\n\n"])
+def test_a_message_is_no_answer(run: Run, what: bytes) -> None:
+    said, asked, _ = run(
+        *[Held(HEAD + what, seconds=IDLE_SECONDS + 0.1)] * 3,
+        frames(BEGIN + 1, *OVER),
+        plan=PLAN._replace(first_ms=BEGIN + 1),
+    )
+    assert len(asked) == 4
+    assert timestamps(said)[0] == BEGIN + 1
+
+
+def test_an_id_with_its_keys_in_another_order_is_not_new(run: Run) -> None:
+    other = b'event: message\nid: [{"timestamp":%d,"partition":0,"topic":"eqiad.x"}]\ndata: {}\n\n'
+    said, asked, _ = run(
+        cut_when_quiet(BEGIN + 1),
+        Held(HEAD + other % (BEGIN + 1), seconds=IDLE_SECONDS + 0.1),
+        plan=KNOWN,
+    )
+    assert len(asked) == 2
+    assert said[-1] == Finished(gap=False)
+
+
 def test_trouble_is_told_and_tried_again(run: Run) -> None:
     unavailable = b"HTTP/1.1 503 No\r\nRetry-After: 7\r\n\r\n"
     said, _, rests = run(unavailable, HEAD, frames(BEGIN + 1, *OVER))
@@ -309,9 +344,9 @@ def test_the_first_event_of_a_topic_that_was_past_its_end_is_asked_for_again(run
     """Another event may have come before it, while the connection was deaf."""
     both = frames(BEGIN + 1, BEGIN + 2, *OVER)
     said, asked, _ = run(frames(BEGIN + 2), both)
-    assert asked == [{"eqiad.x": BEGIN}, {"eqiad.x": BEGIN}]
+    assert asked == [{"eqiad.x": BEGIN}] * 3, "until it begins with the same event twice"
     assert timestamps(said) == [BEGIN + 1, BEGIN + 2, *OVER]
-    assert [message.reason for message in said if isinstance(message, Closed)] == ["past_end"]
+    assert [message.reason for message in said if isinstance(message, Closed)] == ["past_end"] * 2
 
 
 def test_what_is_dated_ahead_and_never_comes_again_is_missing(run: Run) -> None:
