@@ -6,6 +6,15 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from confluent_kafka.admin import (  # type: ignore[attr-defined]  # its documented names
+    AclBinding,
+    AclOperation,
+    AclPermissionType,
+    AdminClient,
+    ResourcePatternType,
+    ResourceType,
+)
+
 from pleiades.simulator.settings import SimulatorSettings
 from pleiades.simulator.simulator import Simulator
 from tests.harness.broker import Broker, free_port, topic_records
@@ -115,6 +124,31 @@ def test_a_user_without_rights_is_told_which(secure: Broker) -> None:
     assert "forbidden and forbidden-dead-letters" in said
     assert password_in(secure.nobody_config) not in said
     assert topic_records(secure.bootstrap, "forbidden") == []
+
+
+def test_a_user_without_rights_on_the_group_is_told_so(secure: Broker) -> None:
+    everything_else = (
+        (ResourceType.TOPIC, "groupless"),
+        (ResourceType.TRANSACTIONAL_ID, "pleiades-groupless"),
+    )
+    allowed = [
+        AclBinding(
+            kind,
+            name,
+            ResourcePatternType.PREFIXED,
+            "User:nobody",
+            "*",
+            AclOperation.ALL,
+            AclPermissionType.ALLOW,
+        )
+        for kind, name in everything_else
+    ]
+    admin = AdminClient({"bootstrap.servers": secure.bootstrap})
+    for made in admin.create_acls(allowed).values():
+        made.result(10)
+    said = refused(f"--kafka.config={secure.nobody_config}", "--kafka.topic=groupless")
+    assert "can't read the stored position" in said
+    assert "allow Read on the group pleiades-groupless-recentchange" in said
 
 
 def test_a_replication_that_the_cluster_has_no_brokers_for(kafka: str, topic: str) -> None:

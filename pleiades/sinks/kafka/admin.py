@@ -13,6 +13,7 @@ from concurrent.futures import Future
 from typing import Any, TypeAlias
 
 from confluent_kafka import (
+    Consumer,
     ConsumerGroupTopicPartitions,
     IsolationLevel,
     KafkaError,
@@ -135,21 +136,45 @@ class Admin:
         )
         return {(at.topic, at.partition): answer.result().offset for at, answer in asked.items()}
 
-    def stored(self, partitions: Iterable[OutputPartition], stable: bool = False) -> Stored | None:
+    def stored(self, partitions: Iterable[OutputPartition]) -> Stored | None:
         """The stored position with what these partitions have of it; None: there is none.
-
-        If it must be `stable`, the broker refuses for now while an open transaction may change it.
 
         Raises:
             UnreadableCheckpoint: it is damaged, or somebody else's.
         """
+        # While the group has no coordinator or moves to another one, the answer to the second question
+        # crashes librdkafka (its issue 5040, open in 2.16). The answer to this one does not.
+        self.group_rights()
         group = self.settings.group
-        wanted = [TopicPartition(*at) for at in {self.position_at, *partitions}]
         asked = self._client.list_consumer_group_offsets(
-            [ConsumerGroupTopicPartitions(group, wanted)], require_stable=stable, **TIMEOUT
+            [ConsumerGroupTopicPartitions(group, self._wanted(partitions))], **TIMEOUT
         )
+        return self._read(asked[group].result().topic_partitions)
+
+    def stored_stable(
+        self, consumer: Consumer, partitions: Iterable[OutputPartition]
+    ) -> Stored | None:
+        """The same, but not while an open transaction may change it.
+
+        The consumer of committed records asks: unlike the admin client, it follows the group to another
+        coordinator.
+        """
+        try:
+            found = consumer.committed(self._wanted(partitions), REQUEST_SECONDS)
+        except KafkaException:
+            # Why it finds no coordinator, for lack of a right for example, a consumer tells only here.
+            for message in consumer.consume(1, 0):
+                if (error := message.error()) is not None:
+                    raise KafkaException(error) from None
+            raise
+        return self._read(found)
+
+    def _wanted(self, partitions: Iterable[OutputPartition]) -> list[TopicPartition]:
+        return [TopicPartition(*at) for at in {self.position_at, *partitions}]
+
+    def _read(self, found: Iterable[TopicPartition]) -> Stored | None:
         metadata = {}
-        for stored in asked[group].result().topic_partitions:
+        for stored in found:
             if stored.error is not None:
                 raise KafkaException(stored.error)
             if stored.offset >= 0 and stored.metadata:

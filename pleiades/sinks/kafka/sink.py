@@ -97,7 +97,7 @@ class KafkaSink:
         self._begin_transactions(self._consumer)
         reader = TopicReader(self._consumer, self._admin, self._retry)
         ends = ask("ask where the topic ends", self._admin.ends)
-        stored = ask("read the stored position", lambda: self._stored(ends))
+        stored = ask("read the stored position", partial(self._stored, self._consumer, ends))
         self._readback = Readback(ends, now_ms())
         if stored is not None:
             self._readback = stored.readback or self._converted(stored, ends)
@@ -204,9 +204,9 @@ class KafkaSink:
         self._producer = producer
         self._transactions = Transactions(producer, form, max_bytes, group, self._retry)
 
-    def _stored(self, partitions: Iterable[OutputPartition]) -> Stored | None:
+    def _stored(self, consumer: Consumer, partitions: Iterable[OutputPartition]) -> Stored | None:
         try:
-            return self._admin.stored(partitions, stable=True)
+            return self._admin.stored_stable(consumer, partitions)
         except UnreadableCheckpoint as error:
             log.warning(
                 "the position stored as the group %s is unusable (%s): looking for it in the topic",
@@ -290,9 +290,9 @@ class KafkaSink:
 
     def _explain_fence(self) -> NoReturn:
         deadline = time.monotonic() + CLAIM_SECONDS
-        ask = partial(self._stored, ())
-        while time.monotonic() < deadline:
-            stored = self._retry.until_done("read the stored position", ask)
+        while self._consumer is not None and time.monotonic() < deadline:
+            asked = partial(self._stored, self._consumer, ())
+            stored = self._retry.until_done("read the stored position", asked)
             if stored is not None and stored.writer != self._writer:
                 raise DestinationHeld(
                     f"another instance has taken over the topic {self._settings.topic} (transactional "

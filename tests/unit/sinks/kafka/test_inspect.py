@@ -192,8 +192,7 @@ class FakeAdmin:
         self.begun_ms.append(since_ms)
         return dict.fromkeys(partitions, 0)
 
-    def stored(self, _partitions: Iterable[OutputPartition], stable: bool = False) -> Stored | None:
-        assert not stable, "it must not wait for a running instance's open transaction"
+    def stored(self, _partitions: Iterable[OutputPartition]) -> Stored | None:
         text = self._metadata.pop(0) if len(self._metadata) > 1 else self._metadata[0]
         return read_stored({AT: text}, AT) if text else None
 
