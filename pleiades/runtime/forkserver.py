@@ -1,6 +1,9 @@
 """The process that all children are forked from: it has imported their modules once.
 
 `multiprocessing` starts it, and starts it again after its end. Its children end with it.
+
+Law: it imports the package that this process runs. This process may have found it in the working
+directory, from which nothing else is imported, while another version is installed.
 """
 
 from __future__ import annotations
@@ -14,21 +17,33 @@ import sys
 from collections.abc import Iterable, Iterator
 from multiprocessing import current_process, forkserver, resource_tracker
 from multiprocessing.context import ForkServerContext, ForkServerProcess
+from pathlib import Path
 from typing import NoReturn
 
+import pleiades
 from pleiades.runtime.startup import STOP_SIGNALS
 
 START_SECONDS = 30.0  # the longest that a start may take before the forkserver counts as hung
+
+_SAME_PACKAGE = """\
+import sys
+from importlib.util import module_from_spec, spec_from_file_location
+spec = spec_from_file_location("pleiades", {!a})
+package = sys.modules["pleiades"] = module_from_spec(spec)
+spec.loader.exec_module(package)
+"""
+"""A module that becomes the package of this file, wherever else a `pleiades` may be found."""
 
 
 def launch(modules: Iterable[str], folder: str) -> ForkServerContext:
     """Start the forkserver, which imports `modules` while the caller goes on.
 
     Args:
-        folder: where its socket lies. Whoever removes the folder removes that too.
+        folder: private, for its socket and a module. Whoever removes the folder removes these, too.
     """
-    # By default it lies in a new folder, which a killed parent leaves behind. This path fits into the
-    # address of a socket (108 bytes), however long that of the folder is.
+    _point_to_package(folder)
+    # By default the socket lies in a new folder, which a killed parent leaves behind. This path fits
+    # into the address of a socket (108 bytes), however long that of the folder is.
     descriptor = os.open(folder, os.O_PATH | os.O_CLOEXEC)
     current_process()._config["tempdir"] = f"/proc/self/fd/{descriptor}"  # type: ignore[attr-defined]  # noqa: SLF001
     main = sys.modules["__main__"]
@@ -38,13 +53,16 @@ def launch(modules: Iterable[str], folder: str) -> ForkServerContext:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([*modules, "pleiades.runtime.preloaded"])
     # Each start of a child tries again.
-    with contextlib.suppress(OSError), _stop_signals_blocked():
+    with contextlib.suppress(OSError), _stop_signals_blocked(), _same_package(folder):
         forkserver.ensure_running()
     return context
 
 
-def start(process: ForkServerProcess) -> None:
+def start(process: ForkServerProcess, folder: str) -> None:
     """Start a child process.
+
+    Args:
+        folder: see `launch`.
 
     Raises:
         OSError: it could not be started. The next start gets a new forkserver.
@@ -52,7 +70,7 @@ def start(process: ForkServerProcess) -> None:
     usual = signal.signal(signal.SIGALRM, _give_up)
     signal.setitimer(signal.ITIMER_REAL, START_SECONDS)
     try:
-        with _stop_signals_blocked():
+        with _stop_signals_blocked(), _same_package(folder):
             process.start()
     except EOFError:
         kill()
@@ -78,6 +96,36 @@ def kill() -> None:
             os.kill(running, signal.SIGKILL)
             # `multiprocessing` must find it dead, and reaps it.
             os.waitid(os.P_PID, running, os.WEXITED | os.WNOWAIT)
+
+
+def _point_to_package(folder: str) -> None:
+    package = pleiades.__file__
+    # A package in a zip file has no file of its own.
+    if package and Path(package).is_file():
+        module = Path(folder, "pleiades.py")
+        unfinished = module.with_suffix(".new")
+        # On a full disk there is no module, instead of half of one, and the installed package counts.
+        with contextlib.suppress(OSError):
+            unfinished.write_text(_SAME_PACKAGE.format(package))
+            unfinished.rename(module)
+
+
+@contextlib.contextmanager
+def _same_package(folder: str) -> Iterator[None]:
+    """A forkserver that starts within the block finds `_SAME_PACKAGE` first, and imports nothing from
+    its working directory.
+    """
+    before = {name: os.environ.get(name) for name in ("PYTHONPATH", "PYTHONSAFEPATH")}
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (folder, before["PYTHONPATH"])))
+    os.environ["PYTHONSAFEPATH"] = "1"
+    try:
+        yield
+    finally:
+        for name, text in before.items():
+            if text is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = text
 
 
 @contextlib.contextmanager

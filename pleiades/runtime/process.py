@@ -59,7 +59,7 @@ class ChildProcess:
         with Connection(theirs.detach()) as writer:
             arguments = spec, settings, folder, writer
             self._process = context.Process(target=child.run, args=arguments, daemon=True)
-            forkserver.start(self._process)
+            forkserver.start(self._process, folder)
         self.pid = self._process.pid or 0
         self._pidfd = None
         # It fails for a process that is dead already, and in Linux before 5.3.

@@ -21,6 +21,7 @@ import psutil
 import pytest
 import requests
 
+import pleiades
 from pleiades import __version__
 from pleiades.simulator.settings import Cut, Disorder, Faults, SimulatorSettings
 from pleiades.simulator.simulator import Simulator
@@ -379,6 +380,27 @@ def test_no_module_is_imported_from_the_working_directory(
     with Relay(*flags(upstream), command=command, cwd=tmp_path) as relay:
         survives_a_kill_and_stops(relay, folder)
     assert not (tmp_path / "imported").exists(), (tmp_path / "imported").read_text()
+
+
+def test_all_processes_import_the_package_in_the_working_directory(
+    simulate: Simulate, flags: Flags, folder: Path, tmp_path: Path
+) -> None:
+    """Another version may be installed. The working directory may hold other modules."""
+    upstream = simulate(SimulatorSettings(rate=100))
+    checkout, installed, imported = (tmp_path / name for name in ("checkout", "site", "imported"))
+    package = Path(pleiades.__file__).parent
+    shutil.copytree(package, checkout / "pleiades", ignore=shutil.ignore_patterns("__pycache__"))
+    trap = f"open({str(imported)!r}, 'a').write(__file__)\n"
+    for module in (installed / "pleiades" / "__init__.py", checkout / "signal.py"):
+        module.parent.mkdir(parents=True, exist_ok=True)
+        module.write_text(trap)
+    environment = {"PYTHONPATH": str(installed)}
+    with Relay(*flags(upstream), cwd=checkout, environment=environment) as relay:
+        relay.wait_ready()
+        forkserver(relay).kill()
+        relay.until(partial(restarted, relay, 1), "the restart", 30)
+        survives_a_kill_and_stops(relay, folder)
+    assert not imported.exists(), imported.read_text()
 
 
 def test_nohup_means_that_a_hangup_stops_nothing(
