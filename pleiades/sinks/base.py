@@ -30,7 +30,7 @@ from pleiades.runtime.child import ChildContext
 from pleiades.runtime.findings import Finding
 from pleiades.runtime.metrics import Metrics
 
-MAX_BYTES_IN_FLIGHT = 12 * 1024 * 1024
+MAX_BYTES_IN_FLIGHT = 20 * 1024 * 1024
 BACKLOG_COMMIT_SECONDS = 1.0
 
 
