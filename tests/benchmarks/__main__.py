@@ -12,7 +12,7 @@ from pathlib import Path
 from rich.console import Console
 
 from tests.benchmarks.pictures import PICTURES
-from tests.benchmarks.report import as_json, markdown, table
+from tests.benchmarks.report import as_json, markdown, page, table
 from tests.benchmarks.trials import TRIALS, Bench, Row
 from tests.harness.broker import Broker
 from tests.harness.prerequisites import KAFKA, is_there
@@ -51,6 +51,9 @@ def arguments() -> argparse.Namespace:
         "--quick",
         action="store_true",
         help="one small run of each, to check that it works; its figures mean nothing",
+    )
+    parser.add_argument(
+        "--report", metavar="FOLDER", type=Path, help="write a page with a picture into this folder"
     )
     parser.add_argument(
         "--against",
@@ -123,6 +126,8 @@ def main() -> int:
         sys.stdout.write(markdown(rows) + "\n")
     else:
         out.print(table(rows))
+    if rows and given.report is not None:
+        progress.print(f"the report is {page(rows, given.report)}")
     missed = any(row.met is False for row in rows)
     return 1 if missed and not given.quick else 0
 

@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 
 from tests.benchmarks.corpus import Corpus, Shape
 from tests.benchmarks.runs import Topic, Upstream
-from tests.benchmarks.trials import Bench, Spread, spread
+from tests.benchmarks.trials import Bench, Row, Spread, spread
 from tests.harness.relay import Relay, kafka_flags
 
 SIZE_FACTORS = (1, 2, 4, 8, 16)
@@ -115,6 +115,25 @@ def draw(drawn: Sequence[Curve], file: Path) -> None:
             axes.set_xlabel(curve.across)
             axes.set_ylabel(curve.up)
             axes.grid(visible=True, alpha=0.3)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(file, metadata={"Date": None})
+
+
+def ratios(rows: Sequence[Row], file: Path) -> None:
+    """A bar for each comparison of rates: ours, relative to the rival's; a mark for the target."""
+    rates = [row for row in rows if row.unit == "events/s"]
+    compared = [(row, row.figure) for row in reversed(rates) if row.figure is not None]
+    with mpl.rc_context({"svg.hashsalt": "pleiades", "svg.fonttype": "none"}):
+        figure = Figure(figsize=(10.0, 1.2 + 0.32 * len(compared)), layout="constrained")
+        axes = figure.subplots()
+        for place, (row, ratio) in enumerate(compared):
+            axes.barh(place, ratio, color="tab:red" if row.met is False else "tab:blue")
+            axes.text(ratio, place, f" {ratio:.2f}", va="center")
+            if row.target is not None:
+                axes.plot([row.target.limit] * 2, [place - 0.4, place + 0.4], color="black")
+        axes.axvline(1.0, color="grey", linestyle=":")
+        axes.set_yticks(range(len(compared)), [f"{row.name}: {row.what}" for row, _ in compared])
+        axes.set_xlabel("ours : rival. Black: target; red: missed")
         file.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(file, metadata={"Date": None})
 

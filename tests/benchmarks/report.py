@@ -1,16 +1,20 @@
-"""The result as a table, as JSON and as Markdown."""
+"""The result as a table, as JSON, as Markdown and as a page with a picture."""
 
 from __future__ import annotations
 
 import json
 import os
 import platform
+import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
+import psutil
 from rich.table import Table
 
 from pleiades import __version__
+from tests.benchmarks.pictures import ratios
 from tests.benchmarks.trials import OverTls, Row, Spread, Target
 
 JUDGED = {True: "met", False: "missed", None: ""}
@@ -51,7 +55,7 @@ def _number(figure: float) -> str:
 
 def table(rows: Sequence[Row]) -> Table:
     """The table for a terminal: medians, with minimum and maximum in brackets."""
-    result = Table(*HEAD)
+    result = Table(*HEAD, caption=machine_line())
     for row in rows:
         result.add_row(*cells(row), style="red" if row.met is False else None)
     return result
@@ -66,14 +70,37 @@ def markdown(rows: Sequence[Row]) -> str:
     return "\n".join([lines[0], "|" + "---|" * len(HEAD), *lines[1:]])
 
 
+def page(rows: Sequence[Row], folder: Path) -> Path:
+    """Write the report into a folder: one page, with the ratios as a picture."""
+    ratios(rows, folder / "ratios.svg")
+    file = folder / "report.md"
+    file.write_text(
+        f"# Benchmark\n\n{machine_line()}.\n\n![Ratios](ratios.svg)\n\n{markdown(rows)}\n"
+    )
+    return file
+
+
 def machine() -> dict[str, str | int]:
     """The machine of the measurement."""
     return {
         "pleiades": __version__,
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
+        "processor": _processor(),
         "cores": os.cpu_count() or 0,
+        "memory_gib": round(psutil.virtual_memory().total / 2**30),
     }
+
+
+def machine_line() -> str:
+    """The same in a line."""
+    return ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in machine().items())
+
+
+def _processor() -> str:
+    # Not every architecture names it.
+    found = re.search(r"^model name\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    return found[1] if found else "unknown"
 
 
 def _plain(figures: Row | OverTls | Spread | Target) -> dict[str, Any]:

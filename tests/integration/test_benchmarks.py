@@ -19,7 +19,7 @@ import pytest
 
 from tests.benchmarks.corpus import OPENING, Shape, corpus
 from tests.benchmarks.pictures import Curve, Point, draw
-from tests.benchmarks.report import as_json, markdown
+from tests.benchmarks.report import as_json, markdown, page
 from tests.benchmarks.runs import PLAIN, Upstream, lags
 from tests.benchmarks.serve import EVENT_CHUNKS, HEAD, MAX_RECORD_BYTES
 from tests.benchmarks.trials import TRIALS, OverTls, Row, Spread, Target
@@ -162,6 +162,22 @@ def test_the_report_has_a_column_for_https() -> None:
     assert reported[0]["https"]["rival"] == {"median": 500, "least": 500, "most": 500}
     assert reported[0]["target"] == {"limit": 0.7, "at_least": True}
     assert reported[2]["https"] is None
+
+
+def test_the_report_is_a_page_with_the_machine_and_a_picture(tmp_path: Path) -> None:
+    rate, rival = Spread(500, 400, 600), Spread(1000, 1000, 1000)
+    rows = [
+        Row("kafka", "curl | kcat", "events/s", rate, rival, 0.5, Target(0.7, at_least=True)),
+        Row("live", "lag", "ms", rate),
+    ]
+    written = page(rows, tmp_path / "report").read_text()
+    assert f"cores {os.cpu_count()}" in written
+    assert "![Ratios](ratios.svg)" in written
+    assert "curl \\| kcat" in written
+    drawn = (tmp_path / "report" / "ratios.svg").read_text()
+    assert "kafka: curl | kcat" in drawn
+    assert "0.50" in drawn
+    assert "lag" not in drawn, "it is compared with nothing"
 
 
 def test_each_stage_is_profiled(kafka: str, tmp_path: Path) -> None:
