@@ -81,6 +81,7 @@ class Admin:
 
     def create(self, topics: list[NewTopic], only_validate: bool = False) -> None:
         """Create topics, unless somebody else has done so meanwhile; or only ask whether one may."""
+        self._refresh()
         asked = self._client.create_topics(topics, validate_only=only_validate, **TIMEOUT)
         for name, created in asked.items():
             error = _answer(created)
@@ -185,6 +186,14 @@ class Admin:
 
     # ---- configuration and rights ----
 
+    def _refresh(self) -> None:
+        """Ask who the controller is: the next request needs to know.
+
+        A cluster that has just started may name none. librdkafka asks again after five minutes only, and
+        all requests fail until then.
+        """
+        self._client.list_topics(self.settings.topic, REQUEST_SECONDS)
+
     def max_batch_bytes(self, topic: str) -> int:
         """The longest batch that a topic accepts; a guess if this user may not read it."""
         found = self.configuration(ConfigResource.Type.TOPIC, topic)
@@ -200,6 +209,7 @@ class Admin:
 
     def configuration(self, kind: Any, name: str) -> Configuration | None:
         """The configuration of a topic or a broker, without secrets; None: this user may not read it."""
+        self._refresh()
         (asked,) = self._client.describe_configs([ConfigResource(kind, name)], **TIMEOUT).values()
         found = _answer(asked)
         if not isinstance(found, KafkaError):

@@ -127,3 +127,38 @@ def test_a_consumer_tells_why_it_finds_no_coordinator(
     with pytest.raises(KafkaException) as raised:
         cluster.ask("consumer")
     assert raised.value.args[0].code() == code
+
+
+class Starting:
+    """A cluster that names no controller until it is asked for its metadata once more."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+
+    def list_topics(self, _topic: str, _seconds: float) -> None:
+        self.asked += 1
+
+    def _answer(self, of: Any) -> Future[Any]:
+        timed_out = KafkaError(KafkaError._TIMED_OUT, "Failed while waiting for controller")
+        return result(of if self.asked > 1 else KafkaException(timed_out))
+
+    def describe_configs(self, asked: list[Any], **_: Any) -> dict[Any, Future[Any]]:
+        return {asked[0]: self._answer({"max.message.bytes": Mock(value="7")})}
+
+    def create_topics(self, topics: list[Any], **_: Any) -> dict[str, Future[Any]]:
+        return {topic.topic: self._answer(None) for topic in topics}
+
+
+@pytest.mark.parametrize("request_name", ["configuration", "create"])
+def test_a_controller_that_was_not_known_is_asked_for_again(
+    destination: KafkaDestination, request_name: str
+) -> None:
+    """librdkafka does so after five minutes only."""
+    admin = Admin(cast("Any", Starting()), destination)
+    ask: Any = {
+        "configuration": lambda: admin.max_batch_bytes(destination.topic),
+        "create": lambda: admin.create([admin.new_topic(destination.topic)]),
+    }[request_name]
+    with pytest.raises(KafkaException, match="controller"):
+        ask()
+    assert ask() in (7, None)
