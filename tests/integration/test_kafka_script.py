@@ -191,7 +191,7 @@ def test_secure_lets_in_whom_it_should(secure: Broker) -> None:
     refused = publish(nobody, topic, b"not mine")
     assert refused is not None
     assert refused.code() == KafkaError.TOPIC_AUTHORIZATION_FAILED
-    assert AdminClient(nobody).list_topics(timeout=CLIENT_TIMEOUT_SECONDS).topics == {}
+    assert topic not in AdminClient(nobody).list_topics(timeout=CLIENT_TIMEOUT_SECONDS).topics
     # The plain listener has all rights.
     assert values(secure, topic) == [b"mine"]
 

@@ -34,7 +34,7 @@ class Pieces:
         return iter(self._pieces)
 
 
-@settings(max_examples=300)
+@settings(max_examples=150)
 @given(
     sent=st.one_of(running(), st.lists(frames, max_size=6), st.lists(large_frames, max_size=2)),
     cuts=st.lists(st.floats(0, 1), max_size=12),

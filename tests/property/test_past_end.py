@@ -144,7 +144,7 @@ RUNS = st.lists(st.sampled_from([0, 0, 0, SAME, 30, 500]), min_size=1, max_size=
 """How far events of one topic, one after the other, are dated back."""
 
 
-@settings(max_examples=1000)
+@settings(max_examples=500)
 @given(
     steps=st.lists(
         st.one_of(

@@ -18,7 +18,7 @@ from pleiades.core.window import Window
 from pleiades.publisher import Publisher
 from pleiades.runtime.channel import Channel
 from pleiades.runtime.metrics import Metrics
-from pleiades.sinks.base import CommitPolicy
+from pleiades.sinks.base import MAX_BYTES_IN_FLIGHT, CommitPolicy
 from tests.harness.memory import MemorySink, MemoryStore
 from tests.unit.conftest import FakeChannel, FakeChildContext
 
@@ -343,12 +343,12 @@ def test_the_windows_bound_is_announced(run: Run, caplog: pytest.LogCaptureFixtu
     ("since_last_seconds", "events", "size_bytes", "backlog", "due"),
     [
         (0.0, 0, 0, False, False),
-        (0.19, 4999, 12 * 1024 * 1024 - 1, False, False),
+        (0.19, 4999, MAX_BYTES_IN_FLIGHT - 1, False, False),
         (0.2, 1, 1, False, True),
         (0.2, 1, 1, True, False),
         (1.0, 1, 1, True, True),
         (0.0, 5000, 1, True, True),
-        (0.0, 1, 12 * 1024 * 1024, True, True),
+        (0.0, 1, MAX_BYTES_IN_FLIGHT, True, True),
     ],
 )
 def test_commit_policy(
