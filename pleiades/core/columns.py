@@ -130,6 +130,13 @@ def times_of(events: Sequence[Event]) -> list[str]:
     )
 
 
+def timestamps_of(events: Sequence[Event]) -> Sequence[int]:
+    """The timestamp of each event."""
+    if isinstance(events, Columns):
+        return events.timestamps_ms
+    return [event.timestamp_ms for event in events]
+
+
 def data_bytes_of(events: Sequence[Event]) -> int:
     """The length of all data."""
     if isinstance(events, Columns):

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from pleiades.core.body import NotJson, read_body
@@ -62,11 +62,6 @@ def fallback_identity(source: TopicPartition, timestamp_ms: int, content: bytes)
 def is_fallback(identity: str) -> bool:
     """True for the identity of an event without a usable `meta.id`, or of a dead letter."""
     return identity.startswith(FALLBACK)
-
-
-def any_fallback(identities: Iterable[str]) -> bool:
-    """True if any of them is a fallback identity."""
-    return f"\n{FALLBACK}" in "\n" + "\n".join(identities)
 
 
 def is_legal_fallback(identity: str) -> bool:

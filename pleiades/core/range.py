@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import NamedTuple
 
-from pleiades.core.columns import Columns, all_published
+from pleiades.core.columns import all_published, sources_of, timestamps_of
 from pleiades.core.event import OUTSIDE_RANGE, UNPUBLISHED, Batch, Event, unpublished
 from pleiades.core.sse_id import UNKNOWN_SOURCE, Assignment, TopicPartition
 
@@ -166,11 +166,8 @@ def _all_inside(batch: Batch, span: Range, source: TopicPartition) -> bool:
     if not batch.events or not all_published(batch.events):
         return False
     # A range has no holes: whatever lies between two of its times is in it.
-    if isinstance(batch.events, Columns):
-        times, sources = list(batch.events.timestamps_ms), set(batch.events.sources)
-    else:
-        times = [event.timestamp_ms for event in batch.events]
-        sources = {event.source for event in batch.events}
+    times = timestamps_of(batch.events)
+    sources, _ = sources_of(batch.events)
     return sources == {source} and all(
         time > 0 and span.holds(source, time) for time in (min(times), max(times))
     )

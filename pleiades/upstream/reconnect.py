@@ -52,7 +52,7 @@ class Reconnect:
         self._retry_ms = 0
         self._opened_at = 0.0
         self._last: list[bytes] = []
-        """What identifies the last id."""
+        """The parts that identify the last id."""
         self._run = 0
         """The number of ids at the end that equal the last one."""
         self._before: Tail = {}, [], 0
@@ -120,7 +120,7 @@ class Reconnect:
 
 
 def _identified(sse_id: bytes) -> list[bytes]:
-    """What of an id is the same on every connection; nothing if it is not that of an event.
+    """The parts of an id that are the same on every connection; none if it is not that of an event.
 
     The order of its entries varies, and offsets differ between the upstream's data centres. While
     nothing has been delivered, an id has offsets only: a message of the service may have such an id.

@@ -141,7 +141,7 @@ class Client:
 
 SOURCES = st.sampled_from([A, B])
 RUNS = st.lists(st.sampled_from([0, 0, 0, SAME, 30, 500]), min_size=1, max_size=5)
-"""How far events of one topic, one after the other, are dated back."""
+"""The age in ms of each of some consecutive events of one topic."""
 
 
 @settings(max_examples=500)

@@ -49,7 +49,7 @@ class Transactions:
         self._group = group
         self._retry = retry
         self._written: list[Sequence[Event]] = []
-        """What must be committed, as it was written."""
+        """The events of the next commit, as they were written."""
         self._begun = False
         self._spoilt: KafkaError | None = None
         """Why the open transaction can't be committed."""
