@@ -14,7 +14,14 @@ from pathlib import Path
 
 import pytest
 from confluent_kafka import KafkaError, KafkaException
-from confluent_kafka.admin import AdminClient
+from confluent_kafka.admin import (  # type: ignore[attr-defined]  # its documented names
+    AclBinding,
+    AclOperation,
+    AclPermissionType,
+    AdminClient,
+    ResourcePatternType,
+    ResourceType,
+)
 
 from tests.harness.broker import Broker, guard_command, script_environment
 from tests.harness.prerequisites import KAFKA, require
@@ -94,3 +101,23 @@ def own_broker(tmp_path: Path) -> Iterator[Broker]:
     """A broker that this test may kill, freeze and restart."""
     with Broker(tmp_path / "kafka") as broker:
         yield broker
+
+
+def allow_nobody(
+    admin: AdminClient, kind: ResourceType, prefix: str, *rights: AclOperation
+) -> None:
+    """Give the user `nobody` rights on everything of a kind whose name begins so."""
+    wanted = [
+        AclBinding(
+            kind,
+            prefix,
+            ResourcePatternType.PREFIXED,
+            "User:nobody",
+            "*",
+            right,
+            AclPermissionType.ALLOW,
+        )
+        for right in rights
+    ]
+    for allowed in admin.create_acls(wanted).values():
+        allowed.result(ADMIN_TIMEOUT_SECONDS)

@@ -9,22 +9,21 @@ import signal
 import socket
 import subprocess
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 from confluent_kafka.admin import (  # type: ignore[attr-defined]  # its documented names
-    AclBinding,
     AclOperation,
-    AclPermissionType,
     AdminClient,
     NewTopic,
-    ResourcePatternType,
     ResourceType,
 )
 
 from pleiades.simulator.settings import SimulatorSettings
 from pleiades.simulator.simulator import Simulator
 from tests.harness.broker import Broker, topic_records
+from tests.harness.kafka import allow_nobody
 from tests.harness.oracle import published_count
 from tests.harness.prerequisites import KAFKA, require
 from tests.harness.relay import COMMAND, Relay, upstream_flags
@@ -349,21 +348,7 @@ def test_rights_are_told_one_by_one(simulate: Simulate, strict: Broker) -> None:
     for made in admin.create_topics([NewTopic("t", 1), NewTopic("t-dead-letters", 1)]).values():
         made.result(TIMEOUT_SECONDS)
 
-    def allow(kind: ResourceType, name: str, *rights: AclOperation) -> None:
-        wanted = [
-            AclBinding(
-                kind,
-                name,
-                ResourcePatternType.PREFIXED,
-                "User:nobody",
-                "*",
-                right,
-                AclPermissionType.ALLOW,
-            )
-            for right in rights
-        ]
-        for allowed in admin.create_acls(wanted).values():
-            allowed.result(TIMEOUT_SECONDS)
+    allow = partial(allow_nobody, admin)
 
     def refused() -> str:
         status, lines = check(*flags)

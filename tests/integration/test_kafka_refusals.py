@@ -7,17 +7,15 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from confluent_kafka.admin import (  # type: ignore[attr-defined]  # its documented names
-    AclBinding,
     AclOperation,
-    AclPermissionType,
     AdminClient,
-    ResourcePatternType,
     ResourceType,
 )
 
 from pleiades.simulator.settings import SimulatorSettings
 from pleiades.simulator.simulator import Simulator
 from tests.harness.broker import Broker, free_port, topic_records
+from tests.harness.kafka import allow_nobody
 from tests.harness.oracle import judge_topic
 from tests.harness.relay import Relay, ingest_flags, kafka_flags, since_ms
 
@@ -127,25 +125,9 @@ def test_a_user_without_rights_is_told_which(secure: Broker) -> None:
 
 
 def test_a_user_without_rights_on_the_group_is_told_so(secure: Broker) -> None:
-    everything_else = (
-        (ResourceType.TOPIC, "groupless"),
-        (ResourceType.TRANSACTIONAL_ID, "pleiades-groupless"),
-    )
-    allowed = [
-        AclBinding(
-            kind,
-            name,
-            ResourcePatternType.PREFIXED,
-            "User:nobody",
-            "*",
-            AclOperation.ALL,
-            AclPermissionType.ALLOW,
-        )
-        for kind, name in everything_else
-    ]
     admin = AdminClient({"bootstrap.servers": secure.bootstrap})
-    for made in admin.create_acls(allowed).values():
-        made.result(10)
+    allow_nobody(admin, ResourceType.TOPIC, "groupless", AclOperation.ALL)
+    allow_nobody(admin, ResourceType.TRANSACTIONAL_ID, "pleiades-groupless", AclOperation.ALL)
     said = refused(f"--kafka.config={secure.nobody_config}", "--kafka.topic=groupless")
     assert "can't read the stored position" in said
     assert "allow Read on the group pleiades-groupless-recentchange" in said
