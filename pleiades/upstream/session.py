@@ -153,15 +153,17 @@ class Session:
                 self._upstream.address,
                 "" if asked is None else ", resuming",
             )
-            known = {
+            there = {
                 source: max(cursor.position.get(source, 0), cursor.found.get(source, 0))
                 for source in asked or ()
             }
-            self._past_end.connected(asked, known, started_ms)
+            self._past_end.connected(asked, there, started_ms)
+            # What was found is the first event that the upstream has, and no landmark behind a
+            # position: the events between the two have expired.
             self.landmarks = {
                 source: Landmark(known_ms, started_ms, self._slack_ms)
-                for source, known_ms in known.items()
-                if known_ms
+                for source in asked or ()
+                if (known_ms := cursor.position.get(source) or cursor.found.get(source, 0))
             }
             has_unread_ids = False
             for item in read(

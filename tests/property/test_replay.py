@@ -16,7 +16,7 @@ from typing import cast
 
 import orjson
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from pleiades.config.settings import ReplaySettings, Settings
@@ -295,6 +295,15 @@ def test_whatever_the_dates_it_is_exactly_the_range_and_nothing_is_missing(
     assert not replay.incomplete
 
 
+@example(
+    history=(
+        [BEGIN + 11 * n for n in range(9)],
+        Range(Bound(BEGIN), Bound(BEGIN + 82)),
+    ),
+    some=[(None, 3)],
+    seed=0,
+    expired=8,
+)
 @given(histories(), runs, st.integers(0, 10**6), st.integers(1, 150))
 @many
 def test_what_expires_meanwhile_is_lost_with_a_word_or_not_at_all(
