@@ -196,8 +196,14 @@ class KafkaSink:
             for topic in (settings.topic, settings.dead_letters)
         )
         producer = self._clients.producer(max_bytes, self._metrics.statistics)
-        # Ends what an earlier producer left open, and fences it.
-        ask("begin transactions", lambda: producer.init_transactions(SLICE_SECONDS), BEGIN_SECONDS)
+
+        def begin() -> None:
+            # While no broker is connected, librdkafka looks for its coordinator only twice a second.
+            producer.list_topics(settings.topic, SLICE_SECONDS)
+            # Ends what an earlier producer left open, and fences it.
+            producer.init_transactions(SLICE_SECONDS)
+
+        ask("begin transactions", begin, BEGIN_SECONDS)
         form = RecordForm(settings, self._replay_name, max_dead_bytes // 2)
         # The consumer never joins the group, so this does not change. It takes half as long as a commit.
         group = consumer.consumer_group_metadata()
