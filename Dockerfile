@@ -8,9 +8,9 @@ FROM ${BASE} AS build
 WORKDIR /src
 COPY setup.cfg pyproject.toml constraints.txt README.md ./
 COPY pleiades pleiades
-# Everything as wheels, in the versions that were tested; `simulate` is for `pleiades demo`.
+# Everything as wheels, in the versions that were tested; `simulate` is for `pleiades simulate --tls`, `socks` for a SOCKS proxy.
 RUN python3 -m venv /build \
-    && /build/bin/pip wheel --no-cache-dir --wheel-dir /wheels --constraint constraints.txt '.[simulate]'
+    && /build/bin/pip wheel --no-cache-dir --wheel-dir /wheels --constraint constraints.txt '.[simulate,socks]'
 
 FROM ${BASE}
 # Nothing but wheels gets in: no sources, no compiler, and of pip only what the base has.
@@ -35,7 +35,7 @@ CMD ["help"]
 
 # All processes live and beat. Readiness is no part of it: an upstream that is away is no reason to restart.
 HEALTHCHECK --interval=10s --timeout=5s --start-period=20s \
-    CMD ["python3", "-c", "import os, urllib.request as r; r.urlopen('http://127.0.0.1:' + os.environ['PLEIADES_METRICS_PORT'] + '/healthz', timeout=4)"]
+    CMD ["python3", "-c", "import os, urllib.request as r; r.build_opener(r.ProxyHandler({})).open('http://127.0.0.1:' + os.environ['PLEIADES_METRICS_PORT'] + '/healthz', timeout=4)"]
 
 ARG VERSION=0.1.0
 ARG REVISION=unknown

@@ -25,6 +25,7 @@ from pleiades.runtime.findings import Finding, Kind, note, ok, problem
 from pleiades.runtime.http import refuse_if_taken
 from pleiades.sinks.base import destination_of
 from pleiades.sinks.registry import relay_parser, relay_settings
+from pleiades.upstream.environment import proxy_of, refuse_unusable
 from pleiades.upstream.inspect import look_at_upstream
 
 log = logging.getLogger(__name__)
@@ -39,6 +40,7 @@ def run(arguments: Sequence[str], description: str) -> int:
     flag = vars(relay_parser("check", description).parse_args(arguments))
     try:
         settings = relay_settings(flag)
+        refuse_unusable(settings.upstream)
     except UsageError as error:
         wrong = problem(str(error), error.exit_status)
         return _show(iter([("configuration", wrong)]), logging.INFO, flag["log.format"])
@@ -114,6 +116,10 @@ class Look:
 def _look_at_configuration(settings: Settings) -> Iterator[Finding]:
     streams = ", ".join(settings.upstream.streams)
     yield ok(f"relays {streams} into {destination_of(settings).place}")
+    if proxy := proxy_of(settings.upstream.url):
+        yield note(
+            f"asks the upstream through the proxy {proxy.address}, which {proxy.variable} names"
+        )
     host = urlsplit(settings.upstream.url).hostname or ""
     if settings.upstream.contact == PROJECT_URL and host.endswith(".wikimedia.org"):
         yield note(

@@ -18,6 +18,7 @@ from pleiades.runtime.startup import absolute
 from pleiades.runtime.supervisor import MakeGeneration, Supervisor
 from pleiades.sinks.base import destination_of
 from pleiades.sinks.registry import relay_parser, relay_settings
+from pleiades.upstream.environment import refuse_unusable
 
 PARSER, PUBLISHER = "pleiades.parser", "pleiades.publisher"
 """Named only: the parent imports no stage."""
@@ -36,9 +37,11 @@ def relay(settings: Settings, display: LiveLine | None = None) -> int:
     Of a replay, 0 says only that nothing went wrong; `display` was shown how much of it has come.
 
     Raises:
+        UsageError: requests to the upstream can't obey the environment.
         DestinationHeld: another instance publishes to the same place.
         MetricsUnavailable: the port or address of /metrics can't be used.
     """
+    refuse_unusable(settings.upstream)
     make_generation, modules = _make_generation(settings), _modules(settings)
     try:
         return Supervisor(settings, make_generation, modules, display).run()

@@ -7,8 +7,9 @@ They are plain frozen values, checked once and handed to every process.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ MIN_OVERLAP_SECONDS = 0.001
 MIN_HANG_TIMEOUT_SECONDS = 2.0
 """A healthy process may be silent for almost a second: it looks up every half second."""
 REDIRECTS_ANY = "any"
+URL_FLAG = "--upstream.url"
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +36,8 @@ class UpstreamSettings:
 
     url: str = flag(
         "https://stream.wikimedia.org/v2/stream",
-        "base URL of the EventStreams service",
+        "base URL of the EventStreams service. One with user and password is refused on the command "
+        "line, where everybody can see it",
         Reader("url", values.base_url),
         without=("demo",),
         group="upstream",
@@ -159,6 +162,18 @@ class Settings:
 
 
 RELAY_FLAGS = (*flags_of(Settings), *flags_of(UpstreamSettings, "upstream."))
+
+
+def refused_argument(words: Sequence[str]) -> str | None:
+    """Why a command line must not be used: `ps` shows a password to everybody; None: it may."""
+    given = [word.removeprefix(f"{URL_FLAG}=") for word in words if word.startswith(URL_FLAG)]
+    given += [word for flag, word in pairwise(words) if flag == URL_FLAG]
+    if not any(map(values.has_credentials, given)):
+        return None
+    return (
+        f"{URL_FLAG} holds a user or a password, and everybody can read a command line (ps): give it in "
+        "the environment as $PLEIADES_UPSTREAM_URL, or in the file of --config"
+    )
 
 
 def settings_from(given: Mapping[str, Any], destination: object) -> Settings:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 import ssl
 from collections.abc import Callable
@@ -15,9 +16,12 @@ from pleiades.core.sse_id import MAX_TIMESTAMP_MS
 from pleiades.core.units import parse_duration, parse_iso_time_ms
 
 MAX_PORT = 65_535
+OPENSSL_VARIABLES = ("OPENSSL_CONF", "OPENSSL_MODULES")
 MAX_STREAMS = 64
 # A stream's name becomes part of a URL and of a file name.
 _STREAM = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+# The name by which OpenSSL finds a certificate in a folder.
+_HASHED = re.compile(r"[0-9a-f]{8}\.[0-9]+")
 _BOOLEANS = dict.fromkeys(("true", "yes", "on", "1"), True)
 _BOOLEANS |= dict.fromkeys(("false", "no", "off", "0"), False)
 
@@ -98,13 +102,49 @@ def certificates(text: str) -> Path | None:
     """Reads the path of a PEM file of certificates, and loads the file; empty: None."""
     if not text:
         return None
-    try:
-        ssl.create_default_context(cafile=path(text))
-    except OSError as error:
-        damaged = isinstance(error, ssl.SSLError)
-        reason = "it holds no certificate in PEM form" if damaged else error.strerror
-        raise ValueError(f"{text!r} can't be used: {reason}") from None
+    if reason := unusable_openssl() or unusable_certificates(str(path(text))):
+        raise ValueError(f"{text!r} can't be used: {reason}")
     return Path(text).absolute()
+
+
+def unusable_openssl() -> str:
+    """Why there can be no TLS at all, and what to do; empty: there can."""
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    except ssl.SSLError as error:
+        given = " or ".join(name for name in OPENSSL_VARIABLES if os.environ.get(name))
+        culprit = f"the environment variable {given}" if given else "openssl.cnf"
+        return f"TLS can't be set up: {error}. Correct or unset {culprit}"
+    return ""
+
+
+def unusable_certificates(file: str | None = None, folder: str | None = None) -> str:
+    """Why certificate authorities can't be loaded; empty: they can.
+
+    Args:
+        file: PEM.
+        folder: one of hashed names (c_rehash), or several, joined by colons.
+    """
+    try:
+        # `create_default_context` would also open the file of SSLKEYLOGFILE.
+        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(file, folder)
+    except ssl.SSLError:
+        return "it holds no certificate in PEM form"
+    except (OSError, ValueError) as error:
+        return getattr(error, "strerror", None) or str(error)
+    if folder is None:
+        return ""
+    # OpenSSL looks into them later, and is silent about one that is not there.
+    names = [name for each in folder.split(":") for name in _names_in(each)]
+    hashed = any(_HASHED.fullmatch(name) for name in names)
+    return "" if hashed else "no certificate with a hashed name (c_rehash) is there"
+
+
+def _names_in(folder: str) -> list[str]:
+    try:
+        return [entry.name for entry in Path(folder).iterdir()]
+    except (OSError, ValueError):
+        return []
 
 
 def streams(text: str) -> tuple[str, ...]:
@@ -134,6 +174,15 @@ def base_url(text: str) -> str:
     if parts.query or parts.fragment:
         raise ValueError("must be a base URL without ? and #; the relay appends the streams")
     return text.rstrip("/")
+
+
+def has_credentials(url: str) -> bool:
+    """True if a URL holds a user or a password, as far as one can tell from one that is no URL."""
+    try:
+        base_url(url)
+    except ValueError:
+        return "@" in url
+    return "@" in urlsplit(url).netloc
 
 
 def contact(text: str) -> str:

@@ -28,6 +28,7 @@ from pleiades.runtime.errors import (
     UsageError,
 )
 from pleiades.sinks.base import destination_of
+from pleiades.upstream.environment import refuse_unusable
 
 log = logging.getLogger(__name__)
 
@@ -36,12 +37,13 @@ def run(arguments: Sequence[str], description: str) -> int:
     """Replay a range; returns the exit status.
 
     Raises:
-        UsageError: the arguments contradict each other.
+        UsageError: the arguments contradict each other, or the environment can't be obeyed.
         HistoryMissing: the upstream no longer has all of it; nothing was written.
         Fatal: the destination or the upstream can't be used.
     """
     told = arguments_from(vars(replay_parser(description).parse_args(arguments)))
     logs.configure(told.settings.log_level, told.settings.log_format, "parent")
+    refuse_unusable(told.settings.upstream)
     stored = None
     if not (told.dry_run or told.restart):
         stored = destination_of(told.settings).stored_checkpoint()

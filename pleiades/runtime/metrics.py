@@ -19,7 +19,7 @@ COMMIT_BUCKETS_SECONDS = (
 )
 RECONNECT_REASONS = ("closed", "cut", "decode", "idle", "past_end")
 RECV_ERRORS = (
-    *("connect", "content_type", "empty", "encoding", "id", "proxy", "redirect"),
+    *("connect", "content_type", "empty", "encoding", "environment", "id", "proxy", "redirect"),
     *("status_4xx", "status_5xx", "throttled", "upstream"),
 )
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pleiades.config.flags import Flag
-from pleiades.config.settings import RELAY_FLAGS, Settings, settings_from
+from pleiades.config.settings import RELAY_FLAGS, Settings, refused_argument, settings_from
 from pleiades.config.sources import Parser
 from pleiades.runtime.errors import UsageError
 from pleiades.sinks.base import Destination
@@ -35,7 +35,7 @@ def relay_parser(
 
     def refuse(words: Sequence[str]) -> str | None:
         refusals = (destination.refused_argument(words) for destination in offered)
-        return next(filter(None, refusals), None)
+        return refused_argument(words) or next(filter(None, refusals), None)
 
     return Parser(command, description, [*publishers, *RELAY_FLAGS, *own], refuse)
 

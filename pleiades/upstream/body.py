@@ -27,6 +27,7 @@ from email.utils import parsedate_to_datetime
 from typing import cast
 
 import requests
+from urllib3.util.ssltransport import SSLTransport
 
 from pleiades.runtime.errors import Transient
 from pleiades.runtime.logs import printable
@@ -62,18 +63,21 @@ class Connection:
         self._response = response
         self._idle_seconds = idle_seconds
         self._socket = answer.sock
+        # TLS through a proxy that is reached by TLS has the proxy's connection below its own.
+        sock: socket.socket | SSLTransport = answer.sock
+        self._outer = sock.socket if isinstance(sock, SSLTransport) else sock
         self._framing = ChunkDecoder() if answer.chunked else _Unchunked(answer.length)
         self._is_zipped = header(response, "Content-Encoding") in GZIP_CODINGS
         self._buffer = memoryview(bytearray(READ_BYTES))
         self._poll = select.poll()
-        self._poll.register(answer.sock, select.POLLIN)
+        self._poll.register(self._outer, select.POLLIN)
         self._low_water = 1
         self._is_emptied = False
         """The last read took all that waited: the next may wait until more has gathered."""
         self._began = time.monotonic()
         self._failure: OSError | None = None
         """An error behind bytes that are handed on first."""
-        self._socket.setblocking(False)
+        self._outer.setblocking(False)
         try:
             # The bytes that were read together with the headers: at most one read of the socket.
             self._first = answer.fp.read1(READ_BYTES) or b""
@@ -178,7 +182,7 @@ class Connection:
             self._low_water = low_water
             # Where it can't be set, the first byte ends the wait.
             with contextlib.suppress(OSError):
-                self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, low_water)
+                self._outer.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, low_water)
         self._poll.poll(seconds * 1000)
 
 

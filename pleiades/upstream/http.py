@@ -8,15 +8,15 @@ from contextlib import closing, suppress
 from urllib.parse import urljoin, urlsplit
 
 import requests
-import requests.utils
 import urllib3
 
 from pleiades import __version__
 from pleiades.config.settings import REDIRECTS_ANY, UpstreamSettings
 from pleiades.core.units import iso_time
-from pleiades.runtime.errors import Transient
+from pleiades.runtime.errors import Transient, UsageError
 from pleiades.runtime.logs import printable
 from pleiades.upstream.body import GZIP_CODINGS, Connection, header
+from pleiades.upstream.environment import Proxy, authorities, proxy_of, unusable
 from pleiades.upstream.refusals import refusal, unreachable
 from pleiades.upstream.transport import StreamSession
 
@@ -37,7 +37,7 @@ class Upstream:
         self._url = f"{settings.url}/{','.join(settings.streams)}"
         self.address = _without_password(self._url)
         """The address of requests, without credentials."""
-        self._session = StreamSession()
+        self._session = StreamSession(authorities(settings.ca))
         self._session.headers.update(
             {
                 "Accept": "text/event-stream",
@@ -59,72 +59,92 @@ class Upstream:
         """
         headers = {} if last_event_id is None else {"Last-Event-ID": last_event_id}
         query = {"since": iso_time(since_ms)} if last_event_id is None else {}
-        try:
-            response = self._get(query, headers)
-        # Those of requests are OSErrors. The others it lets through, of a redirect to nowhere.
-        except (
-            OSError,
-            urllib3.exceptions.HTTPError,
-            http.client.HTTPException,
-            ValueError,
-        ) as error:
-            raise unreachable(self.address, self._proxy(), error) from None
+        response, proxy = self._get(query, headers)
         try:
             if response.status_code != requests.codes.ok:
                 body = _error_body(response)
-                raise refusal(self.address, self._proxy(), response, body, last_event_id)
+                raise refusal(self.address, proxy, response, body, last_event_id)
             self._check_type(response)
             return Connection(response, self._settings.idle_timeout_seconds)
         except BaseException:
             response.close()
             raise
 
-    def _get(self, query: dict[str, str], headers: dict[str, str]) -> requests.Response:
-        """The answer, or that of where redirects lead."""
+    def _get(
+        self, query: dict[str, str], headers: dict[str, str]
+    ) -> tuple[requests.Response, Proxy | None]:
+        """The answer, or that of where redirects lead; and the proxy that it came through."""
         url = self._url
         for _ in range(MAX_REDIRECTS + 1):
-            response = self._session.get(
-                url,
-                params=query,
-                headers=headers,
-                stream=True,
-                # Named here, because requests prefers its environment variables to the session's value.
-                verify=None if self._settings.ca is None else str(self._settings.ca),
-                timeout=(CONNECT_TIMEOUT_SECONDS, self._settings.idle_timeout_seconds),
-            )
+            response, proxy = self._ask(url, query, headers)
             if not response.is_redirect:
-                return response
+                return response, proxy
             response.close()
             url = self._redirected(url, response.headers["Location"])
             if urlsplit(url).query:
                 query = {}
-        raise requests.TooManyRedirects(f"more than {MAX_REDIRECTS} redirects")
+        raise Transient(
+            f"{self.address} answers with more than {MAX_REDIRECTS} redirects in a row; nothing is lost "
+            "while the upstream keeps its history. Check --upstream.url",
+            "connect",
+        )
+
+    def _ask(
+        self, url: str, query: dict[str, str], headers: dict[str, str]
+    ) -> tuple[requests.Response, Proxy | None]:
+        proxy = None
+        try:
+            proxy = proxy_of(url)
+            response = self._session.open(
+                url,
+                proxy,
+                params=query,
+                headers=headers,
+                timeout=(CONNECT_TIMEOUT_SECONDS, self._settings.idle_timeout_seconds),
+            )
+        # Those of requests are OSErrors. The others it lets through, of a redirect to nowhere.
+        except (
+            OSError,
+            UsageError,
+            urllib3.exceptions.HTTPError,
+            http.client.HTTPException,
+            ValueError,
+        ) as error:
+            # Files that were there at the start may be gone.
+            for wrong in unusable(url, self._settings.ca):
+                raise Transient(
+                    f"can't ask {self.address}: {wrong}. Nothing is lost while the upstream keeps its "
+                    "history",
+                    "environment",
+                ) from None
+            raise unreachable(self.address, proxy, error) from None
+        return response, proxy
 
     def _redirected(self, url: str, location: str) -> str:
         """The target of a redirect; with the credentials of this URL only if it is the same host."""
-        source, target = urlsplit(url), urlsplit(urljoin(url, location))
+        source = urlsplit(url)
+        try:
+            target = urlsplit(urljoin(url, location))
+        except ValueError as error:
+            raise unreachable(self.address, None, error) from None
+        # Credentials are the settings' alone.
+        target = target._replace(netloc=target.netloc.rpartition("@")[2])
         is_unprotected = (source.scheme, target.scheme) == ("https", "http")
         if (target.hostname != source.hostname or is_unprotected) and (
             self._settings.redirects != REDIRECTS_ANY
         ):
             raise Transient(
-                f"{self.address} redirects to {printable(_without_password(target.geturl()))}, which is "
+                f"{self.address} redirects to {printable(target.geturl())}, which is "
                 "another host, or not protected by TLS: not followed, and nothing is lost. Check "
                 "--upstream.url, or allow it with --upstream.redirects=any",
                 "redirect",
             )
         credentials, at, _ = source.netloc.rpartition("@")
-        if at and "@" not in target.netloc:
+        if at:
             elsewhere = self._session.should_strip_auth(url, target.geturl())  # type: ignore[no-untyped-call]  # untyped in the library
             if not elsewhere:
                 target = target._replace(netloc=f"{credentials}@{target.netloc}")
         return target.geturl()
-
-    def _proxy(self) -> str | None:
-        """The proxy on the way to the upstream, fit to be shown."""
-        proxies = requests.utils.get_environ_proxies(self._url)
-        proxy = requests.utils.select_proxy(self._url, proxies)
-        return None if proxy is None else printable(_without_password(proxy))
 
     def _check_type(self, response: requests.Response) -> None:
         """Refuse an answer that is no event stream, or that can't be read.

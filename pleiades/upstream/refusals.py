@@ -15,6 +15,7 @@ from pleiades.core.backoff import retry_after_seconds
 from pleiades.core.sse_id import MalformedId, parse_id
 from pleiades.runtime.errors import RefusedByUpstream, Transient
 from pleiades.runtime.logs import printable
+from pleiades.upstream.environment import Proxy
 
 MAX_RETRY_AFTER_SECONDS = 900.0
 """The longest that a Retry-After is obeyed."""
@@ -51,7 +52,7 @@ def named(topics: Collection[str]) -> str:
 
 def refusal(
     address: str,
-    proxy: str | None,
+    proxy: Proxy | None,
     response: requests.Response,
     body: bytes,
     last_event_id: str | None,
@@ -59,16 +60,20 @@ def refusal(
     """The error for an answer with a status other than 200.
 
     Args:
-        address: of the upstream, fit to be shown; so is `proxy`.
+        address: of the upstream, fit to be shown.
+        proxy: that the answer came through.
         body: as much as was read of the explanation.
     """
     status = response.status_code
     said = printable(_explanation(body), MAX_SHOWN_CHARACTERS)
     if status == requests.codes.proxy_authentication_required:
+        # A server that is no proxy may answer so, too.
+        shown, variable = (
+            ("", "") if proxy is None else (f" {proxy.address}", f" in {proxy.variable}")
+        )
         return Transient(
-            f"the proxy {proxy} refused the connection to {address} with status 407: {said}. Nothing is "
-            "lost while the upstream keeps its history. Check the user and password in HTTPS_PROXY or "
-            "HTTP_PROXY",
+            f"the proxy{shown} refused the connection to {address} with status 407: {said}. Nothing is "
+            f"lost while the upstream keeps its history. Check the user and password{variable}",
             "proxy",
         )
     if status in (408, 425, 429) or status >= 500:  # noqa: PLR2004  # statuses of RFC 9110
@@ -136,7 +141,7 @@ def _explanation(body: bytes) -> str:
     return text or "(it gave no explanation)"
 
 
-def unreachable(address: str, proxy: str | None, error: Exception) -> Transient:
+def unreachable(address: str, proxy: Proxy | None, error: Exception) -> Transient:
     """The error for a request that got no answer."""
     # The cause behind the wrappers of requests and urllib3.
     inner = error.args[0] if error.args else None
@@ -149,8 +154,8 @@ def unreachable(address: str, proxy: str | None, error: Exception) -> Transient:
             "TLS handshake failed: check --upstream.url and this machine's clock. If the upstream or a "
             "proxy has a certificate of a private authority, name that authority with --upstream.ca"
         )
-    elif isinstance(cause, urllib3.exceptions.ProxyError):
-        advice = f"Check the proxy {proxy}, which HTTPS_PROXY or HTTP_PROXY names"
+    elif proxy and (proxy.is_socks or isinstance(cause, urllib3.exceptions.ProxyError)):
+        advice = f"Check the proxy {proxy.address}, which the variable {proxy.variable} names"
     else:
         advice = "Check the network and --upstream.url if this goes on"
     return Transient(
@@ -165,7 +170,7 @@ def short(error: BaseException) -> str:
     if isinstance(error, ValueError) and not isinstance(error, ssl.SSLError):
         # It quotes what it can't read, which may be a password.
         return (
-            f"{type(error).__name__}: an address can't be read, that of a redirect or a proxy's in "
-            "HTTPS_PROXY or HTTP_PROXY"
+            f"{type(error).__name__}: an address can't be read, that of a redirect or that in "
+            "--upstream.url"
         )
     return printable(f"{type(error).__name__}: {error}", 160)

@@ -4,20 +4,26 @@ Laws:
 - The head of an answer has a deadline as a whole. A timeout for each read bounds nothing where bytes
   trickle.
 - Interim responses (RFC 9110, section 15.2) come before the answer and are skipped.
+- A request depends on the settings and on `upstream.environment`, never on an earlier answer: cookies
+  are not kept.
 """
 
 from __future__ import annotations
 
 import http.client
+import http.cookiejar
 import io
 import socket
 import time
+from functools import cache
 from typing import Any
 
 import requests
 import requests.adapters
 import urllib3
 from urllib3.connection import HTTPConnection, HTTPSConnection
+
+from pleiades.upstream.environment import Authorities, Proxy
 
 MAX_INTERIM_RESPONSES = 32
 """The most `1xx` responses before an answer; a server that sends more never answers."""
@@ -80,15 +86,44 @@ class _TLSPool(urllib3.HTTPSConnectionPool):
 _POOLS = {"http": _PlainPool, "https": _TLSPool}
 
 
+@cache
+def _socks_pools() -> dict[str, type[urllib3.HTTPConnectionPool]]:
+    from urllib3.contrib import socks
+
+    class Connection(socks.SOCKSConnection):
+        response_class = Answer
+
+    class TLSConnection(socks.SOCKSHTTPSConnection):
+        response_class = Answer
+
+    class Pool(socks.SOCKSHTTPConnectionPool):
+        ConnectionCls = Connection
+
+    class TLSPool(socks.SOCKSHTTPSConnectionPool):
+        ConnectionCls = TLSConnection
+
+    return {"http": Pool, "https": TLSPool}
+
+
 class _Adapter(requests.adapters.HTTPAdapter):
+    def __init__(self, authorities: Authorities) -> None:
+        super().__init__()
+        self._authorities = authorities
+
     def init_poolmanager(self, *args: Any, **options: Any) -> None:
         super().init_poolmanager(*args, **options)
         self.poolmanager.pool_classes_by_scheme = _POOLS
 
-    def proxy_manager_for(self, *args: Any, **options: Any) -> Any:
-        manager = super().proxy_manager_for(*args, **options)
-        manager.pool_classes_by_scheme = _POOLS
+    def proxy_manager_for(self, proxy: str, **options: Any) -> Any:
+        manager = super().proxy_manager_for(proxy, **options)
+        is_socks = proxy.lower().startswith("socks")
+        manager.pool_classes_by_scheme = _socks_pools() if is_socks else _POOLS
         return manager
+
+    def cert_verify(self, conn: Any, *_: Any, **__: Any) -> None:
+        """Every certificate is verified; requests would trust a proxy's that leads to a plain URL."""
+        conn.cert_reqs = "CERT_REQUIRED"
+        conn.ca_certs, conn.ca_cert_dir = self._authorities.file, self._authorities.folder
 
 
 class StreamSession(requests.Session):
@@ -96,10 +131,17 @@ class StreamSession(requests.Session):
     if it is not to follow it.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, authorities: Authorities) -> None:
         super().__init__()
+        self.trust_env = False
+        self.cookies.set_policy(http.cookiejar.DefaultCookiePolicy(allowed_domains=()))
         for scheme in ("http://", "https://"):
-            self.mount(scheme, _Adapter())
+            self.mount(scheme, _Adapter(authorities))
+
+    def open(self, url: str, proxy: Proxy | None, **options: Any) -> requests.Response:
+        """Ask for a stream; the answer is not read."""
+        proxies = {} if proxy is None else {"all": proxy.url}
+        return self.get(url, proxies=proxies, stream=True, **options)
 
     def get_redirect_target(self, resp: requests.Response) -> None:
         """None: there is nowhere to go."""

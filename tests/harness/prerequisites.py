@@ -254,6 +254,12 @@ FREEZE = Prerequisite(
     remedy="run as root, with the cgroup v1 freezer mounted at /sys/fs/cgroup/freezer",
     find=_freezer,
 )
+OPENSSL = Prerequisite(
+    name="openssl",
+    purpose="a folder of certificate authorities",
+    remedy="apt-get install openssl",
+    find=partial(_on_path, "openssl"),
+)
 SETPRIV = Prerequisite(
     name="setpriv or another user than root",
     purpose="a directory without permission to write",
@@ -278,6 +284,7 @@ ALL = (
     MOUNT,
     PID_NAMESPACE,
     FREEZE,
+    OPENSSL,
     SETPRIV,
     IPV6,
 )

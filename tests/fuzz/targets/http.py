@@ -48,8 +48,6 @@ def answer(raw: bytes) -> None:
     upstream = Upstream(
         UpstreamSettings("http://127.0.0.1:1/v2", ("x",), "https://example.org/", 60, 5, False)
     )
-    upstream._session.trust_env = False
-    upstream._session.max_redirects = 2
     with _answering(raw), contextlib.closing(upstream._session):
         try:
             connection = upstream.connect(None, 5)

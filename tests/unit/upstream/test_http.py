@@ -282,15 +282,6 @@ def test_the_upstreams_clock(serve: Serve, header: bytes, server_ms: int | None)
     assert connection.server_ms == server_ms
 
 
-@pytest.mark.parametrize("proxy", ["http://user:SEC#RET@127.0.0.1:1", "http://user:SECRET@x:99999"])
-def test_a_proxys_password_is_not_shown(proxy: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("http_proxy", proxy)
-    monkeypatch.delenv("no_proxy", raising=False)
-    with pytest.raises(Transient, match="HTTP_PROXY") as failed:
-        upstream("http://example.org/v2/stream").connect(None, 5)
-    assert "SEC" not in str(failed.value)
-
-
 EARLY = b"HTTP/1.1 103 Early Hints\r\nLink: </x>; rel=preload\r\n\r\n"
 
 
