@@ -10,6 +10,9 @@ from importlib import import_module
 from typing import NamedTuple
 
 from pleiades import __version__
+from pleiades.config.flags import PREFIX, Flag, flags_of
+from pleiades.config.settings import RELAY_FLAGS
+from pleiades.config.sources import unknown_variables, usage_text
 from pleiades.runtime import logs, startup
 from pleiades.runtime.errors import (
     EXIT_FAILED,
@@ -30,6 +33,7 @@ class Command(NamedTuple):
     """Its function `run` gets the arguments after the command, and the meaning for the help, and returns
     the exit status. It is imported for this command only."""
     meaning: str
+    reads_environment: bool = True
     stopped: int = EXIT_STOPPED
     """The exit status after a signal that comes before there is anything to stop."""
 
@@ -41,22 +45,25 @@ COMMANDS = {
     "replay": Command(
         "pleiades.replay.command",
         "Relay a range of history to its end; run again, it goes on.",
-        EXIT_INTERRUPTED,
+        stopped=EXIT_INTERRUPTED,
     ),
     "check": Command(
         "pleiades.check",
         "Try what ingest would use with the same flags; writes nothing.",
         # Not all was looked at, so not all is well.
-        EXIT_FAILED,
+        stopped=EXIT_FAILED,
     ),
     "demo": Command(
-        "pleiades.demo", "Relay from a local upstream into ./events: no internet, no Kafka."
+        "pleiades.demo", "Relay from a local upstream into ./demo-events: no internet, no Kafka."
     ),
     "simulate": Command(
         "pleiades.simulator.command",
         "Serve a local upstream that speaks the EventStreams protocol.",
+        reads_environment=False,
     ),
-    "help": Command("pleiades.cli", "Show this, or the flags of a command."),
+    "help": Command(
+        "pleiades.cli", "Show this, or the flags of a command.", reads_environment=False
+    ),
 }
 
 
@@ -74,11 +81,30 @@ def run(arguments: Sequence[str], _meaning: str = "") -> int:
     return EXIT_STOPPED
 
 
+def all_flags() -> list[Flag]:
+    """The flags of all commands that read the environment."""
+    from pleiades.demo import FLAGS
+    from pleiades.replay.arguments import Arguments
+    from pleiades.sinks.registry import DESTINATIONS
+
+    publishers = [flag for destination in DESTINATIONS for flag in destination.flags()]
+    return [*publishers, *RELAY_FLAGS, *flags_of(Arguments), *FLAGS]
+
+
+def _refuse_unknown_variables() -> None:
+    if any(name.startswith(PREFIX) for name in os.environ):
+        wrong = sorted(unknown_variables(os.environ, all_flags()))
+        if wrong:
+            raise UsageError(f"{'; '.join(wrong)}. Variables that begin with {PREFIX} are flags")
+
+
 def _run(name: str, arguments: Sequence[str]) -> int:
     if name not in COMMANDS:
         shown = logs.printable(name, 40)
         raise UsageError(f"there is no command {shown!r}; there are {', '.join(COMMANDS)}")
-    module, meaning, _ = COMMANDS[name]
+    module, meaning, reads_environment, _ = COMMANDS[name]
+    if reads_environment:
+        _refuse_unknown_variables()
     status: int = import_module(module).run(arguments, meaning)
     return status
 
@@ -104,7 +130,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if logs.configured():
             log.error("%s", error)
             return error.exit_status
-        about = f" {arguments[0]}" if known and arguments[0] != "help" else ""
-        hint = f"\nTry: pleiades help{about}" if error.exit_status == EXIT_USAGE else ""
-        print(f"pleiades: {error}{hint}", file=sys.stderr)  # noqa: T201  # before there are logs
+        command = arguments[0] if known and arguments[0] != "help" else ""
+        text = f"pleiades: {error}\n"
+        if error.exit_status == EXIT_USAGE:
+            text = usage_text(command, str(error))
+        print(text, end="", file=sys.stderr)  # noqa: T201  # before there are logs
         return error.exit_status

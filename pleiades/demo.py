@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
 from collections import Counter
@@ -14,7 +15,9 @@ from pleiades.config.settings import settings_from
 from pleiades.config.values import duration, integer
 from pleiades.core.units import plural
 from pleiades.runtime import logs
+from pleiades.runtime.errors import UsageError
 from pleiades.simulator.log import JournalEntry
+from pleiades.sinks.checkpoints import CheckpointFile
 from pleiades.sinks.files.destination import FilesDestination
 from pleiades.sinks.files.names import identity_in
 from pleiades.sinks.registry import relay_parser
@@ -33,12 +36,13 @@ def run(arguments: Sequence[str], description: str) -> int:
     """Relay from a local upstream until stopped; returns the exit status.
 
     Raises:
-        UsageError: the flags contradict each other.
+        UsageError: the flags contradict each other, or the directory is used by others.
     """
     parser = relay_parser("demo", description, FLAGS, [FilesDestination])
     chosen = vars(parser.parse_args(arguments))
     # The real service must not be asked for the position in a demo's upstream.
     files = FilesDestination.from_flags(chosen, "demo")
+    _refuse_others_events(files)
     settings = settings_from(chosen, files)
     logs.configure(settings.log_level, settings.log_format, "parent")
 
@@ -70,6 +74,17 @@ def run(arguments: Sequence[str], description: str) -> int:
         )
     _compare(files.publish_dir, journal)
     return status
+
+
+def _refuse_others_events(files: FilesDestination) -> None:
+    own = CheckpointFile(files.own_folder, files.position_name, synced=False).path
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        used = next(files.publish_dir.iterdir(), None) is not None
+        if used and {*files.own_folder.glob("checkpoint-*")} != {own}:
+            raise UsageError(
+                f"{files.publish_dir} holds something else than the events of demos, which are made up: "
+                "choose another --file.publishDir for them"
+            )
 
 
 def _compare(publish_dir: Path, journal: list[JournalEntry]) -> None:

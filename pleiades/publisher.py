@@ -16,9 +16,8 @@ from pleiades.core.checkpoint import Checkpoint
 from pleiades.core.columns import count_published, data_bytes_of, identities_of, times_of
 from pleiades.core.event import TOO_LARGE, Batch, End, Event, time_ms
 from pleiades.core.occurrences import Occurrences, is_recognisable
-from pleiades.core.position import Position, join
+from pleiades.core.position import Position, in_words, join
 from pleiades.core.range import halves
-from pleiades.core.sse_id import compose_id
 from pleiades.core.start import Start, choose_replay_start, choose_start
 from pleiades.core.window import Window
 from pleiades.runtime import faultpoints
@@ -30,6 +29,8 @@ from pleiades.sinks.base import Sink, SinkContext, destination_of
 
 log = logging.getLogger(__name__)
 
+MAX_LAG_SECONDS = 31 * 86_400.0
+"""The upstream keeps no event for longer, so an older date is no lag but that of an imported edit."""
 LAG_SAMPLES = 100
 """The most lag observations in one commit, spread evenly over its events."""
 WARNING_SECONDS = 60.0
@@ -163,8 +164,7 @@ class Publisher:
         )
 
     def _show_position(self) -> None:
-        # As an SSE id: what a client would send to continue from here.
-        self._child.position = compose_id(self._checkpoint.position)
+        self._child.position = in_words(self._checkpoint.position)
         self._child.details = self._checkpoint
 
     def _left(self) -> int:
@@ -325,10 +325,14 @@ class Publisher:
         self._warn_of_forgotten(self._window.take_forgotten())
 
     def _report_lag(self, dated: list[int], now: float) -> None:
-        for dt_ms in dated:
-            self._metrics.lag_seconds.observe(max(now - dt_ms / 1000, 0.0))
-        if dated:
-            self._child.lag_seconds = max(now - dated[0] / 1000, 0.0)
+        lags = [max(now - dt_ms / 1000, 0.0) for dt_ms in dated]
+        possible = [seconds for seconds in lags if seconds <= MAX_LAG_SECONDS]
+        for seconds in possible:
+            self._metrics.lag_seconds.observe(seconds)
+        if possible:
+            self._child.lag_seconds = possible[0]
+        if len(possible) < len(lags):
+            self._metrics.lag_left_out.inc(len(lags) - len(possible))
 
     def _warn_of_forgotten(self, forgotten: int) -> None:
         if not forgotten:

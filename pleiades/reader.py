@@ -138,7 +138,12 @@ class Reader(BaseReader):
         with closing(session.items()) as items:
             for item in items:
                 self._count(item)
-                if isinstance(item, Opened) and not self._set_start_back(item.server_ms):
+                if isinstance(item, Failed):
+                    self._child.in_trouble(item.why)
+                elif isinstance(item, Opened) and not self._set_start_back(item.server_ms):
+                    seconds = self._child.well_again()
+                    if seconds is not None:
+                        log.info("the upstream serves again, after %.0f s", seconds)
                     connection = connection[0] + 1, item.asked
                     self._show_open(1)
                     self._metrics.topics_left_out.set(item.left_out)

@@ -5,11 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from pleiades import demo
-from pleiades.config.flags import Flag, flags_of
-from pleiades.config.settings import RELAY_FLAGS
-from pleiades.replay.arguments import Arguments
-from pleiades.sinks.registry import DESTINATIONS
+from pleiades.cli import all_flags
+from pleiades.config.flags import Flag
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "reference.md"
 
@@ -29,15 +26,9 @@ Booleans are written `--name`, `--name=false` or `--no-name`. Durations need a u
 TABLE = ("| flag | value | default | environment | meaning |", "|---|---|---|---|---|")
 
 
-def flags() -> list[Flag]:
-    """All flags of `ingest` and `replay`."""
-    destinations = [flag for destination in DESTINATIONS for flag in destination.flags()]
-    return [*destinations, *RELAY_FLAGS, *flags_of(Arguments), *demo.FLAGS]
-
-
 def page() -> str:
     lines = []
-    for flag in flags():
+    for flag in all_flags():
         if flag.group:
             lines += [f"\n## {flag.group.capitalize()}\n", *TABLE]
         lines.append(_row(flag))

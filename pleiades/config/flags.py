@@ -17,6 +17,8 @@ from pleiades.config.values import Reader
 TEXT = Reader("text", str)
 BOOLEAN = Reader("true|false", values.boolean)
 DIRECTORY = Reader("dir", values.path)
+PREFIX = "PLEIADES_"
+"""Begins the names of all flags in the environment."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +45,7 @@ class Flag:
     def environment(self) -> str:
         """`file.publishDir` → `PLEIADES_FILE_PUBLISH_DIR`."""
         words = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", self.name)
-        return "PLEIADES_" + re.sub(r"[.-]", "_", words).upper()
+        return PREFIX + re.sub(r"[.-]", "_", words).upper()
 
     @property
     def unit(self) -> str:

@@ -115,7 +115,8 @@ class Settings:
     )
     since_ms: int | None = flag(
         "now",
-        "where to start without a stored position: ISO 8601, -2h, or ms since 1970",
+        "where to start without a stored position: ISO 8601, -2h, ms since 1970, or now: "
+        "--upstream.overlap before now, so that no event is skipped that the upstream gets late",
         Reader("time", values.since),
         without=("replay",),
     )

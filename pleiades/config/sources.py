@@ -12,16 +12,32 @@ import argparse
 import difflib
 import io
 import re
+import sys
 import tomllib
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import date
 from functools import partial
-from typing import Any
+from pathlib import Path
+from typing import Any, NoReturn, TextIO
 
 import configargparse
 
-from pleiades.config.flags import BOOLEAN, Flag
+from pleiades.config.flags import BOOLEAN, PREFIX, Flag
+from pleiades.core.units import plural
+
+CONFIG_VARIABLE = PREFIX + "CONFIG"
+OWN_VARIABLES = (PREFIX + "FAULT_POINTS",)
+"""Those that are no flags: the one of `runtime.faultpoints`."""
+MAX_NAME = 60  # characters shown of an unknown name
+
+# How argparse begins an error: all spellings of a flag, of which the last one is its name.
+_NAMES = re.compile(r"^argument (?:[^\s:]*/)*")
+
+# https://kubernetes.io/docs/concepts/services-networking/service/#environment-variables
+_SERVICE_LINK = re.compile(
+    r"_SERVICE_(HOST|PORT(_\w+)?)$|_PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?$"
+)
 
 
 class Parser(configargparse.ArgumentParser):  # type: ignore[misc]  # untyped in the library
@@ -49,7 +65,7 @@ class Parser(configargparse.ArgumentParser):  # type: ignore[misc]  # untyped in
             usage="%(prog)s [flags]",
             formatter_class=partial(_Help, max_help_position=32, width=100),
             config_file_parser_class=TomlFile,
-            config_file_open_func=partial(open, encoding="utf-8-sig"),
+            config_file_open_func=self._open,
             add_env_var_help=False,
             add_config_file_help=False,
             allow_abbrev=False,
@@ -67,7 +83,7 @@ class Parser(configargparse.ArgumentParser):  # type: ignore[misc]  # untyped in
                 metavar="FILE",
                 help="a TOML file of flags: publishDir in [file] is --file.publishDir "
                 "[default: none; $PLEIADES_CONFIG]",
-                env_var="PLEIADES_CONFIG",
+                env_var=CONFIG_VARIABLE,
             )
         group: argparse._ActionsContainer = self
         for flag in flags:
@@ -116,22 +132,60 @@ class Parser(configargparse.ArgumentParser):  # type: ignore[misc]  # untyped in
         parsed: argparse.Namespace
         parsed, unknown = self.parse_known_args(words, namespace, **options)
         if unknown:
-            self.error(f"unrecognized arguments: {self._names_of(unknown)}")
+            self.error(self._unknown(unknown))
         defaults = self.get_source_to_settings_dict().get("defaults", {})
         parsed.given = vars(parsed).keys() - {action.dest for action, _ in defaults.values()}
         return parsed
 
-    def _names_of(self, words: Sequence[str]) -> str:
-        """Names without values, which may be secret."""
-        names = [word.partition("=")[0] for word in words]
-        flags = [name for name in names if re.fullmatch(r"--[A-Za-z][\w.-]*|-[A-Za-z]", name)]
-        shown = [f"{flag}{did_you_mean(flag, self._option_string_actions)}" for flag in flags]
-        others = len(words) - len(flags)
-        return ", ".join(shown + [f"{others} without a flag before them"] * bool(others))
+    def _unknown(self, words: Sequence[str]) -> str:
+        """What is wrong with these words; no values, which may be secret."""
+        shown, stray = [], 0
+        takes_value = False
+        for word in words:
+            name, equals, _ = word.partition("=")
+            if re.fullmatch(r"--[A-Za-z][\w.-]*|-[A-Za-z]", name):
+                hint = did_you_mean(name, self._option_string_actions)
+                shown.append(f"there is no flag {name}{hint}")
+                takes_value = not equals
+            else:
+                # The word after an unknown flag is its value.
+                stray += not takes_value
+                takes_value = False
+        if stray:
+            shown.append(f"{plural(stray, 'value')} without a flag")
+        return "; ".join(shown)
 
-    def error(self, message: str) -> Any:
+    def _open(self, path: str, *_mode: str) -> TextIO:
+        try:
+            return Path(path).open(encoding="utf-8-sig")
+        except OSError as error:
+            wrong = f"--config: {path!r} can't be read: {error.strerror}"
+        return self.error(wrong)
+
+    def error(self, message: str) -> NoReturn:
         """End the program; says where the command's flags are explained."""
-        super().error(f"{message}\nTry: pleiades help {self._command}")
+        sys.stderr.write(usage_text(self._command, _NAMES.sub("", message)))
+        # As argparse; it is `runtime.errors.EXIT_USAGE`.
+        sys.exit(2)
+
+
+def usage_text(command: str, message: str) -> str:
+    """What is printed about a wrong command line; `command`: empty if there is none."""
+    about = f" {command}" if command else ""
+    return f"pleiades{about}: {message}\nTry: pleiades help{about}\n"
+
+
+def unknown_variables(environment: Mapping[str, str], flags: Iterable[Flag]) -> Iterator[str]:
+    """What is wrong with each variable that begins as those of flags do, and is none."""
+    known = [CONFIG_VARIABLE, *OWN_VARIABLES, *(flag.environment for flag in flags)]
+    for name in environment.keys() - {*known}:
+        if name.startswith(PREFIX) and not _is_service_link(name, environment[name]):
+            yield f"there is no variable {name[:MAX_NAME]!a}{did_you_mean(name, known)}"
+
+
+def _is_service_link(name: str, value: str) -> bool:
+    """True for what Kubernetes sets for a service whose name begins with `pleiades`."""
+    return bool(_SERVICE_LINK.search(name) or (name.endswith("_PORT") and "://" in value))
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

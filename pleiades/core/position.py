@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from pleiades.core.sse_id import TopicPartition
+from pleiades.core.units import iso_time
 
 MAX_SOURCES = 1024
 """The most topic-partitions in a position: bounds memory against an upstream that invents names."""
@@ -26,3 +27,13 @@ def join(left: Mapping[TopicPartition, int], right: Mapping[TopicPartition, int]
         if timestamp_ms > joined.get(source, -1):
             joined[source] = timestamp_ms
     return joined
+
+
+def in_words(position: Mapping[TopicPartition, int]) -> str:
+    """A position as a person reads it: the Kafka timestamp of the last event of each topic-partition."""
+    reached = [
+        f"{topic}/{partition} {iso_time(timestamp_ms - 1)}"
+        for (topic, partition), timestamp_ms in sorted(position.items())
+        if timestamp_ms
+    ]
+    return ", ".join(reached) or "no event yet"

@@ -65,12 +65,16 @@ class ResumeCursor:
     """Topic-partition → the timestamp from which on the destination remembers everything published.
     Events from before it might be published twice."""
     found: Mapping[TopicPartition, int] = field(default_factory=dict)
-    """Topic-partition → timestamp of an event that the upstream is known to have; for those that have
-    delivered nothing."""
+    """Topic-partition → timestamp of an event that the upstream is known to have. Those that have
+    delivered something before lose it: what lay between the position and that event may have expired."""
     left_out: set[str] = field(default_factory=set)
     """Topics that the upstream does not have at present."""
     crowded_out: set[TopicPartition] = field(default_factory=set)
     """Those that have delivered and do not fit into a request. At most `MAX_SOURCES`."""
+
+    def __post_init__(self) -> None:
+        """See `found`."""
+        self.found = {at: time for at, time in self.found.items() if not self.position.get(at)}
 
     def resume(self, position: Mapping[TopicPartition, int]) -> None:
         """Begin with a stored position, or the part of it that fits; see `crowded_out`."""

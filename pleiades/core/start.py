@@ -14,7 +14,9 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from pleiades.core.checkpoint import Checkpoint, ReplayProgress
-from pleiades.core.sse_id import TopicPartition, compose_id
+from pleiades.core.position import in_words
+from pleiades.core.sse_id import TopicPartition
+from pleiades.core.units import iso_time
 
 
 class Start(NamedTuple):
@@ -48,18 +50,20 @@ def choose_start(
     """
     if resume and stored is not None and not _since_is_earlier(since_ms, stored):
         ignored = "" if since_ms is None else "; --since is ignored unless --resume=false is given"
-        position = compose_id(stored.position)
-        message = f"resuming from the stored position {position}, started at {stored.started_ms} ms"
-        return Start(stored, True, message + ignored)
+        begun = f"relaying since {iso_time(stored.started_ms)}"
+        message = (
+            f"resuming from the stored position ({in_words(stored.position)}); {begun}{ignored}"
+        )
+        return Start(stored, True, message)
     if resume and stored is None and last is not None and since_ms is None:
-        message = f"resuming from the last committed position {compose_id(last.position)}"
+        message = f"resuming from the last committed position ({in_words(last.position)})"
         return Start(last, True, message, position_lost=True)
     started_ms = now_ms if since_ms is None else since_ms
-    where = "now" if since_ms is None else "at --since"
+    origin = "now, less --upstream.overlap" if since_ms is None else "--since"
     return Start(
         Checkpoint({}, started_ms, 0) if stored is None else stored.restarted(started_ms),
         False,
-        f"no stored position is used: starting {where}",
+        f"no stored position is used: starting with events from {iso_time(started_ms)} on ({origin})",
     )
 
 
@@ -94,7 +98,7 @@ def choose_replay_start(
     )
     done = checkpoint.done or ReplayProgress()
     message = (
-        f"resuming from the stored position {compose_id(checkpoint.position)}, "
+        f"resuming from the stored position ({in_words(checkpoint.position)}); "
         f"{done.total} events are published"
         if resumed
         else "starting at --from"

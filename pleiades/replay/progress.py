@@ -123,10 +123,20 @@ class ProgressLine(LiveLine):
         reached = tuple((name_of(source), max(position[source] - 1, 0)) for _, source in behind)
         return State(part, events, self.rate(events), reached, left)
 
-    def show(self, published: int, lag_seconds: float, restarts: int, details: object) -> None:
+    def show(
+        self,
+        published: int,
+        lag_seconds: float,
+        restarts: int,
+        details: object,
+        trouble: str = "",
+    ) -> None:
         """See `LiveLine`."""
         self._report.learn(published, restarts, details)
         checkpoint = self._report.checkpoint
+        if trouble and self._on_terminal:
+            super().show(published, lag_seconds, restarts, details, trouble)
+            return
         if checkpoint is None or not self._is_due():
             return
         state = self.state(checkpoint)

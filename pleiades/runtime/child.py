@@ -18,6 +18,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
+from datetime import UTC, datetime
 from importlib import import_module
 from multiprocessing import connection, parent_process
 from multiprocessing.connection import Connection
@@ -64,9 +65,11 @@ class Beat:
     published_total: int = 0
     lag_seconds: float = 0.0
     position: str = ""
-    """Publisher: the committed position as an SSE id; empty before it is known."""
+    """Publisher: the committed position in words; empty before it is known."""
     details: object = None
     """Publisher: the committed checkpoint; in a dry run, the counts."""
+    trouble: str = ""
+    """What it can't do at present, and since when; empty: all is well."""
 
 
 class ChildContext(Beat):
@@ -84,7 +87,8 @@ class ChildContext(Beat):
         self._caller: ThreadPoolExecutor | None = None
         self._interruptible = False
         self._last = 0.0
-        self._shown: tuple[bool, float] | None = None
+        self._shown: tuple[bool, float, str] | None = None
+        self._in_trouble_since: float | None = None
 
     def beat(self, at_once: bool = False) -> None:
         """Show the parent that this process lives. Never blocks; cheap enough for every batch.
@@ -93,10 +97,21 @@ class ChildContext(Beat):
             at_once: also if the last beat was a moment ago, because there is news.
         """
         now = time.monotonic()
-        news = self.ready, self.allowed_seconds
+        news = self.ready, self.allowed_seconds, self.trouble
         if at_once or news != self._shown or now - self._last >= BEAT_SECONDS:
             self._last, self._shown = now, news
             self._send()
+
+    def in_trouble(self, what: str) -> None:
+        """Show what can't be done at present."""
+        self._in_trouble_since = self._in_trouble_since or time.time()
+        since = datetime.fromtimestamp(self._in_trouble_since, UTC)
+        self.trouble = f"since {since:%H:%M:%S}Z {what}"
+
+    def well_again(self) -> float | None:
+        """It can be done again; returns the seconds for which it could not, None: there was nothing."""
+        since, self._in_trouble_since, self.trouble = self._in_trouble_since, None, ""
+        return None if since is None else max(time.time() - since, 0.0)
 
     def farewell(self) -> None:
         """Send the last beat, which must arrive: wait for a parent that is busy."""

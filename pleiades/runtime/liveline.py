@@ -9,9 +9,10 @@ from collections.abc import Callable
 from typing import TextIO
 
 from pleiades.core.units import plural
-from pleiades.runtime.logs import CLEAR_LINE
+from pleiades.runtime.logs import CLEAR_LINE, printable
 
 DRAW_SECONDS = 0.5
+MAX_TROUBLE = 200  # characters
 SMOOTHING = 0.3  # the weight of the latest rate
 
 
@@ -31,9 +32,21 @@ class LiveLine:
         self._last: tuple[float, int] | None = None
         self._rate = 0.0
 
-    def show(self, published: int, lag_seconds: float, restarts: int, details: object) -> None:
-        """Called by the supervisor about twice a second; `details` as in `Beat`."""
-        if self._is_due():
+    def show(
+        self,
+        published: int,
+        lag_seconds: float,
+        restarts: int,
+        details: object,
+        trouble: str = "",
+    ) -> None:
+        """Called by the supervisor about twice a second; `details` and `trouble` as in `Beat`."""
+        if not self._is_due():
+            return
+        if trouble:
+            self._last = None
+            self.draw(f"{printable(trouble, MAX_TROUBLE)} · {published:,} published")
+        else:
             self.draw(
                 f"{self.rate(published):,.0f} events/s · {published:,} published · "
                 f"lag {lag_seconds:.1f} s · {plural(restarts, 'restart')}"

@@ -119,6 +119,10 @@ class Metrics:
             "From an event's meta.dt until it is durable; at most 100 events of a commit, evenly.",
             LAG_BUCKETS_SECONDS,
         )
+        self.lag_left_out = counter(
+            "publish_lag_left_out",
+            "Those of them that publish_lag_seconds leaves out: dated back by more than 31 days.",
+        )
         self.last_event = gauge(
             "last_event_time_seconds", "meta.dt of the last committed event, seconds since 1970."
         )

@@ -145,6 +145,9 @@ class Supervisor:
             deadline = time.monotonic() + pause_seconds
             while not self._stops and (left := deadline - time.monotonic()) > 0:
                 self._wait(min(left, TICK_SECONDS))
+                self._show(
+                    0.0, f"{ended.component} ended, all processes start again in {left:.0f} s"
+                )
             if self._stops:
                 return EXIT_STOPPED
 
@@ -174,8 +177,12 @@ class Supervisor:
             if first is not None:
                 return self._conclude(first, time.monotonic() - started)
             lag_seconds = max(child.beat.lag_seconds for child in children)
-            published, details = self._published(), self._last.details
-            self._display.show(published, lag_seconds, self._restarts, details)
+            troubles = [child.beat.trouble for child in children if child.beat.trouble]
+            self._show(lag_seconds, "; ".join(troubles))
+
+    def _show(self, lag_seconds: float, trouble: str) -> None:
+        details = self._last.details
+        self._display.show(self._published(), lag_seconds, self._restarts, details, trouble)
 
     def _wait(self, seconds: float = TICK_SECONDS) -> None:
         """Wait for a signal, a beat or a child's end, and take note of them."""
@@ -337,5 +344,9 @@ class Supervisor:
         return [f"{child.spec.name} shows no sign of life" for child in self._silent_children()]
 
     def _unready(self) -> list[str]:
-        unready = [child.spec.name for child in self._children if not child.beat.ready]
-        return self._unhealthy() + [f"{name} is not ready" for name in unready]
+        unready = []
+        for child in self._children:
+            if not child.beat.ready:
+                why = f": {child.beat.trouble}" if child.beat.trouble else ""
+                unready.append(f"{child.spec.name} is not ready{why}")
+        return self._unhealthy() + unready

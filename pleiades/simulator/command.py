@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from pleiades.config.sources import Parser
 from pleiades.runtime import logs
-from pleiades.runtime.errors import EXIT_STOPPED, UsageError
+from pleiades.runtime.errors import EXIT_STOPPED, Fatal
 from pleiades.simulator.settings import COMMAND, FLAGS, settings_from
 from pleiades.simulator.simulator import Simulator
 from pleiades.simulator.tls import server_context
@@ -29,7 +29,8 @@ def run(arguments: Sequence[str], description: str) -> int:
     """Serve until SIGTERM or SIGINT; returns the exit status.
 
     Raises:
-        UsageError: a file can't be used, the address is taken, or TLS needs what is not installed.
+        UsageError: a file can't be used, or TLS needs what is not installed.
+        Fatal: the address is taken.
     """
     given = vars(simulator_parser(description).parse_args(arguments))
     logs.configure(logging.INFO, logs.TEXT, "simulator")
@@ -51,7 +52,7 @@ def run(arguments: Sequence[str], description: str) -> int:
     try:
         url = simulator.start()
     except OSError as error:
-        raise UsageError(
+        raise Fatal(
             f"can't listen on {settings.host}:{settings.port}: {error}; choose another --port"
         ) from None
     log.info(

@@ -125,7 +125,7 @@ class SimulatorSettings:
 
     host: str = flag("127.0.0.1", "address to listen on", group="what is served")
     port: int = flag("0", "TCP port; 0: any free one", PORT, defaults={COMMAND: "8080"})
-    seed: int = flag("1", "same seed, same events and faults", Reader("number", int))
+    seed: int = flag("1", "same seed, same events and faults", integer(-(2**63), 2**63 - 1))
     streams: tuple[str, ...] = flag("recentchange", "streams that are served", STREAMS)
     partitions: int = flag("1", "per topic", POSITIVE)
     rate: float = flag("0", "events/s; 0 or max: only a history", RATE, defaults={COMMAND: "50"})

@@ -63,7 +63,8 @@ def _without_position(settings: Settings) -> tuple[str, int]:
     """In words, and in ms since 1970."""
     since_ms = settings.since_ms
     if since_ms is None:
-        return "with the events from then on (--since)", now_ms()
+        begin_ms = now_ms() - int(settings.upstream.overlap_seconds * 1000)
+        return "with events from --upstream.overlap before then on (--since=now)", begin_ms
     return f"at {iso_time(since_ms)}, {_ago(since_ms)} (--since)", since_ms
 
 

@@ -53,6 +53,7 @@ class Failed(NamedTuple):
     """The upstream could not be asked, or a connection was useless; `kind` is that of `Transient`."""
 
     kind: str
+    why: str
 
 
 class Finished(NamedTuple):
@@ -124,7 +125,7 @@ class Session:
             except Transient as error:
                 seconds = self._reconnect.after_failure(error.retry_after_seconds)
                 log.warning("%s%s; trying again in %.1f s", self.name, error, seconds)
-                yield Failed(error.kind)
+                yield Failed(error.kind, str(error))
             else:
                 seconds = self._reconnect.after_end()
             if seconds:
@@ -153,17 +154,15 @@ class Session:
                 self._upstream.address,
                 "" if asked is None else ", resuming",
             )
-            there = {
+            known = {
                 source: max(cursor.position.get(source, 0), cursor.found.get(source, 0))
                 for source in asked or ()
             }
-            self._past_end.connected(asked, there, started_ms)
-            # What was found is the first event that the upstream has, and no landmark behind a
-            # position: the events between the two have expired.
+            self._past_end.connected(asked, known, started_ms)
             self.landmarks = {
                 source: Landmark(known_ms, started_ms, self._slack_ms)
-                for source in asked or ()
-                if (known_ms := cursor.position.get(source) or cursor.found.get(source, 0))
+                for source, known_ms in known.items()
+                if known_ms
             }
             has_unread_ids = False
             for item in read(

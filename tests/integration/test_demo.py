@@ -12,7 +12,7 @@ from tests.harness.relay import Relay
 
 def test_the_demo_relays_into_events_and_compares(tmp_path: Path) -> None:
     fast = ["--demo.rate=200", "--demo.cutEvery=1s", "--metricsPort=0"]
-    events = tmp_path / "events"
+    events = tmp_path / "demo-events"
     with Relay("demo", *fast, cwd=tmp_path) as relay:
         relay.until(lambda: events.is_dir() and more_than(events, 300)(), "events", 30)
         relay.child("parser-0").kill()

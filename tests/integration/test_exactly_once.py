@@ -86,7 +86,7 @@ def test_a_stop_and_a_start_go_on_where_it_was(
             )
             relay.wait_for("connected to")
             assert relay.stop() == 0
-            relay.wait_for(r"last position: \[")
+            relay.wait_for("last position: ")
     relay = relay_all(upstream, flags(upstream), folder, total, 30)
     verdict = judge(folder, upstream.journal(), upstream.started_ms - 60_000)
     assert verdict.flawless, f"{verdict}\n{relay.log}"

@@ -193,7 +193,7 @@ def test_no_resume_ignores_the_position(
     # The last --since counts: this one is far before all published events.
     earlier = ["--no-resume", f"--since={since_ms(upstream) - 10**9}", "--dedup.window=9d"]
     with Relay(*to_topic(upstream), *earlier) as relay:
-        relay.wait_for("starting at --since")
+        relay.wait_for(r"starting with events from .* \(--since\)")
         until_published(relay, real(upstream) - before)
         assert relay.stop() == 0
     verdict = judge_topic(kafka, topic, upstream.journal(), 0, finished=False)

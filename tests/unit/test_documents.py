@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from pleiades.cli import all_flags
 from pleiades.config.sources import Parser
 from pleiades.core.range import Slice
 from pleiades.replay.arguments import arguments_from, replay_parser
@@ -26,7 +27,7 @@ def test_the_reference_is_current() -> None:
     "parser", [relay_parser("ingest"), replay_parser("")], ids=["ingest", "replay"]
 )
 def test_the_reference_has_every_flag(parser: Parser) -> None:
-    documented = {f"--{flag.name}" for flag in reference.flags()}
+    documented = {f"--{flag.name}" for flag in all_flags()}
     offered = {action.option_strings[-1] for action in parser._actions}
     assert offered - documented == {"--help", "--config"}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -361,3 +362,13 @@ def test_a_backlog_does_not_shorten_a_long_interval() -> None:
     policy = CommitPolicy(interval_seconds=5.0)
     assert not policy.due(4.9, 1, 1, backlog=True)
     assert policy.due(5.0, 1, 1, backlog=True)
+
+
+def test_an_old_date_is_no_lag(run: Run, metrics: Metrics) -> None:
+    """One of years ago would spoil the average for ever."""
+    now_ms = time.time_ns() // 1_000_000
+    ages_ms = {1: 5000, 2: 10 * 365 * 86_400_000, 3: 4000}
+    dated = [event(n)._replace(dt=iso_time(now_ms - age)) for n, age in ages_ms.items()]
+    run([batch(0)._replace(events=dated, timestamps_ms={SOURCE: START_MS + 3})])
+    assert 9 <= metrics.lag_seconds._sum.get() < 60
+    assert metrics.lag_left_out._value.get() == 1

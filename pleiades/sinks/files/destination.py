@@ -36,7 +36,13 @@ LOCK = "lock"
 class FilesDestination(Destination):
     """A directory."""
 
-    publish_dir: Path = flag("./events", "where the files go; created if missing", DIRECTORY)
+    publish_dir: Path = flag(
+        "./events",
+        "where the files go; created if missing",
+        DIRECTORY,
+        # Made-up events are not mixed with real ones.
+        defaults={"demo": "./demo-events"},
+    )
     sync: str = flag(
         SYNC_BATCH,
         "batch: each batch survives a power failure before its position is stored; none: faster, a "

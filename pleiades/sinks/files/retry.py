@@ -75,10 +75,10 @@ class Retry:
             )
 
         deadline = time.monotonic() + LOCK_WAIT_SECONDS
-        call, failures = attempt, 0
+        call, failures, was_ready = attempt, 0, self._child.ready
         while True:
             try:
-                return self._child.run_in_thread(call, announce)
+                result = self._child.run_in_thread(call, announce)
             except DestinationHeld:
                 if time.monotonic() >= deadline:
                     raise
@@ -93,6 +93,8 @@ class Retry:
                 failures += 1
                 pause_seconds = RETRY_BACKOFF.pause_seconds(failures, jitter=1.0)
                 self._metrics.file_errors.inc()
+                self._child.in_trouble(f"can't {operation} {self._publish_dir}: {error.strerror}")
+                self._child.ready = False
                 log.error(
                     "can't %s %s: %s. Nothing is skipped: trying again in %.1f s. Make room, or give "
                     "the permission back",
@@ -101,5 +103,11 @@ class Retry:
                     error,
                     pause_seconds,
                 )
+            else:
+                seconds = self._child.well_again()
+                if seconds is not None:
+                    log.info("can %s %s again, after %.0f s", operation, self._publish_dir, seconds)
+                    self._child.ready = was_ready
+                return result
             self._child.pause(pause_seconds)
             call = attempt_again

@@ -184,6 +184,7 @@ class Retry:
             return
         self._reported = True
         self.child.ready = False
+        self.child.in_trouble(f"can't {operation}: {why}")
         if self._warnings.due():
             log.warning(
                 "can't %s: %s. Nothing is lost: the relay keeps the events in flight, pauses reading, "
@@ -200,6 +201,7 @@ class Retry:
             log.info("Kafka takes events again, after %.0f s", seconds)
             self._reported = False
             self.child.ready = True
+            self.child.well_again()
             self._warnings = Throttle(WARNING_SECONDS)
         self._waiting_since = None
 

@@ -227,7 +227,7 @@ def test_a_command_can_lack_a_whole_group_of_flags(
     assert "kafka.topic" not in vars(parser.parse_args([]))
     with pytest.raises(SystemExit):
         parser.parse_args(["--kafka.topic=t"])
-    assert "unrecognized arguments: --kafka.topic\n" in capsys.readouterr().err
+    assert "there is no flag --kafka.topic\n" in capsys.readouterr().err
 
 
 def test_demo_has_no_flag_of_kafka(capsys: pytest.CaptureFixture[str]) -> None:
@@ -238,8 +238,9 @@ def test_demo_has_no_flag_of_kafka(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_an_unknown_argument_is_named_without_its_value(capsys: pytest.CaptureFixture[str]) -> None:
     error = error_of(capsys, "--file.enable", "--nonsense=one", "-x", "--xyz", "two", "-three")
-    assert "unrecognized arguments: --nonsense, -x, --xyz, 2 without a flag before them" in error
-    assert not re.search("one|two|three", error.partition("error:")[2].replace("nonsense", ""))
+    unknown = "; ".join(f"there is no flag {name}" for name in ("--nonsense", "-x", "--xyz"))
+    assert f"{unknown}; 1 value without a flag\n" in error
+    assert not re.search("one|two|three", error.replace("nonsense", ""))
 
 
 @pytest.mark.parametrize(
@@ -367,7 +368,7 @@ def test_a_wrong_file_is_an_error(
 def test_an_unknown_flag_gets_a_hint_at_the_nearest_one(
     capsys: pytest.CaptureFixture[str], flag: str, near: str
 ) -> None:
-    assert f"unrecognized arguments: {near}" in error_of(capsys, "--file.enable", flag)
+    assert f"there is no flag {near}\n" in error_of(capsys, "--file.enable", flag)
 
 
 @pytest.mark.parametrize("wrong", ["--nonsense", "--since=banana", "--config=/nowhere"])
@@ -429,7 +430,7 @@ def test_a_missing_file_is_an_error(capsys: pytest.CaptureFixture[str]) -> None:
         (["--file.publishDir="], "needs the path"),
         (["--log.format=xml"], "none of text, json"),
         (["--no-resume=true"], "takes no value"),
-        (["--file.publish=x"], "unrecognized arguments"),
+        (["--file.publish=x"], "there is no flag"),
     ],
 )
 def test_a_wrong_flag_is_an_error(
@@ -490,4 +491,4 @@ def test_some_commands_lack_a_flag(
 ) -> None:
     with pytest.raises(SystemExit):
         relay_parser(command).parse_args([flag])
-    assert f"unrecognized arguments: {flag.partition('=')[0]}" in capsys.readouterr().err
+    assert f"there is no flag {flag.partition('=')[0]}" in capsys.readouterr().err

@@ -88,7 +88,7 @@ def test_mistakes_are_refused_with_the_flag_named(
 ) -> None:
     with pytest.raises(SystemExit):
         parsed(*flags)
-    assert f"argument {flags[0]}: " in capsys.readouterr().err
+    assert f"{flags[0]}: " in capsys.readouterr().err
 
 
 def test_tls_without_trustme_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
