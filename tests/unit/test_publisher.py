@@ -21,6 +21,7 @@ from pleiades.runtime.channel import Channel
 from pleiades.runtime.metrics import Metrics
 from pleiades.sinks.base import MAX_BYTES_IN_FLIGHT, CommitPolicy
 from tests.harness.memory import MemorySink, MemoryStore
+from tests.harness.settings import kafka_of
 from tests.unit.conftest import FakeChannel, FakeChildContext
 
 SOURCE = ("eqiad.x", 0)
@@ -356,6 +357,12 @@ def test_commit_policy(
     since_last_seconds: float, events: int, size_bytes: int, backlog: bool, due: bool
 ) -> None:
     assert CommitPolicy().due(since_last_seconds, events, size_bytes, backlog) is due
+
+
+def test_the_commit_policy_of_a_topic_is_its_own() -> None:
+    policy = kafka_of("--kafka.commitInterval=3s").commit_policy
+    assert policy.interval_seconds == 3.0
+    assert policy.max_events > CommitPolicy().max_events
 
 
 def test_a_backlog_does_not_shorten_a_long_interval() -> None:

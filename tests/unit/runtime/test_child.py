@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import os
 import pickle
 import socket
 import threading
@@ -15,6 +16,7 @@ import pytest
 
 from pleiades.runtime import child as child_module
 from pleiades.runtime.child import Beat, ChildContext
+from tests.harness.waiting import until
 
 PATIENCE_SECONDS = 10
 BEAT_BYTES = 512 * 1024
@@ -118,6 +120,9 @@ def test_the_last_beat_waits_for_a_parent_that_is_busy(parent: Parent) -> None:
     child.published_total = 7
     leaving = threading.Thread(target=child.farewell)
     leaving.start()
+    until(
+        lambda: os.get_blocking(parent.childs.fileno()), "a last beat that waits", PATIENCE_SECONDS
+    )
     while parent.hear().published_total != 7:
         pass
     leaving.join(PATIENCE_SECONDS)
