@@ -21,7 +21,7 @@ from pleiades.runtime.channel import Channel
 from pleiades.runtime.metrics import Metrics
 from pleiades.sinks.base import MAX_BYTES_IN_FLIGHT, CommitPolicy
 from tests.harness.memory import MemorySink, MemoryStore
-from tests.harness.settings import kafka_of
+from tests.harness.settings import kafka_of, settings_of
 from tests.unit.conftest import FakeChannel, FakeChildContext
 
 SOURCE = ("eqiad.x", 0)
@@ -360,7 +360,7 @@ def test_commit_policy(
 
 
 def test_the_commit_policy_of_a_topic_is_its_own() -> None:
-    policy = kafka_of("--kafka.commitInterval=3s").commit_policy
+    policy = kafka_of(settings_of("--kafka.enable", "--kafka.commitInterval=3s")).commit_policy
     assert policy.interval_seconds == 3.0
     assert policy.max_events > CommitPolicy().max_events
 
