@@ -2,15 +2,20 @@
 #
 # Another base, such as a mirror's or a hardened one, must have Python 3.11 or later with venv and pip:
 #   docker build . --build-arg BASE=registry.example.org/python:3.13-slim -t pleiades:0.1.0
+# To build the same image again, name the base by its digest; `docker buildx imagetools inspect python:3.13-slim` shows it:
+#   docker build . --build-arg BASE=python:3.13-slim@sha256:DIGEST -t pleiades:0.1.0
 ARG BASE=python:3.13-slim
 
 FROM ${BASE} AS build
 WORKDIR /src
-COPY setup.cfg pyproject.toml constraints.txt README.md ./
+COPY setup.cfg pyproject.toml README.md ./
+COPY requirements requirements
 COPY pleiades pleiades
 # Everything as wheels, in the versions that were tested; `simulate` is for `pleiades simulate --tls`, `socks` for a SOCKS proxy.
 RUN python3 -m venv /build \
-    && /build/bin/pip wheel --no-cache-dir --wheel-dir /wheels --constraint constraints.txt '.[simulate,socks]'
+    && /build/bin/pip install --no-cache-dir --require-hashes --requirement requirements/build.txt \
+    && /build/bin/pip wheel --no-cache-dir --wheel-dir /wheels --require-hashes --requirement requirements/run.txt \
+    && /build/bin/pip wheel --no-cache-dir --wheel-dir /wheels --no-deps --no-build-isolation .
 
 FROM ${BASE}
 # Nothing but wheels gets in: no sources, no compiler, and of pip only what the base has.
