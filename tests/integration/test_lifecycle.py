@@ -280,7 +280,10 @@ def test_children_go_on_while_the_parent_is_stopped(
     streams = tuple(f"stream-{number}" for number in range(20))
     upstream = simulate(SimulatorSettings(rate=2000, streams=streams, second_share=0.5))
     with Relay(*flags(upstream), f"--upstream.stream={','.join(streams)}") as relay:
-        relay.until(lambda: published_count(folder) > 500, "events of all topics", 30)
+        reached = "pleiades_upstream_position_seconds"
+        relay.until(
+            lambda: sum(name == reached for name, _ in relay.metrics()) == 40, "all topics", 60
+        )
         parent = psutil.Process(relay.process.pid)
         parent.suspend()
         # Each commit sends a heartbeat of 8 KB; these are more than any pipe holds.

@@ -79,7 +79,7 @@ def config(raw: bytes) -> None:
             return
         except SystemExit as left:
             assert left.code == EXIT_USAGE
-            assert "error: " in said.getvalue()
+            assert said.getvalue().endswith("\nTry: pleiades help ingest\n")
             return
     _sound_settings(settings)
 
