@@ -1,4 +1,4 @@
-"""`pleiades check`: tries configuration, upstream and destination, and writes nothing.
+"""`pleiades check`: tries configuration, upstream and destination, and leaves nothing behind.
 
 Each part is looked at in a thread of its own, all at the same time: a name server, a file system or a
 library may hang for longer than any timeout that it is given.
@@ -19,7 +19,7 @@ import orjson
 
 from pleiades import PROJECT_URL
 from pleiades.config.settings import Settings
-from pleiades.runtime import logs
+from pleiades.runtime import logs, metric_store
 from pleiades.runtime.errors import EXIT_STOPPED, Fatal, UsageError
 from pleiades.runtime.findings import Finding, Kind, note, ok, problem
 from pleiades.runtime.http import refuse_if_taken
@@ -129,6 +129,7 @@ def _look_at_configuration(settings: Settings) -> Iterator[Finding]:
 
 
 def _look_at_metrics(settings: Settings) -> Iterator[Finding]:
+    metric_store.probe()
     host, port = settings.metrics_host, settings.metrics_port
     refuse_if_taken(host, port)
     where = (

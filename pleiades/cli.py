@@ -49,7 +49,7 @@ COMMANDS = {
     ),
     "check": Command(
         "pleiades.check",
-        "Try what ingest would use with the same flags; writes nothing.",
+        "Try what ingest would use with the same flags; leaves nothing behind.",
         # Not all was looked at, so not all is well.
         stopped=EXIT_FAILED,
     ),

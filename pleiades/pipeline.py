@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -48,7 +49,8 @@ def relay(settings: Settings, display: LiveLine | None = None) -> int:
     except MetricsUnavailable:
         # The same command a second time: a held destination says more than a taken port, and has an
         # exit status of its own.
-        destination_of(settings).refuse_if_held()
+        with contextlib.suppress(OSError):
+            destination_of(settings).refuse_if_held()
         raise
 
 

@@ -20,6 +20,7 @@ from pleiades.replay.arguments import Arguments
 from pleiades.runtime.errors import EXIT_INCOMPLETE, EXIT_INTERRUPTED, EXIT_STOPPED
 from pleiades.sinks.base import destination_of
 from pleiades.sinks.counting import Counted
+from pleiades.sinks.disk import replace_file
 
 LABEL_WIDTH = 20
 ROUGH_SECONDS = 120
@@ -186,9 +187,7 @@ class Report:
         if path.exists() and not path.is_file():
             path.write_bytes(self.json())
             return
-        staged = path.with_name(path.name + ".new")
-        staged.write_bytes(self.json())
-        staged.replace(path)
+        replace_file(path, self.json(), synced=False)
 
 
 def _state(topic: Mapping[str, Any]) -> str:

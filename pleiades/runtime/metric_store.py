@@ -11,6 +11,7 @@ import fcntl
 import logging
 import os
 import shutil
+import socket
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -24,6 +25,7 @@ from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 
 from pleiades.runtime.errors import MetricsUnavailable
+from pleiades.runtime.file_systems import REFUSALS, file_system_of
 from pleiades.runtime.logs import Throttle, printable
 
 log = logging.getLogger(__name__)
@@ -57,39 +59,85 @@ def metrics_folder() -> Iterator[str]:
         folder = tempfile.mkdtemp(prefix=_PREFIX)
     except OSError as error:
         raise _unavailable("create a folder for metrics", error) from None
-    with _locked(folder):
-        os.environ[FOLDER_VARIABLE] = folder
+    with contextlib.ExitStack() as stack:
+        stack.callback(shutil.rmtree, folder, ignore_errors=True)
         try:
-            yield folder
-        finally:
-            del os.environ[FOLDER_VARIABLE]
-            shutil.rmtree(folder, ignore_errors=True)
+            # Another relay may look at this folder, and hold the lock for a moment.
+            descriptor = stack.enter_context(_locked(folder, fcntl.LOCK_EX))
+            _refuse_without_sockets(descriptor)
+        except OSError as error:
+            raise _unavailable(f"use {folder}", error) from None
+        os.environ[FOLDER_VARIABLE] = folder
+        stack.callback(os.environ.pop, FOLDER_VARIABLE)
+        yield folder
+
+
+def probe() -> None:
+    """Try what a start needs of the folder for temporary files; leaves nothing behind.
+
+    Raises:
+        MetricsUnavailable: a start would raise it.
+    """
+    with tempfile.TemporaryDirectory(prefix=_PREFIX) as folder:
+        try:
+            with _locked(folder, fcntl.LOCK_EX) as descriptor:
+                _refuse_without_sockets(descriptor)
+        except OSError as error:
+            raise _unavailable(f"use {folder}", error) from None
+        # No name of the usual ending: another relay would take the folder for one that was left.
+        PreallocatedFile(f"{folder}/probe").close()  # type: ignore[no-untyped-call]
+
+
+def _refuse_without_sockets(folder: int) -> None:
+    """Make sure that the forkserver's socket can lie in an open folder."""
+    name = f"/proc/self/fd/{folder}/probe"
+    with socket.socket(socket.AF_UNIX) as probe:
+        try:
+            probe.bind(name)
+        except OSError as error:
+            raise OSError(error.errno, f"bind: {error.strerror}") from None
+    os.unlink("probe", dir_fd=folder)
 
 
 def _remove_left_folders() -> None:
     for left in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
         # Another relay may remove this folder at any step. A folder without a file may belong to a
         # process that has just created it and not locked it yet.
-        with contextlib.suppress(OSError), _locked(left):
+        with contextlib.suppress(OSError), _locked(left, fcntl.LOCK_EX | fcntl.LOCK_NB):
             if any(name.endswith(".db") for name in os.listdir(left)):  # noqa: PTH208  # names suffice
                 shutil.rmtree(left, ignore_errors=True)
 
 
 @contextlib.contextmanager
-def _locked(folder: str | Path) -> Iterator[None]:
+def _locked(folder: str | Path, how: int) -> Iterator[int]:
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
+        try:
+            fcntl.flock(descriptor, how)
+        except OSError as error:
+            raise OSError(error.errno, f"flock: {error.strerror}") from None
+        yield descriptor
     finally:
         os.close(descriptor)
 
 
 def _unavailable(task: str, error: OSError) -> MetricsUnavailable:
+    where = tempfile.gettempdir()
     return MetricsUnavailable(
-        f"can't {task}: {error}. No event is lost: the relay has not started. Free some space "
-        f"there ({4 * FILE_BYTES >> 10} KiB for each process), or choose another folder with TMPDIR"
+        f"can't {task}: {error} (file system: {file_system_of(where)}). No event is lost: the relay has "
+        f"not started. Free some space there ({4 * FILE_BYTES >> 10} KiB for each process), or choose "
+        "another folder with TMPDIR, on a local disk or in memory"
     )
+
+
+def _allocate(file: int) -> None:
+    try:
+        os.posix_fallocate(file, 0, FILE_BYTES)
+    except OSError as error:
+        if error.errno not in REFUSALS:
+            raise
+        os.pwrite(file, bytes(FILE_BYTES), 0)
+        os.fsync(file)
 
 
 class PreallocatedFile(MmapedDict):
@@ -108,8 +156,9 @@ class PreallocatedFile(MmapedDict):
             if not Path(filename).exists():
                 # Renamed when complete, because a scrape fails on an empty file.
                 unfinished = Path(f"{filename}.new")
-                with unfinished.open("wb") as file:
-                    os.posix_fallocate(file.fileno(), 0, FILE_BYTES)
+                unfinished.unlink(missing_ok=True)
+                with unfinished.open("xb") as file:
+                    _allocate(file.fileno())
                 unfinished.rename(filename)
             super().__init__(filename, read_mode)  # type: ignore[no-untyped-call]
         except OSError as error:

@@ -214,7 +214,7 @@ class Destination(ABC):
         """
 
     def inspect(self, settings: Settings) -> Iterator[Finding]:
-        """Look at the destination for `pleiades check`; changes nothing.
+        """Look at the destination for `pleiades check`; leaves nothing behind.
 
         Raises:
             Fatal: a start would fail in the same way.

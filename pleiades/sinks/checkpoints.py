@@ -98,12 +98,12 @@ class CheckpointFile:
         It stays in its place until another replaces it: if this start ends before that, the next one
         must find the damage, too.
         """
-        copied = self.path.with_name(f"{self.path.name}.damaged-{self.path.stat().st_mtime_ns}")
+        copied = self.path.with_name(f"{self.path.name}.damaged-{self.path.lstat().st_mtime_ns}")
         # An earlier start may have copied the same damage.
         with (
+            os.fdopen(open_own(self.path, os.O_RDONLY), "rb") as file,
             contextlib.suppress(FileExistsError),
-            copied.open("xb") as copy,
-            self.path.open("rb") as file,
+            os.fdopen(open_own(copied, os.O_WRONLY | os.O_CREAT | os.O_EXCL), "wb") as copy,
         ):
             shutil.copyfileobj(file, copy)
         log.warning("the checkpoint is unusable (%s); a copy was set aside as %s", error, copied)

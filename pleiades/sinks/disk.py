@@ -7,13 +7,14 @@ import errno
 import fcntl
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from pleiades.runtime import faultpoints
 from pleiades.runtime.errors import DestinationHeld
+from pleiades.runtime.file_systems import REFUSALS
 
 # Somebody may plant a link, and the relay, with its rights, would overwrite the file behind it; or a
 # pipe, and the relay would wait for its other end.
@@ -22,8 +23,23 @@ _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | _GUARDED
 _libc = ctypes.CDLL(None, use_errno=True)
 _renameat2: Any = getattr(_libc, "renameat2", None)
 _RENAME_NOREPLACE = 1
-_UNSUPPORTED = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)
-"""The file system or the kernel does not have the call: a retry would not help."""
+_IS_LINK = "it is a link, which is not followed"
+
+
+class Refused(OSError):
+    """The file system does not have the call, and there is another way."""
+
+
+def refuse_links(folders: Iterable[Path]) -> None:
+    """Make sure that folders of the relay's own are no links.
+
+    Raises:
+        OSError: one is. Whoever may write there could lead the relay, with its rights, to files of
+            others.
+    """
+    for folder in folders:
+        if folder.is_symlink():
+            raise OSError(errno.ELOOP, _IS_LINK, str(folder))
 
 
 @contextmanager
@@ -43,7 +59,12 @@ def open_own(path: Path, flags: int) -> int:
         OSError: it is a link or has a second name (ELOOP), so it may be a file of somebody else; or it
             is no regular file.
     """
-    descriptor = os.open(path, flags | _GUARDED, 0o666)
+    try:
+        descriptor = os.open(path, flags | _GUARDED, 0o666)
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise OSError(errno.ELOOP, _IS_LINK, str(path)) from None
+        raise
     found = os.fstat(descriptor)
     if stat.S_ISREG(found.st_mode) and found.st_nlink <= 1:
         return descriptor
@@ -81,14 +102,14 @@ def write_all(descriptor: int, content: bytes) -> None:
 
 
 def rename_new(name: str, folder: int, new: str, new_folder: int) -> bool:
-    """Rename a file; False if there is one of the new name, or if the kernel can't rename so."""
+    """Rename a file; False if there is one of the new name, or if the file system can't rename so."""
     # Python has no name for this call. Looking first would cost a third of all the rest.
     if _renameat2 is None:
         return False
     if _renameat2(folder, name.encode(), new_folder, new.encode(), _RENAME_NOREPLACE) == 0:
         return True
     number = ctypes.get_errno()
-    if number == errno.EEXIST or number in _UNSUPPORTED:
+    if number == errno.EEXIST or number in REFUSALS:
         return False
     raise OSError(number, os.strerror(number), name, None, new)
 
@@ -106,7 +127,7 @@ def replace_file(path: Path, content: bytes, synced: bool) -> None:
     try:
         write_all(descriptor, content)
         if synced:
-            os.fsync(descriptor)
+            sync_file(descriptor)
     finally:
         os.close(descriptor)
     faultpoints.passing(faultpoints.CHECKPOINT_STAGED)
@@ -116,26 +137,56 @@ def replace_file(path: Path, content: bytes, synced: bool) -> None:
         sync_directory(path.parent)
 
 
+def sync_file(descriptor: int) -> None:
+    """Bring an open file to the disk."""
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        raise OSError(error.errno, f"fsync: {error.strerror}") from None
+
+
 def sync_directory(path: Path) -> None:
     """Bring the names in a directory to the disk."""
     with open_folder(path) as descriptor:
+        _sync_names(descriptor)
+
+
+def _sync_names(folder: int) -> None:
+    try:
+        os.fsync(folder)
+    except OSError as error:
+        if error.errno not in REFUSALS:
+            raise
+        # CIFS refuses this: it writes names through by itself. Others may keep them for a while.
         try:
-            os.fsync(descriptor)
-        except OSError as error:
-            # Some network file systems refuse this: they write names through by themselves.
-            if error.errno not in _UNSUPPORTED:
-                raise
+            sync_file_system(folder)
+        except Refused:
+            os.sync()
 
 
 def sync_file_system(folder: int) -> None:
-    """Bring everything on the file system of an open folder to the disk: one call for a batch."""
-    # Python has no os.syncfs. Where libc has none either, sync(2) does more than is needed.
+    """Bring everything on the file system of an open folder to the disk: one call for a batch.
+
+    Raises:
+        Refused: the file system can't. `sync_files` takes longer, and does the same for one folder.
+    """
+    # Python has no os.syncfs.
     syncfs = getattr(_libc, "syncfs", None)
-    if syncfs is None:
-        os.sync()
-    elif syncfs(folder) != 0:
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number))
+    if syncfs is None or syncfs(folder) != 0:
+        number = ctypes.get_errno() if syncfs else errno.ENOSYS
+        kind = Refused if number in REFUSALS else OSError
+        raise kind(number, f"syncfs: {os.strerror(number)}")
+
+
+def sync_files(folder: int) -> None:
+    """Bring the files of an open folder to the disk, each by itself, and their names."""
+    for name in os.listdir(folder):
+        descriptor = os.open(name, os.O_WRONLY | _GUARDED, dir_fd=folder)
+        try:
+            sync_file(descriptor)
+        finally:
+            os.close(descriptor)
+    _sync_names(folder)
 
 
 class Lock:
@@ -167,11 +218,10 @@ class Lock:
         self.release()
         descriptor = open_own(self._path, os.O_RDWR | os.O_CREAT)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            held = self._held_by(descriptor) if isinstance(error, BlockingIOError) else error
+            self._flock(descriptor, fcntl.LOCK_EX)
+        except BaseException:
             os.close(descriptor)
-            raise held from None
+            raise
         self._descriptor = descriptor
         self._must_exist = False
         os.ftruncate(descriptor, 0)
@@ -202,17 +252,15 @@ class Lock:
 
         Raises:
             DestinationHeld: it does.
-            OSError: the file can't be read.
+            OSError: the file can't be read or locked.
         """
         try:
-            descriptor = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+            descriptor = open_own(self._path, os.O_RDONLY)
         except (FileNotFoundError, NotADirectoryError):
             return
         try:
             # Shared and released at once: an instance that starts at this moment tries again.
-            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise self._held_by(descriptor) from None
+            self._flock(descriptor, fcntl.LOCK_SH)
         finally:
             os.close(descriptor)
 
@@ -221,6 +269,17 @@ class Lock:
         if self._descriptor is not None:
             os.close(self._descriptor)
             self._descriptor = None
+
+    def _flock(self, descriptor: int, kind: int) -> None:
+        # There is no other way: file systems without flock(2) have no fcntl(2) locks either, or would
+        # release those when any descriptor of the file is closed.
+        try:
+            fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise self._held_by(descriptor) from None
+        except OSError as error:
+            why = f"flock: {error.strerror}, so nothing would keep a second instance out"
+            raise OSError(error.errno, why, str(self._path)) from None
 
     def _held_by(self, descriptor: int) -> DestinationHeld:
         holder = os.pread(descriptor, 20, 0).decode(errors="replace").strip()

@@ -86,6 +86,15 @@ class IdentityLog:
                 return groups
         return []
 
+    def refuse_link(self, number: int) -> None:
+        """Make sure that the file that a checkpoint names can be opened, if it is there.
+
+        Raises:
+            OSError: it can't, for example because it is a link.
+        """
+        with contextlib.suppress(FileNotFoundError):
+            os.close(open_own(self._path(number), os.O_RDONLY))
+
     def begin(self, groups: list[Group]) -> list[Group]:
         """Begin a new file with these groups merged into one, which is durable then and returned.
 
@@ -126,6 +135,10 @@ class IdentityLog:
         elif length and length + len(encoded) > self._compact_at:
             self.begin(list(read_groups(self._journal.reader())))
         self.length = self._journal.append(encoded)
+
+    def sync(self) -> None:
+        """Bring what was appended to the disk."""
+        self._journal.sync()
 
     def keep(self) -> None:
         """Never overwrite what was appended: a checkpoint that names it is about to be stored."""

@@ -12,7 +12,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from pleiades.sinks.disk import is_in_place, open_own, write_all
+from pleiades.sinks.disk import is_in_place, open_own, sync_directory, sync_file, write_all
 
 
 class JournalLost(Exception):
@@ -73,8 +73,9 @@ class Journal:
         return self.length + len(content)
 
     def sync(self) -> None:
-        """Bring appended bytes to the disk."""
-        os.fsync(self._descriptor)
+        """Bring appended bytes to the disk, and the file's name."""
+        sync_file(self._descriptor)
+        sync_directory(self.path.parent)
 
     def reader(self) -> Callable[[int], bytes]:
         """A function that returns the next so many bytes below `length`; fewer at the end."""

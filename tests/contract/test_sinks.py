@@ -21,6 +21,7 @@ from pleiades.runtime.metrics import Metrics
 from pleiades.sinks.base import Sink, SinkContext
 from pleiades.sinks.files import retry
 from pleiades.sinks.files.destination import FilesDestination
+from pleiades.sinks.files.retry import Retry
 from pleiades.sinks.files.sink import FilesSink
 from pleiades.sinks.kafka.destination import DEAD_LETTERS_SUFFIX, KafkaDestination
 from tests.harness.broker import topic_records
@@ -54,7 +55,9 @@ def files_place(folder: Path, sync: str, metrics: Metrics) -> Place:
     def sink() -> Sink:
         # A pause would be an error: there is nothing to retry.
         child = FakeChildContext(stop_at_pause=1)
-        return FilesSink(FilesDestination("recentchange", folder, sync), child, metrics, 500_000)
+        return FilesSink(
+            FilesDestination("recentchange", folder, sync), Retry(child, metrics, folder), 500_000
+        )
 
     def contents(pattern: str) -> list[bytes]:
         return [path.read_bytes() for path in sorted(folder.glob(pattern))]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,6 +24,14 @@ def tree(folder: Path) -> dict[str, Entry]:
     for parent, folders, files in os.walk(folder):
         paths += [Path(parent) / name for name in (*folders, *files)]
     return {str(path): _entry(path.lstat()) for path in paths}
+
+
+def lasting_tree(folder: Path) -> dict[str, Entry]:
+    """The same without the times of folders: a temporary file changes them."""
+    return {
+        path: entry._replace(modified_ns=0, changed_ns=0) if stat.S_ISDIR(entry.mode) else entry
+        for path, entry in tree(folder).items()
+    }
 
 
 def _entry(found: os.stat_result) -> Entry:

@@ -27,7 +27,7 @@ from tests.harness.kafka import allow_nobody
 from tests.harness.oracle import published_count
 from tests.harness.prerequisites import KAFKA, require
 from tests.harness.relay import COMMAND, Relay, upstream_flags
-from tests.harness.tree import tree
+from tests.harness.tree import lasting_tree, tree
 from tests.harness.waiting import until
 
 Simulate = Callable[[SimulatorSettings], Simulator]
@@ -72,7 +72,7 @@ def test_help_has_the_flags_of_ingest() -> None:
 
     beginning, _, flags = helped("check").partition("\noptions:")
     assert "usage: pleiades check [flags]" in beginning
-    assert "writes nothing" in beginning
+    assert "leaves nothing behind" in beginning
     assert flags == helped("ingest").partition("\noptions:")[2]
 
 
@@ -118,13 +118,13 @@ def test_an_interrupted_check_does_not_pass_for_a_good_one(tmp_path: Path) -> No
 # ---- files ----
 
 
-def test_a_first_start_into_files_writes_nothing(
+def test_a_first_start_into_files_leaves_nothing_behind(
     simulate: Simulate, flags: Flags, tmp_path: Path
 ) -> None:
     upstream = simulate(SimulatorSettings(rate=100))
-    before = tree(tmp_path)
+    before = lasting_tree(tmp_path)
     status, lines = with_flags(flags(upstream))
-    assert tree(tmp_path) == before
+    assert lasting_tree(tmp_path) == before
     assert (status, problems(lines)) == (0, [])
     assert f"{upstream.url}/recentchange answers; first event" in said(lines, "ok", "upstream")
     assert "it would be made in" in said(lines, "note", "destination")
@@ -149,10 +149,10 @@ def test_a_running_instance_of_files_is_seen_and_left_alone(
         assert relay.metric("pleiades_goroutine_restarts", component="publisher") == 0
         assert relay.stop() == 0
     assert "WARNING" not in relay.log
-    before = tree(folder)
+    before = lasting_tree(folder)
     status, lines = with_flags(flags(upstream))
     assert (status, problems(lines)) == (0, [])
-    assert tree(folder) == before
+    assert lasting_tree(folder) == before
 
 
 # ---- Kafka ----

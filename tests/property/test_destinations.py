@@ -43,6 +43,7 @@ from pleiades.sinks import disk, identities
 from pleiades.sinks.base import Committed, Opened, Remembered, Sink
 from pleiades.sinks.files import staging
 from pleiades.sinks.files.destination import SYNC_NONE, FilesDestination
+from pleiades.sinks.files.retry import Retry
 from pleiades.sinks.files.sink import FilesSink
 from pleiades.sinks.kafka.offset_metadata import encode, read_stored
 from tests.harness.memory import MemorySink, MemoryStore
@@ -104,7 +105,9 @@ class FilesWorld:
 
     def sink(self) -> Sink:
         files = FilesDestination("recentchange", self.folder / "events", SYNC_NONE)
-        return FilesSink(files, FakeChildContext(stop_at_pause=1), self.metrics, 10**6)
+        return FilesSink(
+            files, Retry(FakeChildContext(stop_at_pause=1), self.metrics, files.publish_dir), 10**6
+        )
 
     def published(self) -> list[str]:
         return self.seen

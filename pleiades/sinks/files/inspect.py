@@ -1,6 +1,6 @@
 """Looks at a directory as the files sink would find it.
 
-Law: nothing is made, written or kept locked.
+Law: a temporary folder is made, used and removed. Nothing else is made, written or kept locked.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from pleiades.runtime.errors import DestinationHeld
 from pleiades.runtime.findings import Finding, note, ok, problem, warning
 from pleiades.sinks.checkpoints import CheckpointFile
 from pleiades.sinks.files.destination import DEAD_LETTERS, LOCK, STAGING, FilesDestination
+from pleiades.sinks.files.retry import refusal
 from pleiades.sinks.identities import IdentityLog
 from pleiades.sinks.inspection import no_position, stored_position
 
@@ -36,10 +37,12 @@ def look(settings: Settings, files: FilesDestination) -> Iterator[Finding]:
         there = _nearest(place)
         if there == place:
             _refuse_unusable(files)
+            _probe(files, files.own_folder if files.own_folder.is_dir() else place)
             yield ok(f"{place} exists and can be written into")
         else:
             if not os.access(there, os.W_OK | os.X_OK, effective_ids=True):
                 raise Unusable(f"{place} does not exist, and this user may not make it in {there}")
+            _probe(files, there)
             yield note(f"{place} does not exist yet: it would be made in {there}")
         yield _room(there)
         try:
@@ -93,6 +96,13 @@ def _refuse_unusable(files: FilesDestination) -> None:
         raise Unusable(f"this user may not open {lock}, which keeps a second instance out")
 
 
+def _probe(files: FilesDestination, folder: Path) -> None:
+    try:
+        files.probe(folder)
+    except OSError as error:
+        raise Unusable(f"can't publish into {folder}: {refusal(error, folder)}") from None
+
+
 def _room(there: Path) -> Finding:
     found = os.statvfs(there)
     free_bytes = found.f_bavail * found.f_frsize
@@ -121,7 +131,8 @@ def _position(settings: Settings, files: FilesDestination) -> Iterator[Finding]:
         )
         return
     if found is not None:
-        stored_ms = stored.path.stat().st_mtime_ns // 1_000_000
+        IdentityLog(files.own_folder, stored.name, 0).refuse_link(found.journal)
+        stored_ms = stored.path.lstat().st_mtime_ns // 1_000_000
         yield from stored_position(settings, found.checkpoint, stored_ms, f"in {stored.path}")
         return
     yield from no_position(settings, f"in {stored.path}")

@@ -12,6 +12,7 @@ from typing import TypeVar
 from pleiades.core.backoff import Backoff
 from pleiades.runtime.child import ChildContext
 from pleiades.runtime.errors import DestinationHeld, Fatal
+from pleiades.runtime.file_systems import file_system_of
 from pleiades.runtime.metrics import Metrics
 
 log = logging.getLogger(__name__)
@@ -23,8 +24,13 @@ LOCK_WAIT_SECONDS = 4.0
 """A start waits this long for the lock: children of a SIGKILLed parent leave within two seconds."""
 LOCK_POLL_SECONDS = 0.1
 
-# These may be cured while the relay runs; at the start they point to a mistake on the command line.
+# These may be cured while the relay runs. At the start they point to a mistake on the command line, or
+# to a file system that does not have a call.
 FATAL_AT_START = (
+    errno.ENOSYS,
+    errno.EOPNOTSUPP,
+    errno.ENOLCK,
+    errno.EXDEV,
     errno.EACCES,
     errno.EPERM,
     errno.EROFS,
@@ -37,23 +43,48 @@ FATAL_AT_START = (
 )
 
 
-class Retry:
-    """Repeats an attempt until it succeeds, each in a thread: a disk may block for any time.
+def refusal(error: OSError, publish_dir: Path) -> str:
+    """What a file system has refused, and which one it is."""
+    paths = [str(path) for path in (error.filename, error.filename2) if path is not None]
+    where = f"{' to '.join(paths)}: " if paths else ""
+    return f"{where}{error.strerror} (file system: {file_system_of(publish_dir)})"
 
-    Args:
-        prepare: is called before each attempt but the first: it repairs what it can.
-    """
 
-    def __init__(
-        self, child: ChildContext, metrics: Metrics, publish_dir: Path, prepare: Callable[[], None]
-    ) -> None:
+class Once:
+    """Makes an attempt and does not repeat it."""
+
+    def __call__(
+        self,
+        operation: str,
+        attempt: Callable[[], T],
+        prepare: Callable[[], None],
+        is_start: bool = False,
+    ) -> T:
+        """Return the attempt's result.
+
+        Args:
+            operation: describes it in messages.
+            prepare: is called before each further attempt: it repairs what it can.
+        """
+        return attempt()
+
+
+class Retry(Once):
+    """Repeats an attempt until it succeeds, each in a thread: a disk may block for any time."""
+
+    def __init__(self, child: ChildContext, metrics: Metrics, publish_dir: Path) -> None:
         self._child = child
         self._metrics = metrics
         self._publish_dir = publish_dir
-        self._prepare = prepare
 
-    def __call__(self, operation: str, attempt: Callable[[], T], is_start: bool = False) -> T:
-        """Return the attempt's result; `operation` describes it in messages.
+    def __call__(
+        self,
+        operation: str,
+        attempt: Callable[[], T],
+        prepare: Callable[[], None],
+        is_start: bool = False,
+    ) -> T:
+        """See `Once`.
 
         Raises:
             Fatal: at the start, an error that points to a mistake on the command line.
@@ -62,7 +93,7 @@ class Retry:
         """
 
         def attempt_again() -> T:
-            self._prepare()
+            prepare()
             return attempt()
 
         def announce(seconds: float) -> None:
@@ -85,10 +116,10 @@ class Retry:
                 pause_seconds = LOCK_POLL_SECONDS
             except OSError as error:
                 if is_start and error.errno in FATAL_AT_START:
-                    where = "" if error.filename is None else f"{error.filename}: "
                     raise Fatal(
-                        f"can't {operation} {self._publish_dir}: {where}{error.strerror}. Nothing was "
-                        "published. Choose another --file.publishDir or mend its permissions"
+                        f"can't {operation} {self._publish_dir}: {refusal(error, self._publish_dir)}. "
+                        "Nothing was published. Choose another --file.publishDir, or mend its "
+                        "permissions or its mount"
                     ) from None
                 failures += 1
                 pause_seconds = RETRY_BACKOFF.pause_seconds(failures, jitter=1.0)

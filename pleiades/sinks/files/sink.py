@@ -15,10 +15,10 @@ Laws:
 
 from __future__ import annotations
 
-import errno
 import logging
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 from pleiades.core.checkpoint import Checkpoint, UnreadableCheckpoint
 from pleiades.core.event import Event
@@ -26,11 +26,9 @@ from pleiades.core.fingerprint import fingerprint
 from pleiades.core.identity_log import DamagedLog, Group, Run
 from pleiades.core.sse_id import UNKNOWN_SOURCE, TopicPartition
 from pleiades.runtime import faultpoints
-from pleiades.runtime.child import ChildContext
-from pleiades.runtime.metrics import Metrics
 from pleiades.sinks.base import Committed, Opened
 from pleiades.sinks.checkpoints import CheckpointFile, Stored
-from pleiades.sinks.disk import sync_file_system
+from pleiades.sinks.disk import Refused, refuse_links, sync_file_system
 from pleiades.sinks.files.destination import (
     DEAD_LETTERS,
     STAGING,
@@ -38,12 +36,14 @@ from pleiades.sinks.files.destination import (
     FilesDestination,
 )
 from pleiades.sinks.files.names import dead_letter_name, event_name, identities_since
-from pleiades.sinks.files.retry import Retry
+from pleiades.sinks.files.retry import Once
 from pleiades.sinks.files.staging import Staging, StagingLost, is_whole
 from pleiades.sinks.identities import IdentityLog, remembered
 from pleiades.sinks.journal import JournalLost
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 
 class FilesSink:
@@ -53,32 +53,33 @@ class FilesSink:
         max_entries: this many published events are remembered at most.
         is_replay: it recognises the events that were there before it by the names of their files.
         reached: an earlier process of this program had the directory open: wait for it, do not make it.
+        probes: try the file system's calls before the first event.
     """
 
     def __init__(
         self,
         files: FilesDestination,
-        child: ChildContext,
-        metrics: Metrics,
+        retry: Once,
         max_entries: int,
         is_replay: bool = False,
         reached: bool = False,
+        probes: bool = False,
     ) -> None:
+        self._destination = files
+        self._attempts = retry
+        self._probes = probes
         self._max_entries = max_entries
         self._is_replay = is_replay
         self._publish_dir = files.publish_dir.absolute()
         self._dead_letters = files.own_folder / DEAD_LETTERS
         self._synced = files.sync == SYNC_BATCH
-        self._retry = Retry(child, metrics, self._publish_dir, self._prepare)
         own = files.position_folder(is_replay)
         self._lock = files.lock(is_replay, must_exist=reached)
         self._checkpoints = CheckpointFile(own, files.position_name, self._synced)
         name = self._checkpoints.name
         self._staging = Staging(own / STAGING, name, self._publish_dir, self._dead_letters)
         self._identities = IdentityLog(own, name, max_entries)
-        self._folders = [files.own_folder, self._dead_letters, own / STAGING]
-        if is_replay:
-            self._folders[1:1] = [own.parent, own]
+        self._folders = files.folders(is_replay)
         self._number = 0
         """The number of the last commit that a stored checkpoint may cover."""
         self._staged = 0
@@ -137,6 +138,9 @@ class FilesSink:
         self._identities.close()
         self._lock.release()
 
+    def _retry(self, operation: str, attempt: Callable[[], T], is_start: bool = False) -> T:
+        return self._attempts(operation, attempt, self._prepare, is_start)
+
     # ---- the steps of a commit ----
 
     def _commit(self, checkpoint: Checkpoint) -> int:
@@ -153,7 +157,7 @@ class FilesSink:
 
     def _stage(self, number: int, checkpoint: Checkpoint) -> None:
         """Stage the files and append their identities; both are durable when this returns."""
-        self._lock.check()
+        self._check()
         folder = self._staging.fill(number, self._files)
         runs = [
             Run(source, checkpoint.reached(source), b"".join(fingerprints))
@@ -163,13 +167,17 @@ class FilesSink:
         faultpoints.passing(faultpoints.JOURNALED)
         if self._synced:
             # One call for all of them: the log lies on the same file system.
-            sync_file_system(folder)
+            try:
+                sync_file_system(folder)
+            except Refused:
+                self._staging.sync()
+                self._identities.sync()
         faultpoints.passing(faultpoints.SYNCED)
         self._staged = number
 
     def _cover(self, checkpoint: Checkpoint) -> None:
         """Store a checkpoint that covers what is staged."""
-        self._lock.check()
+        self._check()
         if self._staged and not self._staging.is_in_place():
             raise StagingLost(self._staging.folder)
         self._store(checkpoint, self._staged or self._number)
@@ -185,7 +193,7 @@ class FilesSink:
         identities.remove_older_files()
 
     def _publish(self) -> int:
-        self._lock.check()
+        self._check()
         existing = self._staging.publish()
         faultpoints.passing(faultpoints.PUBLISHED)
         return existing
@@ -195,6 +203,8 @@ class FilesSink:
     def _recover(self, resume: bool) -> tuple[list[Group], Checkpoint | None]:
         """Find out what is published and where to go on."""
         self._prepare()
+        if self._probes:
+            self._destination.probe(self._destination.own_folder, self._is_replay)
         stored, damage = None, None
         try:
             stored = self._checkpoints.read()
@@ -283,8 +293,11 @@ class FilesSink:
         self._lock.check()
         self._publish_dir.mkdir(parents=True, exist_ok=True)
         for folder in self._folders:
-            # Whoever may write here could lead the relay, with its rights, to files of others.
-            if folder.is_symlink():
-                raise OSError(errno.ELOOP, "it is a link, which is not followed", str(folder))
+            refuse_links([folder])
             folder.mkdir(exist_ok=True)
         self._lock.acquire()
+
+    def _check(self) -> None:
+        """Make sure that what is written goes into the directory that was opened."""
+        self._lock.check()
+        refuse_links(self._folders)

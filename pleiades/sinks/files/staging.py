@@ -22,7 +22,14 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from pleiades.runtime import faultpoints
-from pleiades.sinks.disk import is_in_place, open_folder, rename_new, write_new
+from pleiades.sinks.disk import (
+    is_in_place,
+    open_folder,
+    rename_new,
+    sync_directory,
+    sync_files,
+    write_new,
+)
 from pleiades.sinks.files.names import folder_of
 
 log = logging.getLogger(__name__)
@@ -70,6 +77,13 @@ class Staging:
             write_new(f"{place:08}.{name}.part", content, descriptor)
             faultpoints.passing(faultpoints.STAGED)
         return descriptor
+
+    def sync(self) -> None:
+        """Bring the files of the commit to the disk, each by itself."""
+        if self._descriptor is None:
+            raise AssertionError("no commit is staged")
+        sync_files(self._descriptor)
+        sync_directory(self.folder)
 
     def is_in_place(self) -> bool:
         """True if the folder that was filled is still there."""
@@ -194,7 +208,12 @@ class Staging:
 
 
 def _move(staged: str, source: int, name: str, target: int) -> bool:
-    """Give a file its name; False if an event has that name already, which stays."""
+    """Give a file its name; False if an event has that name already, which stays.
+
+    Where the file system can't rename without replacing, a look precedes the rename. A link and an
+    unlink would leave two names after a crash between them; then a restart publishes again what a user
+    has removed meanwhile. Only another relay of the same event could make the name after the look.
+    """
     if rename_new(staged, source, name, target):
         return True
     if is_whole(name, target):

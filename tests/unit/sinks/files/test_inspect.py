@@ -1,4 +1,4 @@
-"""`pleiades check` on a directory: its findings, and that it changes nothing."""
+"""`pleiades check` on a directory: its findings, and that it leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from pleiades.sinks.checkpoints import CheckpointFile, Stored
 from pleiades.sinks.disk import Lock
 from tests.harness.permissions import permissions_hold
 from tests.harness.settings import files_of
-from tests.harness.tree import tree
+from tests.harness.tree import lasting_tree
 
 NOON_MS = 1_769_860_800_000  # 2026-01-31T12:00:00Z
 CHECKPOINT = Checkpoint({("eqiad.mediawiki.recentchange", 0): NOON_MS + 1}, NOON_MS, NOON_MS)
@@ -26,13 +26,13 @@ CHECKPOINT = Checkpoint({("eqiad.mediawiki.recentchange", 0): NOON_MS + 1}, NOON
 
 @pytest.fixture
 def found(tmp_path: Path, settings_of: Callable[..., Settings]) -> Callable[..., list[Finding]]:
-    """Inspects `events`, and checks that this changes nothing."""
+    """Inspects `events`, and checks that this leaves nothing behind."""
 
     def looked(*flags: str, below: str = "events") -> list[Finding]:
         settings = settings_of(f"--file.publishDir={tmp_path / below}", *flags)
-        before = tree(tmp_path)
+        before = lasting_tree(tmp_path)
         findings = list(files_of(settings).inspect(settings))
-        assert tree(tmp_path) == before
+        assert lasting_tree(tmp_path) == before
         return findings
 
     return looked

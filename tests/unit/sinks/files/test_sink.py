@@ -75,7 +75,7 @@ def make(
     **options: bool,
 ) -> FilesSink:
     files = FilesDestination(name, folder, sync)
-    return FilesSink(files, world, world.metrics, max_entries, **options)
+    return FilesSink(files, retry.Retry(world, world.metrics, folder), max_entries, **options)
 
 
 def event(number: int, **different: object) -> Event:
