@@ -39,10 +39,10 @@ class Journal:
         except FileNotFoundError:
             raise JournalLost(f"{path} is missing") from None
         try:
-            found = os.fstat(self._descriptor).st_size
+            found = self._size()
             if found < length:
                 raise JournalLost(f"{path} has {found} of {length} bytes")
-            os.ftruncate(self._descriptor, length)
+            self._truncate()
         except BaseException:
             self.close()
             raise
@@ -61,14 +61,14 @@ class Journal:
         """
         if not self.is_in_place():
             raise FileNotFoundError(errno.ENOENT, "the journal was removed", str(self.path))
-        os.ftruncate(self._descriptor, self.length)
+        self._truncate()
         os.lseek(self._descriptor, self.length, os.SEEK_SET)
         try:
             write_all(self._descriptor, content)
         except OSError:
             # On a full disk, a partial append would take the room that other files need.
             with contextlib.suppress(OSError):
-                os.ftruncate(self._descriptor, self.length)
+                self._truncate()
             raise
         return self.length + len(content)
 
@@ -88,6 +88,14 @@ class Journal:
             return content
 
         return read
+
+    def _size(self) -> int:
+        return os.fstat(self._descriptor).st_size
+
+    def _truncate(self) -> None:
+        # Some FUSE file systems refuse to truncate a file to the size that it has.
+        if self._size() != self.length:
+            os.ftruncate(self._descriptor, self.length)
 
     def close(self) -> None:
         """Close the file; the next start truncates bytes that no checkpoint covers."""

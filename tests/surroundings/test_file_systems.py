@@ -252,6 +252,44 @@ def test_a_folder_for_metrics_that_can_not_be_used(
     assert not list((tmp_path / "tmp").iterdir())
 
 
+def test_no_file_is_truncated_to_the_size_that_it_has(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """fusefat refuses that."""
+    truncate = os.ftruncate
+
+    def refusing_nothing_to_do(descriptor: int, length: int) -> None:
+        if length and os.fstat(descriptor).st_size == length:
+            raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+        truncate(descriptor, length)
+
+    monkeypatch.setattr(os, "ftruncate", refusing_nothing_to_do)
+    for number in (1, 3):
+        sink = sink_of(folder)
+        sink.open(resume=True)
+        commit(sink, event(number))
+        commit(sink, event(number + 1))
+        sink.close()
+    assert len(names(folder)) == 4
+
+
+def test_a_call_that_only_a_later_commit_makes_is_tried_too(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder.mkdir()
+    lseek = os.lseek
+
+    def refusing_to_append(descriptor: int, at: int, how: int) -> int:
+        if at:
+            raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+        return lseek(descriptor, at, how)
+
+    monkeypatch.setattr(os, "lseek", refusing_to_append)
+    with pytest.raises(OSError, match="Operation not supported"):
+        sink_of(folder, probes=True).open(resume=True)
+    assert any("Operation not supported" in text for text in problems(folder))
+
+
 def test_a_name_can_be_too_long_for_a_file_system(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -108,8 +108,8 @@ class FilesDestination(Destination):
         )
 
     def probe(self, folder: Path, is_replay: bool = False) -> None:
-        """Publish a dead letter in a temporary folder, by the calls of a relay, and move a file between
-        the folders of the relay that exist. A file system refuses for ever what it refuses now.
+        """Publish in a temporary folder, by the calls of a relay and of its restart, and move a file
+        between the folders that exist. A file system refuses for ever what it refuses now.
 
         Raises:
             OSError: it refuses a call that has no substitute, or there is no room.
@@ -119,12 +119,13 @@ class FilesDestination(Destination):
 
         with tempfile.TemporaryDirectory(prefix=_PROBE_PREFIX, dir=folder) as place:
             sink = FilesSink(replace(self, publish_dir=Path(place)), Once(), max_entries=1)
-            try:
-                sink.open(resume=True)
-                sink.write([_PROBE])
-                sink.commit(Checkpoint({}, 0, 0))
-            finally:
-                sink.close()
+            for _ in range(2):
+                try:
+                    sink.open(resume=True)
+                    sink.write([_PROBE])
+                    sink.commit(Checkpoint({}, 0, 0))
+                finally:
+                    sink.close()
         staging = self.position_folder(is_replay) / STAGING
         for target in (self.publish_dir.absolute(), self.own_folder / DEAD_LETTERS):
             if staging.is_dir() and target.is_dir():
