@@ -122,11 +122,11 @@ def _locked(folder: str | Path, how: int) -> Iterator[int]:
 
 
 def _unavailable(task: str, error: OSError) -> MetricsUnavailable:
-    where = tempfile.gettempdir()
+    where = file_system_of(tempfile.gettempdir())
     return MetricsUnavailable(
-        f"can't {task}: {error} (file system: {file_system_of(where)}). No event is lost: the relay has "
-        f"not started. Free some space there ({4 * FILE_BYTES >> 10} KiB for each process), or choose "
-        "another folder with TMPDIR, on a local disk or in memory"
+        f"can't {task}: {error}. No event is lost: the relay has not started. Free some space "
+        f"there ({4 * FILE_BYTES >> 10} KiB for each process), or choose another folder with TMPDIR, on "
+        f"a local disk or in memory (file system: {where})"
     )
 
 
