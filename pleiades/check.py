@@ -23,6 +23,7 @@ from pleiades.runtime import logs, metric_store
 from pleiades.runtime.errors import EXIT_STOPPED, Fatal, UsageError
 from pleiades.runtime.findings import Finding, Kind, note, ok, problem
 from pleiades.runtime.http import refuse_if_taken
+from pleiades.runtime.output import show
 from pleiades.sinks.base import destination_of
 from pleiades.sinks.registry import relay_parser, relay_settings
 from pleiades.upstream.environment import proxy_of, refuse_unusable
@@ -60,7 +61,7 @@ def _show(found: Iterator[tuple[str, Finding]], level: int, log_format: str) -> 
         if log_format == logs.JSON:
             line = orjson.dumps({"part": part, "kind": finding.kind, "text": text}).decode()
         if levels.get(finding.kind, logging.INFO) >= level:
-            print(line, flush=True)  # noqa: T201  # the report
+            show(line)
         status = status or finding.exit_status
     return status
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import sys
@@ -22,6 +23,7 @@ from pleiades.runtime.errors import (
     Fatal,
     UsageError,
 )
+from pleiades.runtime.output import show
 
 log = logging.getLogger(__name__)
 
@@ -72,7 +74,7 @@ def run(arguments: Sequence[str], _meaning: str = "") -> int:
     if arguments and arguments[0] not in ("help", "-h", "--help"):
         return _run(arguments[0], ["--help"])
     commands = "\n".join(f"  {name:10} {command.meaning}" for name, command in COMMANDS.items())
-    print(  # noqa: T201  # the help
+    show(
         "usage: pleiades <command> [flags]\n\n"
         f"Relays Wikimedia EventStreams: every event exactly once, in order.\n\n{commands}\n\n"
         "pleiades help <command> lists its flags; pleiades --version tells the version.\n"
@@ -111,19 +113,19 @@ def _run(name: str, arguments: Sequence[str]) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command in `argv`; returns the exit status (see `runtime.errors`)."""
-    startup.take_nothing_over()
     arguments = list(sys.argv[1:] if argv is None else argv)
     known = COMMANDS.get(arguments[0]) if arguments else None
-    # Nothing has begun yet. As PID 1, and only there, a signal without a handler has no effect.
     stopped = EXIT_STOPPED if known is None else known.stopped
-    startup.on_stop_signals(lambda _number, _frame: os._exit(stopped))
     try:
+        startup.take_nothing_over()
+        # Nothing has begun yet. As PID 1, and only there, a signal without a handler has no effect.
+        startup.on_stop_signals(lambda _number, _frame: os._exit(stopped))
         if not arguments:
             raise UsageError(f"a command is missing; there are {', '.join(COMMANDS)}")
         if arguments[0] in ("-h", "--help"):
             return run([])
         if arguments[0] in ("-V", "--version"):
-            print(f"pleiades {__version__}")  # noqa: T201  # the version
+            show(f"pleiades {__version__}")
             return EXIT_STOPPED
         return _run(arguments[0], arguments[1:])
     except Fatal as error:
@@ -134,5 +136,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         text = f"pleiades: {error}\n"
         if error.exit_status == EXIT_USAGE:
             text = usage_text(command, str(error))
-        print(text, end="", file=sys.stderr)  # noqa: T201  # before there are logs
+        with contextlib.suppress(OSError):
+            print(text, end="", file=sys.stderr)  # noqa: T201  # before there are logs
         return error.exit_status

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -27,6 +25,7 @@ from pleiades.runtime.errors import (
     HistoryMissing,
     UsageError,
 )
+from pleiades.runtime.output import try_to_show
 from pleiades.sinks.base import destination_of
 from pleiades.upstream.environment import refuse_unusable
 
@@ -163,12 +162,8 @@ def _conclude(report: Report, status: int, started: float) -> int:
             f"can't write the report {path}: {error.strerror}. The events are safe: the summary is "
             "right. Run the same command again for the report"
         )
-    try:
-        print(report.text(), flush=True)  # noqa: T201  # the summary
-    except OSError as error:
-        log.warning("can't write the summary to standard output: %s", error.strerror)
-        # Or Python tries once more at its end, and complains.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    if unwritten := try_to_show(report.text()):
+        log.warning("can't write the summary to standard output: %s", unwritten)
     if wrong:
         raise Fatal(wrong)
     return status

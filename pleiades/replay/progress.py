@@ -7,7 +7,7 @@ import shutil
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
-from typing import NamedTuple, TextIO
+from typing import NamedTuple
 
 from pleiades.core.checkpoint import Checkpoint
 from pleiades.core.range import Range
@@ -15,7 +15,7 @@ from pleiades.core.sse_id import TopicPartition
 from pleiades.core.units import iso_time, rough_duration
 from pleiades.replay.report import Report, name_of
 from pleiades.runtime import metric_store
-from pleiades.runtime.liveline import LiveLine
+from pleiades.runtime.liveline import LiveLine, Terminal
 
 log = logging.getLogger(__name__)
 
@@ -96,9 +96,9 @@ class ProgressLine(LiveLine):
         report: Report,
         quiet: bool,
         now: Callable[[], float] = time.monotonic,
-        stream: TextIO | None = None,
+        terminal: Terminal | None = None,
     ) -> None:
-        super().__init__(quiet, now, stream)
+        super().__init__(quiet, now, terminal)
         self._report = report
         self._span = span = report.span
         self._with_dates = span.end.default_ms - span.begin.default_ms > DAY_MS

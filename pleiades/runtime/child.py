@@ -30,6 +30,7 @@ from setproctitle import setproctitle
 from pleiades.runtime import logs
 from pleiades.runtime.errors import Fatal, GenerationLost, Stopped
 from pleiades.runtime.metrics import Metrics
+from pleiades.runtime.output import standard_error
 from pleiades.runtime.startup import STOP_SIGNALS
 
 if TYPE_CHECKING:
@@ -213,7 +214,9 @@ def run(spec: ProcessSpec, settings: Settings, folder: str, beats: Connection) -
     try:
         child.beat()
         with contextlib.suppress(Stopped):
-            import_module(spec.module).run(child, Metrics(spec.name, folder), *spec.arguments)
+            metrics = Metrics(spec.name, folder)
+            standard_error().count_dropped(metrics.log_lines_dropped.inc)
+            import_module(spec.module).run(child, metrics, *spec.arguments)
         status = 0
     except Fatal as error:
         log.error("%s", error)

@@ -3,17 +3,29 @@
 from __future__ import annotations
 
 import shutil
-import sys
 import time
 from collections.abc import Callable
-from typing import TextIO
+from typing import Protocol
 
 from pleiades.core.units import plural
 from pleiades.runtime.logs import CLEAR_LINE, printable
+from pleiades.runtime.output import standard_error
 
 DRAW_SECONDS = 0.5
 MAX_TROUBLE = 200  # characters
 SMOOTHING = 0.3  # the weight of the latest rate
+
+
+class Terminal(Protocol):
+    """The part of `Output` that is needed here."""
+
+    def isatty(self) -> bool:
+        """Return whether this is a terminal."""
+        ...
+
+    def draw(self, text: str) -> None:
+        """Write text that is soon replaced; never wait."""
+        ...
 
 
 class LiveLine:
@@ -23,10 +35,10 @@ class LiveLine:
         self,
         quiet: bool,
         now: Callable[[], float] = time.monotonic,
-        stream: TextIO | None = None,
+        terminal: Terminal | None = None,
     ) -> None:
-        self._stream = stream or sys.stderr
-        self._on_terminal = self._stream.isatty() and not quiet
+        self._terminal = terminal or standard_error()
+        self._on_terminal = self._terminal.isatty() and not quiet
         self._now = now
         self._drawn_at = now()
         self._last: tuple[float, int] | None = None
@@ -71,8 +83,7 @@ class LiveLine:
         """Replace what stands there."""
         if self._on_terminal:
             width = shutil.get_terminal_size().columns
-            self._stream.write(CLEAR_LINE + line[: width - 1])
-            self._stream.flush()
+            self._terminal.draw(CLEAR_LINE + line[: width - 1])
 
     def _is_due(self) -> bool:
         now = self._now()

@@ -9,12 +9,12 @@ from __future__ import annotations
 import logging
 import os
 import re
-import sys
 import time
 
 import orjson
 
 from pleiades.core.units import iso_time
+from pleiades.runtime.output import Output, standard_error
 
 TEXT = "text"
 JSON = "json"
@@ -102,6 +102,27 @@ class TextFormatter(JsonFormatter):
         return f"{self._before}{colour}{line}{_NO_COLOUR if colour else ''}"
 
 
+class OutputHandler(logging.Handler):
+    """Writes records without waiting for whoever reads them."""
+
+    def __init__(self, output: Output) -> None:
+        super().__init__()
+        self._output = output
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """See `logging.Handler`."""
+        try:
+            line = self.format(record)
+        except Exception:  # a wrong argument must not end the caller
+            self.handleError(record)
+        else:
+            self._output.write(f"{line}\n")
+
+    def flush(self) -> None:
+        """See `logging.Handler`; called at the end of the process."""
+        self._output.flush()
+
+
 def configure(level: int, log_format: str, process: str) -> None:
     """Send this process's records to standard error.
 
@@ -110,16 +131,16 @@ def configure(level: int, log_format: str, process: str) -> None:
         log_format: `TEXT` or `JSON`.
         process: the role, which stands in every line.
     """
-    # A log call never raises because the terminal or pipe behind it is gone.
     logging.raiseExceptions = False
-    on_terminal = sys.stderr.isatty()
+    output = standard_error()
+    on_terminal = output.isatty()
     # https://no-color.org
     plain = os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb"
     text = TextFormatter(process, on_terminal, on_terminal and not plain)
-    stream = logging.StreamHandler(sys.stderr)
-    stream.setFormatter(JsonFormatter(process) if log_format == JSON else text)
+    handler = OutputHandler(output)
+    handler.setFormatter(JsonFormatter(process) if log_format == JSON else text)
     root = logging.getLogger()
-    root.handlers[:] = [stream]
+    root.handlers[:] = [handler]
     root.setLevel(max(level, logging.WARNING))
     logging.getLogger("pleiades").setLevel(level)
     logging.captureWarnings(True)

@@ -141,6 +141,10 @@ class Metrics:
         self.process_restarts = counter(
             "process_restarts", "Restarts, by the component that ended first.", "component"
         )
+        self.log_lines_dropped = counter(
+            "log_lines_dropped",
+            "Log lines dropped: nobody read them, or they could not be written.",
+        )
         self.build_info = gauge("build_info", "Always 1.", "version", "python", mode="max")
         self.start_time = gauge(
             "start_time_seconds", "Start of the program, seconds since 1970.", mode="max"

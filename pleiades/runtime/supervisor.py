@@ -31,6 +31,7 @@ from pleiades.runtime.liveline import LiveLine
 from pleiades.runtime.metric_store import metrics_folder
 from pleiades.runtime.metrics import Metrics
 from pleiades.runtime.notify import Notify
+from pleiades.runtime.output import standard_error
 from pleiades.runtime.process import EXIT_UNKNOWN, ChildProcess, ProcessSpec
 
 log = logging.getLogger(__name__)
@@ -91,6 +92,7 @@ class Supervisor:
             context = forkserver.launch(self._modules, folder)
             self._start = partial(ChildProcess, context, settings, folder)
             self._metrics = Metrics("parent", folder)
+            standard_error().count_dropped(self._metrics.log_lines_dropped.inc)
             served = pages(self._unhealthy, self._unready, self._processes)
             server = HttpServer(settings.metrics_host, settings.metrics_port, served)
             stack.callback(server.close)
@@ -110,11 +112,19 @@ class Supervisor:
 
     def _watch_signals(self) -> Callable[[], object]:
         """Have signals wake the loop; returns what ends that."""
+        before = [(number, signal.getsignal(number)) for number in startup.STOP_SIGNALS]
         self._wake.setblocking(False)
         self._waker.setblocking(False)
         signal.set_wakeup_fd(self._waker.fileno(), warn_on_full_buffer=False)
         startup.on_stop_signals(lambda _number, _frame: None)
-        return lambda: signal.set_wakeup_fd(-1)
+
+        def unwatch() -> None:
+            signal.set_wakeup_fd(-1)
+            # Whoever waits for a reader of the results can be stopped, too.
+            for number, handler in before:
+                signal.signal(number, handler or signal.SIG_DFL)
+
+        return unwatch
 
     def _generations(self) -> int:
         while True:
@@ -154,7 +164,11 @@ class Supervisor:
     def _one_generation(self) -> Ended | None:
         """Run the pipeline to its end; None: it was stopped or has done its work."""
         started = time.monotonic()
-        specs = self._make_generation(bool(self._last.position), self._last.details)
+        try:
+            specs = self._make_generation(bool(self._last.position), self._last.details)
+        except OSError as error:
+            log.error("can't start %s: %s", "the pipeline", error)
+            return Ended("parent", False, False, time.monotonic() - started)
         self._metrics.describe(spec.name for spec in specs)
         # The last one, which opens the destination, takes longest until it is ready.
         for spec in reversed(specs):

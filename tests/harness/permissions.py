@@ -9,6 +9,7 @@ from contextlib import contextmanager
 
 _VERSION_3 = 0x20080522
 _DAC_OVERRIDE, _DAC_READ_SEARCH = 1, 2
+_PR_CAPBSET_DROP = 24
 _OVERRIDES = 1 << _DAC_OVERRIDE | 1 << _DAC_READ_SEARCH
 
 
@@ -45,6 +46,14 @@ def drop_overrides() -> Callable[[], None]:
     capabilities.effective = before & ~_OVERRIDES
     call("capset")
     return restore
+
+
+def drop_overrides_for_good() -> None:
+    """Bind this process by file permissions, also after an execve(2), which gives root all privileges
+    that are in the bounding set."""
+    drop_overrides()
+    for capability in (_DAC_OVERRIDE, _DAC_READ_SEARCH):
+        ctypes.CDLL(None).prctl(_PR_CAPBSET_DROP, capability)
 
 
 @contextmanager

@@ -121,9 +121,12 @@ def test_the_live_line_says_what_is_wrong_in_place_of_a_lag_that_says_nothing() 
         def isatty(self) -> bool:
             return True
 
+        def draw(self, text: str) -> None:
+            self.write(text)
+
     now = 0.0
     shown = Terminal()
-    line = LiveLine(quiet=False, now=lambda: now, stream=shown)
+    line = LiveLine(quiet=False, now=lambda: now, terminal=shown)
     now += DRAW_SECONDS
     line.show(1234, 0.0, 0, None, "since 10:31:00Z can't \x1b[31mwrite")
     assert "since 10:31:00Z can't" in shown.getvalue()

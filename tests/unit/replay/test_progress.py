@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import io
 import logging
-from typing import TextIO
 
 import pytest
 from hypothesis import given
@@ -25,12 +24,17 @@ def at(reached: int, events: int = 0, *finished: tuple[str, int]) -> Checkpoint:
     return Checkpoint({A: reached, B: 0}, 0, END, ReplayProgress({A: events}, frozenset(finished)))
 
 
-def line_of(now: Clock, stream: TextIO | None = None, quiet: bool = False) -> ProgressLine:
+def line_of(now: Clock, terminal: Terminal | None = None, quiet: bool = False) -> ProgressLine:
     told = Arguments(settings_of("--file.enable"), dry_run=False)
-    return ProgressLine(Report(told, SPAN, None), quiet, now, stream or io.StringIO())
+    return ProgressLine(Report(told, SPAN, None), quiet, now, terminal or Pipe())
 
 
-class Terminal(io.StringIO):
+class Pipe(io.StringIO):
+    def draw(self, text: str) -> None:
+        self.write(text)
+
+
+class Terminal(Pipe):
     def isatty(self) -> bool:
         return True
 

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pleiades.runtime.logs import JsonFormatter, TextFormatter, Throttle, configure, printable
+from pleiades.runtime.output import standard_error
 
 
 def record(message: str, *arguments: object) -> logging.LogRecord:
@@ -82,7 +83,7 @@ def test_seldom_holds_back_all_but_the_first(monkeypatch: pytest.MonkeyPatch) ->
     assert [seldom.due() for _ in range(2)] == [True, False]
 
 
-def test_levels(capsys: pytest.CaptureFixture[str]) -> None:
+def test_levels(capfd: pytest.CaptureFixture[str]) -> None:
     before = logging.getLogger().handlers[:]
     levels = {name: logging.getLogger(name).level for name in ("", "pleiades", "urllib3")}
     try:
@@ -92,12 +93,13 @@ def test_levels(capsys: pytest.CaptureFixture[str]) -> None:
         configure(logging.DEBUG, "json", "parent")
         logging.getLogger("urllib3").info("a library")
         logging.getLogger("pleiades.y").debug("verbose")
+        standard_error().flush()
     finally:
         logging.getLogger().handlers[:] = before
         for name, level in levels.items():
             logging.getLogger(name).setLevel(level)
         logging.captureWarnings(False)
-    said = capsys.readouterr().err
+    said = capfd.readouterr().err
     assert "loud" in said
     assert "quiet" not in said
     assert "a library" not in said
