@@ -31,6 +31,8 @@ USER 65532:65532
 # volumes or tmpfs the root file system can be read-only.
 WORKDIR /data
 ENV PATH=/opt/pleiades/bin:$PATH
+# The health check would otherwise import modules from the volume.
+ENV PYTHONSAFEPATH=1
 # For a replay, too, whose own default is any free port; and for the health check. To change it, set this, not --metricsPort.
 ENV PLEIADES_METRICS_PORT=9000
 EXPOSE 9000

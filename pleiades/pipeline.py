@@ -15,7 +15,7 @@ from pleiades.runtime.channel import Channel
 from pleiades.runtime.errors import MetricsUnavailable
 from pleiades.runtime.liveline import LiveLine
 from pleiades.runtime.process import ProcessSpec
-from pleiades.runtime.startup import absolute
+from pleiades.runtime.startup import absolute, allow_descriptors
 from pleiades.runtime.supervisor import MakeGeneration, Supervisor
 from pleiades.sinks.base import destination_of
 from pleiades.sinks.registry import relay_parser, relay_settings
@@ -23,6 +23,8 @@ from pleiades.upstream.environment import refuse_unusable
 
 PARSER, PUBLISHER = "pleiades.parser", "pleiades.publisher"
 """Named only: the parent imports no stage."""
+DESCRIPTORS, DESCRIPTORS_PER_PARSER = 64, 16
+"""What the parent has open, without clients of /metrics; a child has less."""
 
 
 def run(arguments: Sequence[str], description: str) -> int:
@@ -41,8 +43,10 @@ def relay(settings: Settings, display: LiveLine | None = None) -> int:
         UsageError: requests to the upstream can't obey the environment.
         DestinationHeld: another instance publishes to the same place.
         MetricsUnavailable: the port or address of /metrics can't be used.
+        Fatal: the process may not open enough files.
     """
     refuse_unusable(settings.upstream)
+    allow_descriptors(DESCRIPTORS + DESCRIPTORS_PER_PARSER * settings.parsers)
     make_generation, modules = _make_generation(settings), _modules(settings)
     try:
         return Supervisor(settings, make_generation, modules, display).run()

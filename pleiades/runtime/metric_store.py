@@ -7,6 +7,7 @@ restarted child continues the counters of its predecessor, even after SIGKILL, a
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import logging
 import os
@@ -54,8 +55,8 @@ def metrics_folder() -> Iterator[str]:
     Raises:
         MetricsUnavailable: the folder can't be created.
     """
-    _remove_left_folders()
     try:
+        _remove_left_folders()
         folder = tempfile.mkdtemp(prefix=_PREFIX)
     except OSError as error:
         raise _unavailable("create a folder for metrics", error) from None
@@ -123,10 +124,16 @@ def _locked(folder: str | Path, how: int) -> Iterator[int]:
 
 def _unavailable(task: str, error: OSError) -> MetricsUnavailable:
     where = file_system_of(tempfile.gettempdir())
+    remedy = (
+        f"Free some space there ({4 * FILE_BYTES >> 10} KiB for each process), or choose another folder "
+        f"with TMPDIR, on a local disk or in memory (file system: {where})"
+    )
+    if error.errno == errno.EFBIG:
+        remedy = (
+            f"Raise the limit of the size of a file (ulimit -f): {FILE_BYTES >> 10} KiB are needed"
+        )
     return MetricsUnavailable(
-        f"can't {task}: {error}. No event is lost: the relay has not started. Free some space "
-        f"there ({4 * FILE_BYTES >> 10} KiB for each process), or choose another folder with TMPDIR, on "
-        f"a local disk or in memory (file system: {where})"
+        f"can't {task}: {error}. No event is lost: the relay has not started. {remedy}"
     )
 
 

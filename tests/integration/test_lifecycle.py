@@ -21,14 +21,13 @@ import psutil
 import pytest
 import requests
 
-import pleiades
 from pleiades import __version__
 from pleiades.core.units import parse_iso_time_ms
 from pleiades.simulator.settings import Cut, Disorder, Faults, SimulatorSettings
 from pleiades.simulator.simulator import Simulator
 from tests.harness.authority import authority
-from tests.harness.oracle import judge, more_than, published_count
-from tests.harness.prerequisites import IPV6, PID_NAMESPACE
+from tests.harness.oracle import judge, published_count
+from tests.harness.prerequisites import IPV6
 from tests.harness.relay import COMMAND, Relay
 
 Simulate = Callable[[SimulatorSettings], Simulator]
@@ -210,19 +209,6 @@ def test_a_stalled_destination_does_not_hold_up_a_stop(
         assert relay.stop() == 0
 
 
-IGNORE_ENDS_OF_CHILDREN = "signal.signal(signal.SIGCHLD, signal.SIG_IGN)"
-LAUNCHER = """\
-import os, signal, sys
-{before}
-os.execv(sys.argv[1], sys.argv[1:])
-"""
-
-
-def launched(before: str) -> tuple[str, ...]:
-    """The command, started by a process that has run `before` first."""
-    return sys.executable, "-c", LAUNCHER.format(before=before), *COMMAND
-
-
 @pytest.mark.parametrize("stopped", ["", "publisher", "forkserver"])
 def test_all_leave_within_two_seconds_when_the_parent_is_killed(
     simulate: Simulate, flags: Flags, stopped: str
@@ -242,35 +228,6 @@ def test_all_leave_within_two_seconds_when_the_parent_is_killed(
         assert not alive
     assert "resource_tracker" not in relay.log
     assert "WARNING" not in relay.log
-
-
-@pytest.mark.parametrize("command", [COMMAND, launched(IGNORE_ENDS_OF_CHILDREN)])
-def test_a_killed_forkserver_is_replaced(
-    simulate: Simulate, flags: Flags, folder: Path, command: tuple[str, ...]
-) -> None:
-    upstream = simulate(SimulatorSettings(rate=200))
-    with Relay(*flags(upstream), command=command) as relay:
-        relay.until(lambda: published_count(folder) > 100, "events", 30)
-        for times in (1, 2):
-            forkserver(relay).kill()
-            relay.until(partial(restarted, relay, times), "the restart", 30)
-            relay.until(more_than(folder, published_count(folder)), "new events", 30)
-            relay.wait_ready()
-        assert relay.stop() == 0
-    assert "Traceback" not in relay.log
-    assert "another instance" not in relay.log
-    assert "died with the forkserver" in relay.log
-    verdict = judge(folder, upstream.journal(), upstream.started_ms - 60_000, finished=False)
-    assert verdict.flawless, verdict
-
-
-def forkserver(relay: Relay) -> psutil.Process:
-    family = psutil.Process(relay.process.pid).children()
-    return next(one for one in family if one.cmdline()[0] == "pleiades: forkserver")
-
-
-def restarted(relay: Relay, times: int) -> bool:
-    return relay.log.count("starting all processes again") == times
 
 
 def test_children_go_on_while_the_parent_is_stopped(
@@ -297,155 +254,6 @@ def test_children_go_on_while_the_parent_is_stopped(
     newest = max(parse_iso_time_ms(entry.split()[1]) for entry in position) + 1
     (stored,) = (folder / ".pleiades").glob("checkpoint-*")
     assert str(newest) in stored.read_text(), "the last commit did not reach the parent"
-
-
-# ---- what a launcher leaves behind ----
-
-
-def survives_a_kill_and_stops(relay: Relay, folder: Path) -> None:
-    relay.until(lambda: published_count(folder) > 20, "events", 30)
-    killed = relay.child("parser-0")
-    killed.kill()
-    relay.until(lambda: relay.child("parser-0").pid != killed.pid, "another parser", 30)
-    relay.until(more_than(folder, published_count(folder) + 20), "new events", 30)
-    assert relay.stop() == 0, relay.log
-    # If standard error is closed, there is no log.
-    assert not relay.log or "parser-0 was killed by signal 9" in relay.log
-
-
-@pytest.mark.parametrize(
-    "before",
-    [
-        IGNORE_ENDS_OF_CHILDREN,
-        "signal.pthread_sigmask(signal.SIG_BLOCK, set(signal.Signals))",
-        "os.closerange(0, 3)",
-        "os.close(0)",
-        "os.close(2)",
-    ],
-)
-def test_what_the_launcher_leaves_behind_changes_nothing(
-    simulate: Simulate, flags: Flags, folder: Path, before: str
-) -> None:
-    upstream = simulate(SimulatorSettings(rate=100))
-    with Relay(*flags(upstream), command=launched(before)) as relay:
-        survives_a_kill_and_stops(relay, folder)
-    assert judge(folder, upstream.journal(), 0, finished=False).flawless
-
-
-@pytest.mark.parametrize("gone", ["before", "meanwhile", "not to be entered"])
-def test_the_working_directory_may_be_gone(
-    simulate: Simulate, flags: Flags, folder: Path, tmp_path: Path, gone: str
-) -> None:
-    upstream = simulate(SimulatorSettings(rate=100))
-    here = tmp_path / "here"
-    here.mkdir()
-    before = {
-        "before": f"os.rmdir({str(here)!r})",
-        "meanwhile": "",
-        "not to be entered": f"os.chmod({str(here)!r}, 0o600); {WITHOUT_OVERRIDES}",
-    }[gone]
-    try:
-        with Relay(*flags(upstream), command=launched(before), cwd=here) as relay:
-            relay.until(lambda: published_count(folder) > 20, "events", 30)
-            if gone == "meanwhile":
-                here.rmdir()
-            survives_a_kill_and_stops(relay, folder)
-    finally:
-        if here.exists():
-            here.chmod(0o700)
-
-
-WITHOUT_OVERRIDES = (
-    f"import sys; sys.path.insert(0, {str(Path(__file__).parents[2])!r}); "
-    "from tests.harness.permissions import drop_overrides; drop_overrides()"
-)
-
-
-def test_relative_paths_are_meant_from_where_the_command_was_given(
-    simulate: Simulate, flags: Flags, tmp_path: Path
-) -> None:
-    upstream = simulate(SimulatorSettings(rate=100))
-    relative = [flag for flag in flags(upstream) if "publishDir" not in flag]
-    folder = tmp_path / "below" / "events"
-    folder.parent.mkdir()
-    with Relay(*relative, "--file.publishDir=below/events", cwd=tmp_path) as relay:
-        survives_a_kill_and_stops(relay, folder)
-
-
-@pytest.mark.parametrize("command", [COMMAND, (str(Path(sys.executable).parent / "pleiades"),)])
-def test_no_module_is_imported_from_the_working_directory(
-    simulate: Simulate, flags: Flags, folder: Path, tmp_path: Path, command: tuple[str, ...]
-) -> None:
-    upstream = simulate(SimulatorSettings(rate=100))
-    for name in ("signal", "socket", "pickle", "ssl", "selectors", "struct", "tempfile"):
-        (tmp_path / f"{name}.py").write_text(
-            f"open({str(tmp_path / 'imported')!r}, 'a').write({name!r})\nraise SystemExit(9)\n"
-        )
-    with Relay(*flags(upstream), command=command, cwd=tmp_path) as relay:
-        survives_a_kill_and_stops(relay, folder)
-    assert not (tmp_path / "imported").exists(), (tmp_path / "imported").read_text()
-
-
-def test_all_processes_import_the_package_in_the_working_directory(
-    simulate: Simulate, flags: Flags, folder: Path, tmp_path: Path
-) -> None:
-    """Another version may be installed. The working directory may hold other modules."""
-    upstream = simulate(SimulatorSettings(rate=100))
-    checkout, installed, imported = (tmp_path / name for name in ("checkout", "site", "imported"))
-    package = Path(pleiades.__file__).parent
-    shutil.copytree(package, checkout / "pleiades", ignore=shutil.ignore_patterns("__pycache__"))
-    trap = f"open({str(imported)!r}, 'a').write(__file__)\n"
-    for module in (installed / "pleiades" / "__init__.py", checkout / "signal.py"):
-        module.parent.mkdir(parents=True, exist_ok=True)
-        module.write_text(trap)
-    environment = {"PYTHONPATH": str(installed)}
-    with Relay(*flags(upstream), cwd=checkout, environment=environment) as relay:
-        relay.wait_ready()
-        forkserver(relay).kill()
-        relay.until(partial(restarted, relay, 1), "the restart", 30)
-        survives_a_kill_and_stops(relay, folder)
-    assert not imported.exists(), imported.read_text()
-
-
-def test_nohup_means_that_a_hangup_stops_nothing(
-    simulate: Simulate, flags: Flags, folder: Path
-) -> None:
-    upstream = simulate(SimulatorSettings(rate=100))
-    ignoring = launched("signal.signal(signal.SIGHUP, signal.SIG_IGN)")
-    with Relay(*flags(upstream), command=ignoring) as relay:
-        relay.wait_ready()
-        relay.signal(signal.SIGHUP)
-        relay.until(more_than(folder, published_count(folder) + 20), "new events", 30)
-        assert relay.stop() == 0
-    assert "SIGHUP" not in relay.log
-
-
-@pytest.mark.needs(PID_NAMESPACE)
-def test_works_as_pid_1_and_buries_orphans(simulate: Simulate, flags: Flags, folder: Path) -> None:
-    upstream = simulate(SimulatorSettings(rate=100))
-    unshare = ("unshare", "--pid", "--fork", "--mount-proc", "--kill-child")
-    # The orphan's parent exits at once; PID 1 inherits the orphan and must reap it.
-    orphan = "(sleep 0.2 & exec true); "
-    shell = ("sh", "-c", orphan + 'exec "$@"', "sh")
-    with Relay(*flags(upstream), command=(*unshare, *shell, *COMMAND)) as relay:
-        relay.until(lambda: published_count(folder) > 50, "events", 30)
-        (parent,) = psutil.Process(relay.process.pid).children()
-        relay.until(
-            lambda: all(
-                child.status() != psutil.STATUS_ZOMBIE for child in parent.children(recursive=True)
-            ),
-            "the orphan to be reaped",
-            10,
-        )
-        family = parent.children(recursive=True)
-        reader = next(one for one in family if relay.role(one) == "reader")
-        reader.kill()
-        relay.wait_for("starting all processes again")
-        before = published_count(folder)
-        relay.until(lambda: published_count(folder) > before, "new events", 30)
-        parent.send_signal(signal.SIGTERM)
-        assert relay.wait(40) == 0
-    assert judge(folder, upstream.journal(), 0, finished=False).flawless
 
 
 def test_a_stop_at_any_moment_of_the_start_is_clean(simulate: Simulate, flags: Flags) -> None:
