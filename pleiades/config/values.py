@@ -165,6 +165,8 @@ def base_url(text: str) -> str:
     try:
         parts = urlsplit(text)
         readable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+        # The rest of a password with a plain slash would be taken for the path, and shown.
+        readable = readable and "@" not in parts.path
     except ValueError:
         readable = False
     if not readable:
@@ -177,12 +179,8 @@ def base_url(text: str) -> str:
 
 
 def has_credentials(url: str) -> bool:
-    """True if a URL holds a user or a password, as far as one can tell from one that is no URL."""
-    try:
-        base_url(url)
-    except ValueError:
-        return "@" in url
-    return "@" in urlsplit(url).netloc
+    """True if a base URL may hold a user or a password, also if it can't be read."""
+    return "@" in url
 
 
 def contact(text: str) -> str:

@@ -60,6 +60,9 @@ class ChunkDecoder:
                 self._left, self._line = 0, _begun(received[place:])
                 return body
             start = size_line.end()
+            # One byte less of it would have been too long already, had it come alone.
+            if start - place > MAX_LINE_BYTES + 1:
+                raise MalformedChunk("the line before a chunk does not end")
             place = start + int(size_line[1], 16)
             self._in_trailers = place == start
             # Of a chunk whose size came alone there is nothing yet.
@@ -78,10 +81,12 @@ class ChunkDecoder:
 
     def _take_trailers(self, trailers: bytes) -> None:
         self._left, self._line = 0, trailers
-        if _CRLF + _CRLF in trailers:
-            self.ended = True
-        elif len(trailers) > MAX_LINE_BYTES:
+        last = trailers.find(_CRLF + _CRLF)
+        # As above: what came without the last byte was as long.
+        length = len(trailers) if last < 0 else last + len(_CRLF + _CRLF) - 1
+        if length > MAX_LINE_BYTES:
             raise MalformedChunk("the trailers do not end")
+        self.ended = last >= 0
 
 
 def _begun(line: bytes) -> bytes:

@@ -58,7 +58,7 @@ class Proxy(NamedTuple):
     def address(self) -> str:
         """Fit to be shown."""
         parts = urlsplit(self.url)
-        return printable(parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl())
+        return printable(f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}")
 
     @property
     def is_socks(self) -> bool:
@@ -106,6 +106,9 @@ def _is_readable(url: str) -> bool:
     try:
         parts = urlsplit(url)
         if parts.scheme not in SCHEMES or not parts.hostname or parts.port == 0:
+            return False
+        # A password with a plain slash or the like, or a scheme without its colon.
+        if "@" in parts.path + parts.query + parts.fragment:
             return False
         if not parts.scheme.startswith("socks"):
             # What requests makes of it: urllib3's idea of an address, and a header of the password.
@@ -173,7 +176,8 @@ def authorities(ca: Path | None) -> Authorities:
         return Authorities(str(ca), None, "--upstream.ca")
     variable, bundle = _variable(*BUNDLES)
     if bundle:
-        is_folder = Path(bundle).is_dir()
+        # `Path.is_dir` raises if the name is too long.
+        is_folder = os.path.isdir(bundle)  # noqa: PTH112
         file, folder = (None, bundle) if is_folder else (bundle, None)
         return Authorities(file, folder, f"the environment variable {variable}")
     file, folder = (os.environ.get(name) or None for name in OPENSSL)

@@ -1,12 +1,14 @@
 """https://html.spec.whatwg.org/multipage/server-sent-events.html#event-stream-interpretation , byte by
-byte, as literally as possible.
+byte, as literally as possible; and the chunks of RFC 9112, section 7.1.
 
 Law: no code of pleiades, and no optimisation.
 """
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 
 @dataclass
@@ -77,3 +79,55 @@ def _take(frame: list[bytes], found: Interpretation) -> None:
             found.retry = value
     if data:
         found.events.append((kind or "message", found.last_event_id, b"\n".join(data)))
+
+
+# ---- chunks ----
+
+_CRLF = b"\r\n"
+_SIZE_LINE = re.compile(rb"([0-9A-Fa-f]{1,15})([ \t]*;[^\r\n]*)?\r\n")
+_COMPLETIONS = (b"0\r\n", b"\r\n", b"\n", b";\r\n")
+"""One of them makes a whole line of the begin of one."""
+
+
+class Dechunked(NamedTuple):
+    """The content of a chunked body, as far as it has come."""
+
+    body: bytes
+    ended: bool
+    """The last chunk and its trailers are there."""
+    malformed: bool
+    """What follows is no chunk, whatever comes after it."""
+
+
+def dechunked(stream: bytes, max_line_bytes: int) -> Dechunked:
+    """Take a body apart.
+
+    Args:
+        max_line_bytes: the longest line of a size, with the line ends around it, less one byte; and the
+            longest trailers.
+    """
+    body, rest, is_first = b"", stream, True
+    while True:
+        if not is_first and len(rest) < len(_CRLF):
+            return Dechunked(body, False, not _CRLF.startswith(rest))
+        if not is_first and not rest.startswith(_CRLF):
+            return Dechunked(body, False, True)
+        rest = rest if is_first else rest[len(_CRLF) :]
+        is_first = False
+        line = _SIZE_LINE.match(rest)
+        # Both line ends count.
+        length = len(line[0]) if line else len(rest)
+        if length + len(_CRLF) > max_line_bytes + (1 if line else 0):
+            return Dechunked(body, False, True)
+        if line is None:
+            could_be = any(_SIZE_LINE.fullmatch(rest + end) for end in _COMPLETIONS)
+            return Dechunked(body, False, not could_be)
+        size, rest = int(line[1], 16), rest[length:]
+        if not size:
+            trailers, found, _ = (_CRLF + rest).partition(_CRLF + _CRLF)
+            is_long = len(trailers) + len(found) > max_line_bytes + (1 if found else 0)
+            return Dechunked(body, bool(found) and not is_long, is_long)
+        body += rest[:size]
+        if len(rest) < size:
+            return Dechunked(body, False, False)
+        rest = rest[size:]

@@ -9,12 +9,14 @@ from __future__ import annotations
 from pathlib import Path
 
 from tests.fuzz.target import Target
-from tests.fuzz.targets import configuration, http, stored, stream
+from tests.fuzz.targets import configuration, http, stored, stream, transport
 
 EXAMPLES = 1200
 """Inputs per target in the test suite; all targets together take a minute."""
 SLOW = 300
 """For a target whose inputs take milliseconds."""
+VERY_SLOW = 100
+"""For one that does cryptography."""
 CORPUS = Path(__file__).parent / "corpus"
 
 JSON = (
@@ -69,6 +71,51 @@ HTTP = (
     b"Date: ",
     b"gzip, ",
 )
+HTTP_LINES = (
+    b"HTTP/1.1 103 Early Hints\r\n\r\n",
+    b"HTTP/1.1 302 Found\r\n",
+    b"Content-Length: ",
+    b"Connection: close\r\n",
+    b"Set-Cookie: a=b; Path=/\r\n",
+    b" folded\r\n",
+)
+CHUNKS = (
+    b"\r\n",
+    b"5\r\nhello\r\n",
+    b"0\r\n\r\n",
+    b"0\r\nA: b\r\n\r\n",
+    b";a=b",
+    b"FFFFFFFFFFFFFFF",
+    b"\r",
+    b" ;",
+)
+GZIP = (
+    bytes.fromhex("1f8b0800000000000203"),
+    bytes.fromhex("03000000000000000000"),
+    b"\x1f\x8b\x08\x1f",
+    b"\0\0\xff\xff",
+)
+TLS_RECORDS = (
+    *(b"\x15\x03\x03\x00\x02\x01\x00", b"\x15\x03\x03\x00\x02\x02\x28", b"\x17\x03\x03\x40\x00"),
+    *(
+        b"\x16\x03\x03\x00\x04\x00\x00\x00\x00",
+        b"\x14\x03\x03\x00\x01\x01",
+        b"\x17\x03\x03\x00\x00",
+    ),
+)
+PROXIES = (
+    *(b"http://", b"https://", b"socks5h://", b"socks4://", b"[::1]", b":3128", b"user:", b"@"),
+    *(
+        configuration.SECRET,
+        b"%00",
+        b"%",
+        b"10.0.0.0/8",
+        b"fd00::/8",
+        b"*",
+        b".example.org",
+        b"/etc/ssl/certs",
+    ),
+)
 HTTP_HEADERS = (
     b"Transfer-Encoding: chunked\r\n",
     b"Content-Encoding: ",
@@ -91,7 +138,15 @@ TARGETS = {
     "kafka_config": Target(configuration.kafka_config, PROPERTIES + ENCODING + NUMBERS, SLOW),
     "values": Target(configuration.values, UNITS + NUMBERS + TIMES + ENCODING, SLOW),
     "retry_after": Target(http.retry_after, DATES + NUMBERS, EXAMPLES),
-    "answer": Target(http.answer, HTTP + HTTP_HEADERS + DATES + NUMBERS + JSON, SLOW),
+    "answer": Target(
+        http.answer, HTTP + HTTP_LINES + HTTP_HEADERS + CHUNKS + GZIP + DATES + NUMBERS + JSON, SLOW
+    ),
+    "chunks": Target(transport.chunks, CHUNKS, EXAMPLES),
+    "gzipped": Target(transport.gzipped, GZIP + PARTS + SSE, SLOW),
+    "tls": Target(
+        transport.tls, HTTP + HTTP_LINES + HTTP_HEADERS + CHUNKS + TLS_RECORDS, VERY_SLOW
+    ),
+    "environment": Target(configuration.environment, PROXIES + PARTS + ENCODING, SLOW),
     "request": Target(http.request, JSON + PLACE + NUMBERS + TIMES + PARTS + ENCODING, EXAMPLES),
 }
 """By the names of their folders."""

@@ -6,9 +6,11 @@ finding. It depends on its input alone, so that a finding can be repeated.
 
 from __future__ import annotations
 
+import random
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from typing import NamedTuple
 
 MAX_INPUT_BYTES = 4096
@@ -52,6 +54,13 @@ def parts(raw: bytes, number: int) -> list[bytes]:
     """Split an input into `number` parts; missing parts are empty."""
     found = raw.split(SEPARATOR, number - 1)
     return found + [b""] * (number - len(found))
+
+
+def cut(stream: bytes, rng: random.Random) -> list[bytes]:
+    """A stream in pieces, as a network might cut it; some may be empty."""
+    number = rng.choice((1, 3, 10, 100))
+    places = sorted(rng.randint(0, len(stream)) for _ in range(number))
+    return [stream[start:end] for start, end in pairwise([0, *places, len(stream)])]
 
 
 def lossless(raw: bytes) -> str:

@@ -197,6 +197,7 @@ def test_a_password_on_the_command_line_is_refused_by_each_command() -> None:
         "http://relay:{}@",
         "http://relay:{}@[::1/v2",
         "http://relay:a/b@{}@127.0.0.1:port/v2",
+        "http://relay:12/{}@127.0.0.1:1/v2",
         "http://relay:a\n{}@127.0.0.1:port/v2",
         "ftp://relay:{}@127.0.0.1/v2/stream",
         "relay:{}@127.0.0.1",

@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import io
 import math
+import os
 import re
 import tempfile
 from collections.abc import Callable, Iterator
@@ -13,6 +14,7 @@ from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
+from unittest import mock
 
 import requests
 
@@ -21,7 +23,7 @@ from pleiades.config import values as read
 from pleiades.config.settings import Settings, UpstreamSettings
 from pleiades.core.sse_id import MAX_TIMESTAMP_MS
 from pleiades.core.units import iso_time, parse_duration, parse_iso_time_ms, rough_duration
-from pleiades.runtime.errors import EXIT_USAGE, UsageError
+from pleiades.runtime.errors import EXIT_USAGE, Transient, UsageError
 from pleiades.runtime.logs import printable
 from pleiades.sinks.files.destination import FilesDestination
 from pleiades.sinks.kafka import properties
@@ -32,13 +34,16 @@ from pleiades.sinks.kafka.destination import (
     topic_name,
 )
 from pleiades.sinks.registry import relay_parser, relay_settings
+from pleiades.upstream.environment import proxy_of, refuse_unusable
 from pleiades.upstream.http import Upstream
-from tests.fuzz.target import lossless
+from tests.fuzz.target import lossless, parts
+from tests.harness.authority import authority
 
 NOW = datetime(2026, 1, 2, 12, 0, tzinfo=UTC)
 SECRET = b"HUNTER2"
 """In capitals, so that it cannot be a property's name: no error may show it anywhere."""
 
+CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f]")
 MAX_SECONDS = 10**12 * 86_400
 T = TypeVar("T")
 
@@ -191,3 +196,42 @@ def _printable(raw: bytes, text: str) -> None:
         assert len(shown) <= 41 * 6
         assert not re.search("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\ud800-\udfff]", shown)
         shown.encode()
+
+
+# ---- the environment ----
+
+VARIABLES = ("HTTPS_PROXY", "ALL_PROXY", "NO_PROXY", "REQUESTS_CA_BUNDLE", "SSL_CERT_DIR")
+
+
+def environment(raw: bytes) -> None:
+    """The values of `VARIABLES`: obeyed, or named in an error that shows no password."""
+    values = [lossless(value).replace("\0", "") for value in parts(raw, len(VARIABLES))]
+    given = dict(zip(VARIABLES, values, strict=True))
+    # Before an @ it is a password; hosts and paths are shown.
+    public = [value.rpartition("@")[2] for value in values[:2]] + values[2:]
+    is_secret = not any(SECRET.decode() in text for text in public)
+    settings = UpstreamSettings(
+        "https://stream.example.org/v2", ("x",), "https://example.org/", 60, 5, False
+    )
+    said = []
+    few = mock.patch("certifi.where", return_value=str(authority().ca))
+    with few, mock.patch.dict(os.environ, given, clear=True):
+        try:
+            refuse_unusable(settings)
+        except UsageError as error:
+            assert any(variable in str(error) for variable in VARIABLES)
+            said.append(str(error))
+        else:
+            proxy = proxy_of(settings.url)
+            said += [] if proxy is None else [proxy.address, repr(proxy)]
+        with (
+            mock.patch("urllib3.util.connection.create_connection", side_effect=OSError(1, "no")),
+            mock.patch("socket.create_connection", side_effect=OSError(1, "no")),
+            mock.patch("socks.create_connection", side_effect=OSError(1, "no")),
+        ):
+            try:
+                Upstream(settings).connect(None, 5)
+            except Transient as error:
+                said.append(str(error))
+    assert not (is_secret and any(SECRET.decode() in text for text in said)), "a secret is shown"
+    assert not any(CONTROLS.search(text) for text in said)

@@ -8,6 +8,7 @@ import re
 import socket
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from pathlib import Path
 from unittest import mock
 
 from pleiades.config.settings import UpstreamSettings
@@ -30,6 +31,7 @@ from tests.fuzz.target import lossless, parts
 NOW = datetime(2026, 1, 2, 12, 0, tzinfo=UTC)
 MAX_CHUNKS = 16
 """A bomb of 4 kB, compressed twice, is gigabytes: an unbounded chunk shows soon."""
+IDLE_SECONDS = 5.0
 MAX_MESSAGE_CHARACTERS = 3000
 CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f]")
 
@@ -45,14 +47,20 @@ def retry_after(raw: bytes) -> None:
 
 def answer(raw: bytes) -> None:
     """All bytes of an answer from the status line on: a stream, `Transient` or a refusal."""
+    with _answering(raw):
+        ask("http://127.0.0.1:1/v2")
+
+
+def ask(url: str, ca: Path | None = None) -> None:
+    """Read whatever comes."""
     upstream = Upstream(
-        UpstreamSettings("http://127.0.0.1:1/v2", ("x",), "https://example.org/", 60, 5, False)
+        UpstreamSettings(url, ("x",), "https://example.org/", 60, IDLE_SECONDS, False, ca)
     )
-    with _answering(raw), contextlib.closing(upstream._session):
+    with contextlib.closing(upstream._session):
         try:
             connection = upstream.connect(None, 5)
         except (Transient, RefusedByUpstream) as error:
-            _fit_to_be_shown(error)
+            fit_to_be_shown(error)
             return
         assert connection.server_ms is None or type(connection.server_ms) is int
         try:
@@ -61,12 +69,13 @@ def answer(raw: bytes) -> None:
                 if number == MAX_CHUNKS:
                     break
         except Transient as error:
-            _fit_to_be_shown(error)
+            fit_to_be_shown(error)
         finally:
             connection.close()
 
 
-def _fit_to_be_shown(error: Transient | RefusedByUpstream) -> None:
+def fit_to_be_shown(error: Transient | RefusedByUpstream) -> None:
+    """It is logged."""
     text = str(error)
     assert len(text) <= MAX_MESSAGE_CHARACTERS
     if isinstance(error, Transient):

@@ -6,7 +6,6 @@ import os.path
 import pickle
 import random
 import re
-from itertools import pairwise
 
 from pleiades.core.checkpoint import Checkpoint, decode_checkpoint
 from pleiades.core.decoding import (
@@ -45,7 +44,7 @@ from pleiades.sinks.files.names import (
     is_event_folder,
 )
 from tests.fuzz.reference import Interpretation, interpret
-from tests.fuzz.target import parts
+from tests.fuzz.target import cut, parts
 
 MAX_FILE_NAME_BYTES = 255
 """The limit of Linux's file systems."""
@@ -67,16 +66,10 @@ def framing(raw: bytes) -> None:
     limit = rng.choice((MIN_FRAME_LIMIT, 8, 30, 200))
     whole = interpret(stream)
     _limited(whole, limit, [stream])
-    _limited(whole, limit, _chunks(stream, rng))
+    _limited(whole, limit, cut(stream, rng))
     _limited(whole, limit, [stream[at : at + 1] for at in range(len(stream))])
-    for chunks in ([stream], _chunks(stream, rng)):
+    for chunks in ([stream], cut(stream, rng)):
         _unlimited(chunks, whole)
-
-
-def _chunks(stream: bytes, rng: random.Random) -> list[bytes]:
-    number = rng.choice((1, 3, 10, 100))
-    places = sorted(rng.randint(0, len(stream)) for _ in range(number))
-    return [stream[start:end] for start, end in pairwise([0, *places, len(stream)])]
 
 
 def _limited(whole: Interpretation, limit: int, chunks: list[bytes]) -> None:
