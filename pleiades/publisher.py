@@ -254,12 +254,13 @@ class Publisher:
         flying = self._in_flight
         if flying is None:
             return
-        self._last_commit = time.monotonic()
+        started = self._last_commit = time.monotonic()
         # The sink keeps the heartbeat going for as long as this takes.
         self._checkpoint = self._checkpoint.remembering(self._window_ms)
         with self._metrics.commit_seconds.time():
             dead_letters, repeated = self._sink.commit(self._checkpoint)
             faultpoints.passing(faultpoints.COMMITTED)
+            self._policy = self._policy.after(time.monotonic() - started)
             published = flying.count - len(dead_letters) - repeated
             self._note_progress(flying, repeated)
             self._child.published_total += published

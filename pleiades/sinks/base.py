@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, NamedTuple, Protocol, Self
 
 from pleiades.config.flags import Flag, flags_of, values_of
@@ -32,6 +32,9 @@ from pleiades.runtime.metrics import Metrics
 
 MAX_BYTES_IN_FLIGHT = 20 * 1024 * 1024
 BACKLOG_COMMIT_SECONDS = 1.0
+LEAST_COMMIT_BYTES = 512 * 1024
+"""A commit is of whole batches, and a batch of history is about so long."""
+SLOW_COMMIT_SECONDS, FAST_COMMIT_SECONDS = 30.0, 5.0
 
 
 class Remembered(NamedTuple):
@@ -125,6 +128,19 @@ class CommitPolicy:
     interval_seconds: float = 0.2
     max_events: int = 5000
     max_bytes: int = MAX_BYTES_IN_FLIGHT
+    most_bytes: int = MAX_BYTES_IN_FLIGHT
+    """The limit of `max_bytes`, which a destination that commits fast reaches after some commits."""
+
+    def after(self, commit_seconds: float) -> CommitPolicy:
+        """The policy after a commit that took so long: of a slow destination each takes less.
+
+        Otherwise a backlog would make a transaction that lasts longer than the broker allows.
+        """
+        if commit_seconds > SLOW_COMMIT_SECONDS:
+            return replace(self, max_bytes=max(self.max_bytes // 2, LEAST_COMMIT_BYTES))
+        if commit_seconds < FAST_COMMIT_SECONDS and self.max_bytes < self.most_bytes:
+            return replace(self, max_bytes=min(self.max_bytes * 2, self.most_bytes))
+        return self
 
     def due(self, since_last_seconds: float, events: int, size_bytes: int, backlog: bool) -> bool:
         """True if it is time to commit; `backlog`: more events are waiting."""
@@ -221,8 +237,11 @@ class Destination(ABC):
         """
         yield from ()
 
-    def clock_refusal(self, _apart_seconds: float) -> str:
-        """Why nothing could be published while this machine's clock is that wrong; empty: it could."""
+    def clock_refusal(self, _ahead_seconds: float) -> str:
+        """Why nothing could be published while this machine's clock is so far ahead; negative: behind.
+
+        Empty: events could be published, or `inspect` tells more. Asked about large differences only.
+        """
         return ""
 
     def stored_checkpoint(self) -> Checkpoint | None:

@@ -82,7 +82,7 @@ def _clock(server_ms: int | None, clock_refusal: Callable[[float], str]) -> Iter
     apart = f"{apart_seconds:.0f} s" if apart_seconds < 2 * 60 else rough_duration(apart_seconds)
     side = "ahead of" if ahead_seconds > 0 else "behind"
     said = f"this machine's clock is {apart} {side} the upstream's"
-    if refusal := clock_refusal(apart_seconds):
+    if apart_seconds > CLOCK_WARNING_SECONDS and (refusal := clock_refusal(ahead_seconds)):
         yield problem(f"{said}. {refusal}: nothing could be published. Set the clock right (NTP)")
     elif apart_seconds > CLOCK_WARNING_SECONDS:
         yield warning(

@@ -1,5 +1,8 @@
-"""Fixtures of the tests about a relay's surroundings."""
+"""Fixtures of the tests about what surrounds a relay."""
 
-from tests.integration.conftest import flags, folder, simulate
+from __future__ import annotations
 
-__all__ = ["flags", "folder", "simulate"]
+from tests.harness.kafka import kafka, secure, topic
+from tests.integration.conftest import flags, folder, simulate, to_topic
+
+__all__ = ["flags", "folder", "kafka", "secure", "simulate", "to_topic", "topic"]

@@ -8,10 +8,11 @@ uses it: threads of librdkafka do not survive a fork, nor are they pickled.
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
-from confluent_kafka import Consumer, KafkaError, KafkaException, Producer
+from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, ThrottleEvent
 from confluent_kafka.admin import AdminClient
 
 from pleiades import __version__
@@ -30,6 +31,8 @@ MAX_BATCH_BYTES = 1_000_000
 MIN_BATCH_BYTES = 1_000
 BATCH_OVERHEAD_BYTES = 1_000
 """A generous bound of what a batch has beyond its messages: its header has 61 bytes."""
+PROBE_LINGER_MS = 900_000
+"""librdkafka's longest. Records that are produced one after the other are never sent apart."""
 
 
 class Clients:
@@ -38,6 +41,8 @@ class Clients:
     def __init__(self, settings: KafkaDestination) -> None:
         self.settings = settings
         self.last_error: KafkaError | None = None
+        self.throttled_until = 0.0
+        """Monotonic time until which the brokers let this client wait for its quota."""
         self._polled: list[Any] = []
         self._logger = logging.getLogger(f"{__name__}.librdkafka")
         self._logger.addFilter(_as_debug)
@@ -107,6 +112,29 @@ class Clients:
             },
         )
 
+    def prober(self) -> Producer:
+        """For records that the broker must refuse.
+
+        Nothing is sent before a flush. Then all records of a partition are one batch, sent once.
+        """
+        return self._made(
+            Producer,
+            {
+                "enable.idempotence": False,
+                "acks": "all",
+                "retries": 0,
+                "compression.type": "none",
+                # Two names of the same property each: the user may have used the other one.
+                "linger.ms": PROBE_LINGER_MS,
+                "queue.buffering.max.ms": PROBE_LINGER_MS,
+                "message.timeout.ms": PROBE_LINGER_MS + 1000,
+                "delivery.timeout.ms": PROBE_LINGER_MS + 1000,
+                "batch.num.messages": 10_000,
+                "batch.size": 1_000_000,
+                "message.max.bytes": 1_000_000,
+            },
+        )
+
     def _made(
         self, make: Callable[..., Client], needed: Mapping[str, Any], usual: Mapping[str, Any] = {}
     ) -> Client:
@@ -125,6 +153,7 @@ class Clients:
             "allow.auto.create.topics": False,
             "bootstrap.servers": self.settings.brokers,
             "error_cb": self._on_error,
+            "throttle_cb": self._on_throttle,
         }
         try:
             client = make(configuration, logger=self._logger)
@@ -136,6 +165,10 @@ class Clients:
         if make is not Consumer:
             self._polled.append(client)
         return client
+
+    def _on_throttle(self, throttled: ThrottleEvent) -> None:
+        until = time.monotonic() + throttled.throttle_time
+        self.throttled_until = max(self.throttled_until, until)
 
     def _on_error(self, error: KafkaError) -> None:
         # Why one broker is down says more than that all are.

@@ -19,7 +19,7 @@ from pleiades.core.checkpoint import Checkpoint
 from pleiades.runtime.errors import UsageError
 from pleiades.runtime.findings import Finding
 from pleiades.runtime.metrics import Metrics
-from pleiades.sinks.base import CommitPolicy, Destination, Sink, SinkContext
+from pleiades.sinks.base import LEAST_COMMIT_BYTES, CommitPolicy, Destination, Sink, SinkContext
 from pleiades.sinks.kafka import properties as librdkafka
 from pleiades.sinks.kafka.properties import Properties
 
@@ -28,8 +28,6 @@ DEAD_LETTERS_SUFFIX = "-dead-letters"
 MAX_TOPIC_CHARACTERS = 249 - len(DEAD_LETTERS_SUFFIX)
 """Kafka's own bound (org.apache.kafka.common.internals.Topic), for both topics."""
 MAX_MESSAGES_IN_FLIGHT = 20_000
-CLOCK_LIMIT_SECONDS = 3600.0
-"""A broker's default for how far ahead of its clock a record may be dated."""
 
 
 def topic_name(text: str) -> str:
@@ -167,7 +165,10 @@ class KafkaDestination(Destination):
     @property
     def commit_policy(self) -> CommitPolicy:
         """See `Destination.commit_policy`."""
-        return CommitPolicy(self.commit_interval_seconds, MAX_MESSAGES_IN_FLIGHT)
+        # It begins small: how fast the brokers are is seen at the first commits.
+        return CommitPolicy(
+            self.commit_interval_seconds, MAX_MESSAGES_IN_FLIGHT, max_bytes=LEAST_COMMIT_BYTES
+        )
 
     def record_commit(self, metrics: Metrics, published: int, reached_ms: int) -> None:
         """See `Destination.record_commit`."""
@@ -181,14 +182,11 @@ class KafkaDestination(Destination):
 
         return inspect(settings, self)
 
-    def clock_refusal(self, apart_seconds: float) -> str:
-        """See `Destination.clock_refusal`."""
-        if apart_seconds <= CLOCK_LIMIT_SECONDS:
-            return ""
-        return (
-            "Kafka refuses records that are dated too far from the broker's time "
-            "(message.timestamp.after.max.ms, 1 hour by default)"
-        )
+    def clock_refusal(self, ahead_seconds: float) -> str:
+        """See `Destination.clock_refusal`; a topic that exists is asked by `inspect`."""
+        from pleiades.sinks.kafka.inspect_clock import refusal_of_new_topic
+
+        return refusal_of_new_topic(self, ahead_seconds)
 
     def stored_checkpoint(self) -> Checkpoint | None:
         """See `Destination.stored_checkpoint`."""

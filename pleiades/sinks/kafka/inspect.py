@@ -35,6 +35,7 @@ from pleiades.sinks.kafka.admin import (
 from pleiades.sinks.kafka.clients import TRANSACTION_TIMEOUT_MS, Clients
 from pleiades.sinks.kafka.destination import KafkaDestination
 from pleiades.sinks.kafka.errors import advice, fatal
+from pleiades.sinks.kafka.inspect_clock import inspect_clock
 from pleiades.sinks.kafka.inspect_topics import inspect_topics, refused, retention_ms
 from pleiades.sinks.kafka.offset_metadata import MAX_METADATA_BYTES, Stored
 from pleiades.sinks.kafka.retry import CONNECT_SECONDS, REACH_SECONDS, check_first_start
@@ -72,6 +73,7 @@ def inspect(settings: Settings, kafka: KafkaDestination) -> Iterator[Finding]:
             topic.name: admin.configuration(ConfigResource.Type.TOPIC, topic.name) for topic in seen
         }
         yield from inspect_topics(settings, admin, topics, configurations)
+        yield from inspect_clock(Clients(kafka), seen, configurations)
         yield from inspect_transactions(admin, cluster)
         topic = configurations.get(kafka.topic) or {}
         yield from inspect_position(settings, admin, seen, topic, may_ask)

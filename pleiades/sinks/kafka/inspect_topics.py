@@ -19,6 +19,10 @@ from pleiades.sinks.kafka.errors import fatal
 
 NEEDED = ("DESCRIBE", "READ", "WRITE")
 MAX_LISTED = 10
+LEAST_BATCH_BYTES = 1000
+"""The id of an event, twice, and what identifies it have about so many."""
+USUAL_BATCH_BYTES = 100_000
+"""Longer events are rare in all streams."""
 
 
 def refused(operation: str, error: KafkaError | int, kafka: KafkaDestination) -> Finding:
@@ -93,7 +97,9 @@ def _topic(
         )
     led = [each for each in partitions if each.leader is not None and each.leader.id >= 0]
     needed = int(found.get("min.insync.replicas", 1))
-    short = [each.id for each in led if len(each.isr) < needed]
+    # Kafka 3.7 and later never ask for more copies than there are (its issue 15583).
+    short = [each.id for each in led if len(each.isr) < min(needed, len(each.replicas))]
+    beyond = [each.id for each in led if len(each.replicas) < needed and each.id not in short]
     leaderless = [each.id for each in partitions if each not in led]
     if leaderless:
         yield problem(
@@ -104,6 +110,12 @@ def _topic(
         yield problem(
             f"can't write to {_listed(short)} of {topic.name}: fewer copies are in sync than "
             f"min.insync.replicas ({needed}). Start the brokers that hold the others"
+        )
+    if beyond:
+        yield warning(
+            f"{_listed(beyond)} of {topic.name} can never have as many copies in sync as "
+            f"min.insync.replicas asks for ({needed}). Brokers before Kafka 3.7 refuse every event "
+            "then, and the relay waits; later ones take them. Lower min.insync.replicas, or add copies"
         )
     rights = rights_in(topic)
     lacking = [right.title() for right in NEEDED if rights is not None and right not in rights]
@@ -125,6 +137,18 @@ def _cleanup(
             f"{name} is compacted (cleanup.policy): it keeps only the last event of each key, and "
             f"{why}. The others are lost, and no longer recognised when the upstream repeats them. Set "
             "cleanup.policy=delete"
+        )
+    accepted_bytes = int(topic.get("max.message.bytes", DEFAULT_MAX_BATCH_BYTES))
+    if accepted_bytes < LEAST_BATCH_BYTES:
+        yield problem(
+            f"{name} accepts batches of {accepted_bytes:,} bytes only (max.message.bytes): neither "
+            "events nor dead letters fit into it. Raise it; Kafka's default is 1048588"
+        )
+    elif accepted_bytes < USUAL_BATCH_BYTES:
+        yield warning(
+            f"{name} accepts batches of {accepted_bytes:,} bytes only (max.message.bytes): longer "
+            "events become dead letters, and many small batches are slow. Raise it; Kafka's default is "
+            "1048588"
         )
     kept_ms = retention_ms(topic)
     # A restart reads back less than two windows of an active topic (core.readback).

@@ -69,7 +69,7 @@ class RecordForm:
         self, settings: KafkaDestination, replay: bytes, max_dead_letter_bytes: int
     ) -> None:
         self.max_dead_letter_bytes = max_dead_letter_bytes
-        self.topic, self._dead_letters_topic = settings.topic, settings.dead_letters
+        self.topic, self.dead_letters_topic = settings.topic, settings.dead_letters
         self._key_of = key_by_field(settings.key_field) if settings.key_field else None
         self._common: Headers = [(REPLAY_HEADER, replay)] if replay else []
 
@@ -97,7 +97,7 @@ class RecordForm:
         headers += _naming_headers(letter)
         if len(data) < len(letter.data):
             headers.append(("size", b"%d" % len(letter.data)))
-        return self._dead_letters_topic, data, sse_id, headers + self._common
+        return self.dead_letters_topic, data, sse_id, headers + self._common
 
 
 def _naming_headers(event: Event) -> Headers:

@@ -44,6 +44,11 @@ STUCK_SECONDS = 30.0
 hung, librdkafka may wait for ever. A slow broker or line still delivers messages."""
 FAILING_SECONDS = 300.0
 """The time for which one step of a commit is retried after errors that should pass."""
+THROTTLED = (
+    "the brokers slow this client down to its quota (producer_byte_rate), which is less than the "
+    "stream needs: raise the quota of this user or client.id. Meanwhile events are late. The brokers "
+    "answer again in"
+)
 BACKOFF = Backoff(first_seconds=0.1, max_seconds=5.0)
 QUIET_SECONDS = 5.0
 """A wait that is shorter is not logged."""
@@ -106,21 +111,25 @@ class Retry:
             KafkaException: another kind of error.
             GenerationLost: the step is stuck.
         """
-        started = moved = time.monotonic()
+        moved = failing = time.monotonic()
         waiting = len(producer)
 
         def failed(error: KafkaError) -> None:
-            nonlocal moved, waiting
+            nonlocal moved, failing, waiting
             if kind_of(error) is not Kind.TRANSIENT:
                 raise KafkaException(error)
             # The length counts messages, and events such as statistics that come and go. Only a new
             # minimum shows that a message was delivered.
             now, left = time.monotonic(), len(producer)
-            if error.code() != KafkaError._TIMED_OUT or left < waiting:
-                moved, waiting = now, min(waiting, left)
-            if now - moved >= STUCK_SECONDS:
+            if left < waiting:
+                moved, failing, waiting = now, now, left
+            elif error.code() != KafkaError._TIMED_OUT:
+                moved = now
+            # A broker that asks for patience does not hang.
+            throttled_until = self._clients.throttled_until
+            if now - max(moved, throttled_until) >= STUCK_SECONDS:
                 raise GenerationLost(f"a commit made no progress for {STUCK_SECONDS:.0f} s")
-            if now - started >= FAILING_SECONDS:
+            if now - max(failing, throttled_until) >= FAILING_SECONDS:
                 raise GenerationLost(f"a commit failed for {FAILING_SECONDS:.0f} s: {error.name()}")
             report("commit", error)
 
@@ -141,13 +150,14 @@ class Retry:
                 self.child.pause(BACKOFF.pause_seconds(failures, jitter=1.0))
 
     def _in_thread(self, producer: Producer, call: Callable[[], None]) -> None:
-        """Call in another thread: while a broker is away, librdkafka may ignore the timeout.
+        """Call in another thread: while a broker is away or slow, librdkafka may ignore the timeout.
 
         Raises:
-            GenerationLost: it did not return.
+            GenerationLost: it did not return, and nothing is delivered meanwhile.
         """
         answer = self._caller.submit(call)
-        deadline = time.monotonic() + ANSWER_SECONDS
+        moved = time.monotonic()
+        waiting = len(producer)
         try:
             while True:
                 # librdkafka keeps statistics until they are polled: 4 MB in a commit of half an hour.
@@ -157,7 +167,10 @@ class Retry:
                     return answer.result(2 * SLICE_SECONDS)
                 except TimeoutError:
                     self.report("commit", KafkaError(KafkaError._TIMED_OUT))
-                if time.monotonic() >= deadline:
+                now, left = time.monotonic(), len(producer)
+                if left < waiting:
+                    moved, waiting = now, left
+                if now - max(moved, self._clients.throttled_until) >= ANSWER_SECONDS:
                     raise GenerationLost(
                         f"librdkafka did not return from a short call for {ANSWER_SECONDS:.0f} s"
                     )
@@ -172,12 +185,15 @@ class Retry:
         if error.code() == KafkaError._TIMED_OUT:
             # librdkafka's own report of the cause says more than that a call timed out.
             error = self._clients.last_error or error
+            throttled_seconds = self._clients.throttled_until - time.monotonic()
+            if throttled_seconds > 0:
+                why = f"{THROTTLED} {throttled_seconds:.0f} s"
         else:
             self._metrics.kafka_errors.inc()
         now = time.monotonic()
         self._waiting_since = self._waiting_since or now
         # An aborted transaction is rare; other errors usually pass at once.
-        at_once = why or kind_of(error) is Kind.ABORT
+        at_once = kind_of(error) is Kind.ABORT or (why and not why.startswith(THROTTLED))
         why = why or text_of(error, self._settings)
         if not at_once and now - self._waiting_since < QUIET_SECONDS:
             log.debug("can't %s: %s", operation, why)

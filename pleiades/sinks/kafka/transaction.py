@@ -21,6 +21,7 @@ from confluent_kafka import KafkaError, KafkaException, Message, Producer, Topic
 from pleiades.core.columns import Columns, letters_in
 from pleiades.core.event import TOO_LARGE, Event
 from pleiades.runtime import faultpoints
+from pleiades.runtime.errors import Fatal
 from pleiades.sinks.kafka.clients import BATCH_OVERHEAD_BYTES
 from pleiades.sinks.kafka.errors import Kind, clock_advice, kind_of
 from pleiades.sinks.kafka.records import RecordForm
@@ -230,6 +231,12 @@ class Transactions:
     def _set_apart(self, event: Event) -> None:
         """An event whose batch was too large: is it that alone?"""
         if event.reason:
+            if self._form.max_dead_letter_bytes <= 1:
+                raise Fatal(
+                    f"the topic {self._form.dead_letters_topic} refuses even dead letters that are cut "
+                    "to their ids. Nothing is lost: the position stays before these events. Raise "
+                    "max.message.bytes of it and of the topic of the events; Kafka's default is 1048588"
+                )
             self._form.max_dead_letter_bytes = max(self._form.max_dead_letter_bytes // 2, 1)
         elif self._is_suspect(event):
             (written,) = self._written
