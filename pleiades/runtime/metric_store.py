@@ -79,7 +79,11 @@ def probe() -> None:
     Raises:
         MetricsUnavailable: a start would raise it.
     """
-    with tempfile.TemporaryDirectory(prefix=_PREFIX) as folder:
+    with contextlib.ExitStack() as stack:
+        try:
+            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix=_PREFIX))
+        except OSError as error:
+            raise _unavailable("create a folder for metrics", error) from None
         try:
             with _locked(folder, fcntl.LOCK_EX) as descriptor:
                 _refuse_without_sockets(descriptor)
@@ -123,10 +127,12 @@ def _locked(folder: str | Path, how: int) -> Iterator[int]:
 
 
 def _unavailable(task: str, error: OSError) -> MetricsUnavailable:
-    where = file_system_of(tempfile.gettempdir())
+    where = ""
+    with contextlib.suppress(OSError):
+        where = f" (file system: {file_system_of(tempfile.gettempdir())})"
     remedy = (
         f"Free some space there ({4 * FILE_BYTES >> 10} KiB for each process), or choose another folder "
-        f"with TMPDIR, on a local disk or in memory (file system: {where})"
+        f"with TMPDIR, on a local disk or in memory{where}"
     )
     if error.errno == errno.EFBIG:
         remedy = (

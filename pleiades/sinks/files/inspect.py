@@ -13,7 +13,7 @@ from pathlib import Path
 from pleiades.config.settings import Settings
 from pleiades.core.checkpoint import UnreadableCheckpoint
 from pleiades.runtime.errors import DestinationHeld
-from pleiades.runtime.findings import Finding, note, ok, problem, warning
+from pleiades.runtime.findings import Finding, Kind, note, ok, problem, warning
 from pleiades.sinks.checkpoints import CheckpointFile
 from pleiades.sinks.files.destination import DEAD_LETTERS, LOCK, STAGING, FilesDestination
 from pleiades.sinks.files.retry import refusal
@@ -35,16 +35,19 @@ def look(settings: Settings, files: FilesDestination) -> Iterator[Finding]:
     place = files.publish_dir.absolute()
     try:
         there = _nearest(place)
+        room = _room(there)
         if there == place:
             _refuse_unusable(files)
-            _probe(files, files.own_folder if files.own_folder.is_dir() else place)
-            yield ok(f"{place} exists and can be written into")
+            if room.kind is not Kind.PROBLEM:
+                _probe(files, files.own_folder if files.own_folder.is_dir() else place)
+                yield ok(f"{place} exists and can be written into")
         else:
             if not os.access(there, os.W_OK | os.X_OK, effective_ids=True):
                 raise Unusable(f"{place} does not exist, and this user may not make it in {there}")
-            _probe(files, there)
+            if room.kind is not Kind.PROBLEM:
+                _probe(files, there)
             yield note(f"{place} does not exist yet: it would be made in {there}")
-        yield _room(there)
+        yield room
         try:
             files.refuse_if_held()
         except DestinationHeld as error:
