@@ -71,7 +71,11 @@ def _all(settings: Settings) -> Iterator[tuple[str, Finding]]:
     destination = destination_of(settings)
     parts = {
         "configuration": _look_at_configuration(settings),
-        "upstream": look_at_upstream(settings.upstream, destination.clock_refusal),
+        "upstream": look_at_upstream(
+            settings.upstream,
+            destination.clock_refusal,
+            lambda: destination.stored_checkpoint(is_replay=False) if settings.resume else None,
+        ),
         "destination": destination.inspect(settings),
         "metrics": _look_at_metrics(settings),
     }

@@ -79,7 +79,8 @@ def _batch(decoded: Decoded, metrics: Metrics, part: Part | None) -> Batch:
         metrics.recv_errors.labels("upstream").inc(len(errors))
         if _error_warnings.due():
             log.warning(
-                "the upstream reports %s in the stream; no event is lost. The first: %s",
+                "the upstream reports %s in the stream: its Kafka may be away. No event is lost while "
+                "it keeps its history: the relay goes on by itself. The first: %s",
                 plural(len(errors), "error"),
                 printable(errors[0]),
             )

@@ -244,8 +244,8 @@ class Destination(ABC):
         """
         return ""
 
-    def stored_checkpoint(self) -> Checkpoint | None:
-        """Look for the checkpoint that an earlier run of a replay left; changes nothing.
+    def stored_checkpoint(self, is_replay: bool = True) -> Checkpoint | None:
+        """Look for the checkpoint that an earlier run of a replay, or an ingest, left; changes nothing.
 
         Raises:
             Fatal: the destination can't be read.

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import replace
 
 from pleiades.config.settings import UpstreamSettings
+from pleiades.core.checkpoint import Checkpoint
 from pleiades.core.framing import ids_in
+from pleiades.core.resume_cursor import ResumeCursor
+from pleiades.core.sse_id import compose_id
 from pleiades.core.units import rough_duration
-from pleiades.runtime.errors import Transient
-from pleiades.runtime.findings import Finding, note, ok, problem, warning
+from pleiades.runtime.errors import Fatal, RefusedByUpstream, Transient
+from pleiades.runtime.findings import Finding, note, now_ms, ok, problem, warning
 from pleiades.runtime.logs import printable
 from pleiades.upstream.frames import IDLE, Received, read
 from pleiades.upstream.http import Upstream
+from pleiades.upstream.refusals import TopicsNotAvailable, named
 
 SILENCE_SECONDS = 5.0
 """The longest wait for the answer, and then for a first event."""
@@ -24,12 +29,15 @@ CLOCK_WARNING_SECONDS = 60.0
 
 
 def look_at_upstream(
-    settings: UpstreamSettings, clock_refusal: Callable[[float], str]
+    settings: UpstreamSettings,
+    clock_refusal: Callable[[float], str],
+    stored: Callable[[], Checkpoint | None] = lambda: None,
 ) -> Iterator[Finding]:
     """Ask once, and wait for the first event.
 
     Args:
         clock_refusal: see `Destination.clock_refusal`.
+        stored: the position that a start would resume from.
     """
     idle_seconds = min(settings.idle_timeout_seconds, SILENCE_SECONDS)
     upstream = Upstream(replace(settings, idle_timeout_seconds=idle_seconds))
@@ -51,12 +59,41 @@ def look_at_upstream(
                     raise item.error or Transient(
                         f"{address} ended the connection before any event", "empty"
                     )
+    except RefusedByUpstream:
+        missing = _missing_topics(settings, upstream, stored)
+        if not missing:
+            raise
+        yield warning(
+            f"the upstream does not have {named(missing)} at present: a start goes on with the other "
+            "topics from the stored position, and asks again at each connection. A start without a "
+            "stored position would be refused"
+        )
+        return
     except Transient as error:
         wait = error.retry_after_seconds
         asks = f"; it asks to be left alone for {wait:.0f} s" if wait else ""
         yield problem(f"{error}{asks} (ingest would try again until it works)")
         return
     yield from _clock(connection.server_ms, clock_refusal)
+
+
+def _missing_topics(
+    settings: UpstreamSettings, upstream: Upstream, stored: Callable[[], Checkpoint | None]
+) -> frozenset[str]:
+    """Topics without which a start would go on from the stored position."""
+    # What is wrong with the destination is its own finding.
+    with contextlib.suppress(Fatal, Transient):
+        checkpoint = stored()
+        if checkpoint is None or not checkpoint.position:
+            return frozenset()
+        overlap_ms = int(settings.overlap_seconds * 1000)
+        cursor = ResumeCursor(checkpoint.started_ms, overlap_ms, checkpoint.position)
+        asked = cursor.request(max(checkpoint.clock_ms, now_ms()))
+        try:
+            upstream.connect(compose_id(asked), checkpoint.started_ms).close()
+        except TopicsNotAvailable as error:
+            return error.topics if {topic for topic, _ in asked} - error.topics else frozenset()
+    return frozenset()
 
 
 def _first_event(address: str, received: Received, seconds: float) -> Finding:

@@ -65,7 +65,7 @@ def refusal(
         body: as much as was read of the explanation.
     """
     status = response.status_code
-    said = printable(_explanation(body), MAX_SHOWN_CHARACTERS)
+    said = printable(_explanation(body), MAX_SHOWN_CHARACTERS).rstrip(".")
     if status == requests.codes.proxy_authentication_required:
         # A server that is no proxy may answer so, too.
         shown, variable = (
@@ -77,8 +77,14 @@ def refusal(
             "proxy",
         )
     if status in (408, 425, 429) or status >= 500:  # noqa: PLR2004  # statuses of RFC 9110
+        advice = (
+            "The service allows few connections for each address: look for others of yours"
+            if status == requests.codes.too_many_requests
+            else "The service's Kafka may be away: the relay goes on by itself"
+        )
         return Transient(
-            f"the upstream answered {status}: {said}",
+            f"the upstream answered {status}: {said}. Nothing is lost while the upstream keeps its "
+            f"history. {advice}",
             "throttled" if status == 429 else f"status_{status // 100}xx",  # noqa: PLR2004  # as above
             retry_after_seconds(
                 response.headers.get("Retry-After"), datetime.now(UTC), MAX_RETRY_AFTER_SECONDS
@@ -90,6 +96,16 @@ def refusal(
     )
     if last_event_id is None:
         return RefusedByUpstream(message)
+    missing = _not_available(body, last_event_id) if status == requests.codes.not_found else None
+    if missing:
+        return TopicsNotAvailable(
+            f"the upstream does not have {named(missing)} (status {status}): {said}. Nothing was lost; "
+            "the position is kept. If the stream has moved to other topics, start once with "
+            "--resume=false --since=TIME, a little before the last event that was published. Otherwise "
+            "start the relay again once the upstream has them, within the time that it keeps events (at "
+            "least 7 days); ask Wikimedia if it takes days",
+            missing,
+        )
     size = len(last_event_id)
     if status in TOO_LONG or (status == requests.codes.bad_request and size > USUAL_HEADER_BYTES):
         message += (
@@ -102,10 +118,6 @@ def refusal(
         "topics is not, or no longer, part of the stream, start once with --resume=false --since=TIME, "
         "a little before the last event that was published"
     )
-    if status == requests.codes.not_found:
-        missing = _not_available(body, last_event_id)
-        if missing:
-            return TopicsNotAvailable(message, missing)
     return RefusedByUpstream(message)
 
 
@@ -156,6 +168,11 @@ def unreachable(address: str, proxy: Proxy | None, error: Exception) -> Transien
         )
     elif proxy and (proxy.is_socks or isinstance(cause, urllib3.exceptions.ProxyError)):
         advice = f"Check the proxy {proxy.address}, which the variable {proxy.variable} names"
+    elif isinstance(cause, urllib3.exceptions.ReadTimeoutError):
+        advice = (
+            "It took the request and did not answer, as when the service's Kafka is away: the relay "
+            "goes on by itself. Check --upstream.url if no request is ever answered"
+        )
     else:
         advice = "Check the network and --upstream.url if this goes on"
     return Transient(

@@ -203,7 +203,10 @@ class Session:
             log.info("%sthe connection ended (%s): reconnecting", self.name, closed.reason)
         else:
             raise Transient(
-                f"the connection ended ({closed.reason}) and brought nothing new", "empty"
+                f"the connection ended ({closed.reason}) and brought nothing new. Nothing is lost while "
+                "the upstream keeps its history. If it goes on, the service's Kafka may be away, or a "
+                "proxy ends connections",
+                "empty",
             )
 
     def _connect(self) -> tuple[Connection, dict[TopicPartition, int] | None]:

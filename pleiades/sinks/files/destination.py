@@ -144,11 +144,11 @@ class FilesDestination(Destination):
 
         return look(settings, self)
 
-    def stored_checkpoint(self) -> Checkpoint | None:
+    def stored_checkpoint(self, is_replay: bool = True) -> Checkpoint | None:
         """See `Destination.stored_checkpoint`."""
-        folder = self.position_folder(is_replay=True)
+        folder = self.position_folder(is_replay=is_replay)
         try:
-            refuse_links(self.folders(is_replay=True))
+            refuse_links(self.folders(is_replay=is_replay))
             stored = CheckpointFile(folder, self.position_name, synced=True).read()
         except UnreadableCheckpoint as error:
             log.warning(

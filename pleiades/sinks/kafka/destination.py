@@ -188,7 +188,7 @@ class KafkaDestination(Destination):
 
         return refusal_of_new_topic(self, ahead_seconds)
 
-    def stored_checkpoint(self) -> Checkpoint | None:
+    def stored_checkpoint(self, is_replay: bool = True) -> Checkpoint | None:
         """See `Destination.stored_checkpoint`."""
         from pleiades.sinks.kafka.inspect import stored_checkpoint
 

@@ -246,6 +246,13 @@ def _inspect_records(
         )
         return 0
     records = sum(max(end - begin, 0) for begin, end in read)
+    if stored is None and not records and any(ends.values()):
+        yield warning(
+            f"no position is stored as the group {admin.settings.group}, and the records of the topic "
+            "have been deleted: nothing tells where to go on. If a relay ran before, start once with "
+            "--resume=false --since=TIME, the time at which it stopped: otherwise the events since then "
+            "are missing"
+        )
     if stored is not None:
         yield ok(
             f"to recognise repeats a start reads about {records:,} records of the topic back, the "

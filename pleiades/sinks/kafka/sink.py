@@ -234,9 +234,20 @@ class KafkaSink:
         if checkpoint is not None and resume:
             log.warning(
                 "no position is stored as the group %s, but the topic is not empty: going on after its "
-                "last events, as far as their ids tell. If the position was lost while a start with "
+                "last events, as far as their ids tell. Nothing is skipped that the upstream still has. "
+                "A group's offset expires when no relay has run for a week "
+                "(offsets.retention.minutes). If the position was lost while a start with "
                 "--resume=false --since=TIME was catching up, the older events that it had still to "
                 "publish are missing: add them with pleiades replay --skipExisting",
+                self._settings.group,
+            )
+        elif resume and not found.records and any(ends.values()):
+            log.warning(
+                "no position is stored as the group %s, and the records of the topic have been deleted: "
+                "nothing tells where to go on. A group's offset expires when no relay has run for a "
+                "week (offsets.retention.minutes). The relay starts at --since, and the events before "
+                "it are missing. If a relay ran before, start once with --resume=false --since=TIME, "
+                "the time at which it stopped",
                 self._settings.group,
             )
         return checkpoint, found.can_be_repeated
