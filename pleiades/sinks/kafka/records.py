@@ -134,11 +134,12 @@ def _field_reader(path: tuple[str, ...]) -> Callable[[bytes], msgspec.Raw]:
     try:
         for name in reversed(path):
             level = msgspec.defstruct("Level", [("field", level)], rename={"field": name}, gc=False)
-    except ValueError:
-        # JSON spells one of the names with escapes.
+        decode = msgspec.json.Decoder(level).decode
+    except (ValueError, RecursionError):
+        # JSON spells one of the names with escapes, or there are hundreds of them.
         fields = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
         return lambda data: reduce(lambda raw, name: fields(raw)[name], path, msgspec.Raw(data))
-    decode, field = msgspec.json.Decoder(level).decode, attrgetter(".".join(["field"] * len(path)))
+    field = attrgetter(".".join(["field"] * len(path)))
     return lambda data: field(decode(data))
 
 
