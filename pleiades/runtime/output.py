@@ -27,6 +27,8 @@ log = logging.getLogger(__name__)
 STDOUT, STDERR = 1, 2
 MAX_WAITING = 1000
 """Lines that wait for a stalled reader, in each process; further ones are dropped."""
+WAIT_MS = 200
+"""The longest that a stop signal waits for a reader of standard output."""
 FLUSH_SECONDS = 1.0
 """The longest that the end of a process waits for what is still to be written."""
 ESCAPED = "pleiades.escaped"
@@ -56,13 +58,23 @@ def show(text: str) -> None:
 def try_to_show(text: str) -> str:
     """Print the result of a command; returns what is wrong if it can't be written, and else nothing."""
     try:
-        print(text, flush=True)  # noqa: T201  # the one place that prints results
+        for line in text.split("\n"):
+            # A signal that comes right before a write that blocks does not interrupt it.
+            while not _has_room(STDOUT, WAIT_MS):
+                pass
+            print(line, flush=True)  # noqa: T201  # the one place that prints results
     except OSError as error:
         # Or Python tries once more at its end, and complains.
         with contextlib.suppress(OSError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), STDOUT)
         return str(error.strerror)
     return ""
+
+
+def _has_room(descriptor: int, wait_ms: int | None = None) -> bool:
+    poll = select.poll()
+    poll.register(descriptor, select.POLLOUT)
+    return bool(poll.poll(wait_ms))
 
 
 @cache
@@ -153,9 +165,7 @@ class Output:
             return os.write(self._descriptor, text)
         except BlockingIOError:
             # Another process has set O_NONBLOCK on what they share.
-            poll = select.poll()
-            poll.register(self._descriptor, select.POLLOUT)
-            poll.poll()
+            _has_room(self._descriptor)
             return 0
 
     def _report_dropped(self) -> None:
