@@ -63,8 +63,9 @@ def _without_position(settings: Settings) -> tuple[str, int]:
     """In words, and in ms since 1970."""
     since_ms = settings.since_ms
     if since_ms is None:
-        begin_ms = now_ms() - int(settings.upstream.overlap_seconds * 1000)
-        return "with events from --upstream.overlap before then on (--since=now)", begin_ms
+        overlap_seconds = settings.upstream.overlap_seconds
+        words = f"with the events of the last {overlap_seconds:g} s before it (--since=now)"
+        return words, now_ms() - int(overlap_seconds * 1000)
     return f"at {iso_time(since_ms)}, {_ago(since_ms)} (--since)", since_ms
 
 

@@ -29,6 +29,10 @@ TOO_LONG = (413, 414, 431)
 """Statuses of a server that takes no request of this length. nginx and HAProxy answer 400."""
 
 
+# How urllib3 begins its errors: a connection object, whose address is shown anyway.
+_CONNECTION = re.compile(r"^\w+\(host=[^)]*\): ")
+
+
 class TopicsNotAvailable(RefusedByUpstream):
     """The upstream does not have some of the topics that it was asked for.
 
@@ -190,4 +194,5 @@ def short(error: BaseException) -> str:
             f"{type(error).__name__}: an address can't be read, that of a redirect or that in "
             "--upstream.url"
         )
-    return printable(f"{type(error).__name__}: {error}", 160)
+    text, is_urllib3s = _CONNECTION.subn("", str(error))
+    return printable(text if is_urllib3s else f"{type(error).__name__}: {text}", 160)

@@ -62,7 +62,7 @@ def test_a_directory_that_can_be_made(found: Found, tmp_path: Path) -> None:
     assert f"it would be made in {tmp_path}" in there.text
     assert "are free" in room.text
     assert "no position is stored" in position.text
-    assert "with events from --upstream.overlap before then on" in position.text
+    assert "with the events of the last 60 s before it" in position.text
 
 
 @pytest.mark.parametrize("planted", [".pleiades", ".pleiades/staging", ".pleiades/dead-letters"])
