@@ -9,8 +9,10 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import replace
+from functools import partial
+from typing import TypeVar
 
 from confluent_kafka import KafkaError, KafkaException
 from confluent_kafka.admin import (  # type: ignore[attr-defined]  # its documented names
@@ -34,13 +36,15 @@ from pleiades.sinks.kafka.admin import (
 )
 from pleiades.sinks.kafka.clients import TRANSACTION_TIMEOUT_MS, Clients
 from pleiades.sinks.kafka.destination import KafkaDestination
-from pleiades.sinks.kafka.errors import advice, fatal
+from pleiades.sinks.kafka.errors import Kind, advice, fatal, kind_of
 from pleiades.sinks.kafka.inspect_clock import inspect_clock
 from pleiades.sinks.kafka.inspect_topics import inspect_topics, refused, retention_ms
 from pleiades.sinks.kafka.offset_metadata import MAX_METADATA_BYTES, Stored
 from pleiades.sinks.kafka.retry import CONNECT_SECONDS, REACH_SECONDS, check_first_start
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 RETRY_SECONDS = 0.2
 RUNNING_SECONDS = 30.0
@@ -114,13 +118,24 @@ def _reach(kafka: KafkaDestination) -> tuple[Admin, DescribeClusterResult]:
     """
     clients = Clients(kafka)
     admin = Admin(clients.admin(), kafka)
+    give_up = partial(check_first_start, clients, f"reach Kafka at {kafka.brokers}")
+    return admin, _ask(lambda: admin.cluster(REACH_SECONDS), give_up)
+
+
+def _ask(request: Callable[[], T], give_up: Callable[[KafkaError, float], None]) -> T:
+    """Repeat a request until it is answered or `give_up`, which knows error and deadline, raises."""
     deadline = time.monotonic() + CONNECT_SECONDS
     while True:
         try:
-            return admin, admin.cluster(REACH_SECONDS)
+            return request()
         except KafkaException as error:
-            check_first_start(clients, f"reach Kafka at {kafka.brokers}", error.args[0], deadline)
+            give_up(error.args[0], deadline)
         time.sleep(RETRY_SECONDS)
+
+
+def _raise_unless_transient(error: KafkaError, deadline: float) -> None:
+    if kind_of(error) is not Kind.TRANSIENT or time.monotonic() >= deadline:
+        raise KafkaException(error)
 
 
 def may_hold_groups(
@@ -195,7 +210,8 @@ def inspect_position(
     operation, stored, records = f"see {group}", None, 0
     try:
         if may_ask:
-            rights = admin.group_rights()
+            # A coordinator that has just been chosen does not answer at once; a start waits for it, too.
+            rights = _ask(admin.group_rights, _raise_unless_transient)
             if rights is not None and "READ" not in rights:
                 yield refused(f"commit as {group}", KafkaError.GROUP_AUTHORIZATION_FAILED, kafka)
             operation = f"read the position of {group}"
