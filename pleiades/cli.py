@@ -13,8 +13,8 @@ from typing import NamedTuple
 from pleiades import __version__
 from pleiades.config.flags import PREFIX, Flag, flags_of
 from pleiades.config.settings import RELAY_FLAGS
-from pleiades.config.sources import unknown_variables, usage_text
-from pleiades.runtime import logs, startup
+from pleiades.config.sources import CONFIG_VARIABLE, unknown_variables, usage_text
+from pleiades.runtime import faultpoints, logs, startup
 from pleiades.runtime.errors import (
     EXIT_FAILED,
     EXIT_INTERRUPTED,
@@ -95,7 +95,9 @@ def all_flags() -> list[Flag]:
 
 def _refuse_unknown_variables() -> None:
     if any(name.startswith(PREFIX) for name in os.environ):
-        wrong = sorted(unknown_variables(os.environ, all_flags()))
+        flags = [flag.environment for flag in all_flags()]
+        known = [*flags, CONFIG_VARIABLE, faultpoints.FOLDER_VARIABLE]
+        wrong = sorted(unknown_variables(os.environ, known))
         if wrong:
             raise UsageError(f"{'; '.join(wrong)}. Variables that begin with {PREFIX} are flags")
 

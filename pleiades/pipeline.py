@@ -24,7 +24,7 @@ from pleiades.upstream.environment import refuse_unusable
 PARSER, PUBLISHER = "pleiades.parser", "pleiades.publisher"
 """Named only: the parent imports no stage."""
 DESCRIPTORS, DESCRIPTORS_PER_PARSER = 64, 16
-"""What the parent has open, without clients of /metrics; a child has less."""
+"""The files that the parent has open, without clients of /metrics; a child has fewer."""
 
 
 def run(arguments: Sequence[str], description: str) -> int:

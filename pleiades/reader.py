@@ -139,9 +139,9 @@ class Reader(BaseReader):
             for item in items:
                 self._count(item)
                 if isinstance(item, Failed):
-                    self._child.in_trouble(item.why)
+                    self._child.report_problem(item.why)
                 elif isinstance(item, Opened) and not self._set_start_back(item.server_ms):
-                    seconds = self._child.well_again()
+                    seconds = self._child.clear_problem()
                     if seconds is not None:
                         log.info("the upstream serves again, after %.0f s", seconds)
                     connection = connection[0] + 1, item.asked

@@ -15,7 +15,7 @@ import re
 import sys
 import tomllib
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from datetime import date
 from functools import partial
 from pathlib import Path
@@ -27,8 +27,6 @@ from pleiades.config.flags import BOOLEAN, PREFIX, Flag
 from pleiades.core.units import plural
 
 CONFIG_VARIABLE = PREFIX + "CONFIG"
-OWN_VARIABLES = (PREFIX + "FAULT_POINTS",)
-"""Those that are no flags: the one of `runtime.faultpoints`."""
 MAX_NAME = 60  # characters shown of an unknown name
 
 # How argparse begins an error: all spellings of a flag, of which the last one is its name.
@@ -138,7 +136,7 @@ class Parser(configargparse.ArgumentParser):  # type: ignore[misc]  # untyped in
         return parsed
 
     def _unknown(self, words: Sequence[str]) -> str:
-        """What is wrong with these words; no values, which may be secret."""
+        """The error about words that are no flags; shows no values, which may be secret."""
         shown, stray = [], 0
         takes_value = False
         for word in words:
@@ -170,14 +168,13 @@ class Parser(configargparse.ArgumentParser):  # type: ignore[misc]  # untyped in
 
 
 def usage_text(command: str, message: str) -> str:
-    """What is printed about a wrong command line; `command`: empty if there is none."""
+    """The error about a wrong command line, as it is printed; `command`: empty if there is none."""
     about = f" {command}" if command else ""
     return f"pleiades{about}: {message}\nTry: pleiades help{about}\n"
 
 
-def unknown_variables(environment: Mapping[str, str], flags: Iterable[Flag]) -> Iterator[str]:
-    """What is wrong with each variable that begins as those of flags do, and is none."""
-    known = [CONFIG_VARIABLE, *OWN_VARIABLES, *(flag.environment for flag in flags)]
+def unknown_variables(environment: Mapping[str, str], known: Collection[str]) -> Iterator[str]:
+    """An error for each variable that begins as those of flags do, and is not known."""
     for name in environment.keys() - {*known}:
         if name.startswith(PREFIX) and not _is_service_link(name, environment[name]):
             yield f"there is no variable {name[:MAX_NAME]!a}{did_you_mean(name, known)}"

@@ -15,7 +15,7 @@ from pleiades.core.sse_id import TopicPartition
 from pleiades.core.units import iso_time, rough_duration
 from pleiades.replay.report import Report, name_of
 from pleiades.runtime import metric_store
-from pleiades.runtime.liveline import LiveLine, Terminal
+from pleiades.runtime.liveline import LiveLine, Status, Terminal
 
 log = logging.getLogger(__name__)
 
@@ -123,19 +123,12 @@ class ProgressLine(LiveLine):
         reached = tuple((name_of(source), max(position[source] - 1, 0)) for _, source in behind)
         return State(part, events, self.rate(events), reached, left)
 
-    def show(
-        self,
-        published: int,
-        lag_seconds: float,
-        restarts: int,
-        details: object,
-        trouble: str = "",
-    ) -> None:
+    def show(self, status: Status) -> None:
         """See `LiveLine`."""
-        self._report.learn(published, restarts, details)
+        self._report.learn(status.published, status.restarts, status.details)
         checkpoint = self._report.checkpoint
-        if trouble and self._on_terminal:
-            super().show(published, lag_seconds, restarts, details, trouble)
+        if status.problem and self._on_terminal:
+            super().show(status)
             return
         if checkpoint is None or not self._is_due():
             return

@@ -69,8 +69,8 @@ class Beat:
     """Publisher: the committed position in words; empty before it is known."""
     details: object = None
     """Publisher: the committed checkpoint; in a dry run, the counts."""
-    trouble: str = ""
-    """What it can't do at present, and since when; empty: all is well."""
+    problem: str = ""
+    """The task that fails at present, and since when; empty: none."""
 
 
 class ChildContext(Beat):
@@ -89,7 +89,7 @@ class ChildContext(Beat):
         self._interruptible = False
         self._last = 0.0
         self._shown: tuple[bool, float, str] | None = None
-        self._in_trouble_since: float | None = None
+        self._problem_since: float | None = None
 
     def beat(self, at_once: bool = False) -> None:
         """Show the parent that this process lives. Never blocks; cheap enough for every batch.
@@ -98,20 +98,20 @@ class ChildContext(Beat):
             at_once: also if the last beat was a moment ago, because there is news.
         """
         now = time.monotonic()
-        news = self.ready, self.allowed_seconds, self.trouble
+        news = self.ready, self.allowed_seconds, self.problem
         if at_once or news != self._shown or now - self._last >= BEAT_SECONDS:
             self._last, self._shown = now, news
             self._send()
 
-    def in_trouble(self, what: str) -> None:
-        """Show what can't be done at present."""
-        self._in_trouble_since = self._in_trouble_since or time.time()
-        since = datetime.fromtimestamp(self._in_trouble_since, UTC)
-        self.trouble = f"since {since:%H:%M:%S}Z {what}"
+    def report_problem(self, what: str) -> None:
+        """Show that a task fails at present, such as `can't publish events in /srv/events`."""
+        self._problem_since = self._problem_since or time.time()
+        since = datetime.fromtimestamp(self._problem_since, UTC)
+        self.problem = f"since {since:%H:%M:%S}Z {what}"
 
-    def well_again(self) -> float | None:
-        """It can be done again; returns the seconds for which it could not, None: there was nothing."""
-        since, self._in_trouble_since, self.trouble = self._in_trouble_since, None, ""
+    def clear_problem(self) -> float | None:
+        """Note that the task succeeds again; returns the seconds for which it failed, if it did."""
+        since, self._problem_since, self.problem = self._problem_since, None, ""
         return None if since is None else max(time.time() - since, 0.0)
 
     def farewell(self) -> None:

@@ -1,4 +1,4 @@
-"""What file systems do not have: the errors that say so, and which file system a path lies on."""
+"""Calls that a file system lacks: their errors, and the file system that a path lies on."""
 
 from __future__ import annotations
 

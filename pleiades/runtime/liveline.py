@@ -5,14 +5,14 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Callable
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from pleiades.core.units import plural
 from pleiades.runtime.logs import CLEAR_LINE, printable
 from pleiades.runtime.output import standard_error
 
 DRAW_SECONDS = 0.5
-MAX_TROUBLE = 200  # characters
+MAX_PROBLEM = 200  # characters
 SMOOTHING = 0.3  # the weight of the latest rate
 
 
@@ -26,6 +26,17 @@ class Terminal(Protocol):
     def draw(self, text: str) -> None:
         """Write text that is soon replaced; never wait."""
         ...
+
+
+class Status(NamedTuple):
+    """The state of a relay, as the supervisor sees it."""
+
+    published: int
+    lag_seconds: float
+    restarts: int
+    details: object
+    """See `Beat`; so is `problem`."""
+    problem: str = ""
 
 
 class LiveLine:
@@ -44,24 +55,18 @@ class LiveLine:
         self._last: tuple[float, int] | None = None
         self._rate = 0.0
 
-    def show(
-        self,
-        published: int,
-        lag_seconds: float,
-        restarts: int,
-        details: object,
-        trouble: str = "",
-    ) -> None:
-        """Called by the supervisor about twice a second; `details` and `trouble` as in `Beat`."""
+    def show(self, status: Status) -> None:
+        """Called by the supervisor about twice a second."""
         if not self._is_due():
             return
-        if trouble:
+        published = f"{status.published:,} published"
+        if status.problem:
             self._last = None
-            self.draw(f"{printable(trouble, MAX_TROUBLE)} · {published:,} published")
+            self.draw(f"{printable(status.problem, MAX_PROBLEM)} · {published}")
         else:
             self.draw(
-                f"{self.rate(published):,.0f} events/s · {published:,} published · "
-                f"lag {lag_seconds:.1f} s · {plural(restarts, 'restart')}"
+                f"{self.rate(status.published):,.0f} events/s · {published} · "
+                f"lag {status.lag_seconds:.1f} s · {plural(status.restarts, 'restart')}"
             )
 
     def close(self, published: int, restarts: int, details: object) -> None:

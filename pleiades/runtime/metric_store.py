@@ -40,6 +40,7 @@ _PREFIX = "pleiades-metrics-"
 _VALUE_BYTES = 16
 _ENTRY_BYTES = 4 + 8 + _VALUE_BYTES
 """An entry of a file needs at most this much beside its key: length, padding, value and timestamp."""
+CREATE = "create a folder for metrics"
 _WARNINGS = Throttle(60.0)
 
 Processes = Callable[[], Mapping[str, int]]
@@ -57,20 +58,14 @@ def metrics_folder() -> Iterator[str]:
     """
     try:
         _remove_left_folders()
-        folder = tempfile.mkdtemp(prefix=_PREFIX)
     except OSError as error:
-        raise _unavailable("create a folder for metrics", error) from None
-    with contextlib.ExitStack() as stack:
-        stack.callback(shutil.rmtree, folder, ignore_errors=True)
-        try:
-            # Another relay may look at this folder, and hold the lock for a moment.
-            descriptor = stack.enter_context(_locked(folder, fcntl.LOCK_EX))
-            _refuse_without_sockets(descriptor)
-        except OSError as error:
-            raise _unavailable(f"use {folder}", error) from None
+        raise _unavailable(CREATE, error) from None
+    with _usable_folder() as folder:
         os.environ[FOLDER_VARIABLE] = folder
-        stack.callback(os.environ.pop, FOLDER_VARIABLE)
-        yield folder
+        try:
+            yield folder
+        finally:
+            del os.environ[FOLDER_VARIABLE]
 
 
 def probe() -> None:
@@ -79,18 +74,27 @@ def probe() -> None:
     Raises:
         MetricsUnavailable: a start would raise it.
     """
-    with contextlib.ExitStack() as stack:
-        try:
-            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix=_PREFIX))
-        except OSError as error:
-            raise _unavailable("create a folder for metrics", error) from None
-        try:
-            with _locked(folder, fcntl.LOCK_EX) as descriptor:
-                _refuse_without_sockets(descriptor)
-        except OSError as error:
-            raise _unavailable(f"use {folder}", error) from None
+    with _usable_folder() as folder:
         # No name of the usual ending: another relay would take the folder for one that was left.
         PreallocatedFile(f"{folder}/probe").close()  # type: ignore[no-untyped-call]
+
+
+@contextlib.contextmanager
+def _usable_folder() -> Iterator[str]:
+    """A new folder, locked, that can hold a socket; removed at the end."""
+    try:
+        folder = tempfile.mkdtemp(prefix=_PREFIX)
+    except OSError as error:
+        raise _unavailable(CREATE, error) from None
+    with contextlib.ExitStack() as stack:
+        stack.callback(shutil.rmtree, folder, ignore_errors=True)
+        try:
+            # Another relay may look at this folder, and hold the lock for a moment.
+            descriptor = stack.enter_context(_locked(folder, fcntl.LOCK_EX))
+            _refuse_without_sockets(descriptor)
+        except OSError as error:
+            raise _unavailable(f"use {folder}", error) from None
+        yield folder
 
 
 def _refuse_without_sockets(folder: int) -> None:

@@ -1,4 +1,4 @@
-"""What a person or a program reads: log lines on standard error, and results on standard output.
+"""Output for a person or a program: log lines on standard error, and results on standard output.
 
 Law: a log line never makes its process wait. Nobody may read the pipe, it may be closed, and the disk
 behind it may be full or hang: that costs lines, which are counted, and nothing else. A thread writes

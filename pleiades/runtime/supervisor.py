@@ -27,7 +27,7 @@ from pleiades.runtime import forkserver, startup
 from pleiades.runtime.child import EXIT_WAITING, Beat
 from pleiades.runtime.errors import EXIT_FAILED, EXIT_STOPPED
 from pleiades.runtime.http import HttpServer, pages
-from pleiades.runtime.liveline import LiveLine
+from pleiades.runtime.liveline import LiveLine, Status
 from pleiades.runtime.metric_store import metrics_folder
 from pleiades.runtime.metrics import Metrics
 from pleiades.runtime.notify import Notify
@@ -191,12 +191,12 @@ class Supervisor:
             if first is not None:
                 return self._conclude(first, time.monotonic() - started)
             lag_seconds = max(child.beat.lag_seconds for child in children)
-            troubles = [child.beat.trouble for child in children if child.beat.trouble]
-            self._show(lag_seconds, "; ".join(troubles))
+            problems = [child.beat.problem for child in children if child.beat.problem]
+            self._show(lag_seconds, "; ".join(problems))
 
-    def _show(self, lag_seconds: float, trouble: str) -> None:
+    def _show(self, lag_seconds: float, problem: str) -> None:
         details = self._last.details
-        self._display.show(self._published(), lag_seconds, self._restarts, details, trouble)
+        self._display.show(Status(self._published(), lag_seconds, self._restarts, details, problem))
 
     def _wait(self, seconds: float = TICK_SECONDS) -> None:
         """Wait for a signal, a beat or a child's end, and take note of them."""
@@ -361,6 +361,6 @@ class Supervisor:
         unready = []
         for child in self._children:
             if not child.beat.ready:
-                why = f": {child.beat.trouble}" if child.beat.trouble else ""
+                why = f": {child.beat.problem}" if child.beat.problem else ""
                 unready.append(f"{child.spec.name} is not ready{why}")
         return self._unhealthy() + unready

@@ -207,6 +207,16 @@ def test_without_syncfs_all_is_on_the_disk_before_the_checkpoint(
     )
 
 
+def both_refuse(folder: Path, environment: dict[str, str]) -> tuple[str, str]:
+    """What an ingest and a check say, which must both end with a problem."""
+    folder.mkdir()
+    flags = [*ingest_flags(NOBODY_LISTENS, "now"), "--file.enable", f"--file.publishDir={folder}"]
+    with Relay(*flags, environment=environment) as relay:
+        assert relay.wait() == 1
+    (problem,) = check(folder, environment)
+    return relay.log, problem
+
+
 @pytest.mark.parametrize(
     ("call", "number"),
     [
@@ -218,13 +228,7 @@ def test_without_syncfs_all_is_on_the_disk_before_the_checkpoint(
 def test_a_call_without_a_substitute_is_refused_at_the_start_and_by_check(
     tmp_path: Path, folder: Path, call: str, number: int
 ) -> None:
-    folder.mkdir()
-    environment = refusing(tmp_path, "events", {call: number})
-    flags = [*ingest_flags(NOBODY_LISTENS, "now"), "--file.enable", f"--file.publishDir={folder}"]
-    with Relay(*flags, environment=environment) as relay:
-        assert relay.wait() == 1
-    (problem,) = check(folder, environment)
-    for text in (relay.log, problem):
+    for text in both_refuse(folder, refusing(tmp_path, "events", {call: number})):
         assert f"{call}: {os.strerror(number)}" in text
         assert f"(file system: {file_system_of(tmp_path)})" in text
         assert "Choose another --file.publishDir" in text
@@ -238,17 +242,12 @@ def test_a_folder_for_metrics_that_can_not_be_used(
     tmp_path: Path, folder: Path, call: str, number: int
 ) -> None:
     """9p maps no file, and a socket can't lie on vfat."""
-    folder.mkdir()
-    environment = refusing(tmp_path, "tmp", {call: number})
-    flags = [*ingest_flags(NOBODY_LISTENS, "now"), "--file.enable", f"--file.publishDir={folder}"]
-    with Relay(*flags, environment=environment) as relay:
-        assert relay.wait() == 1
-    (problem,) = check(folder, environment)
-    for text in (relay.log, problem):
+    said = both_refuse(folder, refusing(tmp_path, "tmp", {call: number}))
+    for text in said:
         assert os.strerror(number) in text
         assert f"(file system: {file_system_of(tmp_path)})" in text
         assert "choose another folder with TMPDIR" in text
-    assert "Traceback" not in relay.log
+    assert "Traceback" not in said[0]
     assert not list((tmp_path / "tmp").iterdir())
 
 

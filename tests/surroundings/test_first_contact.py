@@ -11,7 +11,7 @@ import requests
 from pleiades import cli
 from pleiades.core.position import in_words
 from pleiades.core.start import choose_start
-from pleiades.runtime.liveline import DRAW_SECONDS, LiveLine
+from pleiades.runtime.liveline import DRAW_SECONDS, LiveLine, Status
 from pleiades.simulator.settings import SimulatorSettings
 from pleiades.simulator.simulator import Simulator
 from tests.harness.relay import Relay, ingest_flags, since_ms
@@ -128,12 +128,12 @@ def test_the_live_line_says_what_is_wrong_in_place_of_a_lag_that_says_nothing() 
     shown = Terminal()
     line = LiveLine(quiet=False, now=lambda: now, terminal=shown)
     now += DRAW_SECONDS
-    line.show(1234, 0.0, 0, None, "since 10:31:00Z can't \x1b[31mwrite")
+    line.show(Status(1234, 0.0, 0, None, "since 10:31:00Z can't \x1b[31mwrite"))
     assert "since 10:31:00Z can't" in shown.getvalue()
     assert "\x1b[31m" not in shown.getvalue()
     assert "lag" not in shown.getvalue()
     now += DRAW_SECONDS
-    line.show(1234, 0.0, 0, None, "")
+    line.show(Status(1234, 0.0, 0, None, ""))
     assert "lag 0.0 s" in shown.getvalue()
 
 

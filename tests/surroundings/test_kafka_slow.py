@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
-import time
+import threading
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -94,14 +94,15 @@ class Delivering:
 
     def __init__(self, deliverable: int, stuck: int) -> None:
         self._left, self._stuck = deliverable, stuck
-        self.all_delivered = False
+        self.all_delivered = threading.Event()
 
     def __len__(self) -> int:
         return self._left + self._stuck
 
     def poll(self, _seconds: float) -> None:
         self._left = max(self._left - 1, 0)
-        self.all_delivered = not len(self)
+        if not len(self):
+            self.all_delivered.set()
 
 
 @pytest.mark.parametrize(("stuck", "lost"), [(0, False), (3, True)])
@@ -119,14 +120,13 @@ def test_a_call_is_waited_for_as_long_as_anything_is_delivered(
     monkeypatch.setattr(retries, "SLICE_SECONDS", 0.001)
 
     def call() -> None:
-        while not producer.all_delivered and not given_up:
-            time.sleep(0.001)
+        producer.all_delivered.wait()
 
-    given_up: list[bool] = []
     if lost:
         with pytest.raises(GenerationLost, match="did not return"):
             retry.commit_step(producer, call, lambda *_: None)
-        given_up.append(True)
+        # Or the thread would never end.
+        producer.all_delivered.set()
     else:
         retry.commit_step(producer, call, lambda *_: None)
 

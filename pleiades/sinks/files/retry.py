@@ -44,7 +44,7 @@ FATAL_AT_START = (
 
 
 def refusal(error: OSError, publish_dir: Path) -> str:
-    """What a file system has refused, and which one it is."""
+    """The refused call, and the file system that refused it."""
     paths = [str(path) for path in (error.filename, error.filename2) if path is not None]
     where = f"{' to '.join(paths)}: " if paths else ""
     return f"{where}{error.strerror} (file system: {file_system_of(publish_dir)})"
@@ -124,7 +124,9 @@ class Retry(Once):
                 failures += 1
                 pause_seconds = RETRY_BACKOFF.pause_seconds(failures, jitter=1.0)
                 self._metrics.file_errors.inc()
-                self._child.in_trouble(f"can't {operation} {self._publish_dir}: {error.strerror}")
+                self._child.report_problem(
+                    f"can't {operation} {self._publish_dir}: {error.strerror}"
+                )
                 self._child.ready = False
                 log.error(
                     "can't %s %s: %s. Nothing is skipped: trying again in %.1f s. Make room, or give "
@@ -135,7 +137,7 @@ class Retry(Once):
                     pause_seconds,
                 )
             else:
-                seconds = self._child.well_again()
+                seconds = self._child.clear_problem()
                 if seconds is not None:
                     log.info("can %s %s again, after %.0f s", operation, self._publish_dir, seconds)
                     self._child.ready = was_ready

@@ -47,7 +47,7 @@ FAILING_SECONDS = 300.0
 THROTTLED = (
     "the brokers slow this client down to its quota (producer_byte_rate), which is less than the "
     "stream needs: raise the quota of this user or client.id. Meanwhile events are late. The brokers "
-    "answer again in"
+    "answer again in {:.0f} s"
 )
 BACKOFF = Backoff(first_seconds=0.1, max_seconds=5.0)
 QUIET_SECONDS = 5.0
@@ -57,6 +57,23 @@ WARNING_SECONDS = 30.0
 
 class Fenced(Exception):
     """Another producer uses our transactional id, or the broker ended our transaction."""
+
+
+class _Deliveries:
+    """Notices that a producer delivers messages.
+
+    Its length counts messages, and events such as statistics that come and go. Only a new minimum shows
+    that a message was delivered.
+    """
+
+    def __init__(self, producer: Producer) -> None:
+        self._producer = producer
+        self._least = len(producer)
+
+    def any(self) -> bool:
+        """True if one was delivered since the last call."""
+        before, self._least = self._least, min(self._least, len(self._producer))
+        return self._least < before
 
 
 class Retry:
@@ -112,17 +129,15 @@ class Retry:
             GenerationLost: the step is stuck.
         """
         moved = failing = time.monotonic()
-        waiting = len(producer)
+        deliveries = _Deliveries(producer)
 
         def failed(error: KafkaError) -> None:
-            nonlocal moved, failing, waiting
+            nonlocal moved, failing
             if kind_of(error) is not Kind.TRANSIENT:
                 raise KafkaException(error)
-            # The length counts messages, and events such as statistics that come and go. Only a new
-            # minimum shows that a message was delivered.
-            now, left = time.monotonic(), len(producer)
-            if left < waiting:
-                moved, failing, waiting = now, now, left
+            now = time.monotonic()
+            if deliveries.any():
+                moved = failing = now
             elif error.code() != KafkaError._TIMED_OUT:
                 moved = now
             # A broker that asks for patience does not hang.
@@ -157,7 +172,7 @@ class Retry:
         """
         answer = self._caller.submit(call)
         moved = time.monotonic()
-        waiting = len(producer)
+        deliveries = _Deliveries(producer)
         try:
             while True:
                 # librdkafka keeps statistics until they are polled: 4 MB in a commit of half an hour.
@@ -167,9 +182,9 @@ class Retry:
                     return answer.result(2 * SLICE_SECONDS)
                 except TimeoutError:
                     self.report("commit", KafkaError(KafkaError._TIMED_OUT))
-                now, left = time.monotonic(), len(producer)
-                if left < waiting:
-                    moved, waiting = now, left
+                now = time.monotonic()
+                if deliveries.any():
+                    moved = now
                 if now - max(moved, self._clients.throttled_until) >= ANSWER_SECONDS:
                     raise GenerationLost(
                         f"librdkafka did not return from a short call for {ANSWER_SECONDS:.0f} s"
@@ -182,25 +197,26 @@ class Retry:
 
     def report(self, operation: str, error: KafkaError, why: str = "") -> None:
         """Report a call that failed and is repeated; `why`: in place of the error's own text."""
+        is_urgent = bool(why)
         if error.code() == KafkaError._TIMED_OUT:
             # librdkafka's own report of the cause says more than that a call timed out.
             error = self._clients.last_error or error
             throttled_seconds = self._clients.throttled_until - time.monotonic()
             if throttled_seconds > 0:
-                why = f"{THROTTLED} {throttled_seconds:.0f} s"
+                why = THROTTLED.format(throttled_seconds)
         else:
             self._metrics.kafka_errors.inc()
         now = time.monotonic()
         self._waiting_since = self._waiting_since or now
         # An aborted transaction is rare; other errors usually pass at once.
-        at_once = kind_of(error) is Kind.ABORT or (why and not why.startswith(THROTTLED))
+        at_once = is_urgent or kind_of(error) is Kind.ABORT
         why = why or text_of(error, self._settings)
         if not at_once and now - self._waiting_since < QUIET_SECONDS:
             log.debug("can't %s: %s", operation, why)
             return
         self._reported = True
         self.child.ready = False
-        self.child.in_trouble(f"can't {operation}: {why}")
+        self.child.report_problem(f"can't {operation}: {why}")
         if self._warnings.due():
             log.warning(
                 "can't %s: %s. Nothing is lost: the relay keeps the events in flight, pauses reading, "
@@ -217,7 +233,7 @@ class Retry:
             log.info("Kafka takes events again, after %.0f s", seconds)
             self._reported = False
             self.child.ready = True
-            self.child.well_again()
+            self.child.clear_problem()
             self._warnings = Throttle(WARNING_SECONDS)
         self._waiting_since = None
 

@@ -12,7 +12,7 @@ from pleiades.core.range import Bound, Range
 from pleiades.replay.arguments import Arguments
 from pleiades.replay.progress import PLAIN_SECONDS, ProgressLine, fraction, plain_line
 from pleiades.replay.report import Report
-from pleiades.runtime.liveline import DRAW_SECONDS
+from pleiades.runtime.liveline import DRAW_SECONDS, Status
 from tests.harness.settings import settings_of
 
 A, B = ("eqiad.mediawiki.recentchange", 0), ("codfw.mediawiki.recentchange", 0)
@@ -100,7 +100,7 @@ def test_in_a_pipe_one_line_now_and_then_whatever_the_log_level(
     line = line_of(clock, quiet=True)
     for _ in range(int(3 * PLAIN_SECONDS / DRAW_SECONDS)):
         clock.now += DRAW_SECONDS
-        line.show(0, 0.0, 0, at(BEGIN + 1000, 5))
+        line.show(Status(0, 0.0, 0, at(BEGIN + 1000, 5)))
     assert len(caplog.records) == 3
     logging.getLogger("pleiades").setLevel(logging.NOTSET)
 
@@ -113,7 +113,7 @@ def test_on_a_terminal_it_is_one_line_at_any_width(width: int, reached: int, eve
     clock.now += 1
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("COLUMNS", str(width))
-        line.show(0, 0.0, 0, at(reached, events))
+        line.show(Status(0, 0.0, 0, at(reached, events)))
     text = out.getvalue()
     assert "\n" not in text
     shown = text.rpartition("\x1b[2K")[2]
@@ -130,7 +130,7 @@ def test_a_wide_terminal_shows_a_bar_and_what_is_left(monkeypatch: pytest.Monkey
     line = line_of(clock, out)
     for reached in (BEGIN, BEGIN + 1_800_000):
         clock.now += 60
-        line.show(0, 0.0, 0, at(reached, 7200))
+        line.show(Status(0, 0.0, 0, at(reached, 7200)))
     assert out.getvalue().rpartition("\x1b[2K")[2] == (
         "━━━━━━────────────────── "
         " 25 % · 7,200 events · 0/s · 0:03:00 left · codfw - · eqiad 14:43:19"
@@ -142,5 +142,5 @@ def test_before_anything_is_durable_there_is_nothing_to_show() -> None:
     clock = Clock()
     line = line_of(clock, out)
     clock.now += 1
-    line.show(0, 0.0, 0, None)
+    line.show(Status(0, 0.0, 0, None))
     assert out.getvalue() == ""
