@@ -13,7 +13,12 @@ from typing import NamedTuple
 from pleiades import __version__
 from pleiades.config.flags import PREFIX, Flag, flags_of
 from pleiades.config.settings import RELAY_FLAGS
-from pleiades.config.sources import CONFIG_VARIABLE, unknown_variables, usage_text
+from pleiades.config.sources import (
+    CONFIG_VARIABLE,
+    HelpRequested,
+    unknown_variables,
+    usage_text,
+)
 from pleiades.runtime import faultpoints, logs, startup
 from pleiades.runtime.errors import (
     EXIT_FAILED,
@@ -109,7 +114,11 @@ def _run(name: str, arguments: Sequence[str]) -> int:
     module, meaning, reads_environment, _ = COMMANDS[name]
     if reads_environment:
         _refuse_unknown_variables()
-    status: int = import_module(module).run(arguments, meaning)
+    try:
+        status: int = import_module(module).run(arguments, meaning)
+    except HelpRequested as help_:
+        show(str(help_))
+        return EXIT_STOPPED
     return status
 
 

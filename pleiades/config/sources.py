@@ -9,6 +9,7 @@ Law: an error shows no value but one that the flag's reader chose to show, for i
 from __future__ import annotations
 
 import argparse
+import contextlib
 import difflib
 import io
 import re
@@ -36,6 +37,10 @@ _NAMES = re.compile(r"^argument (?:[^\s:]*/)*")
 _SERVICE_LINK = re.compile(
     r"_SERVICE_(HOST|PORT(_\w+)?)$|_PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?$"
 )
+
+
+class HelpRequested(Exception):
+    """`--help` is among the arguments; its text is the help."""
 
 
 class Parser(configargparse.ArgumentParser):  # type: ignore[misc]  # untyped in the library
@@ -160,9 +165,14 @@ class Parser(configargparse.ArgumentParser):  # type: ignore[misc]  # untyped in
             wrong = f"--config: {path!r} can't be read: {error.strerror}"
         return self.error(wrong)
 
+    def print_help(self, _file: object = None) -> NoReturn:
+        """Leave the output to the caller: argparse would ignore that it can't be written."""
+        raise HelpRequested(self.format_help().rstrip("\n"))
+
     def error(self, message: str) -> NoReturn:
         """End the program; says where the command's flags are explained."""
-        sys.stderr.write(usage_text(self._command, _NAMES.sub("", message)))
+        with contextlib.suppress(OSError):
+            sys.stderr.write(usage_text(self._command, _NAMES.sub("", message)))
         # As argparse; it is `runtime.errors.EXIT_USAGE`.
         sys.exit(2)
 

@@ -293,11 +293,23 @@ def test_a_replay_prints_its_summary_in_any_encoding_and_can_be_stopped_meanwhil
         assert relay.stop() == 5
 
 
-@pytest.mark.parametrize("arguments", [["help"], ["--version"]])
+FULL = Path("/dev/full")
+
+
+@pytest.mark.parametrize(
+    "arguments", [["help"], ["--version"], ["help", "ingest"], ["simulate", "--help"]]
+)
 def test_a_full_disk_behind_standard_output_is_one_sentence(arguments: list[str]) -> None:
-    with Path("/dev/full").open("wb") as full:
+    with FULL.open("wb") as full:
         ended = subprocess.run(
             [*COMMAND, *arguments], stdout=full, stderr=subprocess.PIPE, check=False, timeout=30
         )
     assert ended.returncode == 1
     assert ended.stderr == b"pleiades: can't write to standard output: No space left on device\n"
+
+
+@pytest.mark.parametrize("arguments", [["ingest", "--x"], ["no-command"]])
+def test_a_full_disk_behind_standard_error_leaves_the_status(arguments: list[str]) -> None:
+    with FULL.open("wb") as full:
+        ended = subprocess.run([*COMMAND, *arguments], stderr=full, check=False, timeout=30)
+    assert ended.returncode == 2
