@@ -195,12 +195,14 @@ class Lock:
     Args:
         path: the file that is locked.
         place: the directory, for messages.
+        flag: chooses it.
         must_exist: an earlier process of this program held the lock, so the file must be there.
     """
 
-    def __init__(self, path: Path, place: Path, must_exist: bool = False) -> None:
+    def __init__(self, path: Path, place: Path, flag: str, must_exist: bool = False) -> None:
         self._path = path
         self._place = place
+        self._flag = flag
         self._must_exist = must_exist
         self._descriptor: int | None = None
 
@@ -286,5 +288,5 @@ class Lock:
         who = f"process {holder}" if holder.isascii() and holder.isdigit() else "another instance"
         return DestinationHeld(
             f"{who} publishes into {self._place} already: a second instance writes nothing and stops. "
-            "Stop the first one, or choose another --file.publishDir"
+            f"Stop the first one, or choose another {self._flag}"
         )

@@ -28,7 +28,7 @@ from confluent_kafka.cimpl import NewTopic
 
 from pleiades.core.checkpoint import decode_checkpoint
 from pleiades.core.position import Position
-from pleiades.sinks.files.destination import OWN_FOLDER
+from pleiades.sinks.directory import OWN_FOLDER
 from pleiades.sinks.kafka.offset_metadata import read_stored
 from tests.benchmarks.corpus import STREAM, Corpus
 from tests.benchmarks.serve import MAX_RECORD_BYTES

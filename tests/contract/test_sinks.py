@@ -18,12 +18,12 @@ from pleiades.core.units import iso_time
 from pleiades.runtime.child import ChildContext
 from pleiades.runtime.errors import DestinationHeld
 from pleiades.runtime.metrics import Metrics
+from pleiades.sinks import retry
 from pleiades.sinks.base import Sink, SinkContext
-from pleiades.sinks.files import retry
 from pleiades.sinks.files.destination import FilesDestination
-from pleiades.sinks.files.retry import Retry
 from pleiades.sinks.files.sink import FilesSink
 from pleiades.sinks.kafka.destination import DEAD_LETTERS_SUFFIX, KafkaDestination
+from pleiades.sinks.retry import Retry
 from tests.harness.broker import topic_records
 from tests.harness.memory import MemorySink, MemoryStore
 from tests.harness.settings import settings_of
@@ -56,7 +56,9 @@ def files_place(folder: Path, sync: str, metrics: Metrics) -> Place:
         # A pause would be an error: there is nothing to retry.
         child = FakeChildContext(stop_at_pause=1)
         return FilesSink(
-            FilesDestination("recentchange", folder, sync), Retry(child, metrics, folder), 500_000
+            FilesDestination("recentchange", folder, sync),
+            Retry(child, metrics.file_errors, folder, "--file.publishDir"),
+            500_000,
         )
 
     def contents(pattern: str) -> list[bytes]:

@@ -43,9 +43,9 @@ from pleiades.sinks import disk, identities
 from pleiades.sinks.base import Committed, Opened, Remembered, Sink
 from pleiades.sinks.files import staging
 from pleiades.sinks.files.destination import SYNC_NONE, FilesDestination
-from pleiades.sinks.files.retry import Retry
 from pleiades.sinks.files.sink import FilesSink
 from pleiades.sinks.kafka.offset_metadata import encode, read_stored
+from pleiades.sinks.retry import Retry
 from tests.harness.memory import MemorySink, MemoryStore
 from tests.property.test_exactly_once import START, ModelConnection, ModelUpstream
 from tests.unit.conftest import FakeChannel, FakeChildContext
@@ -106,7 +106,14 @@ class FilesWorld:
     def sink(self) -> Sink:
         files = FilesDestination("recentchange", self.folder / "events", SYNC_NONE)
         return FilesSink(
-            files, Retry(FakeChildContext(stop_at_pause=1), self.metrics, files.publish_dir), 10**6
+            files,
+            Retry(
+                FakeChildContext(stop_at_pause=1),
+                self.metrics.file_errors,
+                files.publish_dir,
+                files.directory_flag,
+            ),
+            10**6,
         )
 
     def published(self) -> list[str]:

@@ -37,8 +37,8 @@ from pleiades.sinks.checkpoints import CheckpointFile
 from pleiades.sinks.files import staging
 from pleiades.sinks.files.destination import FilesDestination
 from pleiades.sinks.files.names import event_name
-from pleiades.sinks.files.retry import Once, Retry
 from pleiades.sinks.files.sink import FilesSink
+from pleiades.sinks.retry import Once, Retry
 from tests.harness.oracle import judge, published_count
 from tests.harness.preload import preload
 from tests.harness.prerequisites import MOUNT, require
@@ -350,7 +350,7 @@ def moved_behind_a_link(place: Path, precious: Path) -> None:
 def test_a_link_in_place_of_an_own_file_is_not_followed(
     folder: Path, metrics: Metrics, caplog: pytest.LogCaptureFixture, own: str, moment: str
 ) -> None:
-    retry = Retry(Impatient(), metrics, folder)
+    retry = Retry(Impatient(), metrics.file_errors, folder, "--file.publishDir")
     sink = FilesSink(FilesDestination("recentchange", folder), retry, 1000)
     sink.open(resume=True)
     commit(sink, event(1), LETTER)
@@ -384,7 +384,9 @@ def test_a_link_in_place_of_a_folder_of_events_is_not_followed(
     (folder / own).symlink_to(precious)
     before = tree(precious)
     sink = FilesSink(
-        FilesDestination("recentchange", folder), Retry(Impatient(), metrics, folder), 1000
+        FilesDestination("recentchange", folder),
+        Retry(Impatient(), metrics.file_errors, folder, "--file.publishDir"),
+        1000,
     )
     with contextlib.suppress(Stopped):
         sink.open(resume=True)

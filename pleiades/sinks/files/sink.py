@@ -36,10 +36,10 @@ from pleiades.sinks.files.destination import (
     FilesDestination,
 )
 from pleiades.sinks.files.names import dead_letter_name, event_name, identities_since
-from pleiades.sinks.files.retry import Once
 from pleiades.sinks.files.staging import Staging, StagingLost, is_whole
 from pleiades.sinks.identities import IdentityLog, remembered
 from pleiades.sinks.journal import JournalLost
+from pleiades.sinks.retry import Once
 
 log = logging.getLogger(__name__)
 
@@ -70,7 +70,7 @@ class FilesSink:
         self._probes = probes
         self._max_entries = max_entries
         self._is_replay = is_replay
-        self._publish_dir = files.publish_dir.absolute()
+        self._publish_dir = files.directory
         self._dead_letters = files.own_folder / DEAD_LETTERS
         self._synced = files.sync == SYNC_BATCH
         own = files.position_folder(is_replay)

@@ -21,9 +21,9 @@ from pleiades.core.identity_log import Group, Run
 from pleiades.core.sse_id import UNKNOWN_SOURCE
 from pleiades.runtime.errors import DestinationHeld, Fatal
 from pleiades.runtime.metrics import Metrics
-from pleiades.sinks import checkpoints, disk, identities, journal
-from pleiades.sinks.files import retry, staging
+from pleiades.sinks import checkpoints, disk, identities, journal, retry
 from pleiades.sinks.files import sink as files
+from pleiades.sinks.files import staging
 from pleiades.sinks.files.destination import FilesDestination
 from pleiades.sinks.files.sink import FilesSink
 from tests.harness.permissions import permissions_hold
@@ -75,7 +75,12 @@ def make(
     **options: bool,
 ) -> FilesSink:
     files = FilesDestination(name, folder, sync)
-    return FilesSink(files, retry.Retry(world, world.metrics, folder), max_entries, **options)
+    return FilesSink(
+        files,
+        retry.Retry(world, world.metrics.file_errors, folder, "--file.publishDir"),
+        max_entries,
+        **options,
+    )
 
 
 def event(number: int, **different: object) -> Event:

@@ -1,4 +1,4 @@
-"""Looks at a directory as the files sink would find it.
+"""Looks at a directory as the sink would find it.
 
 Law: a temporary folder is made, used and removed. Nothing else is made, written or kept locked.
 """
@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from datetime import UTC, datetime
 from pathlib import Path
 
 from pleiades.config.settings import Settings
@@ -15,50 +14,51 @@ from pleiades.core.checkpoint import UnreadableCheckpoint
 from pleiades.runtime.errors import DestinationHeld
 from pleiades.runtime.findings import Finding, Kind, note, ok, problem, warning
 from pleiades.sinks.checkpoints import CheckpointFile
-from pleiades.sinks.files.destination import DEAD_LETTERS, LOCK, STAGING, FilesDestination
-from pleiades.sinks.files.retry import refusal
+from pleiades.sinks.directory import LOCK, DirectoryDestination
 from pleiades.sinks.identities import IdentityLog
 from pleiades.sinks.inspection import no_position, stored_position
+from pleiades.sinks.retry import refusal
 
 USUAL_EVENTS_PER_HOUR = 180_000
 """The rate of recentchange: 50 a second."""
-USUAL_EVENT_BYTES = 4096
-"""The least that a file takes on most file systems; an event of recentchange has about 1,300 bytes."""
 
 
 class Unusable(Exception):
     """The directory can't be used, and there is no more to look at."""
 
 
-def look(settings: Settings, files: FilesDestination) -> Iterator[Finding]:
+def look(settings: Settings, destination: DirectoryDestination) -> Iterator[Finding]:
     """Yield the findings about what a start would find."""
-    place = files.publish_dir.absolute()
+    place = destination.directory
     try:
         there = _nearest(place)
-        room = _room(there)
+        room = _room(there, destination)
         if there == place:
-            _refuse_unusable(files)
+            _refuse_unusable(destination)
             if room.kind is not Kind.PROBLEM:
-                _probe(files, files.own_folder if files.own_folder.is_dir() else place)
+                _probe(
+                    destination,
+                    destination.own_folder if destination.own_folder.is_dir() else place,
+                )
                 yield ok(f"{place} exists and can be written into")
         else:
             if not os.access(there, os.W_OK | os.X_OK, effective_ids=True):
                 raise Unusable(f"{place} does not exist, and this user may not make it in {there}")
             if room.kind is not Kind.PROBLEM:
-                _probe(files, there)
+                _probe(destination, there)
             yield note(f"{place} does not exist yet: it would be made in {there}")
         yield room
         try:
-            files.refuse_if_held()
+            destination.refuse_if_held()
         except DestinationHeld as error:
             yield problem(str(error), error.exit_status)
-        yield from _position(settings, files)
+        yield from _position(settings, destination)
     except Unusable as error:
-        yield problem(f"{error}. Choose another --file.publishDir or mend it")
+        yield problem(f"{error}. Choose another {destination.directory_flag} or mend it")
     except OSError as error:
         yield problem(
             f"can't look at {error.filename or place}: {error.strerror}. Choose another "
-            "--file.publishDir or mend its permissions"
+            f"{destination.directory_flag} or mend its permissions"
         )
 
 
@@ -77,11 +77,11 @@ def _nearest(place: Path) -> Path:
     raise AssertionError("there is a root directory")
 
 
-def _refuse_unusable(files: FilesDestination) -> None:
+def _refuse_unusable(destination: DirectoryDestination) -> None:
     """Files are written in one folder and renamed into another: on one file system, and no links."""
-    place, own = files.publish_dir.absolute(), files.own_folder
-    hour = place / datetime.now(UTC).strftime("%Y-%m-%dT%H")
-    for folder in (place, own, own / STAGING, own / DEAD_LETTERS, hour):
+    place, own = destination.directory, destination.own_folder
+    folders = [*destination.folders(is_replay=False), *destination.published_folders()]
+    for folder in (place, *folders):
         if folder.exists():
             if not folder.is_dir():
                 raise Unusable(f"{folder} is in the way: it is no directory")
@@ -99,22 +99,25 @@ def _refuse_unusable(files: FilesDestination) -> None:
         raise Unusable(f"this user may not open {lock}, which keeps a second instance out")
 
 
-def _probe(files: FilesDestination, folder: Path) -> None:
+def _probe(destination: DirectoryDestination, folder: Path) -> None:
     try:
-        files.probe(folder)
+        destination.probe(folder)
     except OSError as error:
         raise Unusable(f"can't publish into {folder}: {refusal(error, folder)}") from None
 
 
-def _room(there: Path) -> Finding:
+def _room(there: Path, destination: DirectoryDestination) -> Finding:
     found = os.statvfs(there)
     free_bytes = found.f_bavail * found.f_frsize
-    events = free_bytes // max(USUAL_EVENT_BYTES, found.f_frsize)
+    # A file takes whole blocks.
+    block_bytes = found.f_frsize * destination.files_per_event
+    events = free_bytes // max(destination.bytes_per_event, block_bytes)
     free_files = "any number of files"
     # Some file systems have no fixed number of files, and say 0 of 0.
     if found.f_files:
         free_files = f"{found.f_favail:,} more files"
-        events = min(events, found.f_favail)
+        if destination.files_per_event:
+            events = min(events, found.f_favail)
     free = f"{free_bytes / 1e9:,.1f} GB and {free_files} are free"
     if events < 1:
         return problem(f"there is no room: {free}. Make room")
@@ -124,8 +127,8 @@ def _room(there: Path) -> Finding:
     return warning(f"{text}. Make room") if hours < 1 else ok(text)
 
 
-def _position(settings: Settings, files: FilesDestination) -> Iterator[Finding]:
-    stored = CheckpointFile(files.own_folder, files.position_name, synced=False)
+def _position(settings: Settings, destination: DirectoryDestination) -> Iterator[Finding]:
+    stored = CheckpointFile(destination.own_folder, destination.position_name, synced=False)
     try:
         found = stored.read()
     except UnreadableCheckpoint as error:
@@ -134,7 +137,7 @@ def _position(settings: Settings, files: FilesDestination) -> Iterator[Finding]:
         )
         return
     if found is not None:
-        IdentityLog(files.own_folder, stored.name, 0).refuse_link(found.journal)
+        IdentityLog(destination.own_folder, stored.name, 0).refuse_link(found.journal)
         stored_ms = stored.path.lstat().st_mtime_ns // 1_000_000
         yield from stored_position(settings, found.checkpoint, stored_ms, f"in {stored.path}")
         return

@@ -126,7 +126,7 @@ def test_a_damaged_position_is_left_in_place(found: Found, own: Path) -> None:
 
 
 def test_another_instance_is_the_status_of_its_own(found: Found, own: Path) -> None:
-    lock = Lock(own / "lock", own)
+    lock = Lock(own / "lock", own, "--file.publishDir")
     lock.acquire()
     ((status, text),) = problems(found())
     lock.release()

@@ -9,11 +9,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
+from prometheus_client import Counter
+
 from pleiades.core.backoff import Backoff
 from pleiades.runtime.child import ChildContext
 from pleiades.runtime.errors import DestinationHeld, Fatal
 from pleiades.runtime.file_systems import file_system_of
-from pleiades.runtime.metrics import Metrics
 
 log = logging.getLogger(__name__)
 
@@ -43,11 +44,11 @@ FATAL_AT_START = (
 )
 
 
-def refusal(error: OSError, publish_dir: Path) -> str:
+def refusal(error: OSError, directory: Path) -> str:
     """The refused call, and the file system that refused it."""
     paths = [str(path) for path in (error.filename, error.filename2) if path is not None]
     where = f"{' to '.join(paths)}: " if paths else ""
-    return f"{where}{error.strerror} (file system: {file_system_of(publish_dir)})"
+    return f"{where}{error.strerror} (file system: {file_system_of(directory)})"
 
 
 class Once:
@@ -70,12 +71,19 @@ class Once:
 
 
 class Retry(Once):
-    """Repeats an attempt until it succeeds, each in a thread: a disk may block for any time."""
+    """Repeats an attempt until it succeeds, each in a thread: a disk may block for any time.
 
-    def __init__(self, child: ChildContext, metrics: Metrics, publish_dir: Path) -> None:
+    Args:
+        errors: counts failed attempts.
+        directory: the destination.
+        flag: chooses it.
+    """
+
+    def __init__(self, child: ChildContext, errors: Counter, directory: Path, flag: str) -> None:
         self._child = child
-        self._metrics = metrics
-        self._publish_dir = publish_dir
+        self._errors = errors
+        self._directory = directory
+        self._flag = flag
 
     def __call__(
         self,
@@ -102,7 +110,7 @@ class Retry(Once):
                 "relay waits, and reads no further",
                 seconds,
                 operation,
-                self._publish_dir,
+                self._directory,
             )
 
         deadline = time.monotonic() + LOCK_WAIT_SECONDS
@@ -117,29 +125,27 @@ class Retry(Once):
             except OSError as error:
                 if is_start and error.errno in FATAL_AT_START:
                     raise Fatal(
-                        f"can't {operation} {self._publish_dir}: {refusal(error, self._publish_dir)}. "
-                        "Nothing was published. Choose another --file.publishDir, or mend its "
+                        f"can't {operation} {self._directory}: {refusal(error, self._directory)}. "
+                        f"Nothing was published. Choose another {self._flag}, or mend its "
                         "permissions or its mount"
                     ) from None
                 failures += 1
                 pause_seconds = RETRY_BACKOFF.pause_seconds(failures, jitter=1.0)
-                self._metrics.file_errors.inc()
-                self._child.report_problem(
-                    f"can't {operation} {self._publish_dir}: {error.strerror}"
-                )
+                self._errors.inc()
+                self._child.report_problem(f"can't {operation} {self._directory}: {error.strerror}")
                 self._child.ready = False
                 log.error(
                     "can't %s %s: %s. Nothing is skipped: trying again in %.1f s. Make room, or give "
                     "the permission back",
                     operation,
-                    self._publish_dir,
+                    self._directory,
                     error,
                     pause_seconds,
                 )
             else:
                 seconds = self._child.clear_problem()
                 if seconds is not None:
-                    log.info("can %s %s again, after %.0f s", operation, self._publish_dir, seconds)
+                    log.info("can %s %s again, after %.0f s", operation, self._directory, seconds)
                     self._child.ready = was_ready
                 return result
             self._child.pause(pause_seconds)
