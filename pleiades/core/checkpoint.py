@@ -22,11 +22,7 @@ from pleiades.core.position import MAX_SOURCES, Position, join
 from pleiades.core.sse_id import MAX_TIMESTAMP_MS, UNKNOWN_SOURCE, TopicPartition, is_source
 
 FORMAT_VERSION = 1
-"""Version of the stored form of a checkpoint. Fields that were added later may be missing, and the
-previous version ignores them, so that going back one version works."""
-
-LEGACY_WINDOW_MS = 600_000
-"""The window of a checkpoint without `known_from`: the default of `--dedup.window`."""
+"""Version of the stored form of a checkpoint. No other version can be read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,10 +213,8 @@ def decode_checkpoint(encoded: bytes) -> Checkpoint:
         position = {
             (entry["topic"], entry["partition"]): entry["timestamp"] for entry in stored["position"]
         }
-        checkpoint = read_common_fields(stored, position)
-        if "known_from" not in stored:
-            return checkpoint.remembering(LEGACY_WINDOW_MS)
-        return replace(checkpoint, known_from=read_listed(stored["known_from"]))
+        known_from = read_listed(stored["known_from"])
+        return replace(read_common_fields(stored, position), known_from=known_from)
 
 
 def check_version(fields: Any) -> None:

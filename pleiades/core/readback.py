@@ -52,7 +52,7 @@ class Segment:
     """For each upstream topic-partition with needed records: its position when the last of them was
     published, or a greater one."""
     since_ms: int
-    """This machine's clock at the beginning; only shown, and for the version before."""
+    """This machine's clock at the beginning; only shown."""
 
 
 class Part(NamedTuple):

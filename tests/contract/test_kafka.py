@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import logging
 import re
-import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from unittest.mock import Mock
 
-import orjson
 import pytest
-from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicPartition
+from confluent_kafka import KafkaError, KafkaException, Producer
 from confluent_kafka.admin import (  # type: ignore[attr-defined]  # its documented names
     AdminClient,
     NewPartitions,
@@ -207,46 +204,6 @@ def test_a_partition_that_was_added_is_read_from_its_beginning(
     known = {each.fingerprint for each in sink.open(resume=True).window}
     sink.close()
     assert known == set(fingerprints([each.identity for each in events]))
-
-
-def test_what_the_version_before_stored_is_read_and_converted(
-    place: Place, kafka: str, topic: str
-) -> None:
-    now_ms = time.time_ns() // 1_000_000
-    sink = place.sink()
-    sink.open(resume=True)
-    sink.write([event(1), event(2), letter(1)])
-    sink.commit(checkpoint(2))
-    sink.close()
-    before = {
-        "version": 1,
-        "position": [[*source, ms] for source, ms in sorted(checkpoint(2).position.items())],
-        "started_ms": START_MS,
-        "clock_ms": START_MS + 5,
-        "window_since_ms": now_ms,
-        "mark": None,
-        "writer": "ab",
-    }
-    _store(kafka, topic, orjson.dumps(before).decode())
-    sink = place.sink()
-    opened = sink.open(resume=True)
-    known = {each.fingerprint for each in opened.window}
-    assert opened.checkpoint is not None
-    assert opened.checkpoint.position == checkpoint(2).position
-    assert known == set(fingerprints([each.identity for each in (event(1), event(2), letter(1))]))
-    sink.write([event(3)])
-    sink.commit(replace(opened.checkpoint, clock_ms=START_MS + 6))
-    sink.close()
-    sink = place.sink()
-    assert len(list(sink.open(resume=True).window)) == 4
-    sink.close()
-
-
-def _store(kafka: str, topic: str, metadata: str) -> None:
-    group = f"pleiades-{topic}-recentchange"
-    consumer = Consumer({"bootstrap.servers": kafka, "group.id": group})
-    consumer.commit(offsets=[TopicPartition(topic, 0, 0, metadata)], asynchronous=False)
-    consumer.close()
 
 
 # ---- whose a record is ----

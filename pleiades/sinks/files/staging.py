@@ -160,10 +160,6 @@ class Staging:
             log.info("publishing the rest of commit %d, which a crash interrupted", number)
             self._open(path)
             self.publish()
-        # Of a version that staged all files in one folder.
-        for file in self.folder.glob("*.part"):
-            if file.is_symlink() or not file.is_dir():
-                file.unlink()
 
     def is_emptied(self, number: int) -> bool:
         """True if a power failure has emptied files of a commit, which had not been synced."""

@@ -247,13 +247,12 @@ def _inspect_records(
     try:
         # The leader of each partition answers for itself: this shows that all can be reached.
         ends = admin.ends(of=outputs)
-        if stored is not None and stored.readback is not None:
+        if stored is not None:
             parts = stored.readback.parts(ends)
             read = [(part.begin.get(at, 0), end) for part in parts for at, end in part.end.items()]
         else:
             events = [output for output in outputs if output[0] == admin.settings.topic]
-            begins = admin.begins(events, 0 if stored is None else stored.since_ms)
-            read = [(begin, ends[at]) for at, begin in begins.items()]
+            read = [(begin, ends[at]) for at, begin in admin.starts(events).items()]
     except KafkaException as error:
         failure = fatal("ask the brokers that hold the topic", error.args[0], admin.settings)
         yield problem(
@@ -270,11 +269,12 @@ def _inspect_records(
             "are missing"
         )
     if stored is not None:
+        since_ms = stored.readback.oldest_ms
         yield ok(
             f"to recognise repeats a start reads about {records:,} records of the topic back, the "
-            f"oldest from {iso_time(stored.since_ms)}"
+            f"oldest from {iso_time(since_ms)}"
         )
-        kept_ms, age_ms = retention_ms(topic), now_ms() - stored.since_ms
+        kept_ms, age_ms = retention_ms(topic), now_ms() - since_ms
         if kept_ms is not None and age_ms > kept_ms:
             yield warning(
                 f"that is {rough_duration(age_ms / 1000)} ago, but the topic keeps its records for only "

@@ -9,8 +9,7 @@ Usually the position is readable JSON of about 600 bytes. That of many streams i
 topic-partitions to about half of the bound. If that is not enough, the times that the segments have
 reached are rounded up, then segments are merged: a restart reads more, and forgets nothing.
 
-`core.checkpoint` has the fields that other destinations store, too. The version before reads
-`window_since_ms` and `mark`.
+`core.checkpoint` has the fields that other destinations store, too.
 """
 
 from __future__ import annotations
@@ -26,7 +25,6 @@ from typing import Any, NamedTuple
 import orjson
 
 from pleiades.core.checkpoint import (
-    LEGACY_WINDOW_MS,
     Checkpoint,
     UnreadableCheckpoint,
     check_version,
@@ -56,12 +54,9 @@ class Stored(NamedTuple):
     """Everything that is durable beside the events."""
 
     checkpoint: Checkpoint
-    readback: Readback | None
-    """None: the version before wrote it, and reads back from a publish time on."""
+    readback: Readback
     writer: str
     """The process that committed it. One that was fenced learns from it by whom."""
-    since_ms: int = 0
-    """The publish time from which the previous version reads back."""
 
 
 def encode(
@@ -115,9 +110,7 @@ def _fields(checkpoint: Checkpoint, readback: Readback, unit_ms: int) -> dict[st
     known_others = {source: ms for source, ms in known_from.items() if source not in position}
     return checkpoint.common_fields() | {
         "position": listed(position),
-        "known_from": [known_behind, listed(known_others), False],
-        "window_since_ms": readback.oldest_ms,
-        "mark": None,
+        "known_from": [known_behind, listed(known_others)],
         "others": sorted(others),
         "unit_ms": unit_ms,
         "open": [readback.since_ms, row(readback.first), row(readback.reached)],
@@ -153,16 +146,13 @@ def read_stored(texts: Mapping[OutputPartition, str], at: OutputPartition) -> St
         fields = _unpacked(texts[at])
         check_version(fields)
         position = read_listed(fields["position"])
-        writer, since_ms = fields["writer"], fields["window_since_ms"]
-        once = len(position) == len(fields["position"])
-        _require(once and is_time(since_ms), "holds no position")
+        writer = fields["writer"]
+        _require(len(position) == len(fields["position"]), "holds no position")
         _require(type(writer) is str and _WRITER.fullmatch(writer), "does not say who wrote it")
         checkpoint = read_common_fields(fields, position)
-        if "segments" not in fields:
-            return Stored(checkpoint.remembering(LEGACY_WINDOW_MS), None, writer, since_ms)
         known_from = _read_known_from(checkpoint, *fields["known_from"])
         readback = _read_readback(fields, position, _read_offsets(fields, texts, at))
-        return Stored(replace(checkpoint, known_from=known_from), readback, writer, since_ms)
+        return Stored(replace(checkpoint, known_from=known_from), readback, writer)
 
 
 def _require(sound: object, otherwise: str) -> None:
@@ -180,23 +170,13 @@ def _unpacked(metadata: str) -> Any:
     return orjson.loads(plain)
 
 
-def _read_known_from(checkpoint: Checkpoint, behind: Any, others: Any, follows: Any) -> Position:
-    """Read how far each source is behind min(position, clock), and other sources.
-
-    The version before wrote one number where all have the same, and may have left out the unknown
-    source's, which follows from the others.
-    """
-    position = checkpoint.position
-    each = behind if type(behind) is list else [behind] * len(position)
-    known = {
+def _read_known_from(checkpoint: Checkpoint, behind: Any, others: Any) -> Position:
+    """Read how far each source is behind min(position, clock), and other sources."""
+    known = read_listed(others) | {
         source: min(reached_ms, checkpoint.clock_ms) - behind_ms
-        for (source, reached_ms), behind_ms in zip(position.items(), each, strict=True)
+        for (source, reached_ms), behind_ms in zip(checkpoint.position.items(), behind, strict=True)
         if behind_ms is not None
     }
-    delivered = [source for source, reached_ms in position.items() if reached_ms]
-    if follows and delivered:
-        known[UNKNOWN_SOURCE] = min(known.get(source, 0) for source in delivered)
-    known |= read_listed(others)
     _require(all(map(is_time, known.values())), "holds values that are no position")
     return known
 

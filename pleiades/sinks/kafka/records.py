@@ -155,7 +155,7 @@ class Published(NamedTuple):
     """`meta.stream`; `NO_STREAM` for a dead letter."""
     sse_id: bytes
     replay: bytes = b""
-    """The replay that published it; empty: an ingest did, or the version before."""
+    """The replay that published it; empty: an ingest did."""
     at: OutputPartition = ("", 0)
     offset: int = 0
     published_ms: int = 0
@@ -189,7 +189,7 @@ def read_event(message: Message) -> Published | None:
             return None
         found = identified.identity, identified.source, identified.stream
     named = _read_naming(headers) if is_fallback(found[0]) else None
-    # Earlier versions wrote no such headers.
+    # Anybody may write into a topic.
     if named is not None and is_legal_fallback(named[0]):
         found = *named, found[2]
     return _published(message, found, sse_id, headers)

@@ -45,10 +45,8 @@ class Evidence:
     window_ms: int
     clock_ms: int = field(default_factory=now_ms)
     """The upstream is not asked relative to a later time, even where the position is dated ahead."""
-    several: Position = field(default_factory=dict)
-    """The join of the ids that name several topic-partitions."""
-    single: Position = field(default_factory=dict)
-    """The join of the others. If there are both, these may be an old replay's."""
+    reached: Position = field(default_factory=dict)
+    """The position: the join of the ids."""
     heads: dict[OutputPartition, list[Position]] = field(default_factory=dict)
     """The timestamps in the ids of the first events of the last stretch."""
     seen: set[str] = field(default_factory=set)
@@ -78,15 +76,8 @@ class Evidence:
             head = self.heads.setdefault(record.at, [])
             if len(head) < HEAD_RECORDS:
                 head.append(_timestamps(record))
-            assignments = record.assignments
-            position = self.several if len(assignments) > 1 else self.single
-            for source, timestamp_ms in assignments:
-                position[source] = max(timestamp_ms or 0, position.get(source, 0))
-
-    @property
-    def reached(self) -> Position:
-        """The position."""
-        return self.several or self.single
+            for source, timestamp_ms in record.assignments:
+                self.reached[source] = max(timestamp_ms or 0, self.reached.get(source, 0))
 
     @property
     def complete(self) -> bool:

@@ -26,8 +26,7 @@ from confluent_kafka import Consumer, KafkaException, Producer, TopicPartition
 from pleiades.core.checkpoint import Checkpoint, UnreadableCheckpoint
 from pleiades.core.columns import sources_of
 from pleiades.core.event import Event
-from pleiades.core.readback import UNKNOWN_LETTERS, Offsets, OutputPartition, Readback
-from pleiades.core.sse_id import UNKNOWN_SOURCE
+from pleiades.core.readback import Offsets, OutputPartition, Readback
 from pleiades.core.sse_id import TopicPartition as Source
 from pleiades.runtime.errors import DestinationHeld, GenerationLost
 from pleiades.runtime.findings import now_ms
@@ -49,9 +48,6 @@ log = logging.getLogger(__name__)
 BEGIN_SECONDS = 30.0
 """The time that a producer may take to begin transactions while the cluster is reachable. One that
 asked for its coordinator while that hung was seen to wait for it minutes after it ran again."""
-OLD_SLACK_MS = 60_000
-"""The time by which the broker's clock may be behind ours if the previous version stored a publish
-time."""
 MARK_SECONDS = 0.2
 """The least time between two marks: one takes half as long as a commit."""
 MARK_TIMEOUT_SECONDS = 0.5
@@ -100,7 +96,7 @@ class KafkaSink:
         stored = ask("read the stored position", partial(self._stored, self._consumer, ends))
         self._readback = Readback(ends, now_ms())
         if stored is not None:
-            self._readback = stored.readback or self._converted(stored, ends)
+            self._readback = stored.readback
             if self._readback.is_mark_due(stored.checkpoint):
                 self._readback = self._readback.marked(ends, now_ms())
             # The old instance, once it is fenced, looks for who did it.
@@ -115,7 +111,7 @@ class KafkaSink:
         if stored is None:
             checkpoint, is_own = self._recovered(reader, ends, resume)
         else:
-            checkpoint, is_own = stored.checkpoint, self._is_own(stored.readback is None)
+            checkpoint, is_own = stored.checkpoint, self._is_own
         window = reader.window(self._readback.parts(ends), is_own)
         return Opened(checkpoint, window, window_complete=window_complete)
 
@@ -252,35 +248,12 @@ class KafkaSink:
             )
         return checkpoint, found.can_be_repeated
 
-    def _converted(self, stored: Stored, ends: Offsets) -> Readback:
-        """For a position of the version before: by publish time, as that did."""
-        begins = self._retry.until_done(
-            "ask where to read", lambda: self._admin.begins(ends, stored.since_ms - OLD_SLACK_MS)
-        )
-        checkpoint = stored.checkpoint
-        greatest_ms = checkpoint.reached(UNKNOWN_SOURCE)
-        # Any source may have records there.
-        reached = {**checkpoint.position, UNKNOWN_SOURCE: greatest_ms, UNKNOWN_LETTERS: greatest_ms}
-        return Readback({**ends, **begins}, stored.since_ms, reached, reached)
-
-    def _is_own(self, from_before: bool) -> Callable[[Published], bool]:
+    def _is_own(self, record: Published) -> bool:
         """Distinguishes our own records from those of others, who may publish into the topic, too.
 
-        An ingest must not be delayed by the records of a fast replay, nor take them for its own. If
-        some are `from_before`, the version before published them and did not mark those of replays.
+        An ingest must not be delayed by the records of a fast replay, nor take them for its own.
         """
-        name, span = self._replay_name, None if self._replay is None else self._replay.range
-        return lambda record: (
-            record.replay == name
-            or (
-                from_before
-                and span is not None
-                and not record.replay
-                # One whose id can't be read may be ours.
-                and len(record.assignments) <= 1
-                and record.may_be_of(span)
-            )
-        )
+        return record.replay == self._replay_name
 
     # ---- committing ----
 

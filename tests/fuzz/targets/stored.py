@@ -54,10 +54,7 @@ def metadata(raw: bytes) -> None:
         _says_why(error)
         return
     _plausible(read.checkpoint)
-    assert _is_time(read.since_ms)
     readback = read.readback
-    if readback is None:
-        return  # Written by the previous version.
     for part in readback.parts({AT: 10**6}):
         assert all(ms >= 0 for ms in part.reached.values())
         assert all(type(offset) is int and offset >= 0 for offset in part.end.values())

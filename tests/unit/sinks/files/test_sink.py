@@ -145,7 +145,6 @@ def test_nothing_is_staged_after_a_commit_nor_after_a_crash(folder: Path, world:
     beyond = staging / "recentchange.2"
     beyond.mkdir()
     (beyond / "00000000.20260131T120000.002Z-id-2.json.part").write_bytes(b'{"n":')
-    (staging / "of-an-older-version.json.part").write_bytes(b'{"n":')
     others = staging / "page-create.2"
     others.mkdir()
     second = make(folder, world)
@@ -334,7 +333,7 @@ def test_a_position_of_the_version_before_is_converted(folder: Path, world: Worl
     (folder / ".pleiades").mkdir()
     (folder / ".pleiades" / "checkpoint-recentchange").write_text(
         f'{{"version":1,"started_ms":{NOON_MS},"clock_ms":{NOON_MS + 2},"position":['
-        f'{{"topic":"{SOURCE[0]}","partition":0,"timestamp":{NOON_MS + 3}}}]}}\n'
+        f'{{"topic":"{SOURCE[0]}","partition":0,"timestamp":{NOON_MS + 3}}}],"known_from":[]}}\n'
     )
     sink = make(folder, world)
     checkpoint, events = known(sink)

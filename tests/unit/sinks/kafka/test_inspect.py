@@ -17,7 +17,6 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]  # its documen
 from pleiades.config.settings import Settings
 from pleiades.core.checkpoint import Checkpoint
 from pleiades.core.readback import OutputPartition, Readback
-from pleiades.core.units import iso_time
 from pleiades.runtime.errors import Fatal
 from pleiades.runtime.findings import Finding, Kind, now_ms
 from pleiades.sinks.kafka import inspect
@@ -178,19 +177,14 @@ class FakeAdmin:
         self._metadata = list(metadata)
         self._rights = rights
         self._broker = broker or {}
-        self.begun_ms: list[int] = []
-        """The times whose first records were asked for."""
 
     def ends(self, of: Iterable[OutputPartition]) -> dict[OutputPartition, int]:
         if isinstance(self._records, KafkaError):
             raise KafkaException(self._records)
         return dict.fromkeys(of, self._records)
 
-    def begins(
-        self, partitions: Iterable[OutputPartition], since_ms: int
-    ) -> dict[OutputPartition, int]:
-        self.begun_ms.append(since_ms)
-        return dict.fromkeys(partitions, 0)
+    def starts(self, partitions: Iterable[OutputPartition]) -> dict[OutputPartition, int]:
+        return dict.fromkeys(partitions, 2)
 
     def stored(self, _partitions: Iterable[OutputPartition]) -> Stored | None:
         text = self._metadata.pop(0) if len(self._metadata) > 1 else self._metadata[0]
@@ -229,26 +223,11 @@ def test_what_a_start_reads_back_is_counted_by_offsets(kafka_settings_of: Settin
     assert any("reads about 5 records of the topic back" in each.text for each in findings)
 
 
-def test_the_version_before_reads_back_by_publish_time(
-    kafka_settings_of: SettingsOf, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    hour_ago_ms = now_ms() - 3_600_000
-    before = Stored(Checkpoint({("t", 0): hour_ago_ms}, 0, hour_ago_ms), None, "ab", hour_ago_ms)
-    admin = FakeAdmin()
-    monkeypatch.setattr(admin, "stored", lambda _: before)
-    findings = position(admin, kafka_settings_of())
-    assert admin.begun_ms == [hour_ago_ms]
-    text = "\n".join(finding.text for finding in findings)
-    assert f"the oldest from {iso_time(hour_ago_ms)}" in text
-    assert "deleted records" not in text, "the topic keeps its records for longer"
-
-
 def test_without_a_position_all_records_of_the_topic_are_counted(
     kafka_settings_of: SettingsOf,
 ) -> None:
-    admin = FakeAdmin()
-    position(admin, kafka_settings_of())
-    assert admin.begun_ms == [0]
+    *_, finding = position(FakeAdmin(records=9), kafka_settings_of())
+    assert "holds about 7 records" in finding.text
 
 
 def test_a_recent_position_that_stands_still_may_be_one(
@@ -276,7 +255,7 @@ def test_a_position_of_somebody_else_is_warned_of(kafka_settings_of: SettingsOf)
     unusable, found = position(FakeAdmin(metadata=("hello",)), kafka_settings_of())
     assert unusable.kind is Kind.WARNING
     assert "unusable" in unusable.text
-    assert "the topic holds about 7 records" in found.text
+    assert "the topic holds about 5 records" in found.text
 
 
 def test_brokers_that_cannot_be_reached_by_their_own_addresses(

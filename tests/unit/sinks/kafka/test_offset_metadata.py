@@ -88,7 +88,6 @@ def read_metadata(metadata: str) -> Stored:
 
 
 def texts_of(stored: Stored) -> dict[OutputPartition, str]:
-    assert stored.readback is not None
     return encode(stored.checkpoint, stored.readback, stored.writer, AT)
 
 
@@ -103,7 +102,6 @@ def test_what_is_stored_is_read(stored: Stored) -> None:
     read = read_stored(texts, AT)
     assert read.checkpoint == stored.checkpoint
     assert read.writer == stored.writer
-    assert read.readback is not None
     if '"unit_ms":1,' in texts[AT]:
         assert read.readback == stored.readback
 
@@ -153,8 +151,6 @@ def test_many_streams_are_packed_and_what_is_read_back_only_grows(streams: int) 
     assert not metadata.startswith("{")
     read = read_stored(texts_of(stored), AT)
     assert read.checkpoint == stored.checkpoint
-    assert read.readback is not None
-    assert stored.readback is not None
     ends = {AT: 100}
     parts = list(read.readback.parts(ends))
     for before in stored.readback.parts(ends):
@@ -174,62 +170,11 @@ def test_more_than_fits_is_refused_with_what_to_do() -> None:
 
 def test_any_number_of_output_partitions_fits() -> None:
     stored = many(1)
-    assert stored.readback is not None
     begins = {("out", number): 10**12 + number for number in range(5_000)}
     texts = texts_of(stored._replace(readback=replace(stored.readback, begin=begins)))
     assert max(map(len, texts.values())) < 1_500
     read = read_stored(texts, AT)
-    assert read.readback is not None
     assert read.readback.begin == begins
-
-
-def test_a_position_of_the_version_before_is_read() -> None:
-    before = (
-        '{"version":1,"position":[["codfw.x",0,0],["eqiad.x",0,1790000000000]],'
-        '"started_ms":1789000000000,"clock_ms":1790000000001,"window_since_ms":1789999000000,'
-        '"mark":[1789999500000,[null,5],[]],"writer":"ab"}'
-    )
-    stored = read_metadata(before)
-    assert stored.readback is None
-    assert stored.since_ms == 1789999000000
-    assert stored.checkpoint.position == {("codfw.x", 0): 0, ("eqiad.x", 0): NOW_MS}
-    assert stored.checkpoint.known_from["eqiad.x", 0] == NOW_MS - 600_000
-
-
-def test_what_the_version_before_wrote_shorter_is_read() -> None:
-    """It wrote one number if all sources knew equally far back, and derived an unknown source."""
-    before = (
-        '{"version":1,"position":[["eqiad.x",0,1789992469958]],"started_ms":1789900000000,'
-        '"clock_ms":1790000000000,"window_since_ms":1789999999998,"mark":null,"writer":"ab",'
-        '"known_from":[600000,[["gone",1,5]],true],"others":[["",-2],["",-1]],"unit_ms":1,'
-        '"open":[1790000000000,[null,-1789990975581],[null,-1790000000000]],'
-        '"segments":[[1789999999998,[-3547186,null,-1789997164179]]],"offsets":[37,[2,3]]}'
-    )
-    stored = read_stored({AT: before, ("out", 1): "[7,null]"}, AT)
-    eqiad = ("eqiad.x", 0)
-    assert stored.checkpoint.known_from == {
-        eqiad: 1789992469958 - 600_000,
-        UNKNOWN_SOURCE: 1789992469958 - 600_000,
-        ("gone", 1): 5,
-    }
-    reached = {eqiad: 1789992469958 + 3547186, UNKNOWN_SOURCE: 1789997164179}
-    assert stored.readback == Readback(
-        {AT: 37, ("out", 1): 7},
-        NOW_MS,
-        {UNKNOWN_LETTERS: 1789990975581},
-        {UNKNOWN_LETTERS: NOW_MS},
-        (Segment({AT: 2}, {AT: 3}, reached, 1789999999998),),
-    )
-
-
-def test_the_version_before_finds_from_where_on_to_read() -> None:
-    stored = many(1, segments=2)
-    assert stored.readback is not None
-    begun = replace(stored.readback.closed[0], since_ms=NOW_MS - 7)
-    readback = replace(stored.readback, closed=(begun, *stored.readback.closed[1:]))
-    fields = orjson.loads(encoded(stored._replace(readback=readback)))
-    assert fields["window_since_ms"] == NOW_MS - 7
-    assert fields["mark"] is None
 
 
 @pytest.mark.parametrize(
@@ -250,9 +195,9 @@ def test_the_version_before_finds_from_where_on_to_read() -> None:
         ({"done": [False, [[True, False]]]}, "no progress of a replay"),
         ({"done": [False, [[1, 1]]]}, "no progress of a replay"),
         ({"known_from": 1}, "can't be read"),
-        ({"known_from": ["x", [], False]}, "can't be read"),
-        ({"known_from": [99, [], False]}, "no position"),
-        ({"known_from": [[1, 2], [], False]}, "can't be read"),
+        ({"known_from": ["x", []]}, "can't be read"),
+        ({"known_from": [[99], []]}, "no position"),
+        ({"known_from": [[1, 2], []]}, "can't be read"),
         ({"segments": [[1]]}, "where to read"),
         ({"offsets": [-1]}, "where to read"),
         ({"offsets": ["1"]}, "where to read"),

@@ -108,8 +108,6 @@ def test_what_a_replay_published_tells_nothing_of_an_ingest() -> None:
     assert looked(ahead, live).reached == {EQIAD: NOW_MS, CODFW: NOW_MS}
     only_replays = looked(ahead)
     assert (only_replays.records, only_replays.events) == (1, 0)
-    # The previous version did not mark a replay's records.
-    assert looked(record((EQIAD, NOW_MS + 9999)), live).reached[EQIAD] == NOW_MS
 
 
 def test_old_events_do_not_say_their_stream() -> None:
