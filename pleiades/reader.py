@@ -29,7 +29,7 @@ from pleiades.runtime.errors import Stopped
 from pleiades.runtime.metrics import Metrics
 from pleiades.upstream.frames import NOTHING, Closed, Received
 from pleiades.upstream.http import CONNECT_TIMEOUT_SECONDS, Upstream
-from pleiades.upstream.session import Failed, Finished, Item, Opened, Session
+from pleiades.upstream.session import EMPTY, Failed, Finished, Item, Opened, Session
 
 log = logging.getLogger(__name__)
 
@@ -135,21 +135,27 @@ class Reader(BaseReader):
             delivered=self._delivered,
         )
         connection: tuple[int, str | None] = 0, None
+        known: Position = {}
+        needs_new = False
         with closing(session.items()) as items:
             for item in items:
                 self._count(item)
                 if isinstance(item, Failed):
                     self._child.report_problem(item.why)
+                    needs_new = item.kind == EMPTY
                 elif isinstance(item, Opened) and not self._set_start_back(item.server_ms):
-                    seconds = self._child.clear_problem()
-                    if seconds is not None:
-                        log.info("the upstream serves again, after %.0f s", seconds)
+                    if not needs_new:
+                        self._note_recovery()
+                    known = dict(cursor.position)
                     connection = connection[0] + 1, item.asked
                     self._show_open(1)
                     self._metrics.topics_left_out.set(item.left_out)
                     # Makes the start durable before the first event comes, perhaps hours later.
                     self._relay(NOTHING, connection)
                 elif isinstance(item, Received):
+                    # Ids are left unread only after the known events have come again.
+                    if item.has_events and (item.ids is None or cursor.position != known):
+                        self._note_recovery()
                     for gap in item.gaps:
                         log.warning("%s: they are lost to this relay", gap)
                     if item.before_start:
@@ -159,8 +165,15 @@ class Reader(BaseReader):
                         self._latest_id = last_id_in(item.blob) or self._latest_id
                     self._watch("this machine is too busy for the reader: look at its CPU")
                 elif isinstance(item, Closed):
+                    if item.is_silent or item.brought_new:
+                        self._note_recovery()
                     self._show_open(0)
                     self._metrics.unread_bytes.set(0)
+
+    def _note_recovery(self) -> None:
+        seconds = self._child.clear_problem()
+        if seconds is not None:
+            log.info("the upstream serves again, after %.1f s", seconds)
 
     def _relay(self, received: Received, connection: tuple[int, str | None]) -> None:
         sequence, started_ms = next(self._sequence), self._cursor.started_ms

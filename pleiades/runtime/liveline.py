@@ -13,6 +13,8 @@ from pleiades.runtime.output import standard_error
 
 DRAW_SECONDS = 0.5
 MAX_PROBLEM = 200  # characters
+SILENT_SECONDS = 10.0
+"""After so long without an event, the line says so: the last event's lag means nothing any more."""
 SMOOTHING = 0.3  # the weight of the latest rate
 
 
@@ -54,19 +56,25 @@ class LiveLine:
         self._drawn_at = now()
         self._last: tuple[float, int] | None = None
         self._rate = 0.0
+        self._published = 0
+        self._published_at = self._drawn_at
 
     def show(self, status: Status) -> None:
         """Called by the supervisor about twice a second."""
         if not self._is_due():
             return
         published = f"{status.published:,} published"
+        silent_seconds = self._silent_seconds(status.published)
         if status.problem:
             self._last = None
             self.draw(f"{printable(status.problem, MAX_PROBLEM)} · {published}")
         else:
+            is_silent = silent_seconds >= SILENT_SECONDS
+            latest = "no event for" if is_silent else "lag"
+            seconds = f"{silent_seconds:.0f}" if is_silent else f"{status.lag_seconds:.1f}"
             self.draw(
                 f"{self.rate(status.published):,.0f} events/s · {published} · "
-                f"lag {status.lag_seconds:.1f} s · {plural(status.restarts, 'restart')}"
+                f"{latest} {seconds} s · {plural(status.restarts, 'restart')}"
             )
 
     def close(self, published: int, restarts: int, details: object) -> None:
@@ -89,6 +97,12 @@ class LiveLine:
         if self._on_terminal:
             width = shutil.get_terminal_size().columns
             self._terminal.draw(CLEAR_LINE + line[: width - 1])
+
+    def _silent_seconds(self, published: int) -> float:
+        now = self._now()
+        if published != self._published:
+            self._published, self._published_at = published, now
+        return now - self._published_at
 
     def _is_due(self) -> bool:
         now = self._now()

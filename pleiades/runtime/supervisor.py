@@ -38,6 +38,9 @@ log = logging.getLogger(__name__)
 
 DRAIN_SECONDS = 9.0
 """From the stop request to the SIGKILL of what is left; with it a stop takes under 10 s."""
+ONE_STOP_SECONDS = 0.5
+"""Stop signals that come so soon after the first count as one: timeout(1) sends its signal to its child,
+and then to the child's process group."""
 TICK_SECONDS = 0.5
 UNKILLABLE_SECONDS = 5.0
 """The time that a killed process may live before it is logged, and before a stop leaves it behind."""
@@ -69,7 +72,7 @@ class Supervisor:
         self._policy = RestartPolicy()
         self._children: list[ChildProcess] = []
         self._stops = 0
-        self._stop_deadline = 0.0
+        self._stop_began = 0.0
         self._restarts = 0
         self._published_before = 0
         self._fatal_status = EXIT_FAILED
@@ -225,21 +228,24 @@ class Supervisor:
         except BlockingIOError:
             return
         for number in numbers:
-            if number in startup.STOP_SIGNALS:
+            if number not in startup.STOP_SIGNALS:
+                continue
+            if not self._stops:
+                self._begin_stop(signal.Signals(number).name)
+            elif time.monotonic() - self._stop_began > ONE_STOP_SECONDS:
                 self._stops += 1
-                if self._stops == 1:
-                    self._begin_stop(signal.Signals(number).name)
 
     def _begin_stop(self, name: str) -> None:
+        self._stops = 1
+        self._stop_began = time.monotonic()
         self._notify.stopping()
         log.info("%s: stopping; first the reader, then events in flight are committed", name)
-        self._stop_deadline = time.monotonic() + DRAIN_SECONDS
         for child in self._children:
             if child.spec.stoppable:
                 child.send(signal.SIGTERM)
 
     def _stop_is_over(self) -> bool:
-        late = time.monotonic() >= self._stop_deadline
+        late = time.monotonic() - self._stop_began >= DRAIN_SECONDS
         if self._stops > 1:
             log.warning("second signal: leaving at once; the next start resumes without loss")
         elif late:

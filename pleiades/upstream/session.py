@@ -34,6 +34,8 @@ from pleiades.upstream.refusals import TopicsNotAvailable, named
 
 log = logging.getLogger(__name__)
 
+EMPTY = "empty"
+"""The kind of a failure that only new events disprove, and no new connection."""
 MAX_OMISSIONS = 5
 """Requests in a row, each without the topics that the previous refusal named. The service names all of
 them at once. After a pause the next try starts with what is known by then."""
@@ -105,7 +107,8 @@ class Session:
         self._reconnect = Reconnect()
         self._past_end = PastEnd()
         self._connection: Connection | None = None
-        self._was_silent = False
+        self._connects_quietly = False
+        """The next connection is no news: the last one was silent, or brought nothing new."""
         self._missing: frozenset[str] = frozenset()
         """Topics that were reported as missing."""
         self._crowded_out = 0
@@ -146,9 +149,8 @@ class Session:
             yield Opened(last_event_id, connection.server_ms, len(self._missing))
             if cursor.started_ms != started_ms:
                 return
-            # An idle stream is normal, and its reconnects are no news.
             log.log(
-                logging.DEBUG if self._was_silent else logging.INFO,
+                logging.DEBUG if self._connects_quietly else logging.INFO,
                 "%sconnected to %s%s",
                 self.name,
                 self._upstream.address,
@@ -186,14 +188,18 @@ class Session:
                     cursor.observe(found.timestamps_ms)
                     reconnect.asked_to_wait(found.retry[1] if found.retry else None)
                     self._report_crowding()
-                self._was_silent = item.is_silent
                 brought_new = reconnect.ended(cursor.position, ended, item.is_silent)
                 yield item._replace(brought_new=brought_new, had_events=reconnect.had_events)
                 self._report_end(item, brought_new or not reconnect.was_short)
 
     def _report_end(self, closed: Closed, is_useful: bool) -> None:
+        was_quiet, self._connects_quietly = self._connects_quietly, closed.is_silent
         if closed.is_silent:
-            log.debug("%sno events for %.0f s: reconnecting", self.name, self._idle_seconds)
+            log.log(
+                logging.DEBUG if was_quiet else logging.INFO,
+                "%sthe upstream sends no events: reconnecting until it does. An idle stream is normal",
+                self.name,
+            )
         elif closed.reason == PAST_END:
             log.info(
                 "%sreceived the first event of a topic: reconnecting, to miss none before it",
@@ -202,11 +208,12 @@ class Session:
         elif is_useful:
             log.info("%sthe connection ended (%s): reconnecting", self.name, closed.reason)
         else:
+            self._connects_quietly = True
             raise Transient(
                 f"the connection ended ({closed.reason}) and brought nothing new. Nothing is lost while "
                 "the upstream keeps its history. If it goes on, the service's Kafka may be away, or a "
                 "proxy ends connections",
-                "empty",
+                EMPTY,
             )
 
     def _connect(self) -> tuple[Connection, dict[TopicPartition, int] | None]:

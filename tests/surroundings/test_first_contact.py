@@ -11,7 +11,7 @@ import requests
 from pleiades import cli
 from pleiades.core.position import in_words
 from pleiades.core.start import choose_start
-from pleiades.runtime.liveline import DRAW_SECONDS, LiveLine, Status
+from pleiades.runtime.liveline import DRAW_SECONDS, SILENT_SECONDS, LiveLine, Status
 from pleiades.simulator.settings import SimulatorSettings
 from pleiades.simulator.simulator import Simulator
 from tests.harness.relay import Relay, ingest_flags, since_ms
@@ -135,6 +135,12 @@ def test_the_live_line_says_what_is_wrong_in_place_of_a_lag_that_says_nothing() 
     now += DRAW_SECONDS
     line.show(Status(1234, 0.0, 0, None, ""))
     assert "lag 0.0 s" in shown.getvalue()
+    now += SILENT_SECONDS
+    line.show(Status(1234, 0.0, 0, None, ""))
+    assert "no event for 10 s · 0 restarts" in shown.getvalue()
+    now += DRAW_SECONDS
+    line.show(Status(1235, 0.2, 0, None, ""))
+    assert "lag 0.2 s" in shown.getvalue()
 
 
 def test_what_is_wrong_is_said_until_it_works_again(tmp_path: Path) -> None:

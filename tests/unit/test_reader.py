@@ -158,6 +158,25 @@ def test_messages_of_the_service_are_nothing_new(answer: Answer, make: Make) -> 
     assert child.pauses[-1] > 1.0
 
 
+def recoveries(caplog: pytest.LogCaptureFixture) -> list[str]:
+    words = ("connected to", "brought nothing new", "serves again")
+    messages = [record.getMessage() for record in caplog.records]
+    return [word for message in messages for word in words if word in message]
+
+
+def test_only_new_events_end_the_warning_that_a_connection_brought_none(
+    answer: Answer, make: Make, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    known, new = frame(START_MS + 1), frame(START_MS + 2000)
+    server = answer(known, known, b"", known, known + new)
+    reader, child, _ = make(server, position={SOURCE: START_MS + 1}, pauses=4)
+    reader.run()
+    told = ["connected to"] * 2 + ["brought nothing new"] * 3 + ["serves again"]
+    assert recoveries(caplog) == told
+    assert not child.problem
+
+
 def test_the_latest_retry_field_counts_whichever_parser_got_it(answer: Answer, make: Make) -> None:
     known = START_MS + 1
     read = b":" + b"x" * READ_BYTES + b"\n\n"
