@@ -2,8 +2,7 @@
 #
 # Another base, such as a mirror's or a hardened one, must have Python 3.11 or later with venv and pip:
 #   docker build . --build-arg BASE=registry.example.org/python:3.13-slim -t pleiades:0.1.0
-# To build the same image again, name the base by its digest; `docker buildx imagetools inspect python:3.13-slim` shows it:
-#   docker build . --build-arg BASE=python:3.13-slim@sha256:DIGEST -t pleiades:0.1.0
+# A tag moves. To build on the same base again, name it by its digest (README, "In a container").
 ARG BASE=python:3.13-slim
 
 FROM ${BASE} AS build
@@ -44,11 +43,13 @@ CMD ["help"]
 HEALTHCHECK --interval=10s --timeout=5s --start-period=20s \
     CMD ["python3", "-c", "import os, urllib.request as r; r.build_opener(r.ProxyHandler({})).open('http://127.0.0.1:' + os.environ['PLEIADES_METRICS_PORT'] + '/healthz', timeout=4)"]
 
+ARG BASE
 ARG VERSION=0.1.0
 ARG REVISION=unknown
 LABEL org.opencontainers.image.title="pleiades" \
     org.opencontainers.image.description="Relays Wikimedia EventStreams into files or Kafka: every event once, in order" \
     org.opencontainers.image.url="https://github.com/pleiades-relay/pleiades" \
     org.opencontainers.image.source="https://github.com/pleiades-relay/pleiades" \
+    org.opencontainers.image.base.name="${BASE}" \
     org.opencontainers.image.version="${VERSION}" \
     org.opencontainers.image.revision="${REVISION}"

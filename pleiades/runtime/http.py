@@ -8,6 +8,7 @@ silent clients lock nobody out.
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import logging
 import re
@@ -119,10 +120,11 @@ class HttpServer(ThreadingTCPServer):
                     # Without listening, which would keep others from it.
                     self.server_bind()
         except OSError as error:
+            taken = error.errno == errno.EADDRINUSE
             raise MetricsUnavailable(
-                f"can't serve metrics on {host or '*'}:{port}: {error}. Nothing was read or "
-                "written. Perhaps another Pleiades is running here. If so, choose another "
-                "--metricsPort (0: any free port) or --metricsHost"
+                f"can't serve metrics on {host or '*'}:{port}: {error.strerror or error}. Nothing was "
+                f"read or written. {'Another Pleiades may be running here. ' if taken else ''}Choose "
+                "another --metricsPort (0: any free port) or --metricsHost"
             ) from None
         self.port: int = self.server_address[1]
         if serve:

@@ -38,7 +38,10 @@ def run(arguments: Sequence[str], description: str) -> int:
     if given["tls"] or given["tlsRecord"]:
         context = server_context(settings.host, given["tlsCa"], given["tlsRecord"])
         settings = replace(settings, tls=context)
-        log.info("its certificate: give the relay --upstream.ca=%s", given["tlsCa"])
+        log.info(
+            "serving over HTTPS: the relay trusts its certificate with --upstream.ca=%s",
+            given["tlsCa"],
+        )
     stopping = {signal.SIGTERM, signal.SIGINT}
     # Blocked in the threads to come as well, so that sigwait gets them.
     signal.pthread_sigmask(signal.SIG_BLOCK, stopping)
@@ -53,7 +56,7 @@ def run(arguments: Sequence[str], description: str) -> int:
         url = simulator.start()
     except OSError as error:
         raise Fatal(
-            f"can't listen on {settings.host}:{settings.port}: {error}; choose another --port"
+            f"can't listen on {settings.host}:{settings.port}: {error.strerror}; choose another --port"
         ) from None
     log.info(
         "simulating %s/%s seed %d, %d events so far; journal and counters: "

@@ -29,7 +29,9 @@ def stored_position(
         place: where it is stored, such as `in /srv/events`.
     """
     stored = f"position stored {_ago(stored_ms)} {place}"
-    position = printable(compose_id(checkpoint.position), MAX_SHOWN_POSITION)
+    position = "empty: no event has come yet"
+    if checkpoint.position:
+        position = printable(compose_id(checkpoint.position), MAX_SHOWN_POSITION)
     if not settings.resume:
         begin, begin_ms = _without_position(settings)
         yield note(

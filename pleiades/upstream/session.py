@@ -149,12 +149,15 @@ class Session:
             yield Opened(last_event_id, connection.server_ms, len(self._missing))
             if cursor.started_ms != started_ms:
                 return
+            begin = "" if asked is None else ", resuming"
+            if asked and self._only in asked:
+                begin = f", from {iso_time(asked[self._only])} on"
             log.log(
                 logging.DEBUG if self._connects_quietly else logging.INFO,
                 "%sconnected to %s%s",
                 self.name,
                 self._upstream.address,
-                "" if asked is None else ", resuming",
+                begin,
             )
             known = {
                 source: max(cursor.position.get(source, 0), cursor.found.get(source, 0))

@@ -9,12 +9,16 @@ import pytest
 import requests
 
 from pleiades import cli
+from pleiades.core.checkpoint import Checkpoint
 from pleiades.core.position import in_words
 from pleiades.core.start import choose_start
+from pleiades.runtime.findings import now_ms
 from pleiades.runtime.liveline import DRAW_SECONDS, SILENT_SECONDS, LiveLine, Status
 from pleiades.simulator.settings import SimulatorSettings
 from pleiades.simulator.simulator import Simulator
+from pleiades.sinks.inspection import stored_position
 from tests.harness.relay import Relay, ingest_flags, since_ms
+from tests.harness.settings import settings_of
 
 
 def refusal(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
@@ -114,6 +118,12 @@ def test_a_demo_does_not_mix_made_up_events_with_others(
     assert "holds something else than the events of demos" in refusal(
         capsys, "demo", "--file.publishDir=events", "--metricsPort=0"
     )
+
+
+def test_check_says_that_a_stored_position_has_no_event_yet() -> None:
+    settings = settings_of("--file.enable")
+    (finding, *_) = stored_position(settings, Checkpoint({}, now_ms(), 0), now_ms(), "in /x")
+    assert finding.text.endswith("it is empty: no event has come yet")
 
 
 def test_the_live_line_says_what_is_wrong_in_place_of_a_lag_that_says_nothing() -> None:

@@ -349,9 +349,15 @@ def test_closing_ends_connections_and_frees_the_port(pages: dict[str, Page]) -> 
 
 
 def test_an_address_that_can_not_be_used_is_named() -> None:
-    with pytest.raises(MetricsUnavailable, match="no-such-host.invalid:9000"):
+    with pytest.raises(MetricsUnavailable, match="no-such-host.invalid:9000") as unknown:
         HttpServer("no-such-host.invalid", 9000, {})
+    assert "Another Pleiades" not in str(unknown.value)
+    assert "[Errno" not in str(unknown.value)
     taken = HttpServer("", 0, {})
-    with pytest.raises(MetricsUnavailable, match=rf"can't serve metrics on \*:{taken.port}: "):
+    with pytest.raises(
+        MetricsUnavailable, match=rf"can't serve metrics on \*:{taken.port}: "
+    ) as two:
         HttpServer("", taken.port, {})
+    assert "Address already in use" in str(two.value)
+    assert "Another Pleiades" in str(two.value)
     taken.close()
