@@ -39,7 +39,7 @@ def run(arguments: Sequence[str], description: str) -> int:
         context = server_context(settings.host, given["tlsCa"], given["tlsRecord"])
         settings = replace(settings, tls=context)
         log.info(
-            "serving over HTTPS: the relay trusts its certificate with --upstream.ca=%s",
+            "serving over HTTPS: give the relay --upstream.ca=%s",
             given["tlsCa"],
         )
     stopping = {signal.SIGTERM, signal.SIGINT}

@@ -128,9 +128,8 @@ def _is_loopback(host: str) -> bool:
     return address is not None and (mapped or address).is_loopback
 
 
-# requests' own reading (`utils.should_bypass_proxies`) knows no networks or spellings of IPv6, compares an
-# entry with a port to addresses and to the default port in vain, and takes 2.3 for the end of 10.1.2.3.
-# It also does not say which variable names the proxy, and knows no loopback.
+# `requests.utils.should_bypass_proxies` is no substitute: it has no IPv6 networks, an entry with a port
+# matches neither an address nor a default port, and 2.3 matches 10.1.2.3. Nor does it except loopback.
 def _is_excepted(host: str, parts: SplitResult, exception: str) -> bool:
     """True if an entry of NO_PROXY (lower case) is about this URL."""
     split = _EXCEPTION.fullmatch(exception)

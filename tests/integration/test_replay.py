@@ -159,7 +159,7 @@ def test_killed_at_random_and_run_again_while_an_ingest_runs_into_the_same_topic
         ingest.wait_ready()
         for _ in range(KILLS):
             with Relay(*arguments, slow) as relay:
-                relay.wait_for("connected to")
+                relay.wait_for(r"connected to \S+, from \d{4}-\S+Z on")
                 published = chance.randrange(wanted // (10 * KILLS))
                 relay.until(
                     lambda: relay.metric(PUBLISHED) >= published,  # noqa: B023
