@@ -502,18 +502,27 @@ def overlay(stack: ExitStack, at: Path) -> Path:
     return mount(stack, "overlay", Path("overlay"), at / "overlay", "-o", options)
 
 
-def vfat(stack: ExitStack, at: Path) -> Path:
-    maker = shutil.which("mkfs.vfat", path=f"{os.environ['PATH']}:/usr/sbin:/sbin")
-    if maker is None:
-        pytest.skip("there is no mkfs.vfat")
+def formatted(stack: ExitStack, at: Path, kind: str, maker: str) -> Path:
+    found = shutil.which(maker, path=f"{os.environ['PATH']}:/usr/sbin:/sbin")
+    if found is None:
+        pytest.skip(f"there is no {maker}")
     image = at / "image"
     with image.open("wb") as file:
         file.truncate(IMAGE_BYTES)
-    subprocess.run([maker, str(image)], stdout=subprocess.DEVNULL, timeout=30, check=True)
-    return mount(stack, "vfat", image, at / "vfat", "-o", "loop")
+    subprocess.run([found, str(image)], stdout=subprocess.DEVNULL, timeout=30, check=True)
+    return mount(stack, kind, image, at / kind, "-o", "loop")
 
 
-@pytest.mark.parametrize("mounted", [tmpfs, overlay, vfat])
+def vfat(stack: ExitStack, at: Path) -> Path:
+    return formatted(stack, at, "vfat", "mkfs.vfat")
+
+
+def fuseblk(stack: ExitStack, at: Path) -> Path:
+    """exFAT, whose driver is a process (Debian: exfat-fuse, exfatprogs)."""
+    return formatted(stack, at, "exfat-fuse", "mkfs.exfat")
+
+
+@pytest.mark.parametrize("mounted", [tmpfs, overlay, vfat, fuseblk])
 def test_a_real_file_system(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mounted: Callable[[ExitStack, Path], Path]
 ) -> None:
@@ -532,7 +541,7 @@ def test_a_real_file_system(
         assert names(folder) == [f"20260131T120000.00{n}Z-id-{n}.json" for n in (1, 2)]
         assert problems(folder) == []
         monkeypatch.setattr(tempfile, "tempdir", str(place))
-        if mounted is vfat:
+        if mounted in (vfat, fuseblk):
             with pytest.raises(MetricsUnavailable, match="bind"):
                 metric_store.probe()
         else:
