@@ -112,15 +112,8 @@ def delivered_assignment(
     if now.keys() != earlier.keys() or not len(now) == len(assignments) == len(before):
         return own
     changed = [(source, time) for source, time in timed if time != earlier[source]]
-    return changed[0] if len(changed) == 1 and _stood_still(now, earlier, changed[0][0]) else own
-
-
-def _stood_still(
-    now: dict[TopicPartition, int | None],
-    earlier: dict[TopicPartition, int | None],
-    but: TopicPartition,
-) -> bool:
-    return all(now[source] == earlier[source] for source in now if source != but)
+    stood_still = sum(time == earlier[source] for source, time in assignments)
+    return changed[0] if len(changed) == 1 and stood_still == len(now) - 1 else own
 
 
 class Identified(NamedTuple):

@@ -24,7 +24,6 @@ from __future__ import annotations
 from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
-from typing import NamedTuple
 
 from pleiades.core.checkpoint import Checkpoint
 from pleiades.core.position import Position, join
@@ -53,15 +52,6 @@ class Segment:
     published, or a greater one."""
     since_ms: int
     """This machine's clock at the beginning; only shown."""
-
-
-class Part(NamedTuple):
-    """A part of the output that a restart reads."""
-
-    begin: Offsets
-    end: Offsets
-    reached: Position
-    """Only records of these are needed; see `Segment.reached`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,13 +132,13 @@ class Readback:
             segments[at : at + 2] = [joined[at]]
         return replace(self, closed=tuple(segments))
 
-    def parts(self, ends: Offsets) -> Iterator[Part]:
+    def parts(self, ends: Offsets) -> Iterator[Segment]:
         """The parts to read, in the order of publishing, if the output ends at `ends`."""
         for segment in self.closed:
             end = {at: min(offset, ends.get(at, 0)) for at, offset in segment.end.items()}
-            yield Part(segment.begin, end, segment.reached)
+            yield replace(segment, end=end)
         if self.reached:
-            yield Part(_begin(self.begin, ends), ends, self.reached)
+            yield Segment(_begin(self.begin, ends), ends, self.reached, self.since_ms)
 
     @property
     def oldest_ms(self) -> int:
@@ -165,9 +155,9 @@ def remembered_as(
     return UNKNOWN_LETTERS if letter else UNKNOWN_SOURCE
 
 
-def runs(parts: Iterable[Part]) -> Iterator[list[Part]]:
+def runs(parts: Iterable[Segment]) -> Iterator[list[Segment]]:
     """Groups of parts that follow each other without a gap, and can be read as one."""
-    run: list[Part] = []
+    run: list[Segment] = []
     for part in parts:
         if run and not _follows(run[-1], part):
             yield run
@@ -177,7 +167,7 @@ def runs(parts: Iterable[Part]) -> Iterator[list[Part]]:
         yield run
 
 
-def _follows(part: Part, following: Part) -> bool:
+def _follows(part: Segment, following: Segment) -> bool:
     return all(following.begin.get(at, 0) == end for at, end in part.end.items()) and all(
         reached_ms >= part.reached.get(source, 0)
         for source, reached_ms in following.reached.items()

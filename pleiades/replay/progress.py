@@ -15,7 +15,8 @@ from pleiades.core.sse_id import TopicPartition
 from pleiades.core.units import iso_time, rough_duration
 from pleiades.replay.report import Report, name_of
 from pleiades.runtime import metric_store
-from pleiades.runtime.liveline import LiveLine, Status, Terminal
+from pleiades.runtime.liveline import LiveLine, Status
+from pleiades.runtime.output import Output
 
 log = logging.getLogger(__name__)
 
@@ -96,7 +97,7 @@ class ProgressLine(LiveLine):
         report: Report,
         quiet: bool,
         now: Callable[[], float] = time.monotonic,
-        terminal: Terminal | None = None,
+        terminal: Output | None = None,
     ) -> None:
         super().__init__(quiet, now, terminal)
         self._report = report

@@ -5,29 +5,17 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Callable
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 from pleiades.core.units import plural
 from pleiades.runtime.logs import CLEAR_LINE, printable
-from pleiades.runtime.output import standard_error
+from pleiades.runtime.output import Output, standard_error
 
 DRAW_SECONDS = 0.5
 MAX_PROBLEM = 200  # characters
 SILENT_SECONDS = 10.0
 """After so long without an event, the line says so: the last event's lag means nothing any more."""
 SMOOTHING = 0.3  # the weight of the latest rate
-
-
-class Terminal(Protocol):
-    """The part of `Output` that is needed here."""
-
-    def isatty(self) -> bool:
-        """Return whether this is a terminal."""
-        ...
-
-    def draw(self, text: str) -> None:
-        """Write text that is soon replaced; never wait."""
-        ...
 
 
 class Status(NamedTuple):
@@ -48,7 +36,7 @@ class LiveLine:
         self,
         quiet: bool,
         now: Callable[[], float] = time.monotonic,
-        terminal: Terminal | None = None,
+        terminal: Output | None = None,
     ) -> None:
         self._terminal = terminal or standard_error()
         self._on_terminal = self._terminal.isatty() and not quiet

@@ -32,7 +32,7 @@ from pleiades.core.checkpoint import Checkpoint
 from pleiades.core.event import CANARY, Batch, End, Event, unpublished
 from pleiades.core.fingerprint import fingerprint
 from pleiades.core.position import Position, join
-from pleiades.core.readback import OutputPartition, Part, Readback, remembered_as
+from pleiades.core.readback import OutputPartition, Readback, Segment, remembered_as
 from pleiades.core.resume_cursor import ResumeCursor
 from pleiades.core.sse_id import Assignment, TopicPartition, compose_id
 from pleiades.publisher import Publisher
@@ -170,7 +170,7 @@ class TopicSink:
             self._readback = self._readback.marked(ends, 0)
         return Opened(stored.checkpoint, self._window(list(self._readback.parts(ends))))
 
-    def _window(self, parts: list[Part]) -> Iterator[Remembered]:
+    def _window(self, parts: list[Segment]) -> Iterator[Remembered]:
         for part in parts:
             for at, end in part.end.items():
                 for source, identity in self._world.partitions[at][part.begin.get(at, 0) : end]:

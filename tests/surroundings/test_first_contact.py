@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 
 import pytest
@@ -14,6 +13,7 @@ from pleiades.core.position import in_words
 from pleiades.core.start import choose_start
 from pleiades.runtime.findings import now_ms
 from pleiades.runtime.liveline import DRAW_SECONDS, SILENT_SECONDS, LiveLine, Status
+from pleiades.runtime.output import Output
 from pleiades.simulator.settings import SimulatorSettings
 from pleiades.simulator.simulator import Simulator
 from pleiades.sinks.inspection import stored_position
@@ -127,30 +127,32 @@ def test_check_says_that_a_stored_position_has_no_event_yet() -> None:
 
 
 def test_the_live_line_says_what_is_wrong_in_place_of_a_lag_that_says_nothing() -> None:
-    class Terminal(io.StringIO):
+    class Terminal(Output):
+        drawn = ""
+
         def isatty(self) -> bool:
             return True
 
         def draw(self, text: str) -> None:
-            self.write(text)
+            self.drawn += text
 
     now = 0.0
-    shown = Terminal()
+    shown = Terminal(-1)
     line = LiveLine(quiet=False, now=lambda: now, terminal=shown)
     now += DRAW_SECONDS
     line.show(Status(1234, 0.0, 0, None, "since 10:31:00Z can't \x1b[31mwrite"))
-    assert "since 10:31:00Z can't" in shown.getvalue()
-    assert "\x1b[31m" not in shown.getvalue()
-    assert "lag" not in shown.getvalue()
+    assert "since 10:31:00Z can't" in shown.drawn
+    assert "\x1b[31m" not in shown.drawn
+    assert "lag" not in shown.drawn
     now += DRAW_SECONDS
     line.show(Status(1234, 0.0, 0, None, ""))
-    assert "lag 0.0 s" in shown.getvalue()
+    assert "lag 0.0 s" in shown.drawn
     now += SILENT_SECONDS
     line.show(Status(1234, 0.0, 0, None, ""))
-    assert "no event for 10 s · 0 restarts" in shown.getvalue()
+    assert "no event for 10 s · 0 restarts" in shown.drawn
     now += DRAW_SECONDS
     line.show(Status(1235, 0.2, 0, None, ""))
-    assert "lag 0.2 s" in shown.getvalue()
+    assert "lag 0.2 s" in shown.drawn
 
 
 def test_what_is_wrong_is_said_until_it_works_again(tmp_path: Path) -> None:

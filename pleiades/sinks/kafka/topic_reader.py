@@ -24,7 +24,7 @@ from pleiades.core.readback import (
     UNKNOWN_LETTERS,
     Offsets,
     OutputPartition,
-    Part,
+    Segment,
     remembered_as,
     runs,
 )
@@ -55,7 +55,7 @@ class TopicReader:
         self._retry = retry
 
     def window(
-        self, parts: Iterable[Part], is_own: Callable[[Published], bool]
+        self, parts: Iterable[Segment], is_own: Callable[[Published], bool]
     ) -> Iterator[Remembered]:
         """The events of these parts to recognise repeats by, of those records that are our own."""
         started, count = time.monotonic(), 0
@@ -84,7 +84,7 @@ class TopicReader:
         )
         return existing
 
-    def _run(self, run: list[Part], is_own: Callable[[Published], bool]) -> Iterator[Remembered]:
+    def _run(self, run: list[Segment], is_own: Callable[[Published], bool]) -> Iterator[Remembered]:
         begins: dict[OutputPartition, int] = {}
         ends: dict[OutputPartition, int] = {}
         for part in run:

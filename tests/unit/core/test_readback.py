@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pleiades.core.checkpoint import Checkpoint
-from pleiades.core.readback import UNKNOWN_LETTERS, Part, Readback, Segment, runs
+from pleiades.core.readback import UNKNOWN_LETTERS, Readback, Segment, runs
 from pleiades.core.sse_id import UNKNOWN_SOURCE, TopicPartition
 
 EQIAD = ("eqiad.x", 0)
@@ -38,7 +38,7 @@ def test_nothing_published_needs_no_mark() -> None:
 
 def test_a_segment_goes_when_its_last_event_cannot_be_repeated() -> None:
     readback = published(Readback({OUT: 0}, 0), checkpoint(1_000), EQIAD).marked({OUT: 7}, 1)
-    assert list(readback.parts({OUT: 9})) == [Part({OUT: 0}, {OUT: 7}, {EQIAD: 1_000})]
+    assert list(readback.parts({OUT: 9})) == [Segment({OUT: 0}, {OUT: 7}, {EQIAD: 1_000}, 0)]
     assert published(readback, checkpoint(1_100)).closed
     assert not published(readback, checkpoint(1_101)).closed
 
@@ -51,7 +51,7 @@ def test_what_stands_still_keeps_its_own_only() -> None:
         if later.is_mark_due(checkpoint(eqiad_ms, 1_000)):
             later = later.marked({OUT: eqiad_ms}, 1)
     first, *others = later.parts({OUT: 9_000})
-    assert first == Part({OUT: 0}, {OUT: 7}, {CODFW: 1_000})
+    assert first == Segment({OUT: 0}, {OUT: 7}, {CODFW: 1_000}, 0)
     assert len(others) <= 4
     assert min(part.begin[OUT] for part in others) >= 8_950 - WINDOW_MS - 100
 
@@ -73,7 +73,7 @@ def test_dead_letters_of_unknown_source_keep_no_events() -> None:
     readback = readback.marked({OUT: 7, DEAD: 1}, 1)
     readback = published(readback, checkpoint(9_000, 500))
     (part,) = readback.parts({OUT: 9, DEAD: 1})
-    assert part == Part({DEAD: 0}, {DEAD: 1}, {UNKNOWN_LETTERS: 1_000})
+    assert part == Segment({DEAD: 0}, {DEAD: 1}, {UNKNOWN_LETTERS: 1_000}, 0)
 
 
 def test_the_nearest_are_merged_and_what_lies_between_is_read() -> None:
@@ -95,10 +95,10 @@ def test_the_nearest_are_merged_and_what_lies_between_is_read() -> None:
 
 def test_parts_without_a_gap_are_read_as_one() -> None:
     parts = [
-        Part({OUT: 0}, {OUT: 10}, {EQIAD: 5}),
-        Part({OUT: 10}, {OUT: 20}, {EQIAD: 7}),
-        Part({OUT: 20}, {OUT: 30}, {EQIAD: 6}),
-        Part({OUT: 31}, {OUT: 40}, {EQIAD: 8}),
+        Segment({OUT: 0}, {OUT: 10}, {EQIAD: 5}, 0),
+        Segment({OUT: 10}, {OUT: 20}, {EQIAD: 7}, 0),
+        Segment({OUT: 20}, {OUT: 30}, {EQIAD: 6}, 0),
+        Segment({OUT: 31}, {OUT: 40}, {EQIAD: 8}, 0),
     ]
     assert [len(run) for run in runs(parts)] == [2, 1, 1]
 
@@ -107,7 +107,7 @@ def test_of_a_topic_that_was_made_anew_all_is_read_and_nothing_that_is_not_there
     readback = published(Readback({OUT: 0}, 0), checkpoint(1_000), EQIAD).marked({OUT: 700}, 1)
     readback = published(readback, checkpoint(1_010), EQIAD)
     assert list(readback.parts({OUT: 5, DEAD: 3})) == [
-        Part({OUT: 0}, {OUT: 5}, {EQIAD: 1_000}),
-        Part({OUT: 0, DEAD: 0}, {OUT: 5, DEAD: 3}, {EQIAD: 1_010}),
+        Segment({OUT: 0}, {OUT: 5}, {EQIAD: 1_000}, 0),
+        Segment({OUT: 0, DEAD: 0}, {OUT: 5, DEAD: 3}, {EQIAD: 1_010}, 1),
     ]
     assert readback.marked({OUT: 5}, 1).closed[1].begin == {OUT: 0}

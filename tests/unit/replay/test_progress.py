@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import io
 import logging
 
 import pytest
@@ -13,6 +12,7 @@ from pleiades.replay.arguments import Arguments
 from pleiades.replay.progress import PLAIN_SECONDS, ProgressLine, fraction, plain_line
 from pleiades.replay.report import Report
 from pleiades.runtime.liveline import DRAW_SECONDS, Status
+from pleiades.runtime.output import Output
 from tests.harness.settings import settings_of
 
 A, B = ("eqiad.mediawiki.recentchange", 0), ("codfw.mediawiki.recentchange", 0)
@@ -29,9 +29,16 @@ def line_of(now: Clock, terminal: Terminal | None = None, quiet: bool = False) -
     return ProgressLine(Report(told, SPAN, None), quiet, now, terminal or Pipe())
 
 
-class Pipe(io.StringIO):
+class Pipe(Output):
+    def __init__(self) -> None:
+        super().__init__(-1)
+        self.drawn = ""
+
+    def isatty(self) -> bool:
+        return False
+
     def draw(self, text: str) -> None:
-        self.write(text)
+        self.drawn += text
 
 
 class Terminal(Pipe):
@@ -114,13 +121,13 @@ def test_on_a_terminal_it_is_one_line_at_any_width(width: int, reached: int, eve
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("COLUMNS", str(width))
         line.show(Status(0, 0.0, 0, at(reached, events)))
-    text = out.getvalue()
+    text = out.drawn
     assert "\n" not in text
     shown = text.rpartition("\x1b[2K")[2]
     assert len(shown) < width
     assert shown or width < 2
     line.draw("")
-    assert out.getvalue().endswith("\r\x1b[2K")
+    assert out.drawn.endswith("\r\x1b[2K")
 
 
 def test_a_wide_terminal_shows_a_bar_and_what_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -131,7 +138,7 @@ def test_a_wide_terminal_shows_a_bar_and_what_is_left(monkeypatch: pytest.Monkey
     for reached in (BEGIN, BEGIN + 1_800_000):
         clock.now += 60
         line.show(Status(0, 0.0, 0, at(reached, 7200)))
-    assert out.getvalue().rpartition("\x1b[2K")[2] == (
+    assert out.drawn.rpartition("\x1b[2K")[2] == (
         "━━━━━━────────────────── "
         " 25 % · 7,200 events · 0/s · 0:03:00 left · codfw - · eqiad 14:43:19"
     )
@@ -143,4 +150,4 @@ def test_before_anything_is_durable_there_is_nothing_to_show() -> None:
     line = line_of(clock, out)
     clock.now += 1
     line.show(Status(0, 0.0, 0, None))
-    assert out.getvalue() == ""
+    assert out.drawn == ""
