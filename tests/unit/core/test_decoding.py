@@ -399,6 +399,11 @@ WAITING = (Assignment(EQIAD, None), Assignment(CODFW, None))
         # It is in the same millisecond as the previous event, or an event between them is missing.
         (BOTH, BOTH, UNKNOWN_SOURCE),
         (BOTH, (Assignment(EQIAD, 7), Assignment(CODFW, 8)), UNKNOWN_SOURCE),
+        (
+            (*BOTH, Assignment(("eqiad.y", 0), None)),
+            (Assignment(EQIAD, 7), BOTH[1], Assignment(("eqiad.y", 0), 8)),
+            UNKNOWN_SOURCE,
+        ),
         (BOTH, BOTH[:1], UNKNOWN_SOURCE),
         (BOTH, (*BOTH, BOTH[0]), UNKNOWN_SOURCE),
         ((*BOTH, Assignment(EQIAD, 7)), BOTH, UNKNOWN_SOURCE),
