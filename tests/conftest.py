@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from hypothesis import settings
 
 from tests.harness.prerequisites import not_tested, require
+
+TESTS = Path(__file__).parent
+QUICK = ("fuzz", "property", "unit")
+"""Folders of tests that start no programs, or hardly any."""
 
 # Deadlines are off, because a busy machine makes no law untrue. If CI is set, hypothesis would default
 # to a profile that tries the same examples in every run.
@@ -26,20 +31,30 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Spread the rows of the fault matrix over the workers, before everything else.
+    """Let every worker begin with slow tests, and end with quick ones, which others can take over.
 
-    They take longest. At the end of a run, the workers would wait for the last of them.
+    At the end of a run, the workers would wait for the last slow one. Slow are the tests that start
+    programs. Rows of the fault matrix are spread one by one, the others by module.
     """
     workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
-    rows = [item for item in items if item.path.name == "test_matrix.py"]
-    others = [item for item in items if item.path.name != "test_matrix.py"]
-    # xdist gives each worker a contiguous part at first.
-    part = -(-len(others) // workers)
-    items[:] = [
-        item
-        for worker in range(workers)
-        for item in (*rows[worker::workers], *others[worker * part : (worker + 1) * part])
-    ]
+    quick = []
+    groups: dict[object, list[pytest.Item]] = {}
+    for item in items:
+        if item.path.relative_to(TESTS).parts[0] in QUICK:
+            quick.append(item)
+        else:
+            is_row = item.path.name == "test_matrix.py"
+            groups.setdefault(item.nodeid if is_row else item.path, []).append(item)
+    slow = [*groups.values()]
+    ordered: list[pytest.Item] = []
+    for worker in range(workers):
+        # xdist gives each worker so many at first.
+        count = (len(items) - len(ordered)) // (workers - worker)
+        own = [item for group in slow[worker::workers] for item in group]
+        room = max(count - len(own), 0)
+        ordered += [*own, *quick[:room]]
+        quick = quick[room:]
+    items[:] = [*ordered, *quick]
 
 
 @pytest.hookimpl(tryfirst=True)

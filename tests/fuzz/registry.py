@@ -131,7 +131,7 @@ TARGETS = {
     "checkpoint": Target(stored.checkpoint, JSON + PLACE + NUMBERS, EXAMPLES),
     "metadata": Target(stored.metadata, JSON + NUMBERS + (b"zlib:",), EXAMPLES),
     "name": Target(stored.name, TIMES + ENCODING + (b".json", b"Z-", b"-", b"/"), EXAMPLES),
-    "records": Target(stored.records, JSON + PLACE + META + PARTS + NUMBERS, EXAMPLES),
+    "records": Target(stored.records, JSON + PLACE + META + PARTS + NUMBERS, SLOW),
     "republished": Target(stored.republished, SSE + ENCODING + JSON + PLACE + META, EXAMPLES),
     "recorded": Target(stored.recorded, SSE + JSON + PLACE + META + TIMES, EXAMPLES),
     "config": Target(configuration.config, TOML + JSON + NUMBERS + TIMES + UNITS, SLOW),

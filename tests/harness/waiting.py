@@ -26,4 +26,4 @@ def until(condition: Callable[[], T], what: str, timeout_seconds: float = 30.0) 
         if now > deadline:
             raise TimeoutError(f"waited {timeout_seconds:g} s for {what}")
         # An expensive condition must not take the processor from the work that it waits for.
-        time.sleep(max(POLL_SECONDS, 2 * (now - asked)))
+        time.sleep(max(POLL_SECONDS, 4 * (now - asked)))

@@ -15,7 +15,7 @@ from tests.harness.script import Ending, Stop, Stream
 from tests.harness.tape import HOME, OTHER, Tape
 
 HOUR_MS = 3_600_000
-EVENTS = 1_000
+EVENTS = 300
 """Of each topic, spread over an hour."""
 CAUGHT_UP = EVENTS // 4
 """So many events of the first topic are published by the start that loses its position."""
