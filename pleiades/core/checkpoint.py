@@ -165,11 +165,7 @@ class Checkpoint:
 
     def encoded(self) -> bytes:
         """One JSON object, readable by `decode_checkpoint`."""
-        rows = [
-            {"topic": topic, "partition": partition, "timestamp": timestamp_ms}
-            for (topic, partition), timestamp_ms in sorted(self.position.items())
-        ]
-        own = {"position": rows, "known_from": listed(self.known_from)}
+        own = {"position": listed(self.position), "known_from": listed(self.known_from)}
         return orjson.dumps(self.common_fields() | own)
 
     def common_fields(self) -> dict[str, Any]:
@@ -210,11 +206,8 @@ def decode_checkpoint(encoded: bytes) -> Checkpoint:
     with unreadable_if_damaged():
         stored: Any = orjson.loads(encoded)
         check_version(stored)
-        position = {
-            (entry["topic"], entry["partition"]): entry["timestamp"] for entry in stored["position"]
-        }
-        known_from = read_listed(stored["known_from"])
-        return replace(read_common_fields(stored, position), known_from=known_from)
+        checkpoint = read_common_fields(stored, read_listed(stored["position"]))
+        return replace(checkpoint, known_from=read_listed(stored["known_from"]))
 
 
 def check_version(fields: Any) -> None:
@@ -227,8 +220,7 @@ def check_version(fields: Any) -> None:
 def read_common_fields(fields: Any, position: Position) -> Checkpoint:
     """Read the result of `Checkpoint.common_fields`, within `unreadable_if_damaged`."""
     started_ms, clock_ms = fields["started_ms"], fields["clock_ms"]
-    times = [started_ms, clock_ms, *position.values()]
-    if not all(map(is_source, position)) or not all(map(is_time, times)):
+    if UNKNOWN_SOURCE in position or not (is_time(started_ms) and is_time(clock_ms)):
         raise UnreadableCheckpoint("it holds values that are no position")
     done = read_done(fields.get("done"), position)
     coverage = read_coverage(fields.get("coverage", []))
@@ -243,7 +235,7 @@ def listed(position: Mapping[TopicPartition, int]) -> list[tuple[str, int, int]]
 def read_listed(rows: Any) -> Position:
     """Read the result of `listed`, within `unreadable_if_damaged`."""
     position = {(topic, partition): timestamp_ms for topic, partition, timestamp_ms in rows}
-    if not all(
+    if len(position) < len(rows) or not all(
         (is_source(source) or source == UNKNOWN_SOURCE) and is_time(timestamp_ms)
         for source, timestamp_ms in position.items()
     ):

@@ -147,7 +147,6 @@ def read_stored(texts: Mapping[OutputPartition, str], at: OutputPartition) -> St
         check_version(fields)
         position = read_listed(fields["position"])
         writer = fields["writer"]
-        _require(len(position) == len(fields["position"]), "holds no position")
         _require(type(writer) is str and _WRITER.fullmatch(writer), "does not say who wrote it")
         checkpoint = read_common_fields(fields, position)
         known_from = _read_known_from(checkpoint, *fields["known_from"])

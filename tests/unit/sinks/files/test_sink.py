@@ -333,7 +333,7 @@ def test_a_position_of_the_version_before_is_converted(folder: Path, world: Worl
     (folder / ".pleiades").mkdir()
     (folder / ".pleiades" / "checkpoint-recentchange").write_text(
         f'{{"version":1,"started_ms":{NOON_MS},"clock_ms":{NOON_MS + 2},"position":['
-        f'{{"topic":"{SOURCE[0]}","partition":0,"timestamp":{NOON_MS + 3}}}],"known_from":[]}}\n'
+        f'["{SOURCE[0]}",0,{NOON_MS + 3}]],"known_from":[]}}\n'
     )
     sink = make(folder, world)
     checkpoint, events = known(sink)
