@@ -63,13 +63,14 @@ def test_to_publish_the_same_again_is_no_progress(folder: Path) -> None:
     head = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n"
     upstream = Server(Held(head + b":ok\n\ndata: 7\n\n"))
     killed: set[int] = set()
+    dead_letters = folder / ".pleiades" / "dead-letters"
 
     def kill_when_it_is_published() -> bool:
         for child in relay.children():
             if (
                 relay.role(child) == "parser-0"
                 and child.pid not in killed
-                and len(list(folder.rglob("*.raw"))) > len(killed)
+                and len(list(dead_letters.glob("*.raw"))) > len(killed)
             ):
                 killed.add(child.pid)
                 child.kill()
