@@ -112,6 +112,7 @@ class Publisher:
                     self._take(batch)
                 self._commit_if_due()
             self._commit()
+            self._sink.finish()
             self._child.farewell()
         finally:
             self._sink.close()

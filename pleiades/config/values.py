@@ -22,6 +22,9 @@ MAX_STREAMS = 64
 _STREAM = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 # The name by which OpenSSL finds a certificate in a folder.
 _HASHED = re.compile(r"[0-9a-f]{8}\.[0-9]+")
+_SIZE = re.compile(r"([0-9]{1,15}) ?(B|[KMG]B|[KMG]iB)", re.ASCII)
+_SIZE_UNITS = {"B": 1, "KB": 1000, "MB": 1000**2, "GB": 1000**3}
+_SIZE_UNITS |= {"KiB": 1024, "MiB": 1024**2, "GiB": 1024**3}
 _BOOLEANS = dict.fromkeys(("true", "yes", "on", "1"), True)
 _BOOLEANS |= dict.fromkeys(("false", "no", "off", "0"), False)
 
@@ -73,6 +76,21 @@ def integer(least: int, most: int, unit: str = "number") -> Reader:
         return number
 
     return Reader(unit, read)
+
+
+def size(least: int, most: int) -> Reader:
+    """Reads `512MB` or `64KiB` as bytes."""
+
+    def read(text: str) -> int:
+        match = _SIZE.fullmatch(text.strip())
+        if match is None:
+            raise ValueError(f"{text!r} is no size, such as 512MB or 64KiB")
+        size_bytes = int(match[1]) * _SIZE_UNITS[match[2]]
+        if not least <= size_bytes <= most:
+            raise ValueError(f"{text!r} is not between {least:,} and {most:,} bytes")
+        return size_bytes
+
+    return Reader("size", read)
 
 
 def choice(*allowed: str) -> Reader:

@@ -53,6 +53,8 @@ class Group(NamedTuple):
     """The number of the (last) commit; the numbers in a log ascend."""
     checkpoint: Checkpoint
     runs: list[Run]
+    own: Any = None
+    """What else the destination stored with this commit, as JSON has it."""
 
     def encoded(self) -> bytes:
         """The bytes to append to the log."""
@@ -61,7 +63,10 @@ class Group(NamedTuple):
             for run in self.runs
         ]
         checkpoint = orjson.Fragment(self.checkpoint.encoded())
-        header = orjson.dumps({"commit": self.commit, "checkpoint": checkpoint, "runs": rows})
+        fields = {"commit": self.commit, "checkpoint": checkpoint, "runs": rows}
+        if self.own is not None:
+            fields["own"] = self.own
+        header = orjson.dumps(fields)
         fingerprints = b"".join([run.fingerprints for run in self.runs])
         crc = zlib.crc32(fingerprints, zlib.crc32(header))
         return _PREFIX.pack(_MARK, crc, len(header), len(fingerprints)) + header + fingerprints
@@ -111,7 +116,7 @@ def _group(header: bytes, fingerprints: bytes) -> Group:
         raise DamagedLog(f"a header can't be read ({type(error).__name__})") from None
     if at != len(fingerprints) or type(commit) is not int:
         raise DamagedLog("it holds something else")
-    return Group(commit, checkpoint, runs)
+    return Group(commit, checkpoint, runs, fields.get("own"))
 
 
 def merged(groups: Sequence[Group], max_entries: int) -> Group:

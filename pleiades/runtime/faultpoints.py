@@ -25,10 +25,14 @@ NAMED = "files-named"  # the checkpoint covers the batch; an event has its name,
 PUBLISHED = "files-published"  # all have their names
 CHECKPOINT_STAGED = "checkpoint-staged"  # the new checkpoint lies beside the old one
 CHECKPOINT_REPLACED = "checkpoint-replaced"  # the new one is in its place; its folder is not synced
+APPENDED = "archive-appended"  # all are in the raw files, and in no identity log
+LISTED = "archive-listed"  # a closed segment is in the manifest, and has no name
+RENAMED = "archive-renamed"  # it has its name; its raw file is still there
 PRODUCED = "kafka-produced"  # events are in the transaction, the position is not
 POSITION_SENT = "kafka-position-sent"  # so is the position, and the transaction is not committed
 
 FILES_POINTS = (STAGED, JOURNALED, SYNCED, CHECKPOINT_STAGED, CHECKPOINT_REPLACED, NAMED, PUBLISHED)
+ARCHIVE_POINTS = (APPENDED, SYNCED, CHECKPOINT_STAGED, CHECKPOINT_REPLACED, LISTED, RENAMED)
 KAFKA_POINTS = (PRODUCED, POSITION_SENT)
 CHANNEL_POINTS = (f"{SENT}resume", f"{SENT}frames-0", f"{SENT}batches-0")
 POINTS = (*CHANNEL_POINTS, WRITTEN, COMMITTED, *FILES_POINTS, *KAFKA_POINTS)

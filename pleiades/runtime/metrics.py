@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 import time
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
@@ -22,6 +22,16 @@ RECV_ERRORS = (
     *("connect", "content_type", "empty", "encoding", "environment", "id", "proxy", "redirect"),
     *("status_4xx", "status_5xx", "throttled", "upstream"),
 )
+
+
+class ArchiveMetrics(NamedTuple):
+    """The metrics of the archive."""
+
+    events: Counter
+    errors: Counter
+    closed: Counter
+    open_bytes: Gauge
+    open_since: Gauge
 
 
 class Metrics:
@@ -87,6 +97,16 @@ class Metrics:
         self.dead_letters = counter("dead_letters", "Events published as dead letters.", "reason")
         self.file_events = counter("file_publish_events", "Events written as files and committed.")
         self.file_errors = counter("file_publish_errors", "Failed writes, each tried again.")
+        self.archive = ArchiveMetrics(
+            counter("archive_publish_events", "Events written into the archive."),
+            counter("archive_publish_errors", "Failed writes, each tried again."),
+            counter("archive_segments_closed", "Segments closed."),
+            gauge("archive_open_bytes", "Bytes of the segments that are not closed."),
+            gauge(
+                "archive_open_since_seconds",
+                "When the oldest segment that is not closed was opened, seconds since 1970; 0: none is.",
+            ),
+        )
         self.kafka_events = counter("kafka_publish_events", "Events committed to the topic.")
         self.kafka_writes = counter("kafka_publish_writes", "Transactions committed.")
         self.kafka_errors = counter("kafka_writer_errors", "Errors of Kafka, each tried again.")

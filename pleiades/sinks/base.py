@@ -2,7 +2,7 @@
 
 Every sink passes the same suite, tests/contract/test_sinks.py. The publisher calls from one thread:
 
-    open → (is_published | write)* → commit → … → close
+    open → (is_published | write)* → commit → … → finish → close
 
 - `open` makes the destination ready, keeps other instances out, and says what is durable.
 - `write` takes events in upstream order. They need not be durable or visible yet.
@@ -108,6 +108,13 @@ class Sink(Protocol):
 
     def poll(self) -> None:
         """Called at least every half second while there is nothing to write."""
+
+    def finish(self) -> None:
+        """Called after the last commit of a run that ends by itself or is stopped.
+
+        Raises:
+            Stopped: a stop was requested; what is left is done after the next start.
+        """
 
     def close(self) -> None:
         """Release the destination and drop what is not committed."""

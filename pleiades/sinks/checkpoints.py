@@ -8,7 +8,7 @@ import logging
 import os
 import shutil
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import orjson
 
@@ -32,12 +32,16 @@ class Stored(NamedTuple):
     """Number of the journal's file; 0: an older version, without a journal, wrote it."""
     length: int = 0
     """Valid bytes of the journal."""
+    own: Any = None
+    """What else the destination stores, as JSON has it."""
 
     def encoded(self) -> bytes:
-        """The JSON object of the checkpoint with one more field."""
+        """The JSON object of the checkpoint with more fields."""
         fields = orjson.loads(self.checkpoint.encoded())
         if self.journal:
-            fields["committed"] = dict(zip(_FIELDS, self[1:], strict=True))
+            fields["committed"] = dict(zip(_FIELDS, self[1:4], strict=True))
+        if self.own is not None:
+            fields["own"] = self.own
         return orjson.dumps(fields)
 
 
@@ -51,14 +55,15 @@ def decode_stored(encoded: bytes) -> Stored:
         UnreadableCheckpoint: it is damaged.
     """
     checkpoint = decode_checkpoint(encoded)
-    committed = orjson.loads(encoded).get("committed", dict.fromkeys(_FIELDS, 0))
+    fields = orjson.loads(encoded)
+    committed = fields.get("committed", dict.fromkeys(_FIELDS, 0))
     try:
         numbers = [committed[name] for name in _FIELDS]
     except (KeyError, TypeError):
         numbers = [None]
     if not all(type(number) is int and number >= 0 for number in numbers):
         raise UnreadableCheckpoint("it does not say what is committed")
-    return Stored(checkpoint, *numbers)
+    return Stored(checkpoint, *numbers)._replace(own=fields.get("own"))
 
 
 class CheckpointFile:

@@ -91,6 +91,9 @@ class CountingSink:
     def poll(self) -> None:
         """See `Sink.poll`."""
 
+    def finish(self) -> None:
+        """See `Sink.finish`: nothing is left to do."""
+
     def close(self) -> None:
         """See `Sink.close`."""
         self._tell(Counted(self._checkpoint, self._hours))

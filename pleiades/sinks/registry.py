@@ -9,12 +9,18 @@ from pleiades.config.flags import Flag
 from pleiades.config.settings import RELAY_FLAGS, Settings, refused_argument, settings_from
 from pleiades.config.sources import Parser
 from pleiades.runtime.errors import UsageError
+from pleiades.sinks.archive.destination import ArchiveDestination
 from pleiades.sinks.base import Destination
 from pleiades.sinks.counting import CountingDestination
 from pleiades.sinks.files.destination import FilesDestination
 from pleiades.sinks.kafka.destination import KafkaDestination
 
-DESTINATIONS: list[type[Destination]] = [FilesDestination, KafkaDestination, CountingDestination]
+DESTINATIONS: list[type[Destination]] = [
+    FilesDestination,
+    KafkaDestination,
+    ArchiveDestination,
+    CountingDestination,
+]
 
 
 def relay_parser(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,11 +20,14 @@ from pleiades.runtime.child import ChildContext
 from pleiades.runtime.errors import DestinationHeld
 from pleiades.runtime.metrics import Metrics
 from pleiades.sinks import retry
+from pleiades.sinks.archive.destination import ArchiveDestination, Options
+from pleiades.sinks.archive.finisher import InlineFinisher
 from pleiades.sinks.base import Sink, SinkContext
 from pleiades.sinks.files.destination import FilesDestination
 from pleiades.sinks.files.sink import FilesSink
 from pleiades.sinks.kafka.destination import DEAD_LETTERS_SUFFIX, KafkaDestination
 from pleiades.sinks.retry import Retry
+from tests.harness import archived
 from tests.harness.broker import topic_records
 from tests.harness.memory import MemorySink, MemoryStore
 from tests.harness.settings import settings_of
@@ -72,6 +76,25 @@ def files_place(folder: Path, sync: str, metrics: Metrics) -> Place:
     )
 
 
+def archive_place(folder: Path, metrics: Metrics) -> Place:
+    archive = ArchiveDestination("recentchange", folder)
+
+    def sink() -> Sink:
+        child = FakeChildContext(stop_at_pause=1)
+        retry = Retry(child, metrics.archive.errors, folder, "--archive.dir")
+        return archive.sink(retry, InlineFinisher(), Options(500_000))
+
+    def dead() -> list[bytes]:
+        return [
+            base64.b64decode(letter["data_base64"])
+            if "data_base64" in letter
+            else letter["data"].encode()
+            for letter in archived.letters(folder)
+        ]
+
+    return Place(sink, lambda: archived.lines(folder), dead, Guarantees())
+
+
 def memory_place() -> Place:
     store = MemoryStore()
     return Place(
@@ -117,12 +140,14 @@ def kafka_place(
     )
 
 
-@pytest.fixture(params=["files-batch", "files-none", "memory", "kafka"])
+@pytest.fixture(params=["files-batch", "files-none", "archive", "memory", "kafka"])
 def place(
     request: pytest.FixtureRequest, tmp_path: Path, child: ChildContext, metrics: Metrics
 ) -> Place:
     if request.param == "memory":
         return memory_place()
+    if request.param == "archive":
+        return archive_place(tmp_path / "archive", metrics)
     if request.param == "kafka":
         bootstrap, topic = (request.getfixturevalue(name) for name in ("kafka", "topic"))
         return kafka_place(bootstrap, topic, child, metrics)

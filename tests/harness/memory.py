@@ -77,6 +77,9 @@ class MemorySink:
     def poll(self) -> None:
         """See `Sink.poll`."""
 
+    def finish(self) -> None:
+        """See `Sink.finish`."""
+
     def close(self) -> None:
         """See `Sink.close`."""
         if self._opened:

@@ -204,6 +204,9 @@ class TopicSink:
     def poll(self) -> None:
         pass
 
+    def finish(self) -> None:
+        pass
+
     def close(self) -> None:
         self._written = []
 

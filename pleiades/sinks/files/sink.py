@@ -132,6 +132,9 @@ class FilesSink:
     def poll(self) -> None:
         """See `Sink.poll`: nothing grows here."""
 
+    def finish(self) -> None:
+        """See `Sink.finish`: nothing is left to do."""
+
     def close(self) -> None:
         """See `Sink.close`."""
         self._staging.close()

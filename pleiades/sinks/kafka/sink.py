@@ -162,6 +162,9 @@ class KafkaSink:
         # an hour.
         self._transactions.write([])
 
+    def finish(self) -> None:
+        """See `Sink.finish`: nothing is left to do."""
+
     def close(self) -> None:
         """See `Sink.close`."""
         # Events in flight are neither flushed nor aborted: the next start ends the transaction, and

@@ -1,0 +1,220 @@
+"""Closes sealed segments: makes the file for readers, enters it in the manifest, gives it its name."""
+
+from __future__ import annotations
+
+import logging
+import time
+
+from pleiades.core.backoff import Backoff
+from pleiades.core.units import iso_time
+from pleiades.runtime import faultpoints
+from pleiades.sinks.archive.codecs import PLAIN, DamagedSegment
+from pleiades.sinks.archive.destination import ArchiveDestination
+from pleiades.sinks.archive.finish import Finished, Job
+from pleiades.sinks.archive.finisher import Finisher
+from pleiades.sinks.archive.layout import DEAD_LETTERS, NDJSON_ZST, PARQUET, segment_name
+from pleiades.sinks.archive.manifest import Entry
+from pleiades.sinks.archive.naming import Manifest, give_name
+from pleiades.sinks.archive.open_segment import OpenSegment
+from pleiades.sinks.archive.raw import FINISHED, RawSegments
+from pleiades.sinks.archive.segment import Closing, Segment, Segments
+
+log = logging.getLogger(__name__)
+
+COMPACTED_BYTES = 512 * 1024
+"""A segment with more text in each commit, on average, is compressed well enough."""
+FINISH_BACKOFF = Backoff(first_seconds=1.0, max_seconds=60.0)
+
+
+class Closer:
+    """Closes the sealed segments of one position, one at a time.
+
+    Args:
+        tag: begins the sequence number in names, so that two writers never choose the same.
+    """
+
+    def __init__(
+        self,
+        archive: ArchiveDestination,
+        raw: RawSegments,
+        finisher: Finisher,
+        manifest: Manifest,
+        tag: str = "",
+    ) -> None:
+        self._directory = archive.directory
+        self._format = archive.format
+        self._codec = archive.codec
+        self._compact = archive.compact
+        self._raw = raw
+        self._finisher = finisher
+        self._manifest = manifest
+        self._tag = tag
+        self._finishing: OpenSegment | None = None
+        """The sealed segment that the finisher has."""
+        self.closing: list[Closing] = []
+        """Segments that the next checkpoint, or the stored one, has as such."""
+        self._sequence = 0
+        self._failures = 0
+        self._retry_at = 0.0
+        """Monotonic time before which the finisher gets no job."""
+        self.problem = ""
+        """Why segments can't be closed at present."""
+        self.manifest_bytes = 0
+        """The length of the manifest that describes segments which have their names."""
+
+    def recover(self, stored: Segments) -> None:
+        """Take over what a checkpoint has.
+
+        Raises:
+            OSError: the manifest can't be read.
+        """
+        self._finisher.close()
+        self._finishing = None
+        self.closing = list(stored.closing)
+        self._sequence = max(stored.sequence, self._manifest.last_sequence())
+
+    def with_closing(self, state: Segments) -> Segments:
+        """A state of the raw segments with that of the closing ones."""
+        return Segments(
+            state.segments, tuple(self.closing), state.ends, state.number, self._sequence
+        )
+
+    @property
+    def is_done(self) -> bool:
+        """True if nothing is sealed or closing."""
+        return not (self._raw.sealed or self.closing)
+
+    def start(self) -> None:
+        """Begin with the next sealed segment; the stored checkpoint must have it as such."""
+        if self._finishing is not None or not self._raw.sealed or time.monotonic() < self._retry_at:
+            return
+        self._finishing = chosen = self._raw.sealed[0]
+        try:
+            self._finisher.start(self._job(chosen))
+        except OSError as error:
+            self._failed(error)
+
+    def take(self) -> Finished | None:
+        """Take the finished segment, if there is one: the next checkpoint has it as a closing one."""
+        finishing = self._finishing
+        if finishing is None:
+            return None
+        try:
+            finished = self._finisher.take()
+        except OSError as error:
+            self._failed(error)
+            return None
+        except DamagedSegment as error:
+            log.error(
+                "a segment was damaged before it was closed (%s). Its lines before the damage are "
+                "kept; the others are missing from the archive",
+                error,
+            )
+            finishing.segment = finishing.segment._replace(damaged=True)
+            self._finishing = None
+            return None
+        if finished is None:
+            return None
+        self._failures, self.problem = 0, ""
+        self._finishing = None
+        self._raw.sealed.remove(finishing)
+        self._raw.is_changed = True
+        self._enter(finishing.segment, finished)
+        return finished
+
+    def name(self) -> list[Entry]:
+        """Enter the closing segments in the manifest and give their files their names; returns them.
+
+        The stored checkpoint must have them. May be repeated.
+
+        Raises:
+            OSError: try again.
+        """
+        for closing in self.closing:
+            raw = self._raw.path_of(closing.number)
+            finished = raw.with_name(raw.name + FINISHED)
+            self.manifest_bytes = self._manifest.ensure(closing.entry)
+            faultpoints.passing(faultpoints.LISTED)
+            give_name(finished if closing.finished else raw, self._directory, closing.entry.name)
+            faultpoints.passing(faultpoints.RENAMED)
+            if closing.finished:
+                raw.unlink(missing_ok=True)
+        named, self.closing = self.closing, []
+        return [closing.entry for closing in named]
+
+    def close(self) -> None:
+        """End the finisher."""
+        self._finisher.close()
+
+    def _job(self, chosen: OpenSegment) -> Job:
+        segment, path = chosen.segment, chosen.path
+        form = self._format_of(segment)
+        output = path.with_name(path.name + FINISHED) if self._needs_output(segment, form) else ""
+        return Job(
+            raw=str(path),
+            length=segment.length,
+            codec=segment.codec,
+            output=str(output),
+            format=form,
+            salvage=segment.damaged,
+        )
+
+    def _format_of(self, segment: Segment) -> str:
+        # Dead letters are no rows of a table.
+        is_letters = segment.stream == DEAD_LETTERS
+        return NDJSON_ZST if is_letters and self._format == PARQUET else self._format
+
+    def _needs_output(self, segment: Segment, form: str) -> bool:
+        if form == PARQUET or segment.damaged or segment.codec != self._codec:
+            return True
+        is_loose = segment.text_bytes < COMPACTED_BYTES * max(segment.commits, 1)
+        return self._compact and segment.codec != PLAIN and is_loose
+
+    def _enter(self, segment: Segment, finished: Finished) -> None:
+        """Make the entry of a segment."""
+        has_output = finished.events >= 0
+        events = finished.events if has_output else segment.events
+        if not events:
+            return
+        self._sequence += 1
+        sequence = f"{self._tag}{self._sequence:08}"
+        name = segment_name(segment.stream, segment.started_ms, sequence, self._format_of(segment))
+        entry = Entry(
+            self._sequence,
+            name,
+            segment.stream,
+            events,
+            finished.bytes,
+            finished.text_bytes if has_output else segment.text_bytes,
+            segment.first_ms,
+            segment.last_ms,
+            segment.before,
+            segment.after,
+            finished.sha256,
+            segment.events - events,
+        )
+        if entry.lost:
+            log.error(
+                "%d events of %s are missing from the segment %s, dated from %s to %s. pleiades replay "
+                "with --from and --to publishes them again while the upstream has them",
+                entry.lost,
+                entry.stream,
+                entry.name,
+                iso_time(entry.first_ms),
+                iso_time(entry.last_ms),
+            )
+        self.closing.append(Closing(entry, segment.number, has_output))
+
+    def _failed(self, error: OSError) -> None:
+        self._finishing = None
+        self._failures += 1
+        pause_seconds = FINISH_BACKOFF.pause_seconds(self._failures, jitter=1.0)
+        self._retry_at = time.monotonic() + pause_seconds
+        self.problem = f"can't close a segment in {self._directory}: {error.strerror}"
+        log.error(
+            "can't close a segment in %s: %s. Its events are kept in the file of the open segment, and "
+            "the relay goes on: trying again in %.0f s",
+            self._directory,
+            error,
+            pause_seconds,
+        )
