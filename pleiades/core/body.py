@@ -66,13 +66,13 @@ def read_body(data: bytes) -> Body | None:
     Raises:
         NotJson: it is not JSON.
     """
-    text = _checked(data)
+    text = checked(data)
     if not text.lstrip(b" \t\r\n").startswith(b"{"):
         return None
     try:
         raw_meta = bytes(_read_body(text).meta)
     except RecursionError:
-        # Rare and short, see `_checked`.
+        # Rare and short, see `checked`.
         raw_meta = orjson.dumps(orjson.loads(text).get("meta"))
     meta = _fields(raw_meta)
     content = data
@@ -82,8 +82,12 @@ def read_body(data: bytes) -> Body | None:
     return Body(meta, content)
 
 
-def _checked(data: bytes) -> bytes:
-    """The text, or an equivalent one that strict parsers accept."""
+def checked(data: bytes) -> bytes:
+    """The text, or an equivalent one that strict parsers accept.
+
+    Raises:
+        NotJson: it is not JSON.
+    """
     try:
         _check(data)
     except RecursionError:

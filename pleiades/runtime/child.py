@@ -7,13 +7,11 @@ A child never outlives its parent and never decides about restarts. Its exit sta
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import gc
 import logging
 import os
 import pickle
 import signal
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -31,7 +29,7 @@ from pleiades.runtime import logs
 from pleiades.runtime.errors import Fatal, GenerationLost, Stopped
 from pleiades.runtime.metrics import Metrics
 from pleiades.runtime.output import standard_error
-from pleiades.runtime.startup import STOP_SIGNALS
+from pleiades.runtime.startup import STOP_SIGNALS, die_with_parent
 
 if TYPE_CHECKING:
     from concurrent.futures import ThreadPoolExecutor
@@ -47,7 +45,6 @@ BEAT_SECONDS = 0.25  # between two beats that bring no news
 SLOW_SECONDS = 30.0  # the interval at which a call that still lasts is announced
 EXIT_ORPHANED = 70  # the parent is gone; nobody reads it
 EXIT_WAITING = 75  # after a `GenerationLost` (`EX_TEMPFAIL` of sysexits.h)
-_PR_SET_PDEATHSIG = 1
 EXIT_FATAL_BASE = 100
 """A child that ended with a `Fatal` exits with this plus the program's exit status, so that a Python
 traceback (1) or a usage error of the interpreter (2) is not taken for one."""
@@ -229,12 +226,6 @@ def run(spec: ProcessSpec, settings: Settings, folder: str, beats: Connection) -
     logging.shutdown()
     # Not sys.exit, which would wait for threads that write to a process which may be gone.
     os._exit(status)
-
-
-def die_with_parent() -> None:
-    """Have the kernel kill this process when its parent dies: a stopped process can't do it itself."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _leave_with_parent() -> None:

@@ -12,7 +12,7 @@ import gc
 
 from setproctitle import setproctitle
 
-from pleiades.runtime.child import die_with_parent
+from pleiades.runtime.startup import die_with_parent
 
 MALLOC_OPTIONS = {
     -1: 16 * 1024 * 1024,  # M_TRIM_THRESHOLD: keep so much free memory, more than any batch takes.

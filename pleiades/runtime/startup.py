@@ -1,4 +1,4 @@
-"""Makes a process independent of whoever started it."""
+"""Makes a process independent of whoever started it, except that a child dies with its parent."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 STANDARD_STREAMS = (("stdin", "r"), ("stdout", "w"), ("stderr", "w"))
 """With their modes, in the order of their descriptors."""
 USUAL_DESCRIPTORS = 1024
+_PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
 
 
@@ -47,6 +48,15 @@ def take_nothing_over() -> None:
         # A path or title may hold any character; the encoding may be ASCII.
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors=ESCAPED)
+
+
+def die_with_parent() -> None:
+    """Have the kernel kill this process when its parent dies: a stopped process can't do it itself.
+
+    The parent is the thread that started this process; see PR_SET_PDEATHSIG in prctl(2).
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _open_standard_stream(number: int, name: str, mode: str) -> None:

@@ -93,6 +93,12 @@ def write_new(name: str, content: bytes, folder: int) -> None:
         os.close(descriptor)
 
 
+def create_again(path: Path) -> int:
+    """Create a file and open it for writing; one that a crash, or somebody else, left is removed."""
+    path.unlink(missing_ok=True)
+    return os.open(path, _CREATE, 0o666)
+
+
 def write_all(descriptor: int, content: bytes) -> None:
     """Write all of the content at the current offset."""
     # A nearly full disk takes a part, and reports an error only at the next write.
@@ -121,9 +127,7 @@ def replace_file(path: Path, content: bytes, synced: bool) -> None:
         OSError: the file may have been replaced, or not.
     """
     staged = path.with_name(path.name + ".new")
-    # A crash, or somebody else, may have left one.
-    staged.unlink(missing_ok=True)
-    descriptor = os.open(staged, _CREATE, 0o666)
+    descriptor = create_again(staged)
     try:
         write_all(descriptor, content)
         if synced:
