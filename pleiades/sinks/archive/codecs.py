@@ -18,9 +18,9 @@ from functools import cache, partial
 from typing import NamedTuple, Protocol
 
 if sys.version_info >= (3, 14):
-    from compression import zstd as zstd
+    from compression import zstd
 else:
-    from backports import zstd as zstd
+    from backports import zstd
 
 ZST, GZ, PLAIN = "zst", "gz", ""
 CODECS = (ZST, GZ, PLAIN)
@@ -29,6 +29,9 @@ FRAME_BYTES = 1024 * 1024
 """Text of a frame, if no single text is larger. A commit of more becomes several frames."""
 LIVE_LEVEL_ZST = 3
 LIVE_LEVEL_GZ = 1
+CLOSED_LEVEL_ZST = 6
+CLOSED_LEVEL_GZ = 6
+"""Measured with an hour of events, see docs/archive.md: each further level costs more than it saves."""
 
 MAX_WINDOW_LOG = 23
 """8 MiB: each decoder has to support that much, and none needs to allow more (RFC 8878, 3.1.1.1.2)."""
@@ -100,6 +103,49 @@ _FRAME_OF: dict[str, Callable[[bytes], bytes]] = {
 }
 
 
+class Encoder(Protocol):
+    """A file that is compressed as one frame; the interface that `zstd` and `zlib` share."""
+
+    def compress(self, data: bytes, /) -> bytes:
+        """Take text; returns bytes of the file, or none yet."""
+
+    def flush(self) -> bytes:
+        """The last bytes."""
+
+
+class _PlainEncoder:
+    def compress(self, data: bytes, /) -> bytes:
+        return data
+
+    def flush(self) -> bytes:
+        return b""
+
+
+def _zstd_encoder() -> Encoder:
+    option = zstd.CompressionParameter
+    return zstd.ZstdCompressor(
+        options={
+            option.compression_level: CLOSED_LEVEL_ZST,
+            option.window_log: MAX_WINDOW_LOG,
+            # Finds what repeats far apart: the same page, user or template.
+            option.enable_long_distance_matching: 1,
+            option.checksum_flag: 1,
+        }
+    )
+
+
+_ENCODER: dict[str, Callable[[], Encoder]] = {
+    ZST: _zstd_encoder,
+    GZ: partial(zlib.compressobj, CLOSED_LEVEL_GZ, wbits=_GZIP_WBITS),
+    PLAIN: _PlainEncoder,
+}
+
+
+def encoder(codec: str) -> Encoder:
+    """Compresses a closed segment: better than `Compressor`, and slower."""
+    return _ENCODER[codec]()
+
+
 def decompressed(
     read: Callable[[int], bytes], codec: str, salvage: bool = False
 ) -> Iterator[bytes]:
@@ -107,15 +153,17 @@ def decompressed(
 
     Args:
         read: returns the next bytes, at most so many, and none at the end.
-        salvage: end quietly before the first damaged frame; of plain text, after the last whole line.
+        salvage: end after the last whole line before the first damaged frame.
 
     Raises:
         DamagedSegment: something else than whole frames was read. Not with `salvage`.
     """
-    if codec == PLAIN:
-        return _whole_lines(read) if salvage else iter(partial(read, CHUNK_BYTES), b"")
-    pieces = _pieces(read, codec)
-    return _whole_frames(pieces) if salvage else (piece.text for piece in pieces)
+    texts = (
+        iter(partial(read, CHUNK_BYTES), b"")
+        if codec == PLAIN
+        else _texts(_pieces(read, codec), salvage)
+    )
+    return _whole_lines(texts) if salvage else texts
 
 
 class _Decoder(Protocol):
@@ -190,8 +238,11 @@ def _pieces(read: Callable[[int], bytes], codec: str) -> Iterator[_Piece]:
         rest = rest or read(CHUNK_BYTES)
 
 
-def _whole_frames(pieces: Iterator[_Piece]) -> Iterator[bytes]:
-    """The text of the frames that are whole."""
+def _texts(pieces: Iterator[_Piece], whole_frames: bool) -> Iterator[bytes]:
+    """The text of pieces; `whole_frames`: end before a damaged frame."""
+    if not whole_frames:
+        yield from (piece.text for piece in pieces)
+        return
     held: list[bytes] = []
     with suppress(DamagedSegment):
         for piece in pieces:
@@ -203,10 +254,10 @@ def _whole_frames(pieces: Iterator[_Piece]) -> Iterator[bytes]:
                 return
 
 
-def _whole_lines(read: Callable[[int], bytes]) -> Iterator[bytes]:
+def _whole_lines(texts: Iterator[bytes]) -> Iterator[bytes]:
     """Text up to its last line end."""
     held = b""
-    while text := read(CHUNK_BYTES):
+    for text in texts:
         whole, end, rest = text.rpartition(b"\n")
         if end:
             yield held + whole + end

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 import random
+import sys
 from itertools import accumulate
 
 import pytest
@@ -21,8 +22,13 @@ from pleiades.sinks.archive.codecs import (
     Compressor,
     DamagedSegment,
     decompressed,
-    zstd,
+    encoder,
 )
+
+if sys.version_info >= (3, 14):
+    from compression import zstd
+else:
+    from backports import zstd
 
 LINES = [b'{"n":%d,"text":"%b"}\n' % (n, b"abc" * (n % 50)) for n in range(400)]
 
@@ -121,6 +127,24 @@ def test_salvage_of_plain_text_ends_at_a_line() -> None:
         kept = text[: cut.rindex(b"\n") + 1]
         assert text_of(cut, PLAIN, salvage=True) == kept
     assert text_of(b"{", PLAIN, salvage=True) == b""
+
+
+@pytest.mark.parametrize("codec", [ZST, GZ])
+def test_salvage_drops_half_a_line_of_a_whole_frame(codec: str) -> None:
+    """A line that began in a whole frame and ended in a damaged one."""
+    content = b"".join(frames_of(codec, [b"one\ntwo\nthr", b"ee\n"]))
+    assert text_of(content, codec, salvage=True) == b"one\ntwo\nthree\n"
+    assert text_of(content[:-1], codec, salvage=True) == b"one\ntwo\n"
+
+
+@pytest.mark.parametrize("codec", CODECS)
+def test_a_closed_segment_is_one_frame(codec: str) -> None:
+    closed = encoder(codec)
+    content = b"".join([*map(closed.compress, LINES), closed.flush()])
+    assert text_of(content, codec) == b"".join(LINES)
+    if codec != PLAIN:
+        assert text_of(content[:-1], codec, salvage=True) == b""
+        assert len(content) < len(b"".join(frames_of(codec, LINES))) / 2
 
 
 @pytest.mark.parametrize("codec", [ZST, GZ])
