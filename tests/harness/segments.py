@@ -14,10 +14,10 @@ HOUR = "2026-11-27T10:00:00Z"
 FIRST_OFFSET = 5_000_000_000
 
 
-def event_lines(count: int, hour: str = HOUR, stream: str = "recentchange") -> list[bytes]:
-    """Events of an hour, as lines of a segment."""
+def event_lines(count: int, hour: str = HOUR, seed: int = 1) -> list[bytes]:
+    """Events of `mediawiki.recentchange` in an hour, as lines of a segment."""
     settings = SimulatorSettings(
-        streams=(stream,),
+        seed=seed,
         history_events=count,
         history_seconds=3600.0,
         canary_every_seconds=0.0,
