@@ -24,7 +24,7 @@ from rich.console import Console
 from tests.faults import rows  # noqa: F401  # enters them into the matrix
 from tests.faults.matrix import ROWS, Row
 from tests.faults.table import LEAST_WIDTH, line, markdown, result, table, total
-from tests.faults.trial import FULL_MINUTES, KAFKA, NO_KAFKA, Outcome
+from tests.faults.trial import ARCHIVE, FILES, FULL_MINUTES, KAFKA, NO_KAFKA, Outcome
 from tests.harness import prerequisites
 from tests.harness.broker import Broker
 
@@ -205,7 +205,7 @@ def arguments() -> argparse.ArgumentParser:
         metavar="NAME",
         help="run only this row; may be repeated",
     )
-    add("--on", choices=("files", "kafka"), help="run only on this destination (default: both)")
+    add("--on", choices=(FILES, ARCHIVE, KAFKA), help="run only on this destination (default: all)")
     add(
         "--jobs",
         type=int,

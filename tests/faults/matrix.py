@@ -11,10 +11,11 @@ from types import ModuleType
 
 import pytest
 
-from tests.faults.trial import FILES, KAFKA, NO_KAFKA, Outcome, Trial
+from tests.faults.trial import ARCHIVE, FILES, KAFKA, NO_KAFKA, Outcome, Trial
 from tests.harness import prerequisites
 
-BOTH = (FILES, KAFKA)
+ALL = (FILES, ARCHIVE, KAFKA)
+DISKS = (FILES, ARCHIVE)
 
 Scenario = Callable[[Trial], None]
 
@@ -40,7 +41,7 @@ ROWS: dict[str, Row] = {}
 
 def row(
     what: str,
-    on: tuple[str, ...] = BOTH,
+    on: tuple[str, ...] = ALL,
     *,
     long: bool = False,
     alone: bool = False,

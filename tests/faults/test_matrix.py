@@ -11,7 +11,7 @@ import pytest
 from tests.faults.matrix import ROWS, Row, attempt
 from tests.faults.rows import answers, upstream
 from tests.faults.table import line
-from tests.faults.trial import FILES, KAFKA
+from tests.faults.trial import ARCHIVE, FILES, KAFKA
 
 SHORT_MINUTES = 0.25
 """Short enough that each row repeats its fault as rarely as it may."""
@@ -58,10 +58,15 @@ FULL_ONLY = {
 }
 """Cells that only `./scripts/faults` runs: they take long, and similar cells run here."""
 
+ARCHIVE_ROWS = {"kill-points", "disk-full", "checkpoint-damaged"}
+"""The only ones that run into an archive here: it shares most of its code with files."""
+
 
 def belongs_here(row: Row, on: str) -> bool:
     """Run the upstream's faults only into a topic: there a repeat must be recognised, while a file that
     is written twice exists once."""
+    if on == ARCHIVE:
+        return row.name in ARCHIVE_ROWS
     upstream_only = row.scenario.__module__ in (answers.__name__, upstream.__name__)
     return f"{row.name} on {on}" not in FULL_ONLY and not (upstream_only and on == FILES)
 

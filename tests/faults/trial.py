@@ -20,7 +20,7 @@ from pleiades.simulator.settings import Faults, SimulatorSettings
 from pleiades.simulator.simulator import Simulator
 from tests.harness.authority import authority
 from tests.harness.broker import Broker
-from tests.harness.destinations import Destination, Directory, Topic
+from tests.harness.destinations import Archive, Destination, Directory, Topic
 from tests.harness.oracle import Verdict
 from tests.harness.relay import Relay, Upstream, ingest_flags, since_ms
 from tests.harness.waiting import until
@@ -31,7 +31,7 @@ RECOVERY_SECONDS = 120.0
 """The longest that a row waits for the relay to continue."""
 NO_CUTS = Faults(cut_every_seconds=0)
 
-FILES, KAFKA = "files", "kafka"
+FILES, ARCHIVE, KAFKA = "files", "archive", "kafka"
 NO_KAFKA = "none:0"
 """Stands for a broker's address."""
 
@@ -77,7 +77,7 @@ class Trial:
 
     Args:
         row: its name.
-        destination: `FILES` or `KAFKA`.
+        destination: `FILES`, `ARCHIVE` or `KAFKA`.
         folder: empty; logs and files of this trial.
         seed: reproduces victims and moments (but not the machine's pace).
         minutes: of the whole run: rows scale their repetitions and waits with it.
@@ -90,9 +90,12 @@ class Trial:
         self.outcome = Outcome(row, destination, seed)
         self.folder = folder
         self.chance = random.Random(seed)
-        self.destination: Destination = (
-            Directory(folder / "events") if destination == FILES else Topic(bootstrap)
-        )
+        self.destination: Destination
+        if destination == KAFKA:
+            self.destination = Topic(bootstrap)
+        else:
+            kind = Archive if destination == ARCHIVE else Directory
+            self.destination = kind(folder / "events")
         self.minutes = minutes
         self._share = minutes / FULL_MINUTES
         self._stack = ExitStack()

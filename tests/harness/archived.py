@@ -53,6 +53,28 @@ def texts(folder: Path) -> Iterator[tuple[str, bytes]]:
     yield from opened(folder)
 
 
+def count(folder: Path) -> int:
+    """The number of events that the checkpoint covers, closed segments included."""
+    while True:
+        own = folder / ".pleiades"
+        before = [path.read_bytes() for path in sorted(own.glob("checkpoint-*[a-z]"))]
+        entries = {}
+        for manifest in folder.glob("manifest*.ndjson"):
+            for line in manifest.read_bytes().splitlines():
+                entry = json.loads(line)
+                entries[entry["name"]] = entry
+        events = 0
+        for content in before:
+            stored = json.loads(content).get("own") or {"segments": [], "closing": []}
+            events += sum(row[10] for row in stored["segments"] if row[2] != LETTERS)
+            for line, *_ in stored["closing"]:
+                entry = json.loads(line)
+                entries[entry["name"]] = entry
+        if before == [path.read_bytes() for path in sorted(own.glob("checkpoint-*[a-z]"))]:
+            closed_events = [e["events"] for e in entries.values() if e["stream"] != LETTERS]
+            return int(events + sum(closed_events))
+
+
 def lines(folder: Path) -> list[bytes]:
     """All events, those of a stream in their order."""
     return [

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import uuid
 from pathlib import Path
 from typing import Protocol
@@ -9,8 +11,9 @@ from typing import Protocol
 from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaException, TopicPartition
 
 from pleiades.simulator.log import JournalEntry
+from tests.harness import archived
 from tests.harness.broker import FETCH_MESSAGES, topic_records
-from tests.harness.oracle import Verdict, judge, judge_topic, published_count
+from tests.harness.oracle import Verdict, judge, judge_lines, judge_topic, published_count
 from tests.harness.relay import kafka_flags
 
 DEAD_LETTERS = "-dead-letters"
@@ -57,6 +60,15 @@ class Directory:
         self.folder = folder
         self.flags = ["--file.enable", f"--file.publishDir={folder}"]
 
+    @property
+    def working(self) -> Path:
+        """The folder into which the relay writes before anything has its name."""
+        return self.folder / ".pleiades" / "staging"
+
+    def in_the_way(self) -> list[str]:
+        """Paths in the directory at which a foreign file would be in the way."""
+        return [max(path.name for path in self.folder.glob("2*")), ".pleiades/staging"]
+
     def count(self) -> int:
         """The number of published files."""
         return published_count(self.folder)
@@ -80,6 +92,48 @@ class Directory:
 
     def close(self) -> None:
         """Do nothing: a directory has no reader."""
+
+
+class Archive(Directory):
+    """Compressed segments, closed every few seconds."""
+
+    name = "archive"
+    published_metric = "pleiades_archive_publish_events_total"
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self.flags = ["--archive.enable", f"--archive.dir={folder}", "--archive.rotate=3s"]
+
+    @property
+    def working(self) -> Path:
+        """See `Directory.working`."""
+        return self.folder / ".pleiades" / "segments"
+
+    def in_the_way(self) -> list[str]:
+        """See `Directory.in_the_way`."""
+        return [".pleiades/segments"]
+
+    def count(self) -> int:
+        """The number of events that the checkpoint covers."""
+        with contextlib.suppress(FileNotFoundError):
+            return archived.count(self.folder)
+        return 0
+
+    def identities(self) -> set[str]:
+        """`meta.id` of all events."""
+        return {json.loads(line)["meta"]["id"] for line in self.values()}
+
+    def judge(self, journal: list[JournalEntry], since_ms: int, finished: bool) -> Verdict:
+        """See `oracle.judge_lines`."""
+        return judge_lines(self.values(), journal, since_ms, finished)
+
+    def values(self) -> list[bytes]:
+        """The lines."""
+        return archived.lines(self.folder)
+
+    def dead_letters(self) -> int:
+        """The number of dead letters."""
+        return len(archived.letters(self.folder))
 
 
 class Topic:

@@ -141,6 +141,28 @@ def _files(
     return seen, appeared, broken
 
 
+# ---- an archive ----
+
+
+def judge_lines(
+    lines: Iterable[bytes], journal: list[JournalEntry], since_ms: int, finished: bool
+) -> Verdict:
+    """Judge events that were published as lines, in this order; see `judge`."""
+    seen: Counter[str] = Counter()
+    places: dict[str, int] = {}
+    broken = []
+    for place, line in enumerate(lines):
+        try:
+            identity = orjson.loads(line)["meta"]["id"]
+        except (orjson.JSONDecodeError, KeyError, TypeError):
+            broken.append(f"line {place}")
+            continue
+        seen[identity] += 1
+        places.setdefault(identity, place)
+    expected = _expected(journal, since_ms, finished, seen)
+    return _verdict(journal, [expected], seen, {0: places}, broken)
+
+
 # ---- a topic ----
 
 

@@ -12,8 +12,8 @@ from pathlib import Path
 import orjson
 
 from pleiades.simulator.simulator import Simulator
-from tests.faults.matrix import row
-from tests.faults.trial import FILES, Trial, restarted, restarts, without_tracebacks
+from tests.faults.matrix import DISKS, row
+from tests.faults.trial import Trial, restarted, restarts, without_tracebacks
 from tests.harness.preload import preload
 from tests.harness.prerequisites import MOUNT, SETPRIV, require
 from tests.harness.relay import Relay, since_ms
@@ -101,7 +101,7 @@ def wait_for_trouble(trial: Trial, relay: Relay) -> None:
     trial.survived()
 
 
-@row("disk full, then freed", on=(FILES,))
+@row("disk full, then freed", on=DISKS)
 def disk_full(trial: Trial) -> None:
     """The relay waits; meanwhile no partial event is visible, and none is skipped."""
     disk = small_disk(trial)
@@ -120,7 +120,7 @@ def disk_full(trial: Trial) -> None:
     trial.finish(upstream, relay)
 
 
-@row("disk that does not answer for longer than a process may hang", on=(FILES,))
+@row("disk that does not answer for longer than a process may hang", on=DISKS)
 def disk_hangs(trial: Trial) -> None:
     """A restart would not help: it would wait for the same disk."""
     hangs = trial.folder / "hangs"
@@ -150,7 +150,7 @@ def _wait_until_made(trial: Trial, upstream: Simulator, relay: Relay, events: in
     trial.wait(lambda: upstream.stats().events_appended_total > enough, "a long wait", relay)
 
 
-@row("disk mounted read-only, then writable", on=(FILES,))
+@row("disk mounted read-only, then writable", on=DISKS)
 def disk_read_only(trial: Trial) -> None:
     """ext4 does this after a device error."""
     disk = small_disk(trial)
@@ -172,19 +172,19 @@ def disk_read_only(trial: Trial) -> None:
     trial.finish(upstream, relay)
 
 
-@row("permission to write lost, then given back", on=(FILES,))
+@row("permission to write lost, then given back", on=DISKS)
 def permission_lost(trial: Trial) -> None:
     """Somebody changes the owner or the mode of the directory."""
     upstream = trial.simulate(rate=RATE)
     relay = _as_ordinary_user(trial, *trial.flags(upstream))
     trial.wait_for_more(relay)
-    staging = trial.directory.folder / ".pleiades" / "staging"
+    working = trial.directory.working
     for _ in range(trial.times(4, at_least=1)):
-        mode = stat.S_IMODE(staging.stat().st_mode)
-        staging.chmod(0o500)
+        mode = stat.S_IMODE(working.stat().st_mode)
+        working.chmod(0o500)
         wait_for_trouble(trial, relay)
         with trial.recovery(upstream, relay):
-            staging.chmod(mode)
+            working.chmod(mode)
     assert "Permission denied" in relay.log
     without_tracebacks([relay])
     trial.finish(upstream, relay)
@@ -201,7 +201,7 @@ def _as_ordinary_user(trial: Trial, *flags: str) -> Relay:
     )
 
 
-@row("directory moved away, then put back", on=(FILES,))
+@row("directory moved away, then put back", on=DISKS)
 def directory_moved(trial: Trial) -> None:
     """An unmounted volume or a wrong mv: the relay must not publish into a new, empty directory."""
     upstream = trial.simulate(rate=RATE)
@@ -225,7 +225,7 @@ def directory_moved(trial: Trial) -> None:
     trial.finish(upstream, relay)
 
 
-@row("volume unmounted under the relay, then mounted again", on=(FILES,))
+@row("volume unmounted under the relay, then mounted again", on=DISKS)
 def volume_unmounted(trial: Trial) -> None:
     """The next mount would hide anything written into the empty mount point."""
     disk = small_disk(trial)
@@ -244,7 +244,7 @@ def volume_unmounted(trial: Trial) -> None:
     trial.finish(upstream, relay)
 
 
-@row("directory removed with all that is in it", on=(FILES,))
+@row("directory removed with all that is in it", on=DISKS)
 def directory_removed(trial: Trial) -> None:
     """Removed files stay gone; unpublished events are published into a new directory."""
     upstream = trial.simulate(rate=RATE)
@@ -274,7 +274,7 @@ def directory_removed(trial: Trial) -> None:
     trial.compare(left, since_ms(upstream), finished=False)
 
 
-@row("foreign files in the way of events, then removed", on=(FILES,))
+@row("foreign files in the way of events, then removed", on=DISKS)
 def foreign_file(trial: Trial) -> None:
     """A file has the name of an hour's folder, and a folder that of the position's next version."""
     upstream = trial.simulate(rate=RATE)
@@ -282,7 +282,7 @@ def foreign_file(trial: Trial) -> None:
     trial.wait_for_more(relay)
     folder = trial.directory.folder
     for _ in range(trial.times(4, at_least=1)):
-        for name in (_an_hour(folder), f".pleiades/{CHECKPOINT}.new", ".pleiades/staging"):
+        for name in (*trial.directory.in_the_way(), f".pleiades/{CHECKPOINT}.new"):
             publisher = relay.child("publisher")
             trial.suspend(publisher)
             place, aside = folder / name, trial.folder / "aside"
@@ -307,11 +307,7 @@ def foreign_file(trial: Trial) -> None:
     trial.finish(upstream, relay)
 
 
-def _an_hour(folder: Path) -> str:
-    return max(path.name for path in folder.glob("2*"))
-
-
-@row("checkpoint cut short, empty, of foreign bytes, or of a newer format", on=(FILES,))
+@row("checkpoint cut short, empty, of foreign bytes, or of a newer format", on=DISKS)
 def checkpoint_damaged(trial: Trial) -> None:
     """The position is recovered from the newest files; the damaged one is kept for inspection."""
     upstream = trial.simulate(rate=RATE)

@@ -8,7 +8,7 @@ import orjson
 
 from tests.faults.matrix import row
 from tests.faults.taped import tape
-from tests.faults.trial import FILES, Trial, without_tracebacks
+from tests.faults.trial import KAFKA, Trial, without_tracebacks
 from tests.harness.tape import Tape
 
 NOT_JSON = [
@@ -109,7 +109,7 @@ def _compare(trial: Trial, upstream: Tape, apart: list[bytes]) -> None:
     assert not verdict.disordered
     assert found == wanted, f"{outcome}\n{trial.logs()}"
     assert outcome.dead_letters == len(apart), outcome.dead_letters
-    if trial.destination.name == FILES:
+    if trial.destination.name != KAFKA:
         folder = trial.directory.folder
         outside = {path.name for path in folder.parent.iterdir()} - {folder.name}
         assert outside <= {"out"}, f"written outside the directory: {outside}"

@@ -9,7 +9,7 @@ import psutil
 from pleiades.runtime import faultpoints
 from pleiades.simulator.settings import Faults
 from tests.faults.matrix import row
-from tests.faults.trial import KAFKA, Trial, restarted, restarts
+from tests.faults.trial import ARCHIVE, FILES, KAFKA, Trial, restarted, restarts
 
 RATE = 500
 TURNS = ("reader", "parser-0", "parent", "parser-1", "publisher", "parent")
@@ -21,6 +21,12 @@ SHORT_KILLS = 3
 KILLS_IN_A_LIFE = 3
 SHORT_OVERLAP = ["--upstream.overlap=3s", "--dedup.window=3s"]
 """A reconnect must not repeat more than upstream adds in the meantime."""
+
+OWN_POINTS = {
+    FILES: faultpoints.FILES_POINTS,
+    ARCHIVE: faultpoints.ARCHIVE_POINTS,
+    KAFKA: faultpoints.KAFKA_POINTS,
+}
 
 
 @row(
@@ -73,10 +79,7 @@ def kill_in_turn(trial: Trial, times: int, *more_flags: str) -> None:
 )
 def kill_points(trial: Trial) -> None:
     """The kills come between two steps that belong together: see `runtime.faultpoints`."""
-    absent: tuple[str, ...] = faultpoints.KAFKA_POINTS
-    if trial.destination.name == KAFKA:
-        absent = faultpoints.FILES_POINTS
-    there = [point for point in faultpoints.POINTS if point not in absent]
+    there = [*faultpoints.COMMON_POINTS, *OWN_POINTS[trial.destination.name]]
     armed = trial.folder / "armed"
     armed.mkdir()
     upstream = trial.simulate(rate=RATE, faults=Faults(cut_every_seconds=5))

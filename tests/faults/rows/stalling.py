@@ -8,10 +8,10 @@ from dataclasses import dataclass
 
 from pleiades.simulator.simulator import Simulator
 from tests.faults.rows.disk import small_disk
-from tests.faults.trial import FILES, KAFKA, Trial
+from tests.faults.trial import ARCHIVE, FILES, KAFKA, Trial
 from tests.harness.relay import Relay, since_ms
 
-HISTORY_EVENTS = {FILES: 30_000, KAFKA: 150_000}
+HISTORY_EVENTS = {FILES: 30_000, ARCHIVE: 150_000, KAFKA: 150_000}
 """More than passes before the stall, and more than the buffers hold."""
 HISTORY_SECONDS = 600
 STALLED_SECONDS = 3.0
