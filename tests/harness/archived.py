@@ -6,10 +6,12 @@ import gzip
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from backports import zstd
 
 LETTERS = "dead-letters"
+NOTHING: dict[str, list[Any]] = {"segments": [], "closing": []}
 
 
 def closed(folder: Path) -> list[Path]:
@@ -33,7 +35,7 @@ def opened(folder: Path) -> Iterator[tuple[str, bytes]]:
         if checkpoint.suffix == ".new" or ".damaged-" in checkpoint.name:
             continue
         name = checkpoint.name.removeprefix("checkpoint-")
-        stored = json.loads(checkpoint.read_bytes()).get("own") or {"segments": [], "closing": []}
+        stored = json.loads(checkpoint.read_bytes()).get("own") or NOTHING
         raw = checkpoint.parent / "segments"
         for number, codec, stream, *_, length, _commits, _sealed, _damaged in stored["segments"]:
             yield stream, text_of(raw / f"{name}.{number}", length, codec)
@@ -65,7 +67,11 @@ def count(folder: Path) -> int:
                 entries[entry["name"]] = entry
         events = 0
         for content in before:
-            stored = json.loads(content).get("own") or {"segments": [], "closing": []}
+            try:
+                stored = json.loads(content).get("own") or NOTHING
+            except ValueError:
+                # A fault damaged it.
+                stored = NOTHING
             events += sum(row[10] for row in stored["segments"] if row[2] != LETTERS)
             for line, *_ in stored["closing"]:
                 entry = json.loads(line)

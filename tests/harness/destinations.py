@@ -55,6 +55,7 @@ class Directory:
 
     name = "files"
     published_metric = "pleiades_file_publish_events_total"
+    errors_metric = "pleiades_file_publish_errors_total"
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -99,6 +100,7 @@ class Archive(Directory):
 
     name = "archive"
     published_metric = "pleiades_archive_publish_events_total"
+    errors_metric = "pleiades_archive_publish_errors_total"
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)

@@ -1,6 +1,6 @@
 /* Preloaded into a process: a disk that does not answer, and a file system that refuses calls.
  *
- * DISK_HANGS_FILE  while this file exists, syncfs(2) does not return.
+ * DISK_HANGS_FILE  while this file exists, syncfs(2) and fsync(2) do not return.
  * DISK_REFUSES     call=errno,..., such as "flock=38,fsync-folder=22": these calls fail.
  * DISK_BELOW       only on files below this folder.
  */
@@ -49,15 +49,20 @@ static int is_refused(const char *call, int descriptor) {
     return number;
 }
 
-int syncfs(int folder) {
+static void hang(void) {
     const char *hangs = getenv("DISK_HANGS_FILE");
     while (hangs && access(hangs, F_OK) == 0)
         usleep(LOOK_MICROSECONDS);
+}
+
+int syncfs(int folder) {
+    hang();
     return is_refused("syncfs", folder) ? -1 : (int)syscall(SYS_syncfs, folder);
 }
 
 int fsync(int file) {
     struct stat found;
+    hang();
     int is_folder = fstat(file, &found) == 0 && S_ISDIR(found.st_mode);
     return is_refused(is_folder ? "fsync-folder" : "fsync", file) ? -1 : REAL(fsync)(file);
 }

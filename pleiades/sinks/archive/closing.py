@@ -10,7 +10,7 @@ from pleiades.core.units import iso_time
 from pleiades.runtime import faultpoints
 from pleiades.sinks.archive.codecs import PLAIN, DamagedSegment
 from pleiades.sinks.archive.destination import ArchiveDestination
-from pleiades.sinks.archive.finish import Finished, Job
+from pleiades.sinks.archive.finish import Finished, Job, finish
 from pleiades.sinks.archive.finisher import Finisher
 from pleiades.sinks.archive.layout import DEAD_LETTERS, NDJSON_ZST, PARQUET, segment_name
 from pleiades.sinks.archive.manifest import Entry
@@ -23,6 +23,8 @@ log = logging.getLogger(__name__)
 
 COMPACTED_BYTES = 512 * 1024
 """A segment with more text in each commit, on average, is compressed well enough."""
+SMALL_BYTES = 1024 * 1024
+"""Text that is compressed within some milliseconds."""
 FINISH_BACKOFF = Backoff(first_seconds=1.0, max_seconds=60.0)
 
 
@@ -85,42 +87,71 @@ class Closer:
         return not (self._raw.sealed or self.closing)
 
     def start(self) -> None:
-        """Begin with the next sealed segment; the stored checkpoint must have it as such."""
-        if self._finishing is not None or not self._raw.sealed or time.monotonic() < self._retry_at:
+        """Have the next sealed segment finished."""
+        if self._finishing is not None or time.monotonic() < self._retry_at:
             return
-        self._finishing = chosen = self._raw.sealed[0]
+        chosen = next((each for each in self._settled() if not self._is_small(each)), None)
+        if chosen is None:
+            return
+        self._finishing = chosen
         try:
             self._finisher.start(self._job(chosen))
         except OSError as error:
             self._failed(error)
 
-    def take(self) -> Finished | None:
+    def take(self) -> None:
         """Take the finished segment, if there is one: the next checkpoint has it as a closing one."""
         finishing = self._finishing
         if finishing is None:
-            return None
+            return
         try:
             finished = self._finisher.take()
         except OSError as error:
             self._failed(error)
-            return None
+            return
         except DamagedSegment as error:
-            log.error(
-                "a segment was damaged before it was closed (%s). Its lines before the damage are "
-                "kept; the others are missing from the archive",
-                error,
-            )
-            finishing.segment = finishing.segment._replace(damaged=True)
+            self._damaged(finishing, error)
             self._finishing = None
-            return None
-        if finished is None:
-            return None
-        self._failures, self.problem = 0, ""
-        self._finishing = None
-        self._raw.sealed.remove(finishing)
-        self._raw.is_changed = True
-        self._enter(finishing.segment, finished)
-        return finished
+            return
+        if finished is not None:
+            self._finishing = None
+            self._enter(finishing, finished)
+
+    def _settled(self) -> list[OpenSegment]:
+        """The sealed segments that the stored checkpoint has as such."""
+        return [each for each in self._raw.sealed if each.is_settled]
+
+    def _is_small(self, sealed: OpenSegment) -> bool:
+        """True if finishing it costs less than a process."""
+        segment = sealed.segment
+        return segment.text_bytes < SMALL_BYTES and self._format_of(segment) != PARQUET
+
+    @property
+    def has_small(self) -> bool:
+        """True if `finish_small` has something to do."""
+        is_time = time.monotonic() >= self._retry_at
+        return is_time and any(map(self._is_small, self._settled()))
+
+    def finish_small(self) -> None:
+        """Finish small segments in this process: the next checkpoint has them as closing ones."""
+        if not self.has_small:
+            return
+        for each in filter(self._is_small, self._settled()):
+            try:
+                self._enter(each, finish(self._job(each)))
+            except DamagedSegment as error:
+                self._damaged(each, error)
+            except OSError as error:
+                self._failed(error)
+                return
+
+    def _damaged(self, sealed: OpenSegment, error: DamagedSegment) -> None:
+        log.error(
+            "a segment was damaged before it was closed (%s). Its lines before the damage are kept; the "
+            "others are missing from the archive",
+            error,
+        )
+        sealed.damaged()
 
     def name(self) -> list[Entry]:
         """Enter the closing segments in the manifest and give their files their names; returns them.
@@ -170,8 +201,12 @@ class Closer:
         is_loose = segment.text_bytes < COMPACTED_BYTES * max(segment.commits, 1)
         return self._compact and segment.codec != PLAIN and is_loose
 
-    def _enter(self, segment: Segment, finished: Finished) -> None:
+    def _enter(self, sealed: OpenSegment, finished: Finished) -> None:
         """Make the entry of a segment."""
+        self._failures, self.problem = 0, ""
+        self._raw.sealed.remove(sealed)
+        self._raw.is_changed = True
+        segment = sealed.segment
         has_output = finished.events >= 0
         events = finished.events if has_output else segment.events
         if not events:

@@ -232,8 +232,9 @@ def main() -> int:
         answer = {"damaged": str(error)}
     except OSError as error:
         answer = {"error": error.strerror, "errno": error.errno, "path": error.filename}
-    sys.stdout.buffer.write(orjson.dumps(answer) + b"\n")
-    sys.stdout.buffer.flush()
+    # The relay may have ended. Then nobody wants the answer.
+    with suppress(BrokenPipeError):
+        os.write(sys.stdout.fileno(), orjson.dumps(answer) + b"\n")
     return int("sha256" not in answer)
 
 

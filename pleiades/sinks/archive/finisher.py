@@ -78,9 +78,11 @@ class FinisherProcess:
     def close(self) -> None:
         """See `Finisher.close`."""
         if self._process is not None:
-            self._process.kill()
-            self._process.communicate()
-            self._process = None
+            process, self._process = self._process, None
+            process.kill()
+            process.wait()
+            if process.stdout is not None:
+                process.stdout.close()
 
 
 class InlineFinisher:

@@ -35,6 +35,11 @@ class OpenSegment:
         """True if there are events that are not committed."""
         return self.segment.events > self._committed.events
 
+    @property
+    def is_settled(self) -> bool:
+        """True if the stored checkpoint has all of it, as sealed."""
+        return self._committed is self.segment and self.segment.sealed
+
     def open(self) -> None:
         """Open the raw file of a segment that the checkpoint has.
 
@@ -65,6 +70,10 @@ class OpenSegment:
     def seal(self) -> None:
         """Let it take no more events."""
         self.segment = self.segment._replace(sealed=True)
+
+    def damaged(self) -> None:
+        """Somebody has damaged the raw file."""
+        self.segment = self._committed = self.segment._replace(damaged=True)
 
     def append(self) -> None:
         """Append what was taken to the raw file. It may be repeated before `keep`.

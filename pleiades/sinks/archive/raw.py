@@ -19,6 +19,8 @@ log = logging.getLogger(__name__)
 
 MAX_STREAMS = 64
 """Open segments: as many as a relay can have streams. The events of further ones share one."""
+MAX_SEALED = 64
+"""So many segments may wait to be closed. Then the open ones take events for longer than they should."""
 FINISHED = ".finished"
 """The end of the name of a file that readers will get, before it has its name."""
 
@@ -113,7 +115,8 @@ class RawSegments:
             state = taking.segment
             # An event of an earlier slot is late, and belongs into this one: otherwise two topics that
             # are read side by side would close a segment with each event.
-            if slot_ms <= state.slot_ms and state.text_bytes < self._rotate_bytes:
+            is_full = slot_ms > state.slot_ms or state.text_bytes >= self._rotate_bytes
+            if not is_full or len(self.sealed) >= MAX_SEALED:
                 return taking
             self._seal(stream)
         self._number += 1
@@ -126,7 +129,7 @@ class RawSegments:
     def _end(self, slot_ms: int, times_ms: Sequence[int], begin: int) -> int:
         """The place of the first event from `begin` on that belongs into a later slot."""
         now_ms = self._now_ms()
-        if self._slot(max(times_ms), now_ms) <= slot_ms:
+        if len(self.sealed) >= MAX_SEALED or self._slot(max(times_ms), now_ms) <= slot_ms:
             return len(times_ms)
         for place in range(begin, len(times_ms)):
             if self._slot(times_ms[place], now_ms) > slot_ms:
@@ -144,7 +147,10 @@ class RawSegments:
         """Seal the segments of quiet streams."""
         now_ms = self._now_ms()
         for stream, each in list(self._open.items()):
-            if abs(now_ms - each.segment.opened_ms) >= self._rotate_ms:
+            if (
+                len(self.sealed) < MAX_SEALED
+                and abs(now_ms - each.segment.opened_ms) >= self._rotate_ms
+            ):
                 self._seal(stream)
 
     def seal_all(self) -> None:

@@ -45,7 +45,7 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 MAX_SEALED = 8
-"""So many segments may wait to be closed. Then the relay waits, too."""
+"""So many segments may wait to be closed after a commit. Then the relay waits, too."""
 CLOSE_POLL_SECONDS = 0.05
 
 
@@ -170,7 +170,7 @@ class ArchiveSink:
     def _tend(self) -> None:
         """Go on with the closing of segments, where there is nothing to commit."""
         self._closer.take()
-        if self._raw.is_changed and self._last is not None:
+        if self._last is not None and (self._raw.is_changed or self._closer.has_small):
             self._commit(self._last)
         self._closer.start()
         self._options.observe(self._raw, [])
@@ -186,6 +186,7 @@ class ArchiveSink:
     def _commit_once(self, checkpoint: Checkpoint) -> None:
         """Go on with the commit where the last attempt failed."""
         if not self._appended:
+            self._closer.finish_small()
             self._append(self._number + 1, checkpoint)
         if not self._is_covered:
             self._check()

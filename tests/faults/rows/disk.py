@@ -88,15 +88,11 @@ def mount_tmpfs(trial: Trial, folder: Path, size_bytes: int) -> None:
     trial.at_the_end(lambda: unmount_all(folder))
 
 
-def trouble_more_than(relay: Relay, before: float) -> bool:
-    """True if the relay has reported more failed attempts."""
-    return relay.metric("pleiades_file_publish_errors_total") > before
-
-
 def wait_for_trouble(trial: Trial, relay: Relay) -> None:
     """Wait until the relay has failed twice, and still runs."""
-    before = relay.metric("pleiades_file_publish_errors_total")
-    trial.wait(lambda: trouble_more_than(relay, before + 1), "two failed attempts", relay)
+    metric = trial.directory.errors_metric
+    before = relay.metric(metric)
+    trial.wait(lambda: relay.metric(metric) > before + 1, "two failed attempts", relay)
     assert relay.status("/healthz") == 200, relay.log
     trial.survived()
 
