@@ -30,10 +30,21 @@ LISTED = "archive-listed"  # a closed segment is in the manifest, and has no nam
 RENAMED = "archive-renamed"  # it has its name; its raw file is still there
 PRODUCED = "kafka-produced"  # events are in the transaction, the position is not
 POSITION_SENT = "kafka-position-sent"  # so is the position, and the transaction is not committed
+UPLOAD_STAGED = "upload-staged"  # a segment is copied beside the target, and has no name there
+UPLOAD_CREATED = "upload-created"  # a segment is at the target, whose manifest does not name it
+UPLOAD_NAMED = "upload-named"  # the target's manifest names it; the state file does not count it
+UPLOAD_STATE_STAGED = "upload-state-staged"  # the new state file lies beside the old one
+UPLOAD_STATE_REPLACED = "upload-state-replaced"  # the new one is in its place
+UPLOAD_REMOVED = "upload-removed"  # a local segment is removed; the state file does not count it
 
 FILES_POINTS = (STAGED, JOURNALED, SYNCED, CHECKPOINT_STAGED, CHECKPOINT_REPLACED, NAMED, PUBLISHED)
 ARCHIVE_POINTS = (APPENDED, SYNCED, CHECKPOINT_STAGED, CHECKPOINT_REPLACED, LISTED, RENAMED)
 KAFKA_POINTS = (PRODUCED, POSITION_SENT)
+UPLOAD_POINTS = (
+    *(UPLOAD_STAGED, UPLOAD_CREATED, UPLOAD_NAMED),
+    *(UPLOAD_STATE_STAGED, UPLOAD_STATE_REPLACED, UPLOAD_REMOVED),
+)
+"""Of the uploader, which is no part of the pipeline."""
 CHANNEL_POINTS = (f"{SENT}resume", f"{SENT}frames-0", f"{SENT}batches-0")
 COMMON_POINTS = (*CHANNEL_POINTS, WRITTEN, COMMITTED)
 POINTS = (*COMMON_POINTS, *dict.fromkeys(FILES_POINTS + ARCHIVE_POINTS), *KAFKA_POINTS)

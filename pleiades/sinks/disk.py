@@ -120,8 +120,16 @@ def rename_new(name: str, folder: int, new: str, new_folder: int) -> bool:
     raise OSError(number, os.strerror(number), name, None, new)
 
 
-def replace_file(path: Path, content: bytes, synced: bool) -> None:
+def replace_file(
+    path: Path,
+    content: bytes,
+    synced: bool,
+    points: tuple[str, str] = (faultpoints.CHECKPOINT_STAGED, faultpoints.CHECKPOINT_REPLACED),
+) -> None:
     """Replace a file atomically; synced: the new content is on the disk when this returns.
+
+    Args:
+        points: the fault points before and after it has its name.
 
     Raises:
         OSError: the file may have been replaced, or not.
@@ -134,9 +142,9 @@ def replace_file(path: Path, content: bytes, synced: bool) -> None:
             sync_file(descriptor)
     finally:
         os.close(descriptor)
-    faultpoints.passing(faultpoints.CHECKPOINT_STAGED)
+    faultpoints.passing(points[0])
     staged.replace(path)
-    faultpoints.passing(faultpoints.CHECKPOINT_REPLACED)
+    faultpoints.passing(points[1])
     if synced:
         sync_directory(path.parent)
 
