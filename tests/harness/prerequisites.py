@@ -212,6 +212,12 @@ TOXIPROXY = Prerequisite(
     remedy="apt-get install golang-go",
     find=partial(_script, "toxiproxy"),
 )
+S3 = Prerequisite(
+    name="Go 1.21, which fetches the Go that it needs",
+    purpose="the archive in a real object storage",
+    remedy="install Go from https://go.dev/dl; Debian 12's is too old",
+    find=partial(_script, "s3", "prepare"),
+)
 KUSTOMIZE = Prerequisite(
     name="Kustomize or Go",
     purpose="the Kubernetes manifests in deploy/",
@@ -277,6 +283,7 @@ ALL = (
     KAFKA,
     NODE,
     TOXIPROXY,
+    S3,
     KUSTOMIZE,
     PROMETHEUS,
     COMPILER,

@@ -27,7 +27,7 @@ STOP_SECONDS = 10
 Direction = Literal["upstream", "downstream"]
 
 # Ends the server when this process ends, however that happens, or when its own input is closed.
-_KEEPER = """
+KEEPER = """
 import os, select, subprocess, sys
 try:
     owner = [os.pidfd_open(int(sys.argv[1]))]
@@ -245,7 +245,7 @@ class Toxiproxy:
         self._log.parent.mkdir(parents=True, exist_ok=True)
         with self._log.open("wb") as log:
             keeper = subprocess.Popen(
-                [sys.executable, "-c", _KEEPER, str(os.getpid()), *server],
+                [sys.executable, "-c", KEEPER, str(os.getpid()), *server],
                 start_new_session=True,
                 stdin=subprocess.PIPE,
                 stdout=log,

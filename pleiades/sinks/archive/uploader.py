@@ -23,7 +23,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from setproctitle import setproctitle
 
@@ -207,7 +207,7 @@ class Uploader:
         segments, size = self._status.pending_segments, self._status.pending_bytes
         for line in self._lines(self._counted):
             segments += 1
-            size += line.entry().bytes
+            size += line.entry().file_bytes
             self._counted = line.end
         self._status = self._status._replace(pending_segments=segments, pending_bytes=size)
 
@@ -252,11 +252,11 @@ class Uploader:
                 for piece in _pieces(reader):
                     found.update(piece)
                     size += len(piece)
-                    if size > entry.bytes:
+                    if size > entry.file_bytes:
                         break
         except FileNotFoundError:
             raise TargetError("it was there, and is gone") from None
-        if (size, found.hexdigest()) != (entry.bytes, entry.sha256):
+        if (size, found.hexdigest()) != (entry.file_bytes, entry.sha256):
             raise TargetError(
                 f"{self._opened.place}/{entry.name} is there with other content, and is not "
                 "overwritten: find out whose it is, and move it away, or choose another "
@@ -280,9 +280,10 @@ class Uploader:
         status = self._status
         self._status = status._replace(
             pending_segments=max(status.pending_segments - len(done), 0),
-            pending_bytes=max(status.pending_bytes - sum(entry.bytes for entry in done), 0),
+            pending_bytes=max(status.pending_bytes - sum(entry.file_bytes for entry in done), 0),
             uploaded=status.uploaded + len(self._waiting),
-            uploaded_bytes=status.uploaded_bytes + sum(entry.bytes for _, entry in self._waiting),
+            uploaded_bytes=status.uploaded_bytes
+            + sum(entry.file_bytes for _, entry in self._waiting),
             skipped=status.skipped + len(self._gone),
         )
         gone, self._waiting, self._gone = self._gone, [], []
@@ -317,7 +318,7 @@ class Uploader:
             if until > self._clock():
                 return False
             # What is not the segment, or was not uploaded, is not the relay's to remove.
-            is_own = stat.S_ISREG(found.st_mode) and found.st_size == entry.bytes
+            is_own = stat.S_ISREG(found.st_mode) and found.st_size == entry.file_bytes
             if is_own and state.is_uploaded(entry.sequence):
                 _remove(path, self._archive)
                 self._status = self._status._replace(removed=self._status.removed + 1)
@@ -343,7 +344,7 @@ class Uploader:
             f"{self._settings.archive} until they are uploaded; no event is lost"
         )
 
-    def _tell(self, **changed: str) -> None:
+    def _tell(self, **changed: Any) -> None:
         oldest = None
         if self._status.pending_segments:
             with contextlib.suppress(OSError, DamagedManifest):
@@ -367,10 +368,10 @@ class Uploader:
 def _mapped(descriptor: int, entry: Entry) -> Iterator[memoryview]:
     """A segment's content, which takes no memory but the page cache."""
     size = os.fstat(descriptor).st_size
-    if size != entry.bytes:
+    if size != entry.file_bytes:
         raise TargetError(
-            f"it is damaged: it has {size} bytes instead of {entry.bytes}. It is not uploaded, and those "
-            "after it wait. Put an intact file in its place, or remove it to go on without it"
+            f"it is damaged: it has {size} bytes instead of {entry.file_bytes}. It is not uploaded, and "
+            "those after it wait. Put an intact file in its place, or remove it to go on without it"
         )
     if size == 0:
         yield memoryview(b"")
