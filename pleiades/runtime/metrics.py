@@ -131,6 +131,27 @@ class Metrics:
         self.kafka_broker_errors = counter(
             "kafka_broker_errors", "Errors and disconnects by librdkafka.", "broker", "type"
         )
+        self.archive_upload_pending_segments = gauge(
+            "archive_upload_pending_segments", "Closed segments that wait for their upload."
+        )
+        self.archive_upload_pending_bytes = gauge("archive_upload_pending_bytes", "Bytes of them.")
+        self.archive_upload_lag = gauge(
+            "archive_upload_lag_seconds", "Since the oldest of them was closed; 0: there is none."
+        )
+        self.archive_upload_segments = counter(
+            "archive_upload_segments", "Closed segments uploaded."
+        )
+        self.archive_upload_bytes = counter("archive_upload_bytes", "Bytes of them.")
+        self.archive_upload_errors = counter(
+            "archive_upload_errors", "Failed uploads, each tried again."
+        )
+        self.archive_upload_skipped = counter(
+            "archive_upload_skipped_segments",
+            "Segments that somebody removed before they were uploaded.",
+        )
+        self.archive_removed_segments = counter(
+            "archive_removed_segments", "Uploaded segments removed after --archive.keepLocal."
+        )
         self.commit_seconds = histogram(
             "commit_seconds", "Time of a commit.", COMMIT_BUCKETS_SECONDS
         )
