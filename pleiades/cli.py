@@ -60,6 +60,13 @@ COMMANDS = {
         # Not all was looked at, so not all is well.
         stopped=EXIT_FAILED,
     ),
+    "verify": Command(
+        "pleiades.verify",
+        "Check an archive, or its copy in object storage, against its manifests.",
+        reads_environment=False,
+        # Not all was read, so it may not be sound.
+        stopped=EXIT_FAILED,
+    ),
     "demo": Command(
         "pleiades.demo", "Relay from a local upstream into ./demo-events: no internet, no Kafka."
     ),

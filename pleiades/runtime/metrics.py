@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
@@ -131,27 +131,6 @@ class Metrics:
         self.kafka_broker_errors = counter(
             "kafka_broker_errors", "Errors and disconnects by librdkafka.", "broker", "type"
         )
-        self.archive_upload_pending_segments = gauge(
-            "archive_upload_pending_segments", "Closed segments that wait for their upload."
-        )
-        self.archive_upload_pending_bytes = gauge("archive_upload_pending_bytes", "Bytes of them.")
-        self.archive_upload_lag = gauge(
-            "archive_upload_lag_seconds", "Since the oldest of them was closed; 0: there is none."
-        )
-        self.archive_upload_segments = counter(
-            "archive_upload_segments", "Closed segments uploaded."
-        )
-        self.archive_upload_bytes = counter("archive_upload_bytes", "Bytes of them.")
-        self.archive_upload_errors = counter(
-            "archive_upload_errors", "Failed uploads, each tried again."
-        )
-        self.archive_upload_skipped = counter(
-            "archive_upload_skipped_segments",
-            "Segments that somebody removed before they were uploaded.",
-        )
-        self.archive_removed_segments = counter(
-            "archive_removed_segments", "Uploaded segments removed after --archive.keepLocal."
-        )
         self.commit_seconds = histogram(
             "commit_seconds", "Time of a commit.", COMMIT_BUCKETS_SECONDS
         )
@@ -186,11 +165,35 @@ class Metrics:
             "log_lines_dropped",
             "Log lines dropped: nobody read them, or they could not be written.",
         )
+        self._add_uploads(counter, gauge)
         self.build_info = gauge("build_info", "Always 1.", "version", "python", mode="max")
         self.start_time = gauge(
             "start_time_seconds", "Start of the program, seconds since 1970.", mode="max"
         )
         self._started = time.time()
+
+    def _add_uploads(self, counter: Callable[..., Counter], gauge: Callable[..., Gauge]) -> None:
+        self.archive_upload_pending_segments = gauge(
+            "archive_upload_pending_segments", "Closed segments that wait for their upload."
+        )
+        self.archive_upload_pending_bytes = gauge("archive_upload_pending_bytes", "Bytes of them.")
+        self.archive_upload_lag = gauge(
+            "archive_upload_lag_seconds", "Since the oldest of them was closed; 0: there is none."
+        )
+        self.archive_upload_segments = counter(
+            "archive_upload_segments", "Closed segments uploaded."
+        )
+        self.archive_upload_bytes = counter("archive_upload_bytes", "Bytes of them.")
+        self.archive_upload_errors = counter(
+            "archive_upload_errors", "Failed uploads, each tried again."
+        )
+        self.archive_upload_skipped = counter(
+            "archive_upload_skipped_segments",
+            "Segments that somebody removed before they were uploaded.",
+        )
+        self.archive_removed_segments = counter(
+            "archive_removed_segments", "Uploaded segments removed after --archive.keepLocal."
+        )
 
     def describe(self, components: Iterable[str]) -> None:
         """Create every series at the start, so that none first appears with its first count.

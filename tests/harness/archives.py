@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import uuid
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -91,11 +92,10 @@ class Archive:
 
 def _encoded(events: Sequence[bytes], text: bytes, extension: str) -> bytes:
     if extension == "parquet":
-        import pyarrow as pa
-        from pyarrow import parquet
-
-        sink = pa.BufferOutputStream()
-        parquet.write_table(pa.table({"json": pa.array([*events], pa.string())}), sink)
+        arrow: Any = import_module("pyarrow")
+        parquet: Any = import_module("pyarrow.parquet")
+        sink = arrow.BufferOutputStream()
+        parquet.write_table(arrow.table({"json": arrow.array([*events], arrow.string())}), sink)
         written: bytes = sink.getvalue().to_pybytes()
         return written
     compressor = Compressor(CODECS[extension])

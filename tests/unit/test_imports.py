@@ -16,7 +16,7 @@ PACKAGE = Path(__file__).resolve().parents[2] / "pleiades"
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("pleiades.__main__",),
     ("pleiades.cli",),
-    ("pleiades.check", "pleiades.demo", "pleiades.replay"),
+    ("pleiades.check", "pleiades.demo", "pleiades.replay", "pleiades.verify"),
     ("pleiades.pipeline",),
     ("pleiades.range_reader",),
     ("pleiades.reader", "pleiades.parser", "pleiades.publisher"),

@@ -100,9 +100,9 @@ def _written(target: Target, name: str) -> Iterator[Finding]:
         left = _removed(target, name)
     if not conditional:
         yield warning(
-            f"{target.place} overwrites objects although it is asked not to: if two relays upload there, "
-            "one can replace the other's segments and manifest. Use a store with conditional writes "
-            "(If-None-Match, If-Match)"
+            f"{target.place} overwrites objects although it is asked not to: if two relays upload "
+            "there, one can replace the segments and the manifest of the other. Use a store with "
+            "conditional writes (If-None-Match, If-Match)"
         )
     if left:
         yield note(
