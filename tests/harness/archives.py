@@ -65,7 +65,7 @@ class Archive:
         self.clock_ms = max(self.clock_ms, last_ms + 1000)
         text = b"".join(each + b"\n" for each in events)
         if content is None:
-            content = _encoded(events, text, extension)
+            content = encoded_segment(events, text, extension)
         number = len(self.entries()) + 1
         source = (f"eqiad.{stream}", 0)
         entry = Entry(
@@ -90,7 +90,8 @@ class Archive:
         return entry
 
 
-def _encoded(events: Sequence[bytes], text: bytes, extension: str) -> bytes:
+def encoded_segment(events: Sequence[bytes], text: bytes, extension: str) -> bytes:
+    """The content of a segment of that format."""
     if extension == "parquet":
         arrow: Any = import_module("pyarrow")
         parquet: Any = import_module("pyarrow.parquet")
