@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
@@ -32,6 +32,19 @@ class ArchiveMetrics(NamedTuple):
     closed: Counter
     open_bytes: Gauge
     open_since: Gauge
+
+
+class UploadMetrics(NamedTuple):
+    """The metrics of the archive's uploads."""
+
+    pending: Gauge
+    pending_bytes: Gauge
+    lag: Gauge
+    uploaded: Counter
+    uploaded_bytes: Counter
+    errors: Counter
+    skipped: Counter
+    removed: Counter
 
 
 class Metrics:
@@ -107,6 +120,24 @@ class Metrics:
                 "When the oldest segment that is not closed was opened, seconds since 1970; 0: none is.",
             ),
         )
+        self.uploads = UploadMetrics(
+            gauge("archive_upload_pending_segments", "Closed segments that wait for their upload."),
+            gauge("archive_upload_pending_bytes", "Bytes of them."),
+            gauge(
+                "archive_upload_lag_seconds",
+                "Since the oldest of them was closed; 0: there is none.",
+            ),
+            counter("archive_upload_segments", "Closed segments uploaded."),
+            counter("archive_upload_bytes", "Bytes of them."),
+            counter("archive_upload_errors", "Failed uploads, each tried again."),
+            counter(
+                "archive_upload_skipped_segments",
+                "Closed segments that somebody removed before they were uploaded.",
+            ),
+            counter(
+                "archive_removed_segments", "Uploaded segments removed after --archive.keepLocal."
+            ),
+        )
         self.kafka_events = counter("kafka_publish_events", "Events committed to the topic.")
         self.kafka_writes = counter("kafka_publish_writes", "Transactions committed.")
         self.kafka_errors = counter("kafka_writer_errors", "Errors of Kafka, each tried again.")
@@ -165,35 +196,11 @@ class Metrics:
             "log_lines_dropped",
             "Log lines dropped: nobody read them, or they could not be written.",
         )
-        self._add_uploads(counter, gauge)
         self.build_info = gauge("build_info", "Always 1.", "version", "python", mode="max")
         self.start_time = gauge(
             "start_time_seconds", "Start of the program, seconds since 1970.", mode="max"
         )
         self._started = time.time()
-
-    def _add_uploads(self, counter: Callable[..., Counter], gauge: Callable[..., Gauge]) -> None:
-        self.archive_upload_pending_segments = gauge(
-            "archive_upload_pending_segments", "Closed segments that wait for their upload."
-        )
-        self.archive_upload_pending_bytes = gauge("archive_upload_pending_bytes", "Bytes of them.")
-        self.archive_upload_lag = gauge(
-            "archive_upload_lag_seconds", "Since the oldest of them was closed; 0: there is none."
-        )
-        self.archive_upload_segments = counter(
-            "archive_upload_segments", "Closed segments uploaded."
-        )
-        self.archive_upload_bytes = counter("archive_upload_bytes", "Bytes of them.")
-        self.archive_upload_errors = counter(
-            "archive_upload_errors", "Failed uploads, each tried again."
-        )
-        self.archive_upload_skipped = counter(
-            "archive_upload_skipped_segments",
-            "Segments that somebody removed before they were uploaded.",
-        )
-        self.archive_removed_segments = counter(
-            "archive_removed_segments", "Uploaded segments removed after --archive.keepLocal."
-        )
 
     def describe(self, components: Iterable[str]) -> None:
         """Create every series at the start, so that none first appears with its first count.

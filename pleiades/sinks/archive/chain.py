@@ -23,7 +23,7 @@ Found = tuple[str, Finding]
 """The part of the archive that a finding is about, and the finding."""
 
 
-class Segment(NamedTuple):
+class ListedSegment(NamedTuple):
     """What is kept of a line of a manifest."""
 
     name: str
@@ -58,7 +58,7 @@ class Gap(NamedTuple):
 class Manifest(NamedTuple):
     """What a manifest says."""
 
-    segments: list[Segment]
+    segments: list[ListedSegment]
     gaps: list[Gap]
     findings: list[Found]
     lost: int
@@ -132,7 +132,9 @@ def _gap(manifest: str, before: Entry, entry: Entry) -> Gap:
     )
 
 
-def look_at_gaps(gaps: Sequence[Gap], segments: Sequence[Segment], place: str) -> Iterator[Found]:
+def look_at_gaps(
+    gaps: Sequence[Gap], segments: Sequence[ListedSegment], place: str
+) -> Iterator[Found]:
     """A problem for each gap, and a note for each that a replay has filled."""
     for gap in gaps:
         inside = [
@@ -180,8 +182,8 @@ def replay_command(place: str, stream: str, after: Position, from_ms: int, to_ms
     return shlex.join(words)
 
 
-def _segment(entry: Entry, manifest: str) -> Segment:
-    return Segment(
+def _segment(entry: Entry, manifest: str) -> ListedSegment:
+    return ListedSegment(
         entry.name,
         manifest,
         entry.sequence,

@@ -15,7 +15,7 @@ from typing import IO
 
 from pleiades.core.backoff import Backoff
 from pleiades.core.units import rough_duration
-from pleiades.runtime.metrics import Metrics
+from pleiades.runtime.metrics import UploadMetrics
 from pleiades.sinks.archive.upload import Settings, Status, decode_status
 
 log = logging.getLogger(__name__)
@@ -36,7 +36,7 @@ class Uploads:
     which lives as long as the process.
     """
 
-    def __init__(self, settings: Settings, metrics: Metrics) -> None:
+    def __init__(self, settings: Settings, metrics: UploadMetrics) -> None:
         self.status = Status()
         """The last report."""
         self._settings = settings
@@ -66,7 +66,7 @@ class Uploads:
             self._receive()
         oldest = self.status.oldest_pending
         lag_seconds = 0.0 if oldest is None else max(time.time() - oldest, 0.0)
-        self._metrics.archive_upload_lag.set(lag_seconds)
+        self._metrics.lag.set(lag_seconds)
         self._remind()
 
     def close(self) -> None:
@@ -138,13 +138,13 @@ class Uploads:
     def _take(self, status: Status) -> None:
         before, self.status = self.status, status
         metrics = self._metrics
-        metrics.archive_upload_pending_segments.set(status.pending_segments)
-        metrics.archive_upload_pending_bytes.set(status.pending_bytes)
-        metrics.archive_upload_segments.inc(status.uploaded - before.uploaded)
-        metrics.archive_upload_bytes.inc(status.uploaded_bytes - before.uploaded_bytes)
-        metrics.archive_upload_errors.inc(status.errors - before.errors)
-        metrics.archive_upload_skipped.inc(status.skipped - before.skipped)
-        metrics.archive_removed_segments.inc(status.removed - before.removed)
+        metrics.pending.set(status.pending_segments)
+        metrics.pending_bytes.set(status.pending_bytes)
+        metrics.uploaded.inc(status.uploaded - before.uploaded)
+        metrics.uploaded_bytes.inc(status.uploaded_bytes - before.uploaded_bytes)
+        metrics.errors.inc(status.errors - before.errors)
+        metrics.skipped.inc(status.skipped - before.skipped)
+        metrics.removed.inc(status.removed - before.removed)
         if status.uploaded > before.uploaded:
             self._ends = 0
         if status.message:

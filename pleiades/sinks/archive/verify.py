@@ -21,7 +21,7 @@ from pleiades.runtime.findings import note, problem
 from pleiades.sinks.archive.chain import (
     Found,
     Gap,
-    Segment,
+    ListedSegment,
     look_at_gaps,
     read_manifest,
     replay_command,
@@ -98,7 +98,7 @@ class Verification:
         self._pauses = pauses
         self._most_held = most_held
         self._listed: dict[str, int] = {}
-        self._segments: list[Segment] = []
+        self._segments: list[ListedSegment] = []
         self._unread_parquet = 0
 
     def findings(self) -> Iterator[Found]:
@@ -170,7 +170,7 @@ class Verification:
 
     # ---- segments ----
 
-    def _segment(self, segment: Segment, sweep: Sweep, first_pass: bool) -> Iterator[Found]:
+    def _segment(self, segment: ListedSegment, sweep: Sweep, first_pass: bool) -> Iterator[Found]:
         sweep.begin(_span(segment))
         size = self._size_of(segment)
         if size is None:
@@ -200,7 +200,7 @@ class Verification:
                 yield from self._missing(segment)
 
     def _content(
-        self, segment: Segment, reader: _Hashed, sweep: Sweep, first_pass: bool
+        self, segment: ListedSegment, reader: _Hashed, sweep: Sweep, first_pass: bool
     ) -> Iterator[Found]:
         events = 0
         repeats: dict[str, list[str]] = defaultdict(list)
@@ -240,7 +240,7 @@ class Verification:
                 ),
             )
 
-    def _take(self, segment: Segment, sign: int = 1) -> None:
+    def _take(self, segment: ListedSegment, sign: int = 1) -> None:
         summary = self.summary
         summary.segments += sign
         summary.events += sign * segment.events
@@ -250,7 +250,7 @@ class Verification:
         summary.first_ms = min(segment.first_ms, summary.first_ms or segment.first_ms)
         summary.last_ms = max(segment.last_ms, summary.last_ms or segment.last_ms)
 
-    def _size_of(self, segment: Segment) -> int | None:
+    def _size_of(self, segment: ListedSegment) -> int | None:
         size = self._listed.get(segment.name)
         # It may have been named since.
         looks = LOOKS if segment.is_recent else 1
@@ -263,11 +263,11 @@ class Verification:
                 self._pauses(LOOK_SECONDS)
         return size
 
-    def _is_uploaded(self, segment: Segment) -> bool:
+    def _is_uploaded(self, segment: ListedSegment) -> bool:
         state = self._states().get(segment.manifest)
         return state is not None and state.is_uploaded(segment.sequence)
 
-    def _missing(self, segment: Segment) -> Iterator[Found]:
+    def _missing(self, segment: ListedSegment) -> Iterator[Found]:
         if self._is_uploaded(segment):
             self.summary.removed += 1
             return
@@ -280,13 +280,15 @@ class Verification:
             ),
         )
 
-    def _remedy(self, segment: Segment) -> str:
+    def _remedy(self, segment: ListedSegment) -> str:
         replay = replay_command(
             self._target.place, segment.stream, {}, segment.first_ms, segment.last_ms + 1
         )
         return f"Put a copy in its place, or, while the upstream has the events: {replay}"
 
-    def _repeated(self, segment: Segment, repeats: Mapping[str, list[str]]) -> Iterator[Found]:
+    def _repeated(
+        self, segment: ListedSegment, repeats: Mapping[str, list[str]]
+    ) -> Iterator[Found]:
         manifest_of = {other.name: other.manifest for other in self._segments} if repeats else {}
         for name, identities in repeats.items():
             alike = [identity for identity in identities if is_alike(identity)]
@@ -368,5 +370,5 @@ class _Hashed:
         return self._sha256.digest()
 
 
-def _span(segment: Segment) -> Span:
+def _span(segment: ListedSegment) -> Span:
     return Span(segment.name, segment.first_ms, segment.last_ms, segment.events)
