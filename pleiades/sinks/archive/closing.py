@@ -74,6 +74,7 @@ class Closer:
         self._finishing = None
         self.closing = list(stored.closing)
         self._sequence = max(stored.sequence, self._manifest.last_sequence())
+        self.manifest_bytes = self._manifest.length()
 
     def with_closing(self, state: Segments) -> Segments:
         """A state of the raw segments with that of the closing ones."""

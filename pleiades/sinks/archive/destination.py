@@ -5,16 +5,20 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from pleiades.config.flags import BOOLEAN, DIRECTORY, Flag, flag
-from pleiades.config.values import choice, duration, size
+from pleiades.config.settings import Settings
+from pleiades.config.values import Reader, choice, duration, optional, size
 from pleiades.core.checkpoint import Checkpoint
 from pleiades.core.event import Event
 from pleiades.core.sse_id import UNKNOWN_SOURCE
+from pleiades.runtime.errors import UsageError
+from pleiades.runtime.findings import Finding
 from pleiades.runtime.metrics import Metrics
 from pleiades.sinks.archive.layout import (
     DEAD_LETTERS,
@@ -25,6 +29,7 @@ from pleiades.sinks.archive.layout import (
     PARQUET,
 )
 from pleiades.sinks.archive.manifest import MANIFEST
+from pleiades.sinks.archive.target import Location, parse_location
 from pleiades.sinks.base import CommitPolicy, Sink, SinkContext
 from pleiades.sinks.directory import PROBE_PREFIX, DirectoryDestination
 
@@ -33,6 +38,7 @@ if TYPE_CHECKING:
     from pleiades.sinks.archive.manifest import Entry
     from pleiades.sinks.archive.raw import RawSegments
     from pleiades.sinks.archive.sink import ArchiveSink
+    from pleiades.sinks.archive.uploads import Uploads
     from pleiades.sinks.retry import Once
 
 SEGMENTS = "segments"
@@ -56,6 +62,25 @@ def _ignore(*_: object) -> None:
     """Observe nothing."""
 
 
+def _target(text: str) -> Location:
+    """Reads the target of uploads; a directory holds in any working directory."""
+    location = parse_location(text)
+    if location.scheme:
+        return location
+    try:
+        return location._replace(path=str(Path(location.path).absolute()))
+    except OSError:
+        raise ValueError(f"{text!r} is relative, and the working directory is gone") from None
+
+
+def _require(module: str, flag_text: str) -> None:
+    if find_spec(module) is None:
+        raise UsageError(
+            f"{flag_text} needs the package {module}, which is not installed: "
+            "pip install 'pleiades[archive]'"
+        )
+
+
 class Options(NamedTuple):
     """What else a sink needs to know."""
 
@@ -71,6 +96,8 @@ class Options(NamedTuple):
     """Waits so many seconds, unless the program stops."""
     observe: Callable[[RawSegments, list[Entry]], None] = _ignore
     """Gets the segments after each step, and the entries of those that were closed."""
+    uploads: Uploads | None = None
+    """Copies closed segments."""
 
 
 @dataclass(frozen=True)
@@ -98,6 +125,18 @@ class ArchiveDestination(DirectoryDestination):
         "true", "compress a segment again when it is closed: small commits compress badly", BOOLEAN
     )
 
+    upload: Location | None = flag(
+        "",
+        "where closed segments are copied to: s3://bucket/prefix, gs://…, az://…, or a directory; "
+        "object stores need the extra `archive`, and take their credentials from the environment",
+        optional(Reader("url", _target)),
+    )
+    keep_local_seconds: float | None = flag(
+        "",
+        "how long an uploaded segment stays in --archive.dir; empty: for ever",
+        optional(duration()),
+    )
+
     prefix = "archive."
     enable = Flag(
         "archive.enable",
@@ -116,6 +155,20 @@ class ArchiveDestination(DirectoryDestination):
     contents = "segments"
     bytes_per_event = USUAL_EVENT_BYTES
     files_per_event = 0
+
+    @classmethod
+    def from_flags(cls, given: Mapping[str, Any], position_name: str) -> Self:
+        """See `Destination.from_flags`."""
+        made = super().from_flags(given, position_name)
+        if made.format == PARQUET:
+            _require("pyarrow", f"--archive.format={PARQUET}")
+        if made.upload is not None and made.upload.scheme:
+            _require("obstore", f"--archive.upload={made.upload}")
+        if made.keep_local_seconds is not None and made.upload is None:
+            raise UsageError(
+                "--archive.keepLocal needs --archive.upload: what is not uploaded is never removed"
+            )
+        return made
 
     @property
     def directory(self) -> Path:
@@ -166,9 +219,28 @@ class ArchiveDestination(DirectoryDestination):
             probes=not context.reached,
             pause=child.pause,
             observe=observe,
+            uploads=self._uploads(context),
         )
         retry = Retry(child, metrics.errors, self.directory, self.directory_flag)
         return self.sink(retry, FinisherProcess(), options)
+
+    def _uploads(self, context: SinkContext) -> Uploads | None:
+        """What copies closed segments, if anything does."""
+        if self.upload is None:
+            return None
+        from pleiades.sinks.archive.upload import Settings as UploadSettings
+        from pleiades.sinks.archive.upload import state_path
+        from pleiades.sinks.archive.uploads import Uploads
+
+        manifest = self.manifest(context.settings.replay is not None).name
+        settings = UploadSettings(
+            str(self.directory),
+            manifest,
+            str(state_path(self.directory, manifest)),
+            str(self.upload),
+            self.keep_local_seconds,
+        )
+        return Uploads(settings, context.metrics.uploads)
 
     def sink(
         self,
@@ -213,6 +285,15 @@ class ArchiveDestination(DirectoryDestination):
                     sink.finish()
                 finally:
                     sink.close()
+
+    def inspect(self, settings: Settings) -> Iterator[Finding]:
+        """See `Destination.inspect`."""
+        yield from super().inspect(settings)
+        if self.upload is not None:
+            from pleiades.sinks.archive.inspect_target import inspect_target
+
+            keeps_local = self.keep_local_seconds is None
+            yield from inspect_target(self.upload, self.directory, keeps_local)
 
     def record_commit(self, metrics: Metrics, published: int, reached_ms: int) -> None:
         """See `Destination.record_commit`."""

@@ -43,6 +43,22 @@ class Manifest:
         finally:
             os.close(descriptor)
 
+    def length(self) -> int:
+        """The bytes of its whole lines.
+
+        Raises:
+            OSError: it can't be read.
+        """
+        try:
+            descriptor = open_own(self.path, os.O_RDONLY)
+        except FileNotFoundError:
+            return 0
+        try:
+            tail = _tail(descriptor)
+            return os.fstat(descriptor).st_size - len(tail) + tail.rfind(b"\n") + 1
+        finally:
+            os.close(descriptor)
+
     def ensure(self, entry: Entry) -> int:
         """Append the line of a segment durably, unless it is there; returns the length in bytes.
 

@@ -47,6 +47,7 @@ T = TypeVar("T")
 MAX_SEALED = 8
 """So many segments may wait to be closed after a commit. Then the relay waits, too."""
 CLOSE_POLL_SECONDS = 0.05
+UPLOAD_POLL_SECONDS = 0.2
 
 
 class ArchiveSink:
@@ -96,6 +97,7 @@ class ArchiveSink:
         groups, checkpoint = self._retry("open", lambda: self._recover(resume), is_start=True)
         if self._closer.closing:
             self._retry("close segments in", self._name)
+        self._announce()
         return Opened(checkpoint, remembered(groups))
 
     def is_published(self, event: Event) -> bool:
@@ -150,9 +152,19 @@ class ArchiveSink:
         while not self._closer.is_done:
             self._options.pause(CLOSE_POLL_SECONDS)
             self._tend()
+        uploads = self._options.uploads
+        if uploads is not None and not uploads.is_done():
+            log.info(
+                "all is archived; waiting for the uploads. A stop leaves them for the next run"
+            )
+            while not uploads.is_done():
+                self._options.pause(UPLOAD_POLL_SECONDS)
+                uploads.poll()
 
     def close(self) -> None:
         """See `Sink.close`."""
+        if self._options.uploads is not None:
+            self._options.uploads.close()
         self._closer.close()
         self._raw.close()
         self._identities.close()
@@ -160,6 +172,12 @@ class ArchiveSink:
 
     def _retry(self, operation: str, attempt: Callable[[], T], is_start: bool = False) -> T:
         return self._attempts(operation, attempt, self._prepare, is_start)
+
+    def _announce(self) -> None:
+        """Tell the uploader which segments have their names."""
+        # In this thread, which lives as long as the process: the uploader ends with it.
+        if self._options.uploads is not None:
+            self._options.uploads.announce(self._closer.manifest_bytes)
 
     def _remember(self, sources: Sequence[TopicPartition], known: list[bytes]) -> None:
         for source, each in zip(sources, known, strict=True):
@@ -173,6 +191,7 @@ class ArchiveSink:
         if self._last is not None and (self._raw.is_changed or self._closer.has_small):
             self._commit(self._last)
         self._closer.start()
+        self._announce()
         self._options.observe(self._raw, [])
 
     def _commit(self, checkpoint: Checkpoint) -> None:
@@ -182,6 +201,7 @@ class ArchiveSink:
         self._fingerprints = {}
         self._last = checkpoint
         self._closer.start()
+        self._announce()
 
     def _commit_once(self, checkpoint: Checkpoint) -> None:
         """Go on with the commit where the last attempt failed."""

@@ -29,8 +29,7 @@ from setproctitle import setproctitle
 
 from pleiades.core.backoff import Backoff
 from pleiades.runtime import faultpoints
-from pleiades.runtime.child import die_with_parent
-from pleiades.runtime.startup import STOP_SIGNALS
+from pleiades.runtime.startup import STOP_SIGNALS, die_with_parent
 from pleiades.sinks.archive.manifest import DamagedManifest, Entry
 from pleiades.sinks.archive.target import (
     Exists,

@@ -11,12 +11,13 @@ import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 from typing import IO
 
 from pleiades.core.backoff import Backoff
 from pleiades.core.units import rough_duration
 from pleiades.runtime.metrics import UploadMetrics
-from pleiades.sinks.archive.upload import Settings, Status, decode_status
+from pleiades.sinks.archive.upload import Settings, Status, decode_status, read_state
 
 log = logging.getLogger(__name__)
 
@@ -56,6 +57,13 @@ class Uploads:
         """Tell it up to which length the manifest is valid; its segments are in their places."""
         self._length = length
         self.poll()
+
+    def is_done(self) -> bool:
+        """True if everything that was announced is uploaded, or can't be uploaded any more."""
+        with contextlib.suppress(OSError):
+            state = read_state(Path(self._settings.state))
+            return state is not None and state.length >= self._length
+        return False
 
     def poll(self) -> None:
         """Start it if it is not there, take its reports, and count."""
