@@ -21,6 +21,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from itertools import cycle
 from pathlib import Path
 from typing import Protocol, cast
 
@@ -40,12 +41,17 @@ from pleiades.runtime import faultpoints
 from pleiades.runtime.channel import Channel
 from pleiades.runtime.metrics import Metrics
 from pleiades.sinks import disk, identities
+from pleiades.sinks.archive import closing
+from pleiades.sinks.archive.destination import ArchiveDestination, Options
+from pleiades.sinks.archive.finisher import InlineFinisher
+from pleiades.sinks.archive.sink import ArchiveSink
 from pleiades.sinks.base import Committed, Opened, Remembered, Sink
 from pleiades.sinks.files import staging
 from pleiades.sinks.files.destination import SYNC_NONE, FilesDestination
 from pleiades.sinks.files.sink import FilesSink
 from pleiades.sinks.kafka.offset_metadata import encode, read_stored
 from pleiades.sinks.retry import Retry
+from tests.harness import archived
 from tests.harness.memory import MemorySink, MemoryStore
 from tests.property.test_exactly_once import START, ModelConnection, ModelUpstream
 from tests.unit.conftest import FakeChannel, FakeChildContext
@@ -122,6 +128,47 @@ class FilesWorld:
     def consume(self, rng: random.Random) -> None:
         for path in (self.folder / "events").glob("[0-9]*/*.json"):
             if rng.random() < 0.8:
+                path.unlink()
+
+
+class NamedSink(ArchiveSink):
+    """Writes the identity of each event as its line: the model's events have no data."""
+
+    def write(self, events: Sequence[Event]) -> None:
+        super().write([event._replace(data=event.identity.encode()) for event in events])
+
+
+class ArchiveWorld:
+    """An archive whose segments are closed all the time, and taken away."""
+
+    def __init__(self, folder: Path, metrics: Metrics) -> None:
+        self.folder = folder
+        self.metrics = metrics
+        self.taken: list[str] = []
+        self.clock_ms = START
+
+    def sink(self) -> Sink:
+        archive = ArchiveDestination(
+            "recentchange", self.folder, rotate_seconds=0.05, rotate_bytes=200
+        )
+        retry = Retry(
+            FakeChildContext(stop_at_pause=1), self.metrics.archive.errors, self.folder, ""
+        )
+        sink = archive.sink(retry, InlineFinisher(), Options(10**6), self.now_ms)
+        sink.__class__ = NamedSink
+        return sink
+
+    def now_ms(self) -> int:
+        self.clock_ms += 1
+        return self.clock_ms
+
+    def published(self) -> list[str]:
+        return [*self.taken, *(line.decode() for line in archived.lines(self.folder))]
+
+    def consume(self, rng: random.Random) -> None:
+        for path in archived.closed(self.folder):
+            if rng.random() < 0.8:
+                self.taken += archived.text_of(path).decode().split()
                 path.unlink()
 
 
@@ -211,7 +258,7 @@ class TopicSink:
         self._written = []
 
 
-@pytest.fixture(params=["memory", "files", "topic"])
+@pytest.fixture(params=["memory", "files", "archive", "topic"])
 def world_of(
     request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, metrics: Metrics
 ) -> Iterator[Callable[[], World]]:
@@ -223,6 +270,19 @@ def world_of(
         return
     # In memory if possible: thousands of histories write many small files.
     folder = Path(tempfile.mkdtemp(dir=MEMORY if MEMORY.is_dir() else None))
+    if request.param == "archive":
+        monkeypatch.setattr(identities, "MIN_COMPACTED_BYTES", 5_000)
+        turns = cycle((0, closing.SMALL_BYTES))
+
+        def make_archive() -> World:
+            # In turns with a finisher, and without.
+            monkeypatch.setattr(closing, "SMALL_BYTES", next(turns))
+            shutil.rmtree(folder / "archive", ignore_errors=True)
+            return ArchiveWorld(folder / "archive", metrics)
+
+        yield make_archive
+        shutil.rmtree(folder)
+        return
     seen: list[str] = []
     rename_new = disk.rename_new
 

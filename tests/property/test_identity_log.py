@@ -16,7 +16,8 @@ from tests.property.test_position import checkpoints
 sources = st.sampled_from([("a", 0), ("a", 1), ("b.c", 0), UNKNOWN_SOURCE])
 fingerprints = st.binary(min_size=16, max_size=16)
 runs = st.builds(Run, sources, st.integers(0, 50), st.lists(fingerprints).map(b"".join))
-groups = st.builds(Group, st.integers(0, 2**40), checkpoints, st.lists(runs, max_size=5))
+own = st.none() | st.dictionaries(st.text(), st.integers(0, 2**40), max_size=3)
+groups = st.builds(Group, st.integers(0, 2**40), checkpoints, st.lists(runs, max_size=5), own)
 
 
 def read(content: bytes) -> list[Group]:

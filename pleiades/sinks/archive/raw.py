@@ -96,19 +96,18 @@ class RawSegments:
         """
         if stream not in self._open and len(self._open) >= MAX_STREAMS:
             stream = OTHER
-        begin = 0
+        now_ms, begin = self._now_ms(), 0
         while begin < len(texts):
-            taking = self._taking(stream, times_ms[begin])
-            end = self._end(taking.segment.slot_ms, times_ms, begin)
+            taking = self._taking(stream, times_ms[begin], now_ms)
+            end = self._end(taking.segment.slot_ms, times_ms, begin, now_ms)
             part = slice(begin, end)
             is_ordered = stream not in (DEAD_LETTERS, OTHER)
             after = _reached(sources[part], times_ms[part]) if is_ordered else {}
             taking.take(texts[part], times_ms[part], after)
             begin = end
 
-    def _taking(self, stream: str, time_ms: int) -> OpenSegment:
+    def _taking(self, stream: str, time_ms: int, now_ms: int) -> OpenSegment:
         """The segment that takes the next event of a stream."""
-        now_ms = self._now_ms()
         slot_ms = self._slot(time_ms, now_ms)
         taking = self._open.get(stream)
         if taking is not None:
@@ -126,9 +125,8 @@ class RawSegments:
         self._open[stream] = OpenSegment(self.path_of(self._number), self._codec, begun)
         return self._open[stream]
 
-    def _end(self, slot_ms: int, times_ms: Sequence[int], begin: int) -> int:
+    def _end(self, slot_ms: int, times_ms: Sequence[int], begin: int, now_ms: int) -> int:
         """The place of the first event from `begin` on that belongs into a later slot."""
-        now_ms = self._now_ms()
         if len(self.sealed) >= MAX_SEALED or self._slot(max(times_ms), now_ms) <= slot_ms:
             return len(times_ms)
         for place in range(begin, len(times_ms)):

@@ -388,10 +388,8 @@ def test_a_contradiction_says_where_the_flags_are_explained(
 ) -> None:
     monkeypatch.setattr(signal, "signal", lambda *_: None)
     assert cli.main(["ingest"]) == 2
-    assert (
-        "add --file.enable or --kafka.enable\nTry: pleiades help ingest\n"
-        in capsys.readouterr().err
-    )
+    publishers = "--file.enable or --kafka.enable or --archive.enable"
+    assert f"add {publishers}\nTry: pleiades help ingest\n" in capsys.readouterr().err
     assert cli.main(["help", "nonsense"]) == cli.main(["nonsense"]) == 2
     assert capsys.readouterr().err.endswith("\nTry: pleiades help\n")
 
