@@ -37,6 +37,9 @@ class Journal:
         try:
             self._descriptor = open_own(path, os.O_RDWR if length else os.O_RDWR | os.O_CREAT)
         except FileNotFoundError:
+            if not length:
+                # Its folder is missing.
+                raise
             raise JournalLost(f"{path} is missing") from None
         try:
             found = self._size()
@@ -50,6 +53,10 @@ class Journal:
     def is_in_place(self) -> bool:
         """True if the file has not been moved or removed."""
         return is_in_place(self.path, self._descriptor)
+
+    def is_removed(self) -> bool:
+        """True if the file has no name any more."""
+        return os.fstat(self._descriptor).st_nlink == 0
 
     def append(self, content: bytes) -> int:
         """Write after `length`; returns the length that includes the content.

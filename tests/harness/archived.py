@@ -15,8 +15,9 @@ NOTHING: dict[str, list[Any]] = {"segments": [], "closing": []}
 
 
 def closed(folder: Path) -> list[Path]:
-    """The closed segments, in the order of their names."""
-    return sorted(path for path in folder.glob("*/**/*Z-*") if ".pleiades" not in path.parts)
+    """The closed segments in the order of closing."""
+    paths = [path for path in folder.glob("*/**/*Z-*") if ".pleiades" not in path.parts]
+    return sorted(paths, key=lambda path: path.name.partition("Z-")[2])
 
 
 def text_of(path: Path, length: int | None = None, codec: str | None = None) -> bytes:
@@ -59,7 +60,7 @@ def count(folder: Path) -> int:
     """The number of events that the checkpoint covers, closed segments included."""
     while True:
         own = folder / ".pleiades"
-        before = [path.read_bytes() for path in sorted(own.glob("checkpoint-*[a-z]"))]
+        before = _checkpoints(own)
         entries = {}
         for manifest in folder.glob("manifest*.ndjson"):
             for line in manifest.read_bytes().splitlines():
@@ -76,9 +77,14 @@ def count(folder: Path) -> int:
             for line, *_ in stored["closing"]:
                 entry = json.loads(line)
                 entries[entry["name"]] = entry
-        if before == [path.read_bytes() for path in sorted(own.glob("checkpoint-*[a-z]"))]:
+        if before == _checkpoints(own):
             closed_events = [e["events"] for e in entries.values() if e["stream"] != LETTERS]
             return int(events + sum(closed_events))
+
+
+def _checkpoints(own: Path) -> list[bytes]:
+    paths = [path for path in sorted(own.glob("checkpoint-*")) if path.suffix != ".new"]
+    return [path.read_bytes() for path in paths if ".damaged-" not in path.name]
 
 
 def lines(folder: Path) -> list[bytes]:

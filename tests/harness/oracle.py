@@ -157,6 +157,9 @@ def judge_lines(
         except (orjson.JSONDecodeError, KeyError, TypeError):
             broken.append(f"line {place}")
             continue
+        if not isinstance(identity, str):
+            broken.append(f"line {place}")
+            continue
         seen[identity] += 1
         places.setdefault(identity, place)
     expected = _expected(journal, since_ms, finished, seen)

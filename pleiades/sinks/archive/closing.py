@@ -89,10 +89,10 @@ class Closer:
 
     def start(self) -> None:
         """Have the next sealed segment finished."""
-        if self._finishing is not None or time.monotonic() < self._retry_at:
+        if time.monotonic() < self._retry_at:
             return
-        chosen = next((each for each in self._settled() if not self._is_small(each)), None)
-        if chosen is None:
+        chosen = self._next()
+        if chosen is None or self._is_small(chosen):
             return
         self._finishing = chosen
         try:
@@ -118,9 +118,10 @@ class Closer:
             self._finishing = None
             self._enter(finishing, finished)
 
-    def _settled(self) -> list[OpenSegment]:
-        """The sealed segments that the stored checkpoint has as such."""
-        return [each for each in self._raw.sealed if each.is_settled]
+    def _next(self) -> OpenSegment | None:
+        """The next segment, if the stored checkpoint has it as sealed: they are closed in order."""
+        sealed = self._raw.sealed
+        return sealed[0] if sealed and sealed[0].is_settled and self._finishing is None else None
 
     def _is_small(self, sealed: OpenSegment) -> bool:
         """True if finishing it costs less than a process."""
@@ -130,21 +131,20 @@ class Closer:
     @property
     def has_small(self) -> bool:
         """True if `finish_small` has something to do."""
+        chosen = self._next()
         is_time = time.monotonic() >= self._retry_at
-        return is_time and any(map(self._is_small, self._settled()))
+        return is_time and chosen is not None and self._is_small(chosen)
 
     def finish_small(self) -> None:
         """Finish small segments in this process: the next checkpoint has them as closing ones."""
-        if not self.has_small:
-            return
-        for each in filter(self._is_small, self._settled()):
+        while self.has_small:
+            chosen = self._raw.sealed[0]
             try:
-                self._enter(each, finish(self._job(each)))
+                self._enter(chosen, finish(self._job(chosen)))
             except DamagedSegment as error:
-                self._damaged(each, error)
+                self._damaged(chosen, error)
             except OSError as error:
                 self._failed(error)
-                return
 
     def _damaged(self, sealed: OpenSegment, error: DamagedSegment) -> None:
         log.error(

@@ -108,8 +108,8 @@ class OpenSegment:
             self.close()
 
     def is_lost(self) -> bool:
-        """True if somebody has removed the raw file."""
-        return self._journal is not None and not self._journal.is_in_place()
+        """True if somebody has removed the raw file. One that was moved may be put back."""
+        return self._journal is not None and self._journal.is_removed()
 
     def begin_again(self, path: Path, number: int) -> Segment:
         """Go on in a new raw file with what is not committed; returns what was committed."""
