@@ -138,6 +138,12 @@ def test_what_strict_parsers_refuse_has_columns(text: bytes, title: str) -> None
     assert columns_of(text) == NOTHING._replace(title=title)
 
 
+def test_depth_that_no_parser_of_fields_allows_is_no_error() -> None:
+    """The limit of msgspec is Python's, which differs by version."""
+    text = b'{"title":"a","deep":' + b"[" * 1000 + b"]" * 1000 + b"}"
+    assert columns_of(text) in (NOTHING, NOTHING._replace(title="a"))
+
+
 @pytest.mark.parametrize(
     "text",
     [b"", b"[]", b"null", b"{", b"\xff", b'{"title":"\xff"}', b"[" * 100_000, b'{"a":' * 100_000],
