@@ -50,7 +50,9 @@ _CREDENTIALS = {
 _ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT", "AZURE_STORAGE_ENDPOINT")
 _CODE = re.compile(r"<Code>([A-Za-z]{1,60})</Code>")
 _STATUS = re.compile(r"non-2xx status code: (\d{3}[A-Za-z ]{0,40})")
-_INSTANCE_METADATA = re.compile(r"169\.254\.|metadata\.google|Error getting credentials|credential")
+_NO_CREDENTIALS = re.compile(
+    r"169\.254\.|metadata\.google|latest/api/token|Missing (?:Access|Secret)|credential"
+)
 # The body of an answer quotes the request, and with it the name of the key.
 _BODY = re.compile(r"(?s)(?:: )?<\?xml.*|: \{.*")
 
@@ -176,7 +178,7 @@ class ObjectTarget:
         kind = SCHEMES[self._location.scheme]
         bucket = self._location.path.partition("/")[0]
         credentials = _CREDENTIALS[self._location.scheme]
-        said = name or (status[1].strip() if status else "")
+        said = " ".join(word for word in (status and status[1].strip(), name) if word)
         if name in ("NoSuchBucket", "ContainerNotFound") or "bucket does not exist" in text:
             return TargetError(
                 f"there is no bucket {bucket} ({said}): create it, or correct --archive.upload"
@@ -184,12 +186,12 @@ class ObjectTarget:
         refused = isinstance(
             error, exceptions.PermissionDeniedError | exceptions.UnauthenticatedError
         )
-        if refused or name.endswith("UserNotFound") or name == "InvalidAccessKeyId":
+        if refused or name.endswith("UserNotFound") or said[:3] in ("401", "403"):
             return TargetError(
                 f"{kind} refuses the credentials or what they may do ({said}): the relay needs to list, "
                 f"read and write below {self.place}; it takes credentials from {credentials}"
             )
-        if _INSTANCE_METADATA.search(text):
+        if _NO_CREDENTIALS.search(text):
             return TargetError(
                 f"there are no credentials for {kind}: set {credentials}, in the relay's environment"
             )

@@ -65,6 +65,10 @@ LOOK_SECONDS = 30.0
 """The interval at which segments are looked for whose time in the archive is over."""
 PIECE_BYTES = 1 << 20
 
+_NO_COPY = (
+    "the target is the archive itself, so there would be no copy: choose another --archive.upload"
+)
+
 OpenTarget = Callable[[Location, str], Target]
 
 
@@ -159,16 +163,23 @@ class Uploader:
         self._store()
         return line is not None or self._remove_next()
 
-    def _join(self) -> None:
-        """Find out how far the target is."""
+    def close(self) -> None:
+        """Let go of the target. The next step finds out anew how far it is."""
+        self._joined = False
         if self._target is not None:
             self._target.close()
             self._target = None
+
+    def _join(self) -> None:
+        """Find out how far the target is."""
+        self.close()
         location = parse_location(self._settings.target)
         target = self._target = self._opens(location, self._settings.manifest)
         if self._stored is None:
             self._stored = read_state(Path(self._settings.state))
         before = self._stored or State()
+        if target.is_same_file(self._settings.manifest, self._manifest):
+            raise TargetError(_NO_COPY)
         read = target.read(self._settings.manifest)
         matched = Matched()
         if read is not None:
@@ -234,10 +245,7 @@ class Uploader:
                 target.create(entry.name, content)
             except Exists:
                 if target.is_same_file(entry.name, path):
-                    raise TargetError(
-                        "the target is the archive itself, so there is no copy: choose another "
-                        "--archive.upload"
-                    ) from None
+                    raise TargetError(_NO_COPY) from None
                 self._compare(entry)
         faultpoints.passing(faultpoints.UPLOAD_CREATED)
         return True
@@ -343,14 +351,13 @@ class Uploader:
             f"{self._settings.archive} until they are uploaded; no event is lost"
         )
 
-    def _tell(self, **changed: Any) -> None:
+    def _tell(self, message: str = "", **changed: Any) -> None:
         oldest = None
         if self._status.pending_segments:
             with contextlib.suppress(OSError, DamagedManifest):
                 oldest = self._closed_at()
-        self._status = self._status._replace(oldest_pending=oldest, message="", **changed)
-        self._report(self._status)
-        self._status = self._status._replace(message="")
+        self._status = self._status._replace(oldest_pending=oldest, **changed)
+        self._report(self._status._replace(message=message))
 
     def _closed_at(self) -> float | None:
         line = next(self._lines(self._state.length), None)
@@ -424,7 +431,7 @@ class _Input(threading.Thread):
 
     def __init__(self) -> None:
         super().__init__(name="input", daemon=True)
-        self.length = 0
+        self.length: int | None = None
         self.changed = threading.Condition()
         self.ended = False
 
@@ -432,7 +439,7 @@ class _Input(threading.Thread):
         """Read to the end."""
         for line in sys.stdin.buffer:
             with self.changed:
-                self.length = max(self.length, int(line))
+                self.length = max(self.length or 0, int(line))
                 self.changed.notify()
         with self.changed:
             self.ended = True
@@ -441,11 +448,11 @@ class _Input(threading.Thread):
         threading.Event().wait(GRACE_SECONDS)
         os._exit(0)
 
-    def wait(self, uploader: Uploader, seconds: float) -> None:
-        """Wait for an announcement, the end or so long."""
+    def wait(self, known: int | None, seconds: float | None) -> int:
+        """Wait for another length than the known one, the end, or so long; returns the length."""
         with self.changed:
-            self.changed.wait_for(lambda: self.ended or self.length > uploader.announced, seconds)
-            uploader.announced = self.length
+            self.changed.wait_for(lambda: self.ended or self.length != known, seconds)
+            return self.length or 0
 
 
 def _write(status: Status) -> None:
@@ -467,20 +474,20 @@ def main() -> NoReturn:
     announced.start()
     uploader = Uploader(settings, _write)
     gc.freeze()
-    announced.wait(uploader, LOOK_SECONDS)
+    uploader.announced = announced.wait(None, None)
     failures = 0
     while not announced.ended:
-        uploader.announced = announced.length
         if uploader.run_step():
             failures = 0
+            uploader.announced = announced.length or 0
             continue
         failures = failures + 1 if uploader.fails else 0
         pause = PAUSES.pause_seconds(failures, random.random()) if failures else LOOK_SECONDS  # noqa: S311
         until = time.monotonic() + pause
         while not announced.ended and (left := until - time.monotonic()) > 0:
             known = uploader.announced
-            announced.wait(uploader, left)
-            if uploader.announced > known:
+            uploader.announced = announced.wait(known, left)
+            if uploader.announced != known:
                 if not failures:
                     break
                 uploader.count()
