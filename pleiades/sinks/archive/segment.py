@@ -13,6 +13,7 @@ from pleiades.core.checkpoint import (
     unreadable_if_damaged,
 )
 from pleiades.core.position import Position
+from pleiades.core.sse_id import is_source
 from pleiades.sinks.archive.codecs import CODECS
 from pleiades.sinks.archive.manifest import Entry, decode_entry
 
@@ -101,14 +102,12 @@ def read_segments(stored: Json) -> Segments:
         return Segments()
     with unreadable_if_damaged():
         segments = tuple(_segment(row) for row in stored["segments"])
-        closing = tuple(
-            Closing(decode_entry(line.encode()), number, finished)
-            for line, number, finished in stored["closing"]
-        )
+        closing = tuple(_closing(*row) for row in stored["closing"])
         ends = {stream: read_listed(rows) for stream, rows in stored["ends"]}
         number, sequence = stored["numbers"]
         numbers = [number, sequence, *(each.number for each in closing)]
         _refuse_unless(all(type(each) is int and each >= 0 for each in numbers))
+        _refuse_unless(all(map(_is_stream, ends)))
         return Segments(segments, closing, ends, number, sequence)
 
 
@@ -118,13 +117,23 @@ def _segment(row: Json) -> Segment:
     counts = (segment.number, segment.events, segment.text_bytes, segment.length, segment.commits)
     times = segment[3:8]
     _refuse_unless(
-        type(segment.stream) is str
+        _is_stream(segment.stream)
         and segment.codec in CODECS
         and all(type(count) is int and count >= 0 for count in counts)
         and all(map(is_time, times))
         and all(type(flag) is bool for flag in segment[-2:])
     )
     return segment
+
+
+def _closing(line: Json, number: Json, finished: Json) -> Closing:
+    _refuse_unless(type(line) is str and type(finished) is bool)
+    return Closing(decode_entry(line.encode()), number, finished)
+
+
+def _is_stream(stream: Json) -> bool:
+    """True if it can be a part of a path, as the name of each upstream topic."""
+    return is_source((stream, 0))
 
 
 def _refuse_unless(valid: bool) -> None:

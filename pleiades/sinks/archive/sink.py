@@ -279,7 +279,11 @@ class ArchiveSink:
                 left,
                 self._raw.folder,
             )
-        if stored and (resume or not self._options.is_replay):
+        if self._options.is_replay and not resume:
+            # The range is archived again, whatever an earlier run published of it.
+            self._last = None
+            return self._identities.begin([]), None
+        if stored:
             return groups, stored.checkpoint
         if damage and groups:
             log.warning(
