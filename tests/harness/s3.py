@@ -73,6 +73,7 @@ class S3Server:
         return {
             "AWS_ENDPOINT_URL": f"http://127.0.0.1:{self.port}",
             "AWS_REGION": "us-east-1",
+            "NO_PROXY": "127.0.0.1",
             "AWS_ACCESS_KEY_ID": "pleiades",
             "AWS_SECRET_ACCESS_KEY": (self._folder / "secret").read_text(),
         }

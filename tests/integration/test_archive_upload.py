@@ -448,7 +448,11 @@ def is_done(statuses: list[Status]) -> bool:
     ("copy", "point"),
     [
         *(("directory", point) for point in faultpoints.UPLOAD_POINTS),
-        *(("s3", point) for point in faultpoints.UPLOAD_POINTS if point != faultpoints.UPLOAD_STAGED),
+        *(
+            ("s3", point)
+            for point in faultpoints.UPLOAD_POINTS
+            if point != faultpoints.UPLOAD_STAGED
+        ),
     ],
     indirect=["copy"],
 )

@@ -40,10 +40,10 @@ def passes_for(spans: Iterable[Span], most: int = MAX_HELD) -> int:
 
 
 class Repeats(NamedTuple):
-    """Events of one segment that another one, or itself, has before them."""
+    """Events of one segment that another one, or itself, has before them. Each counts once."""
 
     name: str
-    """The segment that has them first."""
+    """The first segment that has them."""
     identities: list[str]
 
 
@@ -79,24 +79,33 @@ class Sweep:
         repeats = []
         for span, seen in self._held[:-1]:
             if not seen.isdisjoint(found):
-                again = [
-                    identity
-                    for identity, print_ in zip(identities, found, strict=True)
-                    if print_ in seen
-                ]
+                again, identities, found = _parted(identities, found, seen)
                 repeats.append(Repeats(span.name, again))
         span, own = self._held[-1]
         before = len(own)
         if own.isdisjoint(found):
             own.update(found)
-        if len(own) != before + len(found):
-            again = []
-            own_before = own if len(own) == before else own.difference(found)
-            new: set[bytes] = set()
-            for identity, print_ in zip(identities, found, strict=True):
-                if print_ in own_before or print_ in new:
-                    again.append(identity)
-                new.add(print_)
-            own |= new
-            repeats.append(Repeats(span.name, again))
+            if len(own) == before + len(found):
+                return repeats
+            own.difference_update(found)
+        again = []
+        for identity, print_ in zip(identities, found, strict=True):
+            if print_ in own:
+                again.append(identity)
+            own.add(print_)
+        repeats.append(Repeats(span.name, again))
         return repeats
+
+
+def _parted(
+    identities: Sequence[str], found: Sequence[bytes], seen: set[bytes]
+) -> tuple[list[str], list[str], list[bytes]]:
+    """The repeats, and the others with their fingerprints."""
+    again, others, prints = [], [], []
+    for identity, print_ in zip(identities, found, strict=True):
+        if print_ in seen:
+            again.append(identity)
+        else:
+            others.append(identity)
+            prints.append(print_)
+    return again, others, prints

@@ -51,7 +51,11 @@ _ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT", "AZURE_
 _CODE = re.compile(r"<Code>([A-Za-z]{1,60})</Code>")
 _STATUS = re.compile(r"non-2xx status code: (\d{3}[A-Za-z ]{0,40})")
 _NO_CREDENTIALS = re.compile(
-    r"169\.254\.|metadata\.google|latest/api/token|Missing (?:Access|Secret)|credential"
+    r"169\.254\.|metadata\.google|latest/api/token|Missing (?:Access|Secret)|Account must be"
+)
+# A text that is the same at every attempt is logged once.
+_NOISE = re.compile(
+    r"Generic \w+ error: |Error performing (?:list request: )?| in [0-9.]+(?:ns|µs|ms|s)\b"
 )
 # The body of an answer quotes the request, and with it the name of the key.
 _BODY = re.compile(r"(?s)(?:: )?<\?xml.*|: \{.*")
@@ -172,13 +176,17 @@ class ObjectTarget:
     def _explain(self, error: Exception) -> TargetError:
         """What an error of the library means, without its secrets and its internals."""
         text, _, _ = str(error).partition("\n\nDebug source")
-        code = _CODE.search(text)
-        status = _STATUS.search(text)
+        shown = _NOISE.sub("", _BODY.sub("", text)).strip()[:MAX_TEXT]
+        code, status = _CODE.search(text), _STATUS.search(text)
         name = code[1] if code else ""
+        said = " ".join(word for word in (status and status[1].strip(), name) if word)
         kind = SCHEMES[self._location.scheme]
         bucket = self._location.path.partition("/")[0]
         credentials = _CREDENTIALS[self._location.scheme]
-        said = " ".join(word for word in (status and status[1].strip(), name) if word)
+        if _NO_CREDENTIALS.search(shown):
+            return TargetError(
+                f"there are no credentials for {kind}: give the relay's environment {credentials}"
+            )
         if name in ("NoSuchBucket", "ContainerNotFound") or "bucket does not exist" in text:
             return TargetError(
                 f"there is no bucket {bucket} ({said}): create it, or correct --archive.upload"
@@ -189,16 +197,13 @@ class ObjectTarget:
         if refused or name.endswith("UserNotFound") or said[:3] in ("401", "403"):
             return TargetError(
                 f"{kind} refuses the credentials or what they may do ({said}): the relay needs to list, "
-                f"read and write below {self.place}; it takes credentials from {credentials}"
-            )
-        if _NO_CREDENTIALS.search(text):
-            return TargetError(
-                f"there are no credentials for {kind}: set {credentials}, in the relay's environment"
+                f"read and write below {self.place}. It takes them from {credentials}"
             )
         if isinstance(error, FileNotFoundError) and said:
             return TargetError(f"{kind} answers {said}: does {bucket} exist there?")
-        shown = _BODY.sub("", text).strip()[:MAX_TEXT]
         answer = f" ({name})" if name else ""
+        if "error sending request" in shown:
+            answer = ": there is no connection, or no answer in time. Is the address right?"
         return TargetError(f"{kind}: {shown}{answer}")
 
 

@@ -57,6 +57,12 @@ def test_a_long_segment_is_held_until_its_end() -> None:
     assert found_in(segments) == {("last", "long", "1"): 1}
 
 
+def test_an_event_counts_once_however_many_have_it() -> None:
+    segments = [segment(name, 0, 10, "1", *more) for name, more in zip("abc", ["", "x", ""])]
+    segments[1][1].append("1")
+    assert found_in(segments) == {("b", "a", "1"): 2, ("c", "a", "1"): 1}
+
+
 @given(
     st.lists(
         st.tuples(st.integers(0, 20), st.lists(st.integers(0, 20), min_size=1, max_size=8)),
@@ -80,6 +86,8 @@ def test_all_repeats_are_found(drawn: list[tuple[int, list[int]]], passes: int, 
             seen.add(identity)
     found = found_in(segments, passes, batch)
     assert {(name, identity) for name, _, identity in found} == repeated
+    distinct = {identity for _, identities in segments for identity in identities}
+    assert found.total() == sum(len(identities) for _, identities in segments) - len(distinct)
 
 
 def test_as_many_passes_as_memory_allows() -> None:
