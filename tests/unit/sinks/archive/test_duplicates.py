@@ -58,7 +58,9 @@ def test_a_long_segment_is_held_until_its_end() -> None:
 
 
 def test_an_event_counts_once_however_many_have_it() -> None:
-    segments = [segment(name, 0, 10, "1", *more) for name, more in zip("abc", ["", "x", ""], strict=True)]
+    segments = [
+        segment(name, 0, 10, "1", *more) for name, more in zip("abc", ["", "x", ""], strict=True)
+    ]
     segments[1][1].append("1")
     assert found_in(segments) == {("b", "a", "1"): 2, ("c", "a", "1"): 1}
 
