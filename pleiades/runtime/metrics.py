@@ -219,5 +219,12 @@ class Metrics:
         ):
             for value in values:
                 metric.labels(value)
+        # A gauge appears when it is set first.
+        archive, uploads = self.archive, self.uploads
+        for unset in (
+            *(archive.open_bytes, archive.open_since),
+            *(uploads.pending, uploads.pending_bytes, uploads.lag),
+        ):
+            unset.set(0)
         self.build_info.labels(__version__, platform.python_version()).set(1)
         self.start_time.set(self._started)
