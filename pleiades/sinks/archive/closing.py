@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import time
 
 from pleiades.core.backoff import Backoff
@@ -16,7 +17,7 @@ from pleiades.sinks.archive.layout import DEAD_LETTERS, NDJSON_ZST, PARQUET, seg
 from pleiades.sinks.archive.manifest import Entry
 from pleiades.sinks.archive.naming import Manifest, give_name
 from pleiades.sinks.archive.open_segment import OpenSegment
-from pleiades.sinks.archive.raw import FINISHED, RawSegments
+from pleiades.sinks.archive.raw import FINISHED, RawSegments, report_lost
 from pleiades.sinks.archive.segment import Closing, Segment, Segments
 
 log = logging.getLogger(__name__)
@@ -146,6 +147,26 @@ class Closer:
             except OSError as error:
                 self._failed(error)
 
+    @property
+    def has_missing(self) -> bool:
+        """True if `drop_missing` has something to do, or the directory is not in its place."""
+        return bool(self._failures) and any(map(_is_missing, self._settled()))
+
+    def drop_missing(self) -> None:
+        """Give up segments whose raw files somebody removed; the directory must be in its place."""
+        if self.has_missing:
+            for each in filter(_is_missing, self._settled()):
+                report_lost(each.segment, "was removed")
+                self._leave(each)
+
+    def _leave(self, sealed: OpenSegment) -> None:
+        """The next checkpoint has it no more."""
+        if self._finishing is sealed:
+            self._finisher.close()
+            self._finishing = None
+        self._raw.sealed.remove(sealed)
+        self._raw.is_changed = True
+
     def _damaged(self, sealed: OpenSegment, error: DamagedSegment) -> None:
         log.error(
             "a segment was damaged before it was closed (%s). Its lines before the damage are kept; the "
@@ -205,12 +226,13 @@ class Closer:
     def _enter(self, sealed: OpenSegment, finished: Finished) -> None:
         """Make the entry of a segment."""
         self._failures, self.problem = 0, ""
-        self._raw.sealed.remove(sealed)
-        self._raw.is_changed = True
+        self._leave(sealed)
         segment = sealed.segment
         has_output = finished.events >= 0
         events = finished.events if has_output else segment.events
         if not events:
+            # The next start removes the files.
+            report_lost(segment, "was damaged, and nothing of it is left")
             return
         self._sequence += 1
         sequence = f"{self._tag}{self._sequence:08}"
@@ -254,3 +276,7 @@ class Closer:
             error,
             pause_seconds,
         )
+
+
+def _is_missing(sealed: OpenSegment) -> bool:
+    return not os.path.lexists(sealed.path)

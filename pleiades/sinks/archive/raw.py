@@ -182,7 +182,7 @@ class RawSegments:
             if each.is_lost():
                 self._number += 1
                 lost = each.begin_again(self.path_of(self._number), self._number)
-                _report_lost(lost, "was removed")
+                report_lost(lost, "was removed")
             each.append()
         for each in self:
             each.sync()
@@ -221,8 +221,11 @@ class RawSegments:
                 found.open()
             except JournalLost as error:
                 self.is_changed = True
+                if not segment.sealed and segment.after:
+                    # The next one begins behind it, so that the manifest shows what is missing.
+                    self._ends[segment.stream] = segment.after
                 if not found.path.exists():
-                    _report_lost(segment, "is missing")
+                    report_lost(segment, "is missing")
                     continue
                 log.error(
                     "a segment was cut: %s. What is left of it is kept; the rest is missing from the "
@@ -278,7 +281,8 @@ def _reached(sources: Sequence[TopicPartition], times_ms: Sequence[int]) -> Posi
     return reached
 
 
-def _report_lost(lost: Segment, what: str) -> None:
+def report_lost(lost: Segment, what: str) -> None:
+    """Log which events are missing, if there are any."""
     if lost.events:
         log.error(
             "the file of an open segment %s: %d events of %s, dated from %s to %s, are missing from the "
