@@ -162,7 +162,7 @@ def test_a_restart_goes_on_and_needs_no_state_file(archive: Archive, copy: Copy)
     archive.add()
     assert Trial(archive, copy).run().uploaded == 1
     state = state_path(archive.root, archive.manifest.name)
-    before = state.read_bytes()
+    before = read_state(state)
     state.unlink()
     archive.add()
     assert Trial(archive, copy).run().uploaded == 1
@@ -420,7 +420,12 @@ def process(
     assert uploader.stdout is not None
     statuses: list[Status] = []
     output = uploader.stdout
-    reading = threading.Thread(target=lambda: [statuses.append(decode_status(s)) for s in output])
+
+    def read() -> None:
+        for line in output:
+            statuses.append(decode_status(line))  # noqa: PERF401  # as they come
+
+    reading = threading.Thread(target=read)
     reading.start()
     uploader.stdin.write(settings.encoded())
     uploader.stdin.flush()
@@ -544,10 +549,12 @@ def test_the_publisher_s_side(
     entry = archive.add()
     copy.put(entry.name, b"other")
     uploads = Uploads(settings_of(archive, copy), metrics.uploads)
+    assert uploads.is_done()
     try:
         uploads.announce(archive.length)
         wait_for(uploads, lambda: uploads.status.errors > 0)
         assert "other content" in caplog.text
+        assert not uploads.is_done()
         assert value(metrics.uploads.lag) > 0
         assert value(metrics.uploads.pending) == 1
         copy.remove(entry.name)
@@ -560,6 +567,7 @@ def test_the_publisher_s_side(
         uploads.announce(archive.length)
         wait_for(uploads, lambda: value(metrics.uploads.uploaded) == 2)
         assert "started again" in caplog.text
+        until(uploads.is_done, "the state file")
         process = uploads._process
     finally:
         uploads.close()

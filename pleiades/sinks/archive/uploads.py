@@ -43,7 +43,7 @@ class Uploads:
         self._settings = settings
         self._metrics = metrics
         self._length = 0
-        self._sent = 0
+        self._sent = -1
         self._process: subprocess.Popen[bytes] | None = None
         self._read = b""
         self._ends = 0
@@ -60,9 +60,13 @@ class Uploads:
 
     def is_done(self) -> bool:
         """True if everything that was announced is uploaded, or can't be uploaded any more."""
+        if self._length == 0:
+            return True
         with contextlib.suppress(OSError):
             state = read_state(Path(self._settings.state))
-            return state is not None and state.length >= self._length
+            # Its file may be of uploads to another target.
+            is_own = state is not None and state.target == self._settings.target
+            return is_own and state is not None and state.length >= self._length
         return False
 
     def poll(self) -> None:
@@ -105,7 +109,7 @@ class Uploads:
             return
         for pipe in (process.stdin, process.stdout):
             os.set_blocking(_pipe(pipe).fileno(), False)
-        self._process, self._read, self._sent = process, b"", 0
+        self._process, self._read, self._sent = process, b"", -1
         # A pipe takes so much at once.
         os.write(_pipe(process.stdin).fileno(), self._settings.encoded())
         self.status = self.status._replace(
