@@ -150,14 +150,20 @@ class Closer:
     @property
     def has_missing(self) -> bool:
         """True if `drop_missing` has something to do, or the directory is not in its place."""
-        return bool(self._failures) and any(map(_is_missing, self._settled()))
+        return bool(self._failures) and bool(self._missing())
 
     def drop_missing(self) -> None:
         """Give up segments whose raw files somebody removed; the directory must be in its place."""
         if self.has_missing:
-            for each in filter(_is_missing, self._settled()):
+            for each in self._missing():
                 report_lost(each.segment, "was removed")
                 self._leave(each)
+
+    def _missing(self) -> list[OpenSegment]:
+        settled = [each for each in self._raw.sealed if each.is_settled]
+        # While the folder is away, they may be there.
+        is_there = self._raw.folder.is_dir()
+        return [each for each in settled if is_there and not os.path.lexists(each.path)]
 
     def _leave(self, sealed: OpenSegment) -> None:
         """The next checkpoint has it no more."""
@@ -276,7 +282,3 @@ class Closer:
             error,
             pause_seconds,
         )
-
-
-def _is_missing(sealed: OpenSegment) -> bool:
-    return not os.path.lexists(sealed.path)
