@@ -146,6 +146,7 @@ class Closer:
                 self._damaged(chosen, error)
             except OSError as error:
                 self._failed(error)
+                return
 
     @property
     def has_missing(self) -> bool:
