@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import time
 
 from pleiades.core.backoff import Backoff
@@ -148,32 +147,6 @@ class Closer:
                 self._failed(error)
                 return
 
-    @property
-    def has_missing(self) -> bool:
-        """True if `drop_missing` has something to do, or the directory is not in its place."""
-        return bool(self._failures) and bool(self._missing())
-
-    def drop_missing(self) -> None:
-        """Give up segments whose raw files somebody removed; the directory must be in its place."""
-        if self.has_missing:
-            for each in self._missing():
-                report_lost(each.segment, "was removed")
-                self._leave(each)
-
-    def _missing(self) -> list[OpenSegment]:
-        settled = [each for each in self._raw.sealed if each.is_settled]
-        # While the folder is away, they may be there.
-        is_there = self._raw.folder.is_dir()
-        return [each for each in settled if is_there and not os.path.lexists(each.path)]
-
-    def _leave(self, sealed: OpenSegment) -> None:
-        """The next checkpoint has it no more."""
-        if self._finishing is sealed:
-            self._finisher.close()
-            self._finishing = None
-        self._raw.sealed.remove(sealed)
-        self._raw.is_changed = True
-
     def _damaged(self, sealed: OpenSegment, error: DamagedSegment) -> None:
         log.error(
             "a segment was damaged before it was closed (%s). Its lines before the damage are kept; the "
@@ -233,7 +206,10 @@ class Closer:
     def _enter(self, sealed: OpenSegment, finished: Finished) -> None:
         """Make the entry of a segment."""
         self._failures, self.problem = 0, ""
-        self._leave(sealed)
+        if sealed not in self._raw.sealed:
+            # Its raw file was removed meanwhile.
+            return
+        self._raw.leave(sealed)
         segment = sealed.segment
         has_output = finished.events >= 0
         events = finished.events if has_output else segment.events

@@ -104,8 +104,6 @@ class OpenSegment:
     def covered(self) -> None:
         """The stored checkpoint covers what was appended."""
         self._frames, self._committed = None, self.segment
-        if self.segment.sealed:
-            self.close()
 
     def is_lost(self) -> bool:
         """True if somebody has removed the raw file. One that was moved may be put back."""

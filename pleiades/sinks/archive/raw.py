@@ -172,6 +172,23 @@ class RawSegments:
 
     # ---- the steps of a commit ----
 
+    @property
+    def has_removed(self) -> bool:
+        """True if `give_up_removed` has something to do."""
+        return any(each.is_settled and each.is_lost() for each in self.sealed)
+
+    def give_up_removed(self) -> None:
+        """Give up sealed segments whose raw files somebody removed: they would be waited for."""
+        for each in [each for each in self.sealed if each.is_settled and each.is_lost()]:
+            report_lost(each.segment, "was removed")
+            self.leave(each)
+
+    def leave(self, sealed: OpenSegment) -> None:
+        """The next checkpoint has it no more."""
+        sealed.close()
+        self.sealed.remove(sealed)
+        self.is_changed = True
+
     def append(self) -> None:
         """Append what was taken, durably. It may be repeated before `keep`.
 
@@ -235,7 +252,6 @@ class RawSegments:
                 segment = segment._replace(sealed=True, damaged=True)  # noqa: PLW2901  # closed so
                 found = OpenSegment(found.path, segment.codec, segment)
             if segment.sealed:
-                found.close()
                 self.sealed.append(found)
             else:
                 self._open[segment.stream] = found

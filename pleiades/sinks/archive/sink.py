@@ -188,8 +188,8 @@ class ArchiveSink:
     def _tend(self) -> None:
         """Go on with the closing of segments, where there is nothing to commit."""
         self._closer.take()
-        closer = self._closer
-        is_due = self._raw.is_changed or closer.has_small or closer.has_missing
+        raw = self._raw
+        is_due = raw.is_changed or raw.has_removed or self._closer.has_small
         if self._last is not None and is_due:
             self._commit(self._last)
         self._closer.start()
@@ -208,8 +208,7 @@ class ArchiveSink:
     def _commit_once(self, checkpoint: Checkpoint) -> None:
         """Go on with the commit where the last attempt failed."""
         if not self._appended:
-            self._check()
-            self._closer.drop_missing()
+            self._raw.give_up_removed()
             self._closer.finish_small()
             self._append(self._number + 1, checkpoint)
         if not self._is_covered:

@@ -71,10 +71,11 @@ def test_an_event_of_a_later_slot_begins_a_segment(world: World) -> None:
 def test_a_late_event_stays_in_the_open_segment(world: World) -> None:
     """Two topics that are read side by side do not close a segment with each event."""
     for number in range(20):
-        world.take(NOON_MS + HOUR_MS + number, NOON_MS - number)
+        world.take(NOON_MS + HOUR_MS + number)
+        world.take(NOON_MS - number, NOON_MS + HOUR_MS)
     assert world.sealed() == []
     (segment,) = world.open()
-    assert (segment.events, segment.started_ms) == (40, NOON_MS + HOUR_MS)
+    assert (segment.events, segment.started_ms) == (60, NOON_MS + HOUR_MS)
     assert (segment.first_ms, segment.last_ms) == (NOON_MS - 19, NOON_MS + HOUR_MS + 19)
     assert segment.after == {SOURCE: NOON_MS + HOUR_MS + 20}
 

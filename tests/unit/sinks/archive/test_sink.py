@@ -208,9 +208,10 @@ def test_sealed_segments_of_a_directory_that_is_away_are_not_given_up(
         away.rename(world.folder)
 
     world.child.mend = mend
-    for _ in range(4):
-        settle(sink)
+    settle(sink)
+    publish(sink, 2)
     assert len(world.child.pauses) == 1
+    settle(sink)
     assert world.closed_texts() == [text(1)]
 
 
@@ -460,7 +461,7 @@ def test_two_streams_have_segments_of_their_own(world: World) -> None:
         {OTHER_SOURCE: NOON_MS + 5},
     )
     assert (second.stream, second.after) == ("mediawiki.recentchange", {SOURCE: NOON_MS + 4})
-    assert world.closed_texts() == [text(2, 4), text(1, 3)]
+    assert sorted(world.closed_texts()) == [text(1, 3), text(2, 4)]
 
 
 # ---- positions in the manifest ----
