@@ -129,7 +129,7 @@ class IdentityLog:
         if not self._journal.is_in_place():
             log.warning(
                 "the identity log was removed while the relay ran. Events are not affected now; after a "
-                "restart, what the upstream repeats is published again if its files were moved away"
+                "restart, what the upstream repeats may be published again"
             )
             self.begin([])
         elif length and length + len(encoded) > self._compact_at:
