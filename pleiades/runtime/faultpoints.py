@@ -26,6 +26,7 @@ PUBLISHED = "files-published"  # all have their names
 CHECKPOINT_STAGED = "checkpoint-staged"  # the new checkpoint lies beside the old one
 CHECKPOINT_REPLACED = "checkpoint-replaced"  # the new one is in its place; its folder is not synced
 APPENDED = "archive-appended"  # all are in the raw files, and in no identity log
+COMPACTED = "archive-compacted"  # the file for readers is complete, and nobody knows of it yet
 LISTED = "archive-listed"  # a closed segment is in the manifest, and has no name
 RENAMED = "archive-renamed"  # it has its name; its raw file is still there
 PRODUCED = "kafka-produced"  # events are in the transaction, the position is not
@@ -39,6 +40,8 @@ UPLOAD_REMOVED = "upload-removed"  # a local segment is removed; the state file 
 
 FILES_POINTS = (STAGED, JOURNALED, SYNCED, CHECKPOINT_STAGED, CHECKPOINT_REPLACED, NAMED, PUBLISHED)
 ARCHIVE_POINTS = (APPENDED, SYNCED, CHECKPOINT_STAGED, CHECKPOINT_REPLACED, LISTED, RENAMED)
+CLOSING_POINTS = (*ARCHIVE_POINTS, COMPACTED)
+"""Some of them in the finisher, which is no part of the pipeline."""
 KAFKA_POINTS = (PRODUCED, POSITION_SENT)
 UPLOAD_POINTS = (
     *(UPLOAD_STAGED, UPLOAD_CREATED, UPLOAD_NAMED),

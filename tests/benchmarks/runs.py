@@ -242,6 +242,20 @@ def relay_into_files(
     corpus: Corpus, folder: Path, *flags: str, checkout: Path | None = None
 ) -> Sample:
     """Run the relay from the first event to the durable position after the last; see above."""
+    flags = (*Directory(folder).flags, *flags)
+    return _relay_into_directory(corpus, folder, *flags, checkout=checkout)
+
+
+def relay_into_archive(corpus: Corpus, folder: Path) -> Sample:
+    """The same into an archive."""
+    return _relay_into_directory(
+        corpus, folder, "--archive.enable", f"--archive.dir={folder}", checkout=None
+    )
+
+
+def _relay_into_directory(
+    corpus: Corpus, folder: Path, *flags: str, checkout: Path | None
+) -> Sample:
     checkpoint = folder / OWN_FOLDER / f"checkpoint-{STREAM}"
 
     def position() -> Position:
@@ -252,7 +266,7 @@ def relay_into_files(
 
     with (
         Upstream(corpus) as upstream,
-        _relay(checkout, *upstream.flags, *Directory(folder).flags, *flags) as relay,
+        _relay(checkout, *upstream.flags, *flags) as relay,
     ):
         sample = _until_all_is_there(corpus, upstream, relay, position)
         assert relay.stop() == 0, relay.log
@@ -319,6 +333,18 @@ def drained(corpus: Corpus, record_bytes: int) -> Sample:
     with Upstream(corpus, record_bytes) as upstream:
         command = ["curl", "-sN", "-o", os.devnull, f"{upstream.url}/{STREAM}"]
         process = subprocess.Popen(command, env=os.environ | upstream.environment)
+        asked = upstream.asked()
+        assert process.wait(LONGEST_SECONDS) == 0
+        return Sample(corpus.events, time.monotonic() - asked)
+
+
+def rival_into_archive(corpus: Corpus, folder: Path) -> Sample:
+    """A pipe of standard tools into one compressed file; neither exactly once nor resumable."""
+    folder.mkdir()
+    with Upstream(corpus) as upstream:
+        pipe = 'curl -sN "$0" | grep -a \'^data:\' | cut -c7- | zstd -q -3 -o "$1"'
+        url, target = f"{upstream.url}/{STREAM}", str(folder / "events.ndjson.zst")
+        process = subprocess.Popen(["sh", "-c", pipe, url, target])
         asked = upstream.asked()
         assert process.wait(LONGEST_SECONDS) == 0
         return Sample(corpus.events, time.monotonic() - asked)

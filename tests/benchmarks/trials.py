@@ -29,8 +29,10 @@ from tests.benchmarks.runs import (
     Upstream,
     drained,
     lags,
+    relay_into_archive,
     relay_into_files,
     relay_into_kafka,
+    rival_into_archive,
     rival_into_files,
     rival_into_kafka,
 )
@@ -306,6 +308,38 @@ def files(bench: Bench) -> list[Row]:
     return rows
 
 
+def archive(bench: Bench) -> list[Row]:
+    """Compressed segments, against a pipe of standard tools and against the other destinations."""
+    source = bench.corpus(Shape(bench.events))
+    few = bench.corpus(Shape(bench.events // 4))
+    with _scratch(bench.folder) as scratch:
+
+        def ours() -> Sample:
+            sample = relay_into_archive(source, scratch())
+            bench.tell(f"ours into an archive {sample.rate:,.0f} events/s")
+            return sample
+
+        def into_files() -> Sample:
+            return relay_into_files(few, scratch(), "--file.sync=batch")
+
+        rivals: list[tuple[str, Callable[[], Sample], Target | None]] = [
+            ("our own into Kafka", partial(bench.kafka, source), Target(1.3, at_least=True)),
+            ("our own into files, --file.sync=batch", into_files, Target(4, at_least=True)),
+        ]
+        if shutil.which("zstd"):
+            pipe = partial(rival_into_archive, source)
+            rivals.insert(0, ("curl | grep | cut | zstd", lambda: pipe(scratch()), None))
+        rows = []
+        for what, rival, target in bench.some(*rivals):
+            pairs = bench.pairs(ours, rival)
+            rows.append(compare("archive", f"archive, ndjson.zst : {what}", pairs, target))
+            if len(rows) == 1:
+                rows.append(_cpu(pairs[0])._replace(name="archive"))
+                memory = _memory_spread(pairs[0])
+                rows.append(Row("archive", "memory, all processes", "MB", memory))
+        return rows
+
+
 @contextmanager
 def _scratch(folder: Path) -> Iterator[Callable[[], Path]]:
     """Yields a function that makes new folders, all removed at the end: for some minutes after a
@@ -568,6 +602,7 @@ TRIALS: dict[str, Trial] = {
     "kafka": kafka,
     "plain": plain,
     "files": files,
+    "archive": archive,
     "parsers": parsers,
     "tls": tls,
     "live": live,

@@ -23,6 +23,7 @@ from typing import Any, NamedTuple, Protocol
 
 import orjson
 
+from pleiades.runtime import faultpoints
 from pleiades.runtime.startup import STOP_SIGNALS, die_with_parent
 from pleiades.sinks import disk
 from pleiades.sinks.archive import layout
@@ -141,6 +142,7 @@ def _recode(read: Callable[[int], bytes], job: Job) -> Finished:
             raise DamagedSegment("its last line has no end")
         writer.end()
         output.sync()
+        faultpoints.passing(faultpoints.COMPACTED)
     except BaseException:
         output.discard()
         raise

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import re
 import signal
+import subprocess
+import sys
 from itertools import cycle, islice
 
 from confluent_kafka.admin import (  # type: ignore[attr-defined]  # its documented names
@@ -16,7 +18,7 @@ from pleiades.runtime import faultpoints
 from pleiades.simulator.settings import Faults
 from tests.faults.matrix import row
 from tests.faults.taped import all_published, finish, tape
-from tests.faults.trial import FILES, KAFKA, Trial, restarts
+from tests.faults.trial import ARCHIVE, FILES, KAFKA, Trial, restarts
 from tests.harness.clock import Clock
 from tests.harness.consumer import Consumed
 from tests.harness.relay import Relay, ingest_flags
@@ -69,6 +71,35 @@ def files_taken(trial: Trial) -> None:
                 relay = trial.relay(*flags, environment=environment)
             trial.survived()
     trial.finish(upstream, relay)
+
+
+@row(
+    "SIGKILL at each step of a commit, of closing a segment, and of its upload",
+    on=(ARCHIVE,),
+    long=True,
+)
+def segment_steps(trial: Trial) -> None:
+    """The archive and its copy hold each event once, as `pleiades verify` sees it."""
+    armed, copy = trial.folder / "armed", trial.folder / "copy"
+    armed.mkdir()
+    upstream = trial.simulate(rate=RATE, faults=Faults(cut_every_seconds=5))
+    flags = [*trial.flags(upstream), *SHORT_OVERLAP, f"--archive.upload={copy}"]
+    # A copy without --archive.keepLocal passes no other point of an upload.
+    removing = (faultpoints.UPLOAD_REMOVED,)
+    uploading = [point for point in faultpoints.UPLOAD_POINTS if point not in removing]
+    points = [*faultpoints.CLOSING_POINTS, *uploading]
+    trial.chance.shuffle(points)
+    relay = trial.relay(*flags, environment={faultpoints.FOLDER_VARIABLE: str(armed)})
+    for point in islice(cycle(points), trial.times(200, at_least=3)):
+        (armed / point).touch()
+        trial.wait(lambda: not (armed / point).exists(), f"a process at {point}", relay)  # noqa: B023  # waited for here
+        trial.survived()
+    trial.finish(upstream, relay)
+    for place in (trial.directory.folder, copy):
+        command = [sys.executable, "-P", "-m", "pleiades", "verify", str(place)]
+        verified = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert verified.returncode == 0, verified.stdout + verified.stderr
+        assert "duplicates 0\nlost       0\n" in verified.stdout, verified.stdout
 
 
 @row("A topic that has stood still for 4 hours, after events dated ahead and years back", long=True)
