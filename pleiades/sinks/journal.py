@@ -34,6 +34,8 @@ class Journal:
         self.path = path
         self.length = length
         """Bytes that are never overwritten: a checkpoint may name them."""
+        # A checkpoint that names bytes was stored after its name was durable.
+        self._has_durable_name = length > 0
         try:
             self._descriptor = open_own(path, os.O_RDWR if length else os.O_RDWR | os.O_CREAT)
         except FileNotFoundError:
@@ -82,7 +84,9 @@ class Journal:
     def sync(self) -> None:
         """Bring appended bytes to the disk, and the file's name."""
         sync_file(self._descriptor)
-        sync_directory(self.path.parent)
+        if not self._has_durable_name:
+            sync_directory(self.path.parent)
+            self._has_durable_name = True
 
     def reader(self) -> Callable[[int], bytes]:
         """A function that returns the next so many bytes below `length`; fewer at the end."""

@@ -13,6 +13,7 @@ from __future__ import annotations
 import sys
 import zlib
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from functools import cache, partial
 from typing import NamedTuple, Protocol
@@ -51,14 +52,15 @@ class DamagedSegment(Exception):
 class Compressor:
     """Collects text and makes frames of it, for one open segment.
 
-    Between frames it holds no memory, so there may be one for each of many streams.
+    Between frames it holds no memory, so there may be one for each of many streams. One thread
+    compresses for all of them, beside the one that calls: history is too fast for one core.
     """
 
     def __init__(self, codec: str) -> None:
         self._compress = _FRAME_OF[codec]
         self._texts: list[bytes] = []
         self._text_bytes = 0
-        self._frames: list[bytes] = []
+        self._frames: list[Future[bytes]] = []
 
     def add(self, text: bytes) -> None:
         """Take text that the next frame shall hold."""
@@ -70,15 +72,20 @@ class Compressor:
     def frame(self) -> bytes:
         """Everything that was added since the last call, as whole frames; empty if there was nothing."""
         self._end_frame()
-        frames = b"".join(self._frames)
+        frames = b"".join([frame.result() for frame in self._frames])
         self._frames = []
         return frames
 
     def _end_frame(self) -> None:
         if self._text_bytes:
-            self._frames.append(self._compress(b"".join(self._texts)))
+            self._frames.append(_aside().submit(self._compress, b"".join(self._texts)))
         self._texts = []
         self._text_bytes = 0
+
+
+@cache
+def _aside() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(1, "compress")
 
 
 @cache

@@ -44,8 +44,6 @@ if TYPE_CHECKING:
 SEGMENTS = "segments"
 MIN_ROTATE_SECONDS, MAX_ROTATE_SECONDS = 1.0, 86_400.0
 MIN_ROTATE_BYTES, MAX_ROTATE_BYTES = 64 * 1024, 16 * 1024**3
-COMMIT_SECONDS = 1.0
-"""Less often than other destinations: small frames compress badly, and each commit syncs files."""
 MAX_EVENTS_IN_COMMIT = 20_000
 USUAL_EVENT_BYTES = 250
 """An event of recentchange, compressed."""
@@ -178,7 +176,7 @@ class ArchiveDestination(DirectoryDestination):
     @property
     def commit_policy(self) -> CommitPolicy:
         """See `Destination.commit_policy`."""
-        return CommitPolicy(COMMIT_SECONDS, MAX_EVENTS_IN_COMMIT)
+        return CommitPolicy(max_events=MAX_EVENTS_IN_COMMIT)
 
     @property
     def codec(self) -> str:
