@@ -94,6 +94,8 @@ def segment_steps(trial: Trial) -> None:
         (armed / point).touch()
         trial.wait(lambda: not (armed / point).exists(), f"a process at {point}", relay)  # noqa: B023  # waited for here
         trial.survived()
+        # Starts that bring nothing new would be further and further apart.
+        trial.wait_for_more(relay)
     trial.finish(upstream, relay)
     for place in (trial.directory.folder, copy):
         command = [sys.executable, "-P", "-m", "pleiades", "verify", str(place)]
