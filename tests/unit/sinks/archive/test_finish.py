@@ -48,7 +48,11 @@ def text_of(path: str, wanted: str) -> bytes:
 
 def run(job: Job, limit_bytes: int = resource.RLIM_INFINITY) -> Finished:
     """Run the program; returns its answer."""
-    with subprocess.Popen(COMMAND, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+    # Python would keep a part of a module's bytecode, where the limit cuts it.
+    environment = os.environ | {"PYTHONDONTWRITEBYTECODE": "1"}
+    with subprocess.Popen(
+        COMMAND, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment
+    ) as process:
         # As on a full disk, a part of the last write succeeds.
         resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (limit_bytes, limit_bytes))
         answer, _ = process.communicate(job.encoded(), timeout=RUN_SECONDS)
