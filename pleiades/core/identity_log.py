@@ -54,7 +54,7 @@ class Group(NamedTuple):
     checkpoint: Checkpoint
     runs: list[Run]
     own: Any = None
-    """What else the destination stored with this commit, as JSON has it."""
+    """The destination's own fields of this commit, as JSON has them."""
 
     def encoded(self) -> bytes:
         """The bytes to append to the log."""

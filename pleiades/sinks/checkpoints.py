@@ -33,7 +33,7 @@ class Stored(NamedTuple):
     length: int = 0
     """Valid bytes of the journal."""
     own: Any = None
-    """What else the destination stores, as JSON has it."""
+    """The destination's own fields, as JSON has them."""
 
     def encoded(self) -> bytes:
         """The JSON object of the checkpoint with more fields."""

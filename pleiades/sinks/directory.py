@@ -1,4 +1,4 @@
-"""What destinations in a directory share: folders of the relay's own, lock, stored position."""
+"""Shared by destinations in a directory: folders of the relay's own, lock, stored position."""
 
 from __future__ import annotations
 
@@ -26,6 +26,37 @@ LOCK = "lock"
 PROBE_PREFIX = ".pleiades-probe-"
 
 
+class OwnFolders:
+    """The folders of the relay's own that one instance uses, and the lock that keeps others out.
+
+    Args:
+        reached: see `SinkContext.reached`.
+    """
+
+    def __init__(self, destination: DirectoryDestination, is_replay: bool, reached: bool) -> None:
+        self._directory = destination.directory
+        self._folders = destination.folders(is_replay)
+        self._lock = destination.lock(is_replay, must_exist=reached)
+
+    def prepare(self) -> None:
+        """Make the folders and take the lock, or do so again if somebody removed them."""
+        self._lock.check()
+        self._directory.mkdir(parents=True, exist_ok=True)
+        for folder in self._folders:
+            refuse_links([folder])
+            folder.mkdir(exist_ok=True)
+        self._lock.acquire()
+
+    def check(self) -> None:
+        """Make sure that what is written goes into the directory that was opened."""
+        self._lock.check()
+        refuse_links(self._folders)
+
+    def release(self) -> None:
+        """Release the lock."""
+        self._lock.release()
+
+
 @dataclass(frozen=True)
 class DirectoryDestination(Destination):
     """A destination in a directory."""
@@ -33,7 +64,7 @@ class DirectoryDestination(Destination):
     directory_flag: ClassVar[str]
     """The flag that chooses the directory."""
     contents: ClassVar[str]
-    """What lies in it, in words."""
+    """Its contents in words."""
     bytes_per_event: ClassVar[int]
     """The room that an event takes on the disk."""
     files_per_event: ClassVar[int]

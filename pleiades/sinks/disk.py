@@ -120,6 +120,21 @@ def rename_new(name: str, folder: int, new: str, new_folder: int) -> bool:
     raise OSError(number, os.strerror(number), name, None, new)
 
 
+def rename_unless_there(name: str, folder: int, new: str, new_folder: int) -> bool:
+    """Rename a file; False if there is one of the new name.
+
+    Where the file system can't rename without replacing, a look precedes: the caller is the only writer.
+    """
+    if rename_new(name, folder, new, new_folder):
+        return True
+    try:
+        os.stat(new, dir_fd=new_folder, follow_symlinks=False)
+    except FileNotFoundError:
+        os.replace(name, new, src_dir_fd=folder, dst_dir_fd=new_folder)
+        return True
+    return False
+
+
 def replace_file(
     path: Path,
     content: bytes,

@@ -21,7 +21,6 @@ from pleiades.runtime.errors import DestinationHeld
 from pleiades.runtime.metrics import Metrics
 from pleiades.sinks import retry
 from pleiades.sinks.archive.destination import ArchiveDestination, Options
-from pleiades.sinks.archive.finisher import InlineFinisher
 from pleiades.sinks.base import Sink, SinkContext
 from pleiades.sinks.files.destination import FilesDestination
 from pleiades.sinks.files.sink import FilesSink
@@ -29,6 +28,7 @@ from pleiades.sinks.kafka.destination import DEAD_LETTERS_SUFFIX, KafkaDestinati
 from pleiades.sinks.retry import Retry
 from tests.harness import archived
 from tests.harness.broker import topic_records
+from tests.harness.finisher import InlineFinisher
 from tests.harness.memory import MemorySink, MemoryStore
 from tests.harness.settings import settings_of
 from tests.unit.conftest import FakeChildContext

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import sys
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,12 +13,11 @@ import pytest
 import requests
 
 from tests.harness.broker import free_port
+from tests.harness.kept import end_kept, start_kept
 from tests.harness.prerequisites import S3, SCRIPTS, require
-from tests.harness.toxiproxy import KEEPER
 from tests.harness.waiting import until
 
 ASK_SECONDS = 5
-STOP_SECONDS = 10
 
 
 class S3Server:
@@ -39,14 +37,7 @@ class S3Server:
         """Start it; returns when it answers."""
         self._folder.mkdir(parents=True, exist_ok=True)
         command = [str(SCRIPTS / "s3"), "run", "--dir", str(self._folder), "--port", str(self.port)]
-        with (self._folder / "server.log").open("ab") as log:
-            keeper = subprocess.Popen(
-                [sys.executable, "-c", KEEPER, str(os.getpid()), *command],
-                start_new_session=True,
-                stdin=subprocess.PIPE,
-                stdout=log,
-                stderr=log,
-            )
+        keeper = start_kept(command, self._folder / "server.log")
         self._keeper = keeper
         until(lambda: keeper.poll() is not None or self._answers(), "the S3 server to answer")
         assert keeper.poll() is None, (self._folder / "server.log").read_text()
@@ -54,9 +45,7 @@ class S3Server:
     def stop(self) -> None:
         """Kill it: connections are refused until it is started again."""
         if self._keeper is not None:
-            assert self._keeper.stdin is not None
-            self._keeper.stdin.close()
-            self._keeper.wait(STOP_SECONDS)
+            end_kept(self._keeper)
             self._keeper = None
 
     def freeze(self) -> None:

@@ -6,9 +6,7 @@ open and future connections until it is removed.
 
 from __future__ import annotations
 
-import os
 import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,25 +16,13 @@ from typing import Any, Literal, Protocol
 import requests
 
 from tests.harness.broker import free_port
+from tests.harness.kept import end_kept, start_kept
 from tests.harness.prerequisites import TOXIPROXY, require
 from tests.harness.waiting import until
 
 ASK_SECONDS = 10
-STOP_SECONDS = 10
 
 Direction = Literal["upstream", "downstream"]
-
-# Ends the server when this process ends, however that happens, or when its own input is closed.
-KEEPER = """
-import os, select, subprocess, sys
-try:
-    owner = [os.pidfd_open(int(sys.argv[1]))]
-except ProcessLookupError:
-    sys.exit()
-server = subprocess.Popen(sys.argv[2:], stdin=subprocess.DEVNULL)
-select.select([sys.stdin, os.pidfd_open(server.pid), *owner], [], [])
-server.kill()
-"""
 
 
 # ---- toxics ----
@@ -242,15 +228,7 @@ class Toxiproxy:
     def start(self) -> None:
         """Start the server; returns when it answers."""
         server = [*require(TOXIPROXY), "-host", "127.0.0.1", "-port", str(self._port)]
-        self._log.parent.mkdir(parents=True, exist_ok=True)
-        with self._log.open("wb") as log:
-            keeper = subprocess.Popen(
-                [sys.executable, "-c", KEEPER, str(os.getpid()), *server],
-                start_new_session=True,
-                stdin=subprocess.PIPE,
-                stdout=log,
-                stderr=log,
-            )
+        keeper = start_kept(server, self._log)
         self._keeper = keeper
         until(lambda: keeper.poll() is not None or self._answers(), "Toxiproxy to answer")
         assert keeper.poll() is None, f"Toxiproxy ended: {self._log.read_text()}"
@@ -258,9 +236,7 @@ class Toxiproxy:
     def stop(self) -> None:
         """End the server and all its connections."""
         if self._keeper is not None:
-            assert self._keeper.stdin is not None
-            self._keeper.stdin.close()
-            self._keeper.wait(STOP_SECONDS)
+            end_kept(self._keeper)
             self._keeper = None
 
     def proxy(self, upstream: str, name: str = "proxy", port: int | None = None) -> Proxy:

@@ -43,7 +43,6 @@ from pleiades.runtime.metrics import Metrics
 from pleiades.sinks import disk, identities
 from pleiades.sinks.archive import closing
 from pleiades.sinks.archive.destination import ArchiveDestination, Options
-from pleiades.sinks.archive.finisher import InlineFinisher
 from pleiades.sinks.archive.sink import ArchiveSink
 from pleiades.sinks.base import Committed, Opened, Remembered, Sink
 from pleiades.sinks.files import staging
@@ -52,6 +51,7 @@ from pleiades.sinks.files.sink import FilesSink
 from pleiades.sinks.kafka.offset_metadata import encode, read_stored
 from pleiades.sinks.retry import Retry
 from tests.harness import archived
+from tests.harness.finisher import InlineFinisher
 from tests.harness.memory import MemorySink, MemoryStore
 from tests.property.test_exactly_once import START, ModelConnection, ModelUpstream
 from tests.unit.conftest import FakeChannel, FakeChildContext

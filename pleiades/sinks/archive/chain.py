@@ -24,7 +24,7 @@ Found = tuple[str, Finding]
 
 
 class ListedSegment(NamedTuple):
-    """What is kept of a line of a manifest."""
+    """A line of a manifest, without its positions."""
 
     name: str
     manifest: str
@@ -56,7 +56,7 @@ class Gap(NamedTuple):
 
 
 class Manifest(NamedTuple):
-    """What a manifest says."""
+    """The content of a manifest, and the findings about it."""
 
     segments: list[ListedSegment]
     gaps: list[Gap]

@@ -59,8 +59,6 @@ class Closer:
         self._failures = 0
         self._retry_at = 0.0
         """Monotonic time before which the finisher gets no job."""
-        self.problem = ""
-        """Why segments can't be closed at present."""
         self.manifest_bytes = 0
         """The length of the manifest that describes segments which have their names."""
 
@@ -205,7 +203,7 @@ class Closer:
 
     def _enter(self, sealed: OpenSegment, finished: Finished) -> None:
         """Make the entry of a segment."""
-        self._failures, self.problem = 0, ""
+        self._failures = 0
         if sealed not in self._raw.sealed:
             # Its raw file was removed meanwhile.
             return
@@ -251,7 +249,6 @@ class Closer:
         self._failures += 1
         pause_seconds = FINISH_BACKOFF.pause_seconds(self._failures, jitter=1.0)
         self._retry_at = time.monotonic() + pause_seconds
-        self.problem = f"can't close a segment in {self._directory}: {error.strerror}"
         log.error(
             "can't close a segment in %s: %s. Its events are kept in the file of the open segment, and "
             "the relay goes on: trying again in %.0f s",

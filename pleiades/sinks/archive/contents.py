@@ -13,12 +13,11 @@ from pleiades.core.body import NotJson, read_body
 from pleiades.core.identity import are_names, fallback_identity, identity_of, is_fallback
 from pleiades.core.sse_id import UNKNOWN_SOURCE
 from pleiades.sinks.archive.codecs import DamagedSegment, decompressed
-from pleiades.sinks.archive.layout import NDJSON, NDJSON_GZ, NDJSON_ZST, PARQUET
+from pleiades.sinks.archive.layout import CODEC_OF, PARQUET
 
 BATCH_ROWS = 1000
 MAX_LINE_BYTES = 64 << 20
 """No event is longer: what has no line end for so long is no segment."""
-_CODECS = {NDJSON_ZST: "zst", NDJSON_GZ: "gz", NDJSON: ""}
 
 
 class ParquetMissing(Exception):
@@ -39,9 +38,9 @@ def lines_of(name: str, read: Callable[[int], bytes]) -> Iterator[bytes]:
     if name.endswith(f".{PARQUET}"):
         yield from _rows(read)
         return
-    extension = next(known for known in _CODECS if name.endswith(f".{known}"))
+    extension = next(known for known in CODEC_OF if name.endswith(f".{known}"))
     held = b""
-    for text in decompressed(read, _CODECS[extension]):
+    for text in decompressed(read, CODEC_OF[extension]):
         whole, end, rest = text.rpartition(b"\n")
         if end:
             yield held + whole + end

@@ -20,14 +20,7 @@ from pleiades.core.sse_id import UNKNOWN_SOURCE
 from pleiades.runtime.errors import UsageError
 from pleiades.runtime.findings import Finding
 from pleiades.runtime.metrics import Metrics
-from pleiades.sinks.archive.layout import (
-    DEAD_LETTERS,
-    FORMATS,
-    NDJSON,
-    NDJSON_GZ,
-    NDJSON_ZST,
-    PARQUET,
-)
+from pleiades.sinks.archive.layout import CODEC_OF, DEAD_LETTERS, FORMATS, NDJSON_ZST, PARQUET
 from pleiades.sinks.archive.manifest import MANIFEST
 from pleiades.sinks.archive.target import Location, parse_location
 from pleiades.sinks.base import CommitPolicy, Sink, SinkContext
@@ -47,8 +40,6 @@ MIN_ROTATE_BYTES, MAX_ROTATE_BYTES = 64 * 1024, 16 * 1024**3
 MAX_EVENTS_IN_COMMIT = 20_000
 USUAL_EVENT_BYTES = 250
 """An event of recentchange, compressed."""
-CODEC_OF = {NDJSON_ZST: "zst", NDJSON_GZ: "gz", NDJSON: "", PARQUET: "zst"}
-"""The codec of the raw files for each format; see `codecs`."""
 _PROBE = Event("probe", UNKNOWN_SOURCE, 0, "", b"", b"probe", "not_json")
 
 
@@ -80,7 +71,7 @@ def _require(module: str, flag_text: str) -> None:
 
 
 class Options(NamedTuple):
-    """What else a sink needs to know."""
+    """The other settings of a sink."""
 
     max_entries: int
     """This many published events are remembered at most."""
@@ -223,7 +214,7 @@ class ArchiveDestination(DirectoryDestination):
         return self.sink(retry, FinisherProcess(), options)
 
     def _uploads(self, context: SinkContext) -> Uploads | None:
-        """What copies closed segments, if anything does."""
+        """The uploads of closed segments; None: there are none."""
         if self.upload is None:
             return None
         from pleiades.sinks.archive.upload import Settings as UploadSettings
@@ -269,13 +260,13 @@ class ArchiveDestination(DirectoryDestination):
 
     def probe(self, folder: Path, is_replay: bool = False) -> None:
         """See `DirectoryDestination.probe`."""
-        from pleiades.sinks.archive.finisher import InlineFinisher
+        from pleiades.sinks.archive.finisher import FinisherProcess
         from pleiades.sinks.retry import Once
 
         with tempfile.TemporaryDirectory(prefix=PROBE_PREFIX, dir=folder) as place:
             probed = replace(self, dir=Path(place))
             for _ in range(2):
-                sink = probed.sink(Once(), InlineFinisher(), Options(1, is_replay=True))
+                sink = probed.sink(Once(), FinisherProcess(), Options(1, is_replay=True))
                 try:
                     sink.open(resume=True)
                     sink.write([_PROBE])

@@ -25,9 +25,10 @@ from pleiades.sinks.archive.target import (
     TargetError,
 )
 from pleiades.sinks.disk import (
+    create_again,
     open_folder,
     open_own,
-    rename_new,
+    rename_unless_there,
     sync_directory,
     sync_file,
     write_all,
@@ -93,11 +94,9 @@ class DirectoryTarget:
         faultpoints.passing(faultpoints.UPLOAD_STAGED)
         self._make_folders(path.parent)
         with open_folder(self._staged.parent) as staged, open_folder(path.parent) as folder:
-            if not rename_new(self._staged.name, staged, path.name, folder):
-                if _is_there(path):
-                    raise Exists(f"{path} exists")
-                # The file system can't rename so. This relay is the only writer: see `_hold`.
-                self._staged.rename(path)
+            # This relay is the only writer: see `_hold`.
+            if not rename_unless_there(self._staged.name, staged, path.name, folder):
+                raise Exists(f"{path} exists")
         sync_directory(path.parent)
 
     @_explained
@@ -205,8 +204,7 @@ class DirectoryTarget:
         self._lock = descriptor
 
     def _stage(self, content: memoryview) -> None:
-        self._staged.unlink(missing_ok=True)
-        descriptor = open_own(self._staged, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
+        descriptor = create_again(self._staged)
         try:
             for at in range(0, len(content), PIECE_BYTES):
                 write_all(descriptor, bytes(content[at : at + PIECE_BYTES]))

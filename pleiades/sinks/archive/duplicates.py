@@ -29,7 +29,7 @@ class Span(NamedTuple):
 
 
 def passes_for(spans: Iterable[Span], most: int = MAX_HELD) -> int:
-    """How many passes it takes; the spans are in the order of `first_ms`."""
+    """The number of passes that are needed; the spans are in the order of `first_ms`."""
     held: list[Span] = []
     peak = 0
     for span in spans:

@@ -27,17 +27,16 @@ from pleiades.runtime import faultpoints
 from pleiades.runtime.startup import STOP_SIGNALS, die_with_parent
 from pleiades.sinks import disk
 from pleiades.sinks.archive import layout
-from pleiades.sinks.archive.codecs import GZ, PLAIN, ZST, DamagedSegment, decompressed, encoder
+from pleiades.sinks.archive.codecs import DamagedSegment, decompressed, encoder
 
 COMMAND = (sys.executable, "-P", "-m", "pleiades.sinks.archive.finish")
-CODEC_OF = {layout.NDJSON_ZST: ZST, layout.NDJSON_GZ: GZ, layout.NDJSON: PLAIN}
 NICENESS = 10
 """Relaying comes first."""
 _READ_BYTES = 1024 * 1024
 
 
 class Job(NamedTuple):
-    """What is to be done."""
+    """A sealed segment, and the file to make of it."""
 
     raw: str
     """Path of the sealed segment."""
@@ -213,7 +212,7 @@ class _Recompressed:
 
 def _writer(wanted: str, output: Output) -> Writer:
     if wanted != layout.PARQUET:
-        return _Recompressed(output, CODEC_OF[wanted])
+        return _Recompressed(output, layout.CODEC_OF[wanted])
     # Only here: it takes 50 MB, and is an extra.
     from pleiades.sinks.archive.parquet import ParquetFile
 

@@ -5,15 +5,11 @@ The process ends with the segment, and its memory is free.
 
 from __future__ import annotations
 
-import os
 import subprocess
-from pathlib import Path
 from typing import Protocol
 
-from pleiades.sinks.archive.finish import COMMAND, Finished, Job, finish, read_answer
-
-_CODE = Path(__file__).resolve().parents[3]
-"""The folder of the package `pleiades`: the process runs the same code, wherever it is installed."""
+from pleiades.sinks.archive.finish import COMMAND, Finished, Job, read_answer
+from pleiades.sinks.archive.program import start_program
 
 
 class Finisher(Protocol):
@@ -46,14 +42,7 @@ class FinisherProcess:
 
     def start(self, job: Job) -> None:
         """See `Finisher.start`."""
-        path = os.pathsep.join(filter(None, (str(_CODE), os.environ.get("PYTHONPATH"))))
-        self._process = process = subprocess.Popen(  # noqa: S603  # our own program
-            COMMAND,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            cwd="/",
-            env={**os.environ, "PYTHONPATH": path},
-        )
+        self._process = process = start_program(COMMAND)
         if process.stdin is None:
             raise AssertionError("it has a pipe")
         # Shorter than a pipe's buffer.
@@ -83,23 +72,3 @@ class FinisherProcess:
             process.wait()
             if process.stdout is not None:
                 process.stdout.close()
-
-
-class InlineFinisher:
-    """Finishes in this process; for the probe of a file system, and for tests."""
-
-    def __init__(self) -> None:
-        self._job: Job | None = None
-
-    def start(self, job: Job) -> None:
-        """See `Finisher.start`."""
-        self._job = job
-
-    def take(self) -> Finished | None:
-        """See `Finisher.take`."""
-        job, self._job = self._job, None
-        return None if job is None else finish(job)
-
-    def close(self) -> None:
-        """See `Finisher.close`."""
-        self._job = None

@@ -61,7 +61,7 @@ def inspect_target(location: Location, archive: Path, keeps_local: bool) -> Iter
 
 
 def overlapping(target: Path, archive: Path) -> str:
-    """What is wrong with a directory for uploads; empty: nothing."""
+    """The fault of a directory for uploads, in words; empty: none."""
     one, other = target.resolve(), archive.resolve()
     if one == other or one in other.parents or other in one.parents:
         return (

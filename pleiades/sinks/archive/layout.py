@@ -14,6 +14,8 @@ from pleiades.core.sse_id import TopicPartition
 
 NDJSON_ZST, NDJSON_GZ, NDJSON, PARQUET = "ndjson.zst", "ndjson.gz", "ndjson", "parquet"
 FORMATS = (NDJSON_ZST, NDJSON_GZ, NDJSON, PARQUET)
+CODEC_OF = {NDJSON_ZST: "zst", NDJSON_GZ: "gz", NDJSON: "", PARQUET: "zst"}
+"""The codec of each format's files, and of the raw files that become them; see `codecs`."""
 DEAD_LETTERS = "dead-letters"
 OTHER = "other"
 """The stream of events whose topic is unknown, or one too many."""

@@ -9,7 +9,6 @@ Laws:
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import orjson
@@ -108,16 +107,3 @@ def decode_entry(line: bytes) -> Entry:
     ):
         raise DamagedManifest("a line holds values that describe no segment")
     return entry
-
-
-def read_entries(lines: Iterable[bytes]) -> Iterator[Entry]:
-    """The entries of a manifest.
-
-    Raises:
-        DamagedManifest: see `decode_entry`; its message begins with the number of the line.
-    """
-    for number, line in enumerate(lines, 1):
-        try:
-            yield decode_entry(line)
-        except DamagedManifest as error:
-            raise DamagedManifest(f"line {number}: {error}") from None

@@ -15,7 +15,7 @@ from pleiades.sinks.disk import (
     open_folder,
     open_own,
     refuse_links,
-    rename_new,
+    rename_unless_there,
     sync_directory,
     sync_file,
     write_all,
@@ -34,14 +34,8 @@ class Manifest:
         Raises:
             OSError: it can't be read.
         """
-        try:
-            descriptor = open_own(self.path, os.O_RDONLY)
-        except FileNotFoundError:
-            return 0
-        try:
-            return max((entry.sequence for entry in _entries(_tail(descriptor))), default=0)
-        finally:
-            os.close(descriptor)
+        tail, _ = self._end()
+        return max((entry.sequence for entry in _entries(tail)), default=0)
 
     def length(self) -> int:
         """The bytes of its whole lines.
@@ -49,13 +43,17 @@ class Manifest:
         Raises:
             OSError: it can't be read.
         """
+        tail, size = self._end()
+        return size - len(tail) + tail.rfind(b"\n") + 1
+
+    def _end(self) -> tuple[bytes, int]:
+        """Its last bytes, and its size."""
         try:
             descriptor = open_own(self.path, os.O_RDONLY)
         except FileNotFoundError:
-            return 0
+            return b"", 0
         try:
-            tail = _tail(descriptor)
-            return os.fstat(descriptor).st_size - len(tail) + tail.rfind(b"\n") + 1
+            return _tail(descriptor)
         finally:
             os.close(descriptor)
 
@@ -67,8 +65,7 @@ class Manifest:
         """
         descriptor = open_own(self.path, os.O_RDWR | os.O_CREAT)
         try:
-            tail = _tail(descriptor)
-            length = os.fstat(descriptor).st_size
+            tail, length = _tail(descriptor)
             if not any(found.name == entry.name for found in _entries(tail)):
                 # A crash may have left a part of a line.
                 length -= len(tail) - (tail.rfind(b"\n") + 1)
@@ -84,10 +81,11 @@ class Manifest:
         return length
 
 
-def _tail(descriptor: int) -> bytes:
+def _tail(descriptor: int) -> tuple[bytes, int]:
+    """The last bytes of an open file, and its size."""
     size = os.fstat(descriptor).st_size
     length = min(size, 2 * MAX_LINE_BYTES)
-    return os.pread(descriptor, length, size - length)
+    return os.pread(descriptor, length, size - length), size
 
 
 def _entries(tail: bytes) -> Iterator[Entry]:
@@ -110,11 +108,8 @@ def give_name(source: Path, archive: Path, name: str) -> None:
     if os.path.lexists(source):
         _make_folders(target.parent, archive)
         with open_folder(source.parent) as folder, open_folder(target.parent) as new_folder:
-            if not rename_new(source.name, folder, target.name, new_folder):
-                # It exists, or the file system can't rename without replacing.
-                if os.path.lexists(target):
-                    raise FileExistsError(errno.EEXIST, "another file has this name", str(target))
-                os.replace(source.name, target.name, src_dir_fd=folder, dst_dir_fd=new_folder)
+            if not rename_unless_there(source.name, folder, target.name, new_folder):
+                raise FileExistsError(errno.EEXIST, "another file has this name", str(target))
     if target.parent.is_dir():
         sync_directory(target.parent)
 

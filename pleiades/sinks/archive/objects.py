@@ -174,7 +174,7 @@ class ObjectTarget:
         """See `Target.close`."""
 
     def _explain(self, error: Exception) -> TargetError:
-        """What an error of the library means, without its secrets and its internals."""
+        """An error of the library in words, without its secrets and its internals."""
         text, _, _ = str(error).partition("\n\nDebug source")
         shown = _NOISE.sub("", _BODY.sub("", text)).strip()[:MAX_TEXT]
         code, status = _CODE.search(text), _STATUS.search(text)
@@ -208,7 +208,7 @@ class ObjectTarget:
 
 
 def _version(meta: Any) -> dict[str, str]:
-    """What distinguishes an object from later ones; the library takes no None."""
+    """The version of an object; the library takes no None."""
     return {name: meta[name] for name in ("e_tag", "version") if meta.get(name) is not None}
 
 

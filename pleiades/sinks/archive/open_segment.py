@@ -27,7 +27,7 @@ class OpenSegment:
         self._committed = segment
         self._compressor = Compressor(codec)
         self._frames: bytes | None = None
-        """What the present commit appends; None: it has not begun."""
+        """The bytes that the present commit appends; None: it has not begun."""
         self._journal: Journal | None = None
 
     @property

@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 MAX_STREAMS = 64
 """Open segments: as many as a relay can have streams. The events of further ones share one."""
 MAX_SEALED = 64
-"""So many segments may wait to be closed. Then the open ones take events for longer than they should."""
+"""The most segments that wait to be closed. At that limit the open ones take events for longer."""
 FINISHED = ".finished"
 """The end of the name of a file that readers will get, before it has its name."""
 
@@ -64,7 +64,7 @@ class RawSegments:
         return chain(self.sealed, self._open.values())
 
     def state(self) -> Segments:
-        """What a checkpoint stores of them."""
+        """Their part of a checkpoint."""
         return Segments(
             tuple(each.segment for each in self), ends=dict(self._ends), number=self._number
         )

@@ -35,7 +35,7 @@ from pleiades.sinks.archive.raw import RawSegments
 from pleiades.sinks.archive.segment import Segments, read_segments
 from pleiades.sinks.base import Committed, Opened
 from pleiades.sinks.checkpoints import CheckpointFile, Stored
-from pleiades.sinks.disk import refuse_links
+from pleiades.sinks.directory import OwnFolders
 from pleiades.sinks.identities import IdentityLog, remembered
 from pleiades.sinks.journal import JournalLost
 from pleiades.sinks.retry import Once
@@ -45,7 +45,7 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 MAX_SEALED = 8
-"""So many segments may wait to be closed after a commit. Then the relay waits, too."""
+"""The most segments that wait to be closed after a commit. With more the relay waits, too."""
 CLOSE_POLL_SECONDS = 0.05
 UPLOAD_POLL_SECONDS = 0.2
 
@@ -72,10 +72,8 @@ class ArchiveSink:
         self._attempts = retry
         self._raw = raw
         self._closer = closer
-        self._directory = archive.directory
         own = archive.position_folder(is_replay)
-        self._lock = archive.lock(is_replay, must_exist=options.reached)
-        self._folders = archive.folders(is_replay)
+        self._own = OwnFolders(archive, is_replay, options.reached)
         self._checkpoints = CheckpointFile(own, archive.position_name, synced=True)
         self._identities = IdentityLog(own, self._checkpoints.name, options.max_entries)
         self._number = 0
@@ -87,7 +85,7 @@ class ArchiveSink:
         self._is_covered = False
         """A stored checkpoint covers what was written."""
         self._state: Any = None
-        """What the present commit stores of the segments."""
+        """The segments' part of the present commit's checkpoint."""
         self._fingerprints: dict[TopicPartition, list[bytes]] = {}
         """Of the events since the last commit, by source."""
         self._letters: list[Event] = []
@@ -95,8 +93,7 @@ class ArchiveSink:
     def open(self, resume: bool) -> Opened:
         """See `Sink.open`."""
         groups, checkpoint = self._retry("open", lambda: self._recover(resume), is_start=True)
-        if self._closer.closing:
-            self._retry("close segments in", self._name)
+        self._retry("close segments in", self._name)
         self._announce()
         return Opened(checkpoint, remembered(groups))
 
@@ -129,7 +126,10 @@ class ArchiveSink:
         if self._last is None or not _continues(self._last, checkpoint):
             self._raw.begin_anew()
         self._raw.seal_due()
+        self._closer.take()
         self._commit(checkpoint)
+        self._closer.start()
+        self._announce()
         while len(self._raw.sealed) > MAX_SEALED:
             self._options.pause(CLOSE_POLL_SECONDS)
             self._tend()
@@ -168,10 +168,10 @@ class ArchiveSink:
         self._closer.close()
         self._raw.close()
         self._identities.close()
-        self._lock.release()
+        self._own.release()
 
     def _retry(self, operation: str, attempt: Callable[[], T], is_start: bool = False) -> T:
-        return self._attempts(operation, attempt, self._prepare, is_start)
+        return self._attempts(operation, attempt, self._own.prepare, is_start)
 
     def _announce(self) -> None:
         """Tell the uploader which segments have their names."""
@@ -197,13 +197,10 @@ class ArchiveSink:
         self._options.observe(self._raw, [])
 
     def _commit(self, checkpoint: Checkpoint) -> None:
-        self._closer.take()
         self._appended, self._is_covered = 0, False
         self._retry("publish events in", lambda: self._commit_once(checkpoint))
         self._fingerprints = {}
         self._last = checkpoint
-        self._closer.start()
-        self._announce()
 
     def _commit_once(self, checkpoint: Checkpoint) -> None:
         """Go on with the commit where the last attempt failed."""
@@ -212,7 +209,7 @@ class ArchiveSink:
             self._closer.finish_small()
             self._append(self._number + 1, checkpoint)
         if not self._is_covered:
-            self._check()
+            self._own.check()
             self._store(checkpoint, self._appended)
             self._raw.covered()
             self._is_covered = True
@@ -220,7 +217,7 @@ class ArchiveSink:
 
     def _append(self, number: int, checkpoint: Checkpoint) -> None:
         """Append the events and their identities; both are durable when this returns."""
-        self._check()
+        self._own.check()
         self._raw.append()
         faultpoints.passing(faultpoints.APPENDED)
         self._state = self._closer.with_closing(self._raw.state()).stored()
@@ -247,14 +244,14 @@ class ArchiveSink:
 
     def _name(self) -> None:
         if self._closer.closing:
-            self._check()
+            self._own.check()
             self._options.observe(self._raw, self._closer.name())
 
     # ---- opening ----
 
     def _recover(self, resume: bool) -> tuple[list[Group], Checkpoint | None]:
         """Find out what is published and where to go on."""
-        self._prepare()
+        self._own.prepare()
         if self._options.probes:
             self._destination.probe(self._destination.own_folder, self._options.is_replay)
         stored, damage, segments = None, None, Segments()
@@ -329,20 +326,6 @@ class ArchiveSink:
         self._state = stored.own
         self._store(stored.checkpoint, self._number)
         return groups
-
-    def _prepare(self) -> None:
-        """Make the folders and take the lock, or do so again if somebody removed them."""
-        self._lock.check()
-        self._directory.mkdir(parents=True, exist_ok=True)
-        for folder in self._folders:
-            refuse_links([folder])
-            folder.mkdir(exist_ok=True)
-        self._lock.acquire()
-
-    def _check(self) -> None:
-        """Make sure that what is written goes into the directory that was opened."""
-        self._lock.check()
-        refuse_links(self._folders)
 
 
 def _continues(last: Checkpoint, checkpoint: Checkpoint) -> bool:

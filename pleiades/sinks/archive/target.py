@@ -28,7 +28,7 @@ _PREFIX = re.compile(r"(?:[A-Za-z0-9!_.*'()=+@,-]+/)*[A-Za-z0-9!_.*'()=+@,-]+")
 
 
 class TargetError(Exception):
-    """What failed, and what to do about it. A later attempt may succeed."""
+    """A failure in words, with a remedy. A later attempt may succeed."""
 
 
 class Exists(TargetError):

@@ -29,7 +29,7 @@ class ForeignManifest(ValueError):
 
 
 class Settings(NamedTuple):
-    """What the uploader needs to know; a line of JSON."""
+    """The settings of the uploader; a line of JSON."""
 
     archive: str
     """Its directory."""
@@ -187,7 +187,7 @@ def go_on(state: State, matched: Matched, settings: Settings) -> State:
 
 
 class Status(NamedTuple):
-    """What the uploader reports; a line of JSON."""
+    """A report of the uploader; a line of JSON."""
 
     pending_segments: int = 0
     """Closed, and not yet named at the target."""
@@ -204,7 +204,7 @@ class Status(NamedTuple):
     removed: int = 0
     """Segments removed from the archive since the uploader began."""
     problem: str = ""
-    """What fails at present, for an operator; empty: nothing."""
+    """The present failure, in words for an operator; empty: there is none."""
     message: str = ""
     """Something to log once."""
 
@@ -224,7 +224,7 @@ def decode_settings(line: bytes) -> Settings:
 
 
 def summary_of_skipped(entries: Sequence[Entry], place: str) -> str:
-    """What it means that segments can't be uploaded."""
+    """A message about segments that can't be uploaded any more."""
     first, last = entries[0], entries[-1]
     names = first.name if first is last else f"{first.name} to {last.name}"
     return (

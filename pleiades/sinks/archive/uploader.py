@@ -1,35 +1,23 @@
-"""The process that uploads closed segments: `python -P -m pleiades.sinks.archive.uploader`.
-
-Standard input: `upload.Settings`, then for each change a line with the bytes up to which the manifest is
-valid. Standard output: lines of `upload.Status`. It ends when its input is closed.
+"""Uploads closed segments, one step at a time.
 
 For each segment, in the order of the manifest: create the object, add its line to the manifest at the
 target, store how far it is, remove the local file when its time has come. Each step can be repeated, so
-it may be killed at any time.
+the process may be killed at any time.
 """
 
 from __future__ import annotations
 
 import contextlib
-import gc
 import hashlib
 import mmap
 import os
-import random
-import signal
 import stat
-import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-from setproctitle import setproctitle
-
-from pleiades.core.backoff import Backoff
 from pleiades.runtime import faultpoints
-from pleiades.runtime.startup import STOP_SIGNALS, die_with_parent
 from pleiades.sinks.archive.manifest import DamagedManifest, Entry
 from pleiades.sinks.archive.target import (
     Exists,
@@ -47,7 +35,6 @@ from pleiades.sinks.archive.upload import (
     Settings,
     State,
     Status,
-    decode_settings,
     go_on,
     lines_between,
     match,
@@ -56,13 +43,8 @@ from pleiades.sinks.archive.upload import (
 )
 from pleiades.sinks.disk import open_own, replace_file
 
-PAUSES = Backoff(first_seconds=1.0, max_seconds=60.0)
-GRACE_SECONDS = 2.0
-"""How long an upload may go on after the end of the input."""
 LINES_AT_ONCE = 32
 """Segments of a backlog whose lines are added by one request: a manifest is sent as a whole."""
-LOOK_SECONDS = 30.0
-"""The interval at which segments are looked for whose time in the archive is over."""
 PIECE_BYTES = 1 << 20
 
 _NO_COPY = (
@@ -421,78 +403,3 @@ def _in_words(error: Exception) -> str:
     if isinstance(error, DamagedManifest):
         return f"the archive's manifest is damaged: {error}"
     return str(error)
-
-
-# ---- the process ----
-
-
-class _Input(threading.Thread):
-    """Reads announcements; at the end of the input, it ends the process before long."""
-
-    def __init__(self) -> None:
-        super().__init__(name="input", daemon=True)
-        self.length: int | None = None
-        self.changed = threading.Condition()
-        self.ended = False
-
-    def run(self) -> None:
-        """Read to the end."""
-        for line in sys.stdin.buffer:
-            with self.changed:
-                self.length = max(self.length or 0, int(line))
-                self.changed.notify()
-        with self.changed:
-            self.ended = True
-            self.changed.notify()
-        # An upload that is interrupted is repeated by the next uploader.
-        threading.Event().wait(GRACE_SECONDS)
-        os._exit(0)
-
-    def wait(self, known: int | None, seconds: float | None) -> int:
-        """Wait for another length than the known one, the end, or so long; returns the length."""
-        with self.changed:
-            self.changed.wait_for(lambda: self.ended or self.length != known, seconds)
-            return self.length or 0
-
-
-def _write(status: Status) -> None:
-    try:
-        os.write(sys.stdout.fileno(), status.encoded())
-    except OSError:
-        # Nobody reads any more.
-        os._exit(0)
-
-
-def main() -> NoReturn:
-    """Upload until the end of the input."""
-    for number in STOP_SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
-    die_with_parent()
-    setproctitle("pleiades: uploader")
-    settings = decode_settings(sys.stdin.buffer.readline())
-    announced = _Input()
-    announced.start()
-    uploader = Uploader(settings, _write)
-    gc.freeze()
-    uploader.announced = announced.wait(None, None)
-    failures = 0
-    while not announced.ended:
-        if uploader.run_step():
-            failures = 0
-            uploader.announced = announced.length or 0
-            continue
-        failures = failures + 1 if uploader.fails else 0
-        pause = PAUSES.pause_seconds(failures, random.random()) if failures else LOOK_SECONDS  # noqa: S311
-        until = time.monotonic() + pause
-        while not announced.ended and (left := until - time.monotonic()) > 0:
-            known = uploader.announced
-            uploader.announced = announced.wait(known, left)
-            if uploader.announced != known:
-                if not failures:
-                    break
-                uploader.count()
-    os._exit(0)
-
-
-if __name__ == "__main__":
-    main()

@@ -17,11 +17,12 @@ from typing import IO
 from pleiades.core.backoff import Backoff
 from pleiades.core.units import rough_duration
 from pleiades.runtime.metrics import UploadMetrics
+from pleiades.sinks.archive.program import start_program
 from pleiades.sinks.archive.upload import Settings, Status, decode_status, read_state
 
 log = logging.getLogger(__name__)
 
-COMMAND = (sys.executable, "-P", "-m", "pleiades.sinks.archive.uploader")
+COMMAND = (sys.executable, "-P", "-m", "pleiades.sinks.archive.upload_program")
 RESTARTS = Backoff(first_seconds=1.0, max_seconds=60.0)
 REMIND_SECONDS = 600.0
 """The interval at which a problem that lasts is logged again."""
@@ -97,12 +98,7 @@ class Uploads:
 
     def _start(self) -> None:
         try:
-            process = subprocess.Popen(  # noqa: S603  # this program
-                COMMAND,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                cwd="/",
-            )
+            process = start_program(COMMAND)
         except OSError as error:
             log.warning("the uploader can't be started: %s; segments stay here", error.strerror)
             self._restart_later()

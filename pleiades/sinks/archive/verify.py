@@ -43,7 +43,7 @@ LOOKS, LOOK_SECONDS = 5, 0.2
 
 @dataclass
 class Summary:
-    """What was found in all."""
+    """The totals of a check."""
 
     manifests: int = 0
     segments: int = 0

@@ -28,7 +28,8 @@ from pleiades.core.sse_id import UNKNOWN_SOURCE, TopicPartition
 from pleiades.runtime import faultpoints
 from pleiades.sinks.base import Committed, Opened
 from pleiades.sinks.checkpoints import CheckpointFile, Stored
-from pleiades.sinks.disk import Refused, refuse_links, sync_file_system
+from pleiades.sinks.directory import OwnFolders
+from pleiades.sinks.disk import Refused, sync_file_system
 from pleiades.sinks.files.destination import (
     DEAD_LETTERS,
     STAGING,
@@ -74,12 +75,11 @@ class FilesSink:
         self._dead_letters = files.own_folder / DEAD_LETTERS
         self._synced = files.sync == SYNC_BATCH
         own = files.position_folder(is_replay)
-        self._lock = files.lock(is_replay, must_exist=reached)
+        self._own = OwnFolders(files, is_replay, reached)
         self._checkpoints = CheckpointFile(own, files.position_name, self._synced)
         name = self._checkpoints.name
         self._staging = Staging(own / STAGING, name, self._publish_dir, self._dead_letters)
         self._identities = IdentityLog(own, name, max_entries)
-        self._folders = files.folders(is_replay)
         self._number = 0
         """The number of the last commit that a stored checkpoint may cover."""
         self._staged = 0
@@ -139,10 +139,10 @@ class FilesSink:
         """See `Sink.close`."""
         self._staging.close()
         self._identities.close()
-        self._lock.release()
+        self._own.release()
 
     def _retry(self, operation: str, attempt: Callable[[], T], is_start: bool = False) -> T:
-        return self._attempts(operation, attempt, self._prepare, is_start)
+        return self._attempts(operation, attempt, self._own.prepare, is_start)
 
     # ---- the steps of a commit ----
 
@@ -160,7 +160,7 @@ class FilesSink:
 
     def _stage(self, number: int, checkpoint: Checkpoint) -> None:
         """Stage the files and append their identities; both are durable when this returns."""
-        self._check()
+        self._own.check()
         folder = self._staging.fill(number, self._files)
         runs = [
             Run(source, checkpoint.reached(source), b"".join(fingerprints))
@@ -180,7 +180,7 @@ class FilesSink:
 
     def _cover(self, checkpoint: Checkpoint) -> None:
         """Store a checkpoint that covers what is staged."""
-        self._check()
+        self._own.check()
         if self._staged and not self._staging.is_in_place():
             raise StagingLost(self._staging.folder)
         self._store(checkpoint, self._staged or self._number)
@@ -196,7 +196,7 @@ class FilesSink:
         identities.remove_older_files()
 
     def _publish(self) -> int:
-        self._check()
+        self._own.check()
         existing = self._staging.publish()
         faultpoints.passing(faultpoints.PUBLISHED)
         return existing
@@ -205,7 +205,7 @@ class FilesSink:
 
     def _recover(self, resume: bool) -> tuple[list[Group], Checkpoint | None]:
         """Find out what is published and where to go on."""
-        self._prepare()
+        self._own.prepare()
         if self._probes:
             self._destination.probe(self._destination.own_folder, self._is_replay)
         stored, damage = None, None
@@ -290,17 +290,3 @@ class FilesSink:
         # At once: otherwise each start until the next commit would make another log.
         self._store(checkpoint, self._number)
         return groups
-
-    def _prepare(self) -> None:
-        """Make the folders and take the lock, or do so again if somebody removed them."""
-        self._lock.check()
-        self._publish_dir.mkdir(parents=True, exist_ok=True)
-        for folder in self._folders:
-            refuse_links([folder])
-            folder.mkdir(exist_ok=True)
-        self._lock.acquire()
-
-    def _check(self) -> None:
-        """Make sure that what is written goes into the directory that was opened."""
-        self._lock.check()
-        refuse_links(self._folders)

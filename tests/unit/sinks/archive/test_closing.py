@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import shutil
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -14,7 +15,6 @@ from pleiades.runtime.metrics import Metrics
 from pleiades.sinks.archive import closing, finish
 from pleiades.sinks.archive.codecs import CODECS
 from pleiades.sinks.archive.finish import Finished, Job
-from pleiades.sinks.archive.finisher import InlineFinisher
 from pleiades.sinks.archive.layout import (
     FORMATS,
     NDJSON,
@@ -23,6 +23,7 @@ from pleiades.sinks.archive.layout import (
     PARQUET,
     segment_name,
 )
+from tests.harness.finisher import InlineFinisher
 from tests.unit.sinks.archive.world import (
     HOUR_MS,
     NO_PAUSE,
@@ -38,8 +39,10 @@ from tests.unit.sinks.archive.world import (
 
 
 @pytest.fixture
-def world(tmp_path: Path, metrics: Metrics, monkeypatch: pytest.MonkeyPatch) -> World:
-    return World(tmp_path / "archive", metrics, monkeypatch)
+def world(tmp_path: Path, metrics: Metrics, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
+    made = World(tmp_path / "archive", metrics, monkeypatch)
+    yield made
+    made.end()
 
 
 @pytest.fixture(params=["small", "large"])

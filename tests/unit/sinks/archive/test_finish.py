@@ -19,7 +19,6 @@ import pytest
 from pleiades.runtime.startup import STOP_SIGNALS
 from pleiades.sinks.archive.codecs import GZ, PLAIN, ZST, DamagedSegment, decompressed
 from pleiades.sinks.archive.finish import (
-    CODEC_OF,
     COMMAND,
     NICENESS,
     Finished,
@@ -27,7 +26,7 @@ from pleiades.sinks.archive.finish import (
     finish,
     read_answer,
 )
-from pleiades.sinks.archive.layout import FORMATS, NDJSON, NDJSON_GZ, NDJSON_ZST, PARQUET
+from pleiades.sinks.archive.layout import CODEC_OF, FORMATS, NDJSON, NDJSON_GZ, NDJSON_ZST, PARQUET
 from tests.harness.segments import event_lines, sealed_segment
 from tests.harness.waiting import until
 

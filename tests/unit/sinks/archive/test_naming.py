@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from pleiades.sinks import disk
 from pleiades.sinks.archive import naming
 from pleiades.sinks.archive.manifest import Entry
 from pleiades.sinks.archive.naming import Manifest, give_name
@@ -116,7 +117,7 @@ def raw(tmp_path: Path) -> Path:
 @pytest.fixture(params=["renameat2", "rename"])
 def renames(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     if request.param == "rename":
-        monkeypatch.setattr(naming, "rename_new", lambda *_: False)
+        monkeypatch.setattr(disk, "rename_new", lambda *_: False)
 
 
 @pytest.mark.usefixtures("renames")

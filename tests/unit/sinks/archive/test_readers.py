@@ -16,8 +16,9 @@ import pyarrow.json as pj
 import pytest
 
 from pleiades.core.units import parse_iso_time_ms
-from pleiades.sinks.archive.finish import CODEC_OF, Job, finish
+from pleiades.sinks.archive.finish import Job, finish
 from pleiades.sinks.archive.layout import (
+    CODEC_OF,
     DEAD_LETTERS,
     NDJSON,
     NDJSON_GZ,

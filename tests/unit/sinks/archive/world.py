@@ -15,11 +15,12 @@ from pleiades.core.units import iso_time
 from pleiades.runtime import faultpoints
 from pleiades.runtime.metrics import Metrics
 from pleiades.sinks.archive.destination import ArchiveDestination, Options
-from pleiades.sinks.archive.finisher import Finisher, InlineFinisher
+from pleiades.sinks.archive.finisher import Finisher
 from pleiades.sinks.archive.manifest import Entry, decode_entry
 from pleiades.sinks.archive.sink import ArchiveSink
 from pleiades.sinks.retry import Retry
 from tests.harness import archived
+from tests.harness.finisher import InlineFinisher
 from tests.unit.conftest import FakeChildContext
 
 SOURCE = ("eqiad.mediawiki.recentchange", 0)
