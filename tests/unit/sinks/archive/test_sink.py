@@ -7,7 +7,7 @@ import errno
 import logging
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -48,8 +48,10 @@ REPLAY_MANIFEST = f"manifest-{REPLAY}.ndjson"
 
 
 @pytest.fixture
-def world(tmp_path: Path, metrics: Metrics, monkeypatch: pytest.MonkeyPatch) -> World:
-    return World(tmp_path / "archive", metrics, monkeypatch)
+def world(tmp_path: Path, metrics: Metrics, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
+    made = World(tmp_path / "archive", metrics, monkeypatch)
+    yield made
+    made.end()
 
 
 def lost_lines(caplog: pytest.LogCaptureFixture) -> list[str]:
